@@ -1,0 +1,48 @@
+# The two commands of the README: `make demo` and `make test`. Each sets itself up and then works
+# offline.
+SHELL := /bin/bash
+ifeq ($(shell command -v uv),)
+UV := .uv/bin/uv
+else
+UV := uv
+endif
+RUN := .venv/bin
+READY := .venv/.ready
+WORKERS ?= 2
+
+.PHONY: demo test test-real test-gpu check format clean
+
+demo: $(READY)
+	$(RUN)/ino demo --out demo --overwrite
+
+test: $(READY)
+	$(RUN)/pytest -n $(WORKERS) -m "not real and not slow and not gpu"
+
+test-real: $(READY)
+	$(RUN)/pytest -m "real or slow"
+
+test-gpu: $(READY)
+	$(RUN)/pytest -m gpu
+
+check: $(READY)
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/pyright
+	$(RUN)/pytest -q tests/test_layers.py
+
+format: $(READY)
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+$(READY): pyproject.toml | $(UV)
+	$(UV) sync --quiet
+	touch $@
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet uv
+
+uv: ;
+
+clean:
+	rm -rf .venv .uv demo runs .pytest_cache .ruff_cache .hypothesis

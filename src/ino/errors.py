@@ -1,0 +1,36 @@
+"""What a user can get wrong. The command line prints the message alone and exits with status 2.
+
+A message says what was expected, what was found and what to do, in one sentence.
+"""
+
+
+class InoError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class VideoError(InoError):
+    """A video, or a folder of videos or frames, cannot be used."""
+
+
+class MaskError(InoError):
+    """A mask, or a folder of masks, cannot be used."""
+
+
+class DatasetError(InoError):
+    """A data set's folders are not as its layout says."""
+
+
+class CheckpointError(InoError):
+    """A file of weights cannot be used."""
+
+
+class ConfigError(InoError):
+    """An option, a recipe or a protocol holds a value that cannot be used."""
+
+
+class OutputError(InoError):
+    """A result cannot be written."""
+
+
+class TrainingError(InoError):
+    """Training cannot go on."""

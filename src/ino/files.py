@@ -1,0 +1,99 @@
+"""Files that appear whole or not at all, and output folders that are not overwritten unasked.
+
+Nothing here knows what is in a file: the caller writes to the temporary path that it is given.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ino.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path`, which becomes `path` when the block ends.
+
+    The file is synced to disk and renamed when the block ends without an exception, and removed
+    otherwise, so that `path` is never half written and an older file stays until the new one is
+    whole. The temporary name begins with a dot and keeps the suffix, for libraries that tell the
+    format by it. A link is followed: the file it points to is replaced.
+
+    Args:
+        path: where the file will be; its folder must exist.
+
+    Raises:
+        OutputError: the file cannot be written there.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        # A rename over a device such as /dev/null would replace the device itself.
+        raise OutputError(
+            f"cannot write {path}: there is something that is not a file; name a file"
+        )
+    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}{target.suffix}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        # Another file's failure inside the block (an input that vanished) is not an output's.
+        if error.filename is not None and Path(os.fsdecode(error.filename)) != temporary:
+            raise
+        raise OutputError(f"cannot write {path}: {_reason(error, target.parent)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def new_folder(path: Path, *, overwrite: bool = False) -> Path:
+    """The folder `path`, created with its parents if needed, empty and writable.
+
+    Hidden files do not count. Nothing is ever deleted: with `overwrite` the files that are there
+    stay until a result of the same name replaces them.
+
+    Args:
+        path: the folder to create.
+        overwrite: accept a folder that already holds something.
+
+    Raises:
+        OutputError: the folder holds something and `overwrite` is off, or it cannot be written to.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file, but a folder is written: choose another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # permission bits alone do not tell (root, mounts)
+            pass
+        is_empty = all(entry.name.startswith(".") for entry in path.iterdir())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write to the folder {path}: {reason}") from error
+    if not is_empty and not overwrite:
+        raise OutputError(f"{path} is not empty: choose another --out or pass --overwrite")
+    return path
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:  # Windows syncs only what is open for writing
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a power cut; only POSIX systems can open a folder."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError, folder: Path) -> str:
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist; create it first"
+    return error.strerror or str(error)

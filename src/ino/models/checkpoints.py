@@ -1,0 +1,128 @@
+"""Files of weights: read without running code from them, and matched key by key.
+
+A run's checkpoint holds everything needed to continue (train.checkpoint writes it); here it is read
+for inference. Readers for other projects' releases are not here yet.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ino.errors import CheckpointError
+from ino.models.vit import VisionTransformer, build_vit
+
+FORMAT = "ino-training-run"
+VERSION = 1
+NetworkName = Literal["student", "teacher"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a run's checkpoint; only tensors and plain values are ever unpickled.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, would run code, or is no run's checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; give a checkpoint or a run's folder")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(_not_whole(path)) from error
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values and could run code when read; "
+            "it was not read: use a file of weights alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(_not_whole(path)) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = ", ".join(list(content)[:4]) if isinstance(content, dict) else type(content)
+        raise CheckpointError(
+            f"{path} is not a checkpoint of ino train: expected the key 'format', found {found}"
+        )
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {content.get('version')}, this ino reads {VERSION}"
+        )
+    return content
+
+
+def _not_whole(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{path} ({size} bytes) is not a whole checkpoint: copy or download it again"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself if it is a file, else the newest checkpoint of the run in that folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        raise CheckpointError(
+            f"no checkpoint found at {path}: give a checkpoint (.pt) or the folder of a run"
+        )
+    return found[-1]
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step_*.pt"))
+
+
+def load_vit(path: Path, *, network: NetworkName = "student") -> VisionTransformer:
+    """The backbone of a run's checkpoint, in evaluation mode.
+
+    Args:
+        path: a checkpoint or the folder of a run.
+        network: `student`, as the authors evaluate, or `teacher`.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+    """
+    path = find_checkpoint(path)
+    content = read_checkpoint(path)
+    try:
+        model = content["config"]["model"]
+        arch, patch_size, weights = model["arch"], model["patch_size"], content[network]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} lacks {error}, which every checkpoint of ino train has; it is damaged"
+        ) from error
+    vit = build_vit(arch, patch_size=patch_size)
+    prefix = "backbone."
+    backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    load_exactly(vit, backbone, source=path)
+    return vit.eval()
+
+
+def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
+    """Loads weights whose keys and shapes are exactly those of the module.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape; the message names them.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected == found:
+        module.load_state_dict(weights)
+        return
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems += [
+        f"{name} is {found[name]} instead of {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    raise CheckpointError(
+        f"{source} is of another architecture: {'; '.join(problems[:3])}{more}; "
+        "build the model that the weights were trained with"
+    )

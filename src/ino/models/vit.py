@@ -1,0 +1,125 @@
+"""Vision Transformer of In-N-Out generative learning: timm's ViT with a mask token.
+
+Names of parameters are those of timm, DINO, iBOT and INO. It differs from timm's model in the
+mask token and in how position embeddings follow the size of the input: bicubically, in the
+scale-factor form of DINO's and INO's released code, which timm's own resampling does not equal
+(features change by 1 to 4% of their maximum).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.layers import trunc_normal_
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+
+from ino.errors import ConfigError
+
+POSITION_GRID_PIXELS = 64
+"""Position embeddings are created for inputs of this many pixels a side."""
+
+NUM_BLOCKS = 12
+
+ARCHITECTURES = {
+    "vit_nano": {"embed_dim": 96, "num_heads": 3},
+    "vit_tiny": {"embed_dim": 192, "num_heads": 3},
+    "vit_small": {"embed_dim": 384, "num_heads": 6},
+    "vit_base": {"embed_dim": 768, "num_heads": 12},
+}
+
+
+def build_vit(arch: str, *, patch_size: int = 8, drop_path: float = 0.0) -> "VisionTransformer":
+    """A ViT of a named width with 12 blocks and random weights.
+
+    Args:
+        arch: `vit_nano`, `vit_tiny`, `vit_small` or `vit_base`.
+        patch_size: pixels a side of a patch, 8 or 16.
+        drop_path: probability of dropping the last block's branches; earlier blocks less, linearly.
+
+    Raises:
+        ConfigError: the name or the patch size is unknown.
+    """
+    if arch not in ARCHITECTURES:
+        raise ConfigError(
+            f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}"
+        )
+    if patch_size not in (8, 16):
+        raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
+    return VisionTransformer(**ARCHITECTURES[arch], patch_size=patch_size, drop_path=drop_path)
+
+
+class VisionTransformer(timm_vit.VisionTransformer):
+    """The original ViT, for inputs of any size that is a multiple of the patch."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        depth: int = NUM_BLOCKS,
+        patch_size: int = 8,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(
+            img_size=POSITION_GRID_PIXELS,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            dynamic_img_size=True,
+        )
+        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.patch_size = patch_size
+        trunc_normal_(self.mask_token, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        mask: Bool[Tensor, "batch tokens"] | None = None,
+        *,
+        num_blocks: int | None = None,
+    ) -> Float[Tensor, "batch class_and_tokens dim"]:
+        """The class token and the patch tokens of a block, final norm applied.
+
+        Args:
+            images: normalised images whose sides are multiples of the patch size.
+            mask: positions, row by row, whose patch embedding the mask token replaces before the
+                position embedding is added (section 3.3).
+            num_blocks: run only this many blocks; all of them by default.
+        """
+        patches = self.patch_embed(images)  # (b, h, w, d)
+        if mask is not None:
+            token = self.mask_token.to(patches.dtype)
+            patches = torch.where(mask.reshape(*patches.shape[:3], 1), token, patches)
+        tokens = self._pos_embed(patches)
+        for block in self.blocks[:num_blocks]:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def _pos_embed(self, x: Float[Tensor, "batch rows columns dim"]) -> Tensor:
+        """Adds the class token and the position embeddings; timm's own methods call it as well."""
+        batch, rows, columns, dim = x.shape
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.reshape(batch, -1, dim)], dim=1)
+        return tokens + interpolate_positions(self.pos_embed, rows=rows, columns=columns)
+
+
+def interpolate_positions(
+    pos_embed: Float[Tensor, "1 positions dim"], *, rows: int, columns: int
+) -> Float[Tensor, "1 class_and_tokens dim"]:
+    """Position embeddings of a grid of rows x columns tokens, the class token's first and as it is.
+
+    Bicubic, without antialiasing, by the factors (rows + 0.1) / side and (columns + 0.1) / side as
+    in DINO's released code; unchanged where the grid is that of the stored embeddings.
+    """
+    side = round((pos_embed.shape[1] - 1) ** 0.5)
+    if rows == columns == side:
+        return pos_embed
+    grid = pos_embed[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(
+        grid, scale_factor=((rows + 0.1) / side, (columns + 0.1) / side), mode="bicubic"
+    )
+    assert resized.shape[-2:] == (rows, columns)
+    return torch.cat([pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)

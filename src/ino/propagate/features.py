@@ -1,0 +1,116 @@
+"""Frames to L2-normalised feature maps, resized and read as a protocol says."""
+
+from typing import Protocol as StructuralType
+from typing import runtime_checkable
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ino.errors import ConfigError, VideoError
+from ino.propagate.protocols import Protocol, Size
+
+
+@runtime_checkable
+class FeatureBackbone(StructuralType):
+    """What propagation needs of a network: any backbone of `ino.models.backbones`, for instance.
+
+    Called with normalised images whose sides are multiples of the stride and the layer to read, it
+    returns features "batch dim rows columns", and raises ConfigError where it has no such layer.
+
+    Attributes:
+        stride: pixels of the input a feature.
+        mean: of the RGB channels, of values 0 to 1.
+        std: the same.
+    """
+
+    stride: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Tensor, *, layer: int) -> Tensor: ...
+
+
+class FeatureExtractor:
+    """Frame by frame, the features that a protocol compares."""
+
+    def __init__(
+        self, backbone: FeatureBackbone, *, protocol: Protocol, device: torch.device | str = "cpu"
+    ) -> None:
+        """An extractor; the backbone stays where and as it is.
+
+        Args:
+            backbone: in evaluation mode and on `device`.
+            protocol: decides the layer and the size of the input.
+            device: where features are computed.
+
+        Raises:
+            ConfigError: the backbone's stride does not fit the protocol.
+        """
+        self.stride = backbone.stride
+        self._multiple = protocol.size_multiple or backbone.stride
+        if self._multiple % self.stride:
+            raise ConfigError(
+                f"protocol {protocol.name} rounds sizes to multiples of {self._multiple} pixels "
+                f"but this backbone's stride is {self.stride}; set the protocol's size_multiple "
+                "to a multiple of it"
+            )
+        self._backbone = backbone
+        self._protocol = protocol
+        self._device = torch.device(device)
+        self._mean = torch.tensor(backbone.mean, device=self._device).view(3, 1, 1)
+        self._std = torch.tensor(backbone.std, device=self._device).view(3, 1, 1)
+
+    @torch.no_grad()
+    def __call__(self, frame: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "rows cols d"]:
+        """L2-normalised features, channels last.
+
+        Raises:
+            ConfigError: the backbone has no such layer as the protocol reads.
+            VideoError: the frame is too small.
+        """
+        features = self._backbone(self.prepare(frame), layer=self._protocol.layer)[0]
+        return F.normalize(features.float().permute(1, 2, 0), dim=-1).contiguous()
+
+    def prepare(
+        self, frame: UInt8[np.ndarray, "height width 3"]
+    ) -> Float[Tensor, "1 3 height_in width_in"]:
+        """The network's input: resized with OpenCV's linear interpolation, then normalised."""
+        size = (frame.shape[0], frame.shape[1])
+        height, width = input_size(size, protocol=self._protocol, multiple=self._multiple)
+        resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+        image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
+        return ((image - self._mean) / self._std)[None]
+
+
+def input_size(size: Size, *, protocol: Protocol, multiple: int) -> Size:
+    """Height and width of the network's input for frames of this size, pixels.
+
+    With a short side: the shorter side becomes that many pixels and the longer one follows. Without
+    one: the frame's own size, but for the protocol's `fixed_sizes`. Then both are rounded down.
+
+    Args:
+        size: height and width of the frames.
+        protocol: decides the rule.
+        multiple: what both sides are rounded down to a multiple of, pixels.
+
+    Raises:
+        VideoError: less than one multiple is left of a side.
+    """
+    height, width = size
+    if protocol.short_side is not None:
+        shorter = max(1, min(size))
+        height, width = (protocol.short_side * side // shorter for side in size)
+    else:
+        height, width = dict(protocol.fixed_sizes).get(size, size)
+    height, width = height // multiple * multiple, width // multiple * multiple
+    if min(height, width) == 0:
+        raise VideoError(
+            f"frames of {size[0]}x{size[1]} pixels are too small: each side must be at least "
+            f"{multiple} pixels when the network sees it; give a larger video"
+            + ("" if protocol.short_side is None else " or a larger short_side")
+        )
+    return height, width

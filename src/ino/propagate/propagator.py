@@ -1,0 +1,87 @@
+"""Soft labels carried from frame to frame: features and labels of feature positions, no images.
+
+An object belongs to the reference frame that introduced it and is carried by that reference alone:
+its context is the reference frame, which never leaves, and those of the last frames that came
+after it. The background belongs to the first reference. A result is the union of the channels of
+all references, so with several references its channels need not sum to 1. Where new objects enter,
+their labels overwrite the prediction, p <- (1 - sum of new) p, and the overwritten prediction is
+what later frames take as labels, for older references too.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ino.propagate.affinity import DEFAULT_MAX_BYTES, find_candidates, propagate_labels
+from ino.propagate.memory import Memory, MemoryFrame
+from ino.propagate.protocols import Protocol
+
+
+class Propagator:
+    """Carries soft labels through one video; constant memory.
+
+    Channels are ordered by their introduction. The first `step` introduces channels, the
+    background first.
+    """
+
+    def __init__(self, protocol: Protocol, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        """A propagator that has seen nothing.
+
+        Args:
+            protocol: decides the context, the window, top-k and temperature.
+            max_bytes: bound on temporary storage, see `find_candidates`.
+        """
+        self.memory = Memory(num_context=protocol.num_context)
+        self.num_channels = 0
+        self._protocol = protocol
+        self._max_bytes = max_bytes
+        self._time = 0
+
+    @torch.no_grad()
+    def step(
+        self,
+        features: Float[Tensor, "height width dim"],
+        new: Float[Tensor, "height width introduced"] | None = None,
+    ) -> Float[Tensor, "height width channel"]:
+        """Soft labels of the next frame.
+
+        Args:
+            features: L2-normalised features of the frame.
+            new: labels, 0 to 1, of the objects that enter with this frame; they become the last
+                channels.
+        """
+        assert new is not None or self.memory.references, "the first step introduces objects"
+        soft = self._predict(features)
+        introduced = None
+        if new is not None:
+            soft = torch.cat([soft * (1 - new.sum(dim=-1, keepdim=True)), new], dim=-1)
+            introduced = slice(self.num_channels, soft.shape[-1])
+            self.num_channels = soft.shape[-1]
+        self.memory.store(MemoryFrame(self._time, features, soft), introduced=introduced)
+        self._time += 1
+        return soft
+
+    def _predict(self, features: Tensor) -> Tensor:
+        frames = self.memory.frames()
+        found = find_candidates(
+            features,
+            [frame.features for frame in frames],
+            topk=self._protocol.topk,
+            radius=self._protocol.radius,
+            max_bytes=self._max_bytes,
+        )
+        candidates = {
+            frame.time: found_in_frame for frame, found_in_frame in zip(frames, found, strict=True)
+        }
+        carried = [features.new_empty(*features.shape[:2], 0)]
+        for reference in self.memory.references:
+            context = self.memory.context(reference)
+            carried.append(
+                propagate_labels(
+                    [candidates[frame.time] for frame in context],
+                    [frame.soft[..., reference.channels] for frame in context],
+                    topk=self._protocol.topk,
+                    temperature=self._protocol.temperature,
+                )
+            )
+        return torch.cat(carried, dim=-1)

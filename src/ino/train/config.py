@@ -1,0 +1,394 @@
+"""What a training run is made of: nested dataclasses, filled from a recipe and dotted overrides.
+
+`variant` sets every point on which the paper's text and the released code differ (the fields whose
+default is None, see VARIANTS); each can also be set by itself. Imports nothing heavy, so that
+the command line can show its options at once.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ino.errors import ConfigError
+
+Variant = Literal["paper", "released"]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "data.frame_step": 8,
+        "data.fps": 0.0,
+        "data.clips_per_video": 1,
+        "views.colour_on_global": True,
+        "masking.kind": "blockwise",
+        "masking.shared": False,
+        "loss.center_update": "step",
+        "loss.out_mean": "each",
+        "loss.affinity_on": "distributions",
+        "optim.first_epoch": 0,
+        "optim.freeze_last_layer_epochs": 1,
+    },
+    "released": {
+        "data.frame_step": 0,
+        "data.fps": 8.0,
+        "data.clips_per_video": 5,
+        "views.colour_on_global": False,
+        "masking.kind": "random",
+        "masking.shared": True,
+        "loss.center_update": "group",
+        "loss.out_mean": "joint",
+        "loss.affinity_on": "logits",
+        "optim.first_epoch": 1,
+        "optim.freeze_last_layer_epochs": 0,
+    },
+}
+"""Where the two variants differ; docs/paper-and-code.md tells what each difference does."""
+
+
+@dataclass
+class ModelConfig:
+    """The networks.
+
+    Args:
+        arch: vit_nano, vit_tiny, vit_small or vit_base.
+        patch_size: pixels a side of a patch, 8 or 16.
+        drop_path: probability of dropping the last block's branches in the student.
+        out_dim: classes of the head.
+        hidden_dim: width of the head's hidden layers.
+        bottleneck_dim: width before the head's last layer.
+    """
+
+    arch: str = "vit_small"
+    patch_size: int = 8
+    drop_path: float = 0.1
+    out_dim: int = 4096
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+
+
+@dataclass
+class DataConfig:
+    """Which videos, and which of their frames make a clip.
+
+    Args:
+        root: folders, video files or lists of them; a folder of images is one video.
+        clip_length: frames of a clip (L), even.
+        frame_step: frames from one to the next in the source; 0 to go by `fps`. Set by `variant`.
+        fps: frames a second of a clip; 0 to go by `frame_step`. Set by `variant`.
+        clips_per_video: clips of each video in an epoch. Set by `variant`.
+        batch_size: clips of each device in a step.
+        num_workers: processes that decode, for each device.
+    """
+
+    root: str | list[str] = field(default_factory=list)
+    clip_length: int = 4
+    frame_step: int | None = None
+    fps: float | None = None
+    clips_per_video: int | None = None
+    batch_size: int = 4
+    num_workers: int = 4
+
+
+@dataclass
+class ViewsConfig:
+    """Crops of each frame and their colours.
+
+    Args:
+        global_size: pixels a side of the global crop.
+        global_scale: share of the frame's area that it covers.
+        num_local: local crops of each frame (M); 0 for none.
+        local_size: pixels a side of a local crop.
+        local_scale: share of the frame's area that it covers.
+        flip: probability of mirroring a crop.
+        jitter: probability of changing brightness, contrast, saturation and hue.
+        grey: probability of dropping colour.
+        local_blur: probability of blurring a local crop.
+        colour_on_global: flip and colour global crops as well. Set by `variant`.
+    """
+
+    global_size: int = 224
+    global_scale: tuple[float, float] = (0.8, 0.95)
+    num_local: int = 8
+    local_size: int = 64
+    local_scale: tuple[float, float] = (0.05, 0.8)
+    flip: float = 0.5
+    jitter: float = 0.8
+    grey: float = 0.2
+    local_blur: float = 0.5
+    colour_on_global: bool | None = None
+
+
+@dataclass
+class MaskingConfig:
+    """Masks of the student's global crops.
+
+    Args:
+        probability: share of steps with in-generative learning.
+        ratio: range of the share of masked positions (r).
+        kind: blockwise or random positions. Set by `variant`.
+        shared: one mask for all clips of a step. Set by `variant`.
+    """
+
+    probability: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+    kind: Literal["blockwise", "random"] | None = None
+    shared: bool | None = None
+
+
+@dataclass
+class LossConfig:
+    """The terms of Eq. 6; a weight of 0 switches a term off.
+
+    Args:
+        g2g: weight of global-to-global generation (Eq. 1).
+        l2g: weight of local-to-global generation (Eq. 2).
+        masked: weight of masked prediction (Eq. 3).
+        affinity: weight of affinity consistency (Eq. 5).
+        teacher_temperature: of the teacher's softmax.
+        student_temperature: of the student's softmax.
+        affinity_teacher_temperature: tau_t of Eq. 4.
+        affinity_student_temperature: tau_s of Eq. 4.
+        center_momentum: weight of the old centre in the new one.
+        center_update: when a centre moves, once a step or after each group. Set by `variant`.
+        out_mean: g2g and l2g each as a mean, or one joint mean. Set by `variant`.
+        affinity_on: what the affinity compares. Set by `variant`.
+    """
+
+    g2g: float = 1.0
+    l2g: float = 1.0
+    masked: float = 1.0
+    affinity: float = 1.0
+    teacher_temperature: float = 0.04
+    student_temperature: float = 0.1
+    affinity_teacher_temperature: float = 0.04
+    affinity_student_temperature: float = 0.1
+    center_momentum: float = 0.9
+    center_update: Literal["step", "group"] | None = None
+    out_mean: Literal["each", "joint"] | None = None
+    affinity_on: Literal["distributions", "logits"] | None = None
+
+
+@dataclass
+class OptimConfig:
+    """AdamW, its schedules and the teacher's momentum.
+
+    Args:
+        epochs: passes over the videos.
+        lr: learning rate for 1024 frames a step over all devices; scaled linearly.
+        min_lr: learning rate at the end, not scaled.
+        warmup_epochs: epochs of linear warm-up.
+        weight_decay: at the start; cosine to `weight_decay_end`.
+        weight_decay_end: at the end.
+        teacher_momentum: at the start; cosine to 1.
+        clip_grad: largest norm of each parameter's gradient; 0 for no clipping.
+        first_epoch: epoch at which the schedules start. Set by `variant`.
+        freeze_last_layer_epochs: epochs before the head's last layer learns. Set by `variant`.
+    """
+
+    epochs: int = 25
+    lr: float = 3e-4
+    min_lr: float = 1e-6
+    warmup_epochs: float = 2.0
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    teacher_momentum: float = 0.996
+    clip_grad: float = 3.0
+    first_epoch: int | None = None
+    freeze_last_layer_epochs: int | None = None
+
+
+@dataclass
+class RunConfig:
+    """On what the run goes, and what it keeps.
+
+    Args:
+        seed: of weights, clips, crops and masks.
+        max_steps: stop after this many steps; 0 for no limit. Schedules stay as they are.
+        accelerator: auto, cpu, cuda or mps.
+        devices: processes on this machine.
+        num_nodes: machines.
+        precision: auto is bf16-mixed on a device that computes in it, else 32-true.
+        log_every: steps between lines on the screen and in TensorBoard.
+        save_every: steps between checkpoints.
+        keep: checkpoints kept, the newest.
+    """
+
+    seed: int = 0
+    max_steps: int = 0
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        variant: `paper` follows the paper's text, `released` computes what its code computes.
+        model: the networks.
+        data: videos and clips.
+        views: crops and colours.
+        masking: masks of the student's global crops.
+        loss: the terms of the objective.
+        optim: optimiser and schedules.
+        run: devices, precision, checkpoints.
+    """
+
+    variant: Variant = "paper"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """A copy in which every field that the variant sets has its value; checked.
+
+    Raises:
+        ConfigError: a value is out of range; the message names the field.
+    """
+    resolved = dataclasses.replace(
+        config,
+        **{
+            section.name: dataclasses.replace(getattr(config, section.name))
+            for section in dataclasses.fields(config)
+            if dataclasses.is_dataclass(getattr(config, section.name))
+        },
+    )
+    if isinstance(resolved.data.root, str):
+        resolved.data.root = [resolved.data.root]
+    if resolved.variant not in VARIANTS:
+        raise ConfigError(f"variant is {resolved.variant!r}; choose paper or released")
+    if resolved.data.frame_step and resolved.data.fps is None:
+        resolved.data.fps = 0.0
+    if resolved.data.fps and resolved.data.frame_step is None:
+        resolved.data.frame_step = 0
+    for name, value in VARIANTS[resolved.variant].items():
+        section, option = name.split(".")
+        if getattr(getattr(resolved, section), option) is None:
+            setattr(getattr(resolved, section), option, value)
+    _check(resolved)
+    return resolved
+
+
+def _check(config: TrainConfig) -> None:
+    for name, found, allowed, wanted in _rules(config):
+        if not allowed:
+            raise ConfigError(f"{name} is {found}; it must be {wanted}")
+
+
+def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
+    """Each rule: name of the field, its value, whether it holds, what it must be."""
+    model, data, views = config.model, config.data, config.views
+    masking, loss, optim, run = config.masking, config.loss, config.optim, config.run
+    patch = model.patch_size
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("data.clip_length", data.clip_length, _is_even(data.clip_length), "an even number >= 2"),
+        (
+            "data.frame_step and data.fps",
+            f"{data.frame_step} and {data.fps}",
+            bool(data.frame_step) != bool(data.fps),
+            "one above 0 and the other 0",
+        ),
+        ("loss weights", "all 0", _any_weight(loss), "above 0 for at least one term"),
+    ]
+    for name, size in (("global", views.global_size), ("local", views.local_size)):
+        wanted = f"a multiple of the patch size {patch}"
+        rules.append((f"views.{name}_size", size, size > 0 and size % patch == 0, wanted))
+    shares = {"views.global_scale": views.global_scale, "views.local_scale": views.local_scale}
+    for name, (low, high) in (shares | {"masking.ratio": masking.ratio}).items():
+        holds = 0 < low <= high <= 1
+        rules.append((name, [low, high], holds, "a range within 0..1, smaller value first"))
+    probabilities = {
+        "model.drop_path": model.drop_path,
+        "masking.probability": masking.probability,
+        "loss.center_momentum": loss.center_momentum,
+        "optim.teacher_momentum": optim.teacher_momentum,
+        **{f"views.{n}": getattr(views, n) for n in ("flip", "jitter", "grey", "local_blur")},
+    }
+    rules += [(n, v, 0 <= v <= 1, "between 0 and 1") for n, v in probabilities.items()]
+    positive = {
+        "data.batch_size": data.batch_size,
+        "data.clips_per_video": data.clips_per_video,
+        "model.out_dim": model.out_dim,
+        "model.hidden_dim": model.hidden_dim,
+        "model.bottleneck_dim": model.bottleneck_dim,
+        "optim.epochs": optim.epochs,
+        **{f"loss.{n}": v for n, v in vars(loss).items() if n.endswith("temperature")},
+        **{f"run.{n}": getattr(run, n) for n in ("devices", "num_nodes", "log_every")},
+        **{f"run.{n}": getattr(run, n) for n in ("save_every", "keep")},
+    }
+    rules += [(n, v, v > 0, "above 0") for n, v in positive.items()]
+    not_negative = {
+        "views.num_local": views.num_local,
+        "data.num_workers": data.num_workers,
+        "data.frame_step": data.frame_step,
+        "data.fps": data.fps,
+        **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
+        **{f"optim.{n}": v for n, v in vars(optim).items() if n != "epochs"},
+        **{f"run.{n}": getattr(run, n) for n in ("seed", "max_steps")},
+    }
+    rules += [(n, v, v >= 0, "0 or more") for n, v in not_negative.items()]
+    return rules
+
+
+def _is_even(length: int) -> bool:
+    return length >= 2 and length % 2 == 0
+
+
+def _any_weight(loss: LossConfig) -> bool:
+    return max(loss.g2g, loss.l2g, loss.masked, loss.affinity) > 0
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, for YAML and JSON."""
+    plain = dataclasses.asdict(config)
+    for section in plain.values():
+        if isinstance(section, dict):
+            section.update({k: list(v) for k, v in section.items() if isinstance(v, tuple)})
+    return plain
+
+
+def from_dict(plain: dict[str, Any]) -> TrainConfig:
+    """The configuration that `to_dict` wrote."""
+    sections = {}
+    for section in dataclasses.fields(TrainConfig):
+        value = plain[section.name]
+        if isinstance(value, dict):
+            build: Any = section.default_factory
+            value = build(**{k: _frozen(k, v) for k, v in value.items()})
+        sections[section.name] = value
+    return TrainConfig(**sections)
+
+
+def _frozen(name: str, value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) and name != "root" else value
+
+
+def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """Fields that change the numbers of a run and differ: name, earlier and later value."""
+    found = []
+    old, new = to_dict(earlier), to_dict(later)
+    for section, value in old.items():
+        if not isinstance(value, dict):
+            found += [(section, value, new[section])] if value != new[section] else []
+            continue
+        for name, was in value.items():
+            matters = section != "run" or name in ("seed", "precision")
+            matters = matters and (section, name) != ("data", "num_workers")
+            if matters and was != new[section][name]:
+                found.append((f"{section}.{name}", was, new[section][name]))
+    return found
+
+
+def recipes_folder() -> Path:
+    """Where the named recipes are."""
+    return Path(__file__).parent.parent / "recipes"

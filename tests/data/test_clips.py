@@ -1,0 +1,309 @@
+"""Clips hold the right frames, repeat exactly, and broken videos stop nothing but themselves."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
+
+from ino.data import clips as clips_module
+from ino.data.clips import (
+    ClipDataset,
+    ClipSampler,
+    ClipSampling,
+    collate_clips,
+    find_videos,
+    frame_indices,
+)
+from ino.data.video import read_clip
+from ino.errors import ConfigError, VideoError
+
+NUM_GOOD = 8
+SHORT = ClipSampling(length=3, frame_step=2)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """Eight videos of 12 to 19 frames and different sizes."""
+    folder = tmp_path_factory.mktemp("good")
+    for index in range(NUM_GOOD):
+        frames = moving_frames(12 + index, height=32 + 2 * index, width=48)
+        write_video(folder / f"video{index}.mp4", frames, container=FASTSTART)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(good, tmp_path_factory) -> Path:
+    """The good videos and one of each kind that cannot be used."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for path in good.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    cut(folder / "half.mp4", good / "video7.mp4")
+    (folder / "zero.mp4").touch()
+    write_sound(folder / "sound.mp4")
+    (folder / "text.mp4").write_text("no video\n" * 50)
+    write_video(folder / "short.mp4", moving_frames(4))
+    return folder
+
+
+BAD = {
+    "half.mp4": "breaks off",
+    "zero.mp4": "empty",
+    "sound.mp4": "no pictures",
+    "text.mp4": "cannot be read",
+    "short.mp4": "needs 5 frames",
+}
+
+
+def dataset_of(folder: Path, *, seed: int = 0, quarantine: Path | None = None) -> ClipDataset:
+    return ClipDataset(find_videos([folder]), sampling=SHORT, seed=seed, quarantine=quarantine)
+
+
+def epoch_of(dataset: ClipDataset, *, epoch: int = 0, num_workers: int = 0) -> list[torch.Tensor]:
+    sampler = ClipSampler(len(dataset), batch_size=1, seed=0)
+    sampler.set_position(epoch)
+    loader = DataLoader(dataset, sampler=sampler, collate_fn=collate_clips, num_workers=num_workers)
+    return [clip for batch in loader for clip in batch]
+
+
+def are_equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(*pair) for pair in zip(a, b, strict=True))
+
+
+# Frames of a clip
+
+
+def test_frame_steps_by_hand():
+    rng = np.random.default_rng(0)
+    paper = ClipSampling()
+    assert frame_indices(25, 30.0, sampling=paper, rng=rng) == [0, 8, 16, 24]
+    # 4 frames at 8 a second of a source at 30: every 3.75th, so that 15 frames are one clip.
+    released = ClipSampling(frame_step=None, fps=8.0, clips_per_video=5)
+    assert frame_indices(15, 30.0, sampling=released, rng=rng) == [0, 3, 7, 11]
+    # A source at 4 frames a second is shown twice as often.
+    assert frame_indices(2, 4.0, sampling=released, rng=rng) == [0, 0, 1, 1]
+
+
+def test_starts_are_uniform_over_all_that_fit():
+    rng = np.random.default_rng(0)
+    starts = [frame_indices(28, 30.0, sampling=ClipSampling(), rng=rng)[0] for _ in range(2000)]
+    counts = np.bincount(starts)
+    assert len(counts) == 4
+    assert counts.min() > 420
+
+
+@given(
+    num_frames=st.integers(1, 400),
+    fps=st.floats(1, 120),
+    length=st.integers(1, 8),
+    step=st.integers(1, 12) | st.floats(0.5, 60),
+    seed=st.integers(0, 100),
+)
+def test_indices_lie_in_the_video_and_keep_the_pace(num_frames, fps, length, step, seed):
+    if isinstance(step, int):
+        sampling = ClipSampling(length=length, frame_step=step)
+        pace = float(step)
+    else:
+        sampling = ClipSampling(length=length, frame_step=None, fps=step)
+        pace = fps / step
+    try:
+        indices = frame_indices(num_frames, fps, sampling=sampling, rng=np.random.default_rng(seed))
+    except VideoError as error:
+        assert num_frames < length * pace
+        assert f"the video has {num_frames}" in str(error)
+        return
+    assert len(indices) == length
+    assert indices[0] >= 0
+    assert indices[-1] < num_frames
+    ideal = indices[0] + pace * np.arange(length)
+    assert np.abs(np.array(indices) - ideal).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fps": 8.0},
+        {"frame_step": None},
+        {"length": 0},
+        {"frame_step": -1},
+        {"frame_step": None, "fps": float("nan")},
+        {"clips_per_video": 0},
+    ],
+)
+def test_sampling_refuses_what_has_no_sense(options):
+    with pytest.raises(ConfigError):
+        ClipSampling(**options)
+
+
+# Clips
+
+
+def test_a_clip_is_the_frames_of_its_video(good):
+    dataset = ClipDataset(
+        find_videos([good]),
+        sampling=ClipSampling(length=2, frame_step=11),
+        seed=0,
+        quarantine=None,
+    )
+    clip = dataset[3, 0]  # 12 frames: there is one start only
+    assert clip.dtype == torch.uint8
+    np.testing.assert_array_equal(clip.numpy(), read_clip(good / "video0.mp4", [0, 11]))
+
+
+def test_clips_differ_by_seed_and_epoch_and_repeat_exactly(good):
+    first = epoch_of(dataset_of(good))
+    assert len(first) == NUM_GOOD
+    assert are_equal(first, epoch_of(dataset_of(good)))
+    dataset = dataset_of(good)
+    clips = {
+        key: dataset_of(good, seed=key[0])[key[1], key[2]].numpy().tobytes()
+        for key in [(0, 0, 7), (1, 0, 7), (0, 1, 7), (0, 2, 7)]
+    }
+    assert len(set(clips.values())) > 1
+    assert clips[0, 0, 7] == dataset[0, 7].numpy().tobytes()
+
+
+def test_several_clips_a_video_start_at_different_frames(good):
+    sampling = ClipSampling(length=1, frame_step=1, clips_per_video=5)
+    dataset = ClipDataset(find_videos([good]), sampling=sampling, seed=0, quarantine=None)
+    assert len(dataset) == 5 * NUM_GOOD
+    clips = [dataset[0, 2 + NUM_GOOD * k].numpy() for k in range(5)]
+    assert len({clip.shape for clip in clips}) == 1
+    assert len({clip.tobytes() for clip in clips}) > 1
+
+
+def test_broken_videos_are_replaced_and_named_once(mixed, tmp_path, caplog):
+    quarantine = tmp_path / "quarantine.jsonl"
+    dataset = dataset_of(mixed, quarantine=quarantine)
+    with caplog.at_level(logging.WARNING, logger="ino"):
+        clips = epoch_of(dataset) + epoch_of(dataset, epoch=1)
+    assert len(clips) == 2 * (NUM_GOOD + len(BAD))
+    assert all(clip.shape[0] == 3 for clip in clips)
+    # Sizes tell videos apart: every good one is there.
+    assert {clip.shape[1] for clip in clips} == {32 + 2 * index for index in range(NUM_GOOD)}
+    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    reasons = {Path(line["path"]).name: line["reason"] for line in lines}
+    assert len(lines) == len(BAD)
+    assert reasons.keys() == BAD.keys()
+    assert all(BAD[name] in reason for name, reason in reasons.items())
+    assert len(caplog.messages) == len(BAD)
+    assert dataset.num_broken == len(BAD)
+
+
+def test_a_broken_video_is_not_tried_again(mixed, monkeypatch):
+    dataset = dataset_of(mixed)
+    epoch_of(dataset)
+    tried = []
+    read = clips_module.read_chosen
+
+    def recording(path, choose):
+        tried.append(path.name)
+        return read(path, choose)
+
+    monkeypatch.setattr(clips_module, "read_chosen", recording)
+    epoch_of(dataset, epoch=1)
+    assert len(tried) == NUM_GOOD + len(BAD)
+    assert not BAD.keys() & set(tried)
+
+
+def test_workers_change_nothing(mixed, tmp_path):
+    alone = epoch_of(dataset_of(mixed))
+    quarantine = tmp_path / "quarantine.jsonl"
+    dataset = dataset_of(mixed, quarantine=quarantine)
+    assert are_equal(alone, epoch_of(dataset, num_workers=2))
+    assert dataset.num_broken == len(BAD)  # found by workers, counted here
+    names = [Path(json.loads(line)["path"]).name for line in quarantine.read_text().splitlines()]
+    assert sorted(names) == sorted(BAD)
+
+
+def test_what_was_found_broken_before_a_restart_changes_nothing(mixed):
+    dataset = dataset_of(mixed)
+    whole = epoch_of(dataset) + epoch_of(dataset, epoch=1)
+    again = epoch_of(dataset_of(mixed), epoch=1)
+    assert are_equal(whole[len(again) :], again)
+
+
+def test_mostly_broken_videos_stop_the_run(good, tmp_path):
+    for index in range(30):
+        (tmp_path / f"broken{index}.mp4").touch()
+    for path in good.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(VideoError, match=r"2\d of the \d\d videos tried cannot be used"):
+        epoch_of(dataset_of(tmp_path))
+
+
+def test_a_few_videos_all_broken_stop_the_run(tmp_path):
+    for index in range(3):
+        (tmp_path / f"broken{index}.mp4").touch()
+    with pytest.raises(VideoError, match="3 of the 3 videos tried cannot be used"):
+        dataset_of(tmp_path)[0, 1]
+
+
+# Order
+
+
+def batches_of(sampler: ClipSampler, size: int) -> list[list[tuple[int, int]]]:
+    pairs = list(sampler)
+    assert len(pairs) == len(sampler)
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+def test_an_epoch_is_a_permutation_of_its_own():
+    sampler = ClipSampler(12, batch_size=3, seed=0)
+    orders = []
+    for epoch in range(2):
+        sampler.set_position(epoch)
+        pairs = list(sampler)
+        assert {e for e, _ in pairs} == {epoch}
+        assert sorted(index for _, index in pairs) == list(range(12))
+        orders.append([index for _, index in pairs])
+    assert orders[0] != orders[1]
+    assert orders[0] != [index for _, index in ClipSampler(12, batch_size=3, seed=1)]
+
+
+def test_resuming_gives_the_batches_that_were_left():
+    sampler = ClipSampler(23, batch_size=4, seed=5)
+    sampler.set_position(2)
+    whole = batches_of(sampler, 4)
+    assert len(whole) == sampler.num_batches == 5
+    resumed = ClipSampler(23, batch_size=4, seed=5)
+    resumed.set_position(2, 3)
+    assert batches_of(resumed, 4) == whole[3:]
+
+
+def test_processes_share_each_global_batch():
+    whole = batches_of(ClipSampler(26, batch_size=6, seed=0), 6)
+    ranks = [
+        batches_of(ClipSampler(26, batch_size=3, seed=0, rank=rank, world_size=2), 3)
+        for rank in range(2)
+    ]
+    assert len(whole) == 4
+    assert [a + b for a, b in zip(*ranks, strict=True)] == whole
+
+
+def test_too_few_clips_for_a_batch_are_told():
+    with pytest.raises(ConfigError, match=r"7 clips, but a batch needs 8 \(4 on each of 2"):
+        ClipSampler(7, batch_size=4, seed=0, world_size=2)
+
+
+def test_persistent_workers_follow_the_epoch(good):
+    dataset = dataset_of(good)
+    sampler = ClipSampler(len(dataset), batch_size=2, seed=0)
+    loader = DataLoader(
+        dataset,
+        batch_size=2,
+        sampler=sampler,
+        collate_fn=collate_clips,
+        num_workers=1,
+        persistent_workers=True,
+    )
+    for epoch, batch in ((0, 0), (1, 2)):
+        sampler.set_position(epoch, batch)
+        expected = [dataset[key] for key in sampler]
+        assert are_equal([clip for clips in loader for clip in clips], expected)

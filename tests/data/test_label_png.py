@@ -1,0 +1,207 @@
+"""Indexed PNGs: palette, round trip, the rule for 255, and every file that is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ino.data.label_png import (
+    davis_palette,
+    labels_from_colors,
+    read_labels,
+    read_raw_labels,
+    resolve_void,
+    write_labels,
+)
+from ino.errors import MaskError, OutputError
+
+
+def save(path, values, *, dtype=np.uint8, file_format="PNG"):
+    Image.fromarray(np.array(values, dtype=dtype)).save(path, format=file_format)
+    return path
+
+
+def test_palette_is_that_of_davis():
+    palette = davis_palette()
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128)}
+    known |= {7: (128, 128, 128), 8: (64, 0, 0), 21: (128, 64, 128), 255: (224, 224, 192)}
+    for label, color in known.items():
+        assert tuple(palette[label]) == color
+    assert len(np.unique(palette, axis=0)) == 256
+
+
+@pytest.mark.real
+def test_palette_is_the_one_of_the_official_files(shared_data):
+    path = shared_data / "first-frames" / "Annotations" / "480p" / "gold-fish" / "00000.png"
+    with Image.open(path) as image:
+        stored = np.array(image.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(davis_palette()[: len(stored)], stored)
+    assert set(np.unique(read_labels(path))) == {0, 1, 2, 3, 4, 5}
+
+
+@settings(max_examples=30, deadline=None)
+@given(labels=arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_round_trip(tmp_path_factory, labels):
+    path = tmp_path_factory.mktemp("labels") / "mask.png"
+    write_labels(path, labels)
+    np.testing.assert_array_equal(read_raw_labels(path), labels)
+    np.testing.assert_array_equal(read_labels(path), resolve_void(labels))
+    with Image.open(path) as image:
+        assert (image.mode, image.format) == ("P", "PNG")
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), davis_palette()[labels])
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([[0, 255], [255, 0]], [[0, 1], [1, 0]]),
+        ([[255, 255]], [[1, 1]]),
+        ([[0, 1, 255]], [[0, 1, 255]]),
+        ([[3, 255]], [[3, 255]]),
+        ([[0, 0]], [[0, 0]]),
+        ([[0, 254]], [[0, 254]]),
+    ],
+)
+def test_255_is_void_beside_objects_and_the_object_alone(tmp_path, labels, expected):
+    labels = np.array(labels, dtype=np.uint8)
+    before = labels.copy()
+    assert resolve_void(labels).tolist() == expected
+    np.testing.assert_array_equal(labels, before)
+    assert read_labels(save(tmp_path / "mask.png", labels)).tolist() == expected
+
+
+def test_grey_and_bilevel_and_16_bit_files_are_read(tmp_path):
+    assert read_labels(save(tmp_path / "grey.png", [[0, 7]])).tolist() == [[0, 7]]
+    assert read_labels(save(tmp_path / "bits.png", [[0, 1]], dtype=bool)).tolist() == [[0, 1]]
+    wide = save(tmp_path / "wide.png", [[0, 7]], dtype=np.uint16)
+    assert read_labels(wide).tolist() == [[0, 7]]
+    assert read_labels(wide).dtype == np.uint8
+
+
+def test_more_than_254_objects_are_refused(tmp_path):
+    path = save(tmp_path / "mask.png", [[0, 300]], dtype=np.uint16)
+    with pytest.raises(MaskError, match="values up to 300, but a mask has at most 254 objects"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("channels", [3, 4, 2])
+def test_images_with_channels_are_refused(tmp_path, channels):
+    path = save(tmp_path / "colour.png", np.full((4, 5, channels), 17))
+    with pytest.raises(
+        MaskError, match=r"of mode (RGB|RGBA|LA), .* save it as an indexed PNG"
+    ) as e:
+        read_labels(path)
+    assert "palette (" not in str(e.value)
+
+
+def test_a_colour_image_in_davis_colours_is_told_so(tmp_path):
+    labels = np.array([[0, 1, 5], [200, 255, 1]], dtype=np.uint8)
+    path = save(tmp_path / "colour.png", davis_palette()[labels])
+    with pytest.raises(MaskError, match=r"objects: 1, 5, 200, 255\), so write_labels"):
+        read_labels(path)
+    np.testing.assert_array_equal(labels_from_colors(davis_palette()[labels]), labels)
+
+
+def test_labels_of_all_colours():
+    every = np.arange(256, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(labels_from_colors(davis_palette()[every]), every)
+    with pytest.raises(MaskError, match=r"\(255, 255, 255\) is not in the DAVIS palette"):
+        labels_from_colors(np.full((1, 1, 3), 255, dtype=np.uint8))
+
+
+def test_files_that_are_no_png_are_refused(tmp_path):
+    with pytest.raises(MaskError, match="is not a file"):
+        read_labels(tmp_path / "absent.png")
+    with pytest.raises(MaskError, match="is not a file"):
+        read_labels(tmp_path)
+    garbage = tmp_path / "garbage.png"
+    garbage.write_bytes(b"no image at all")
+    with pytest.raises(MaskError, match="is not an image, but a mask is a PNG"):
+        read_labels(garbage)
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(MaskError, match="is not an image"):
+        read_labels(tmp_path / "empty.png")
+    with pytest.raises(MaskError, match="is a JPEG image, but a mask is a PNG"):
+        read_labels(save(tmp_path / "photo.png", np.zeros((8, 8)), file_format="JPEG"))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_truncated_files_are_refused(tmp_path, fraction):
+    path = tmp_path / "mask.png"
+    write_labels(path, np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(fraction * len(whole))])
+    with pytest.raises(MaskError, match=r"mask\.png is (broken|not an image)"):
+        read_labels(path)
+
+
+def test_a_broken_chunk_and_a_bomb_of_text_are_refused(tmp_path):
+    # Pillow reports these two as a SyntaxError and a ValueError.
+    path = tmp_path / "mask.png"
+    write_labels(path, np.random.default_rng(0).integers(0, 255, (400, 400), dtype=np.uint8))
+    name = b"IDAT"
+    head, first, second, *rest = path.read_bytes().split(name)
+    path.write_bytes(name.join([head, first]) + b"\xf4\x01kN" + name.join([second, *rest]))
+    with pytest.raises(MaskError, match=r"is broken \(broken PNG file"):
+        read_labels(path)
+    comment = PngInfo()
+    comment.add_text("comment", "a" * 3_000_000, zip=True)
+    Image.fromarray(np.ones((4, 4), dtype=np.uint8)).save(path, pnginfo=comment)
+    with pytest.raises(MaskError, match="is broken"):
+        read_labels(path)
+
+
+def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path):
+    path = tmp_path / "mask.png"
+    rng = np.random.default_rng(1)
+    write_labels(path, rng.integers(0, 255, (20, 20), dtype=np.uint8))
+    whole = path.read_bytes()
+    num_refused = 0
+    for position in range(0, len(whole), 7):
+        broken = bytearray(whole)
+        broken[position] ^= 1 + int(rng.integers(255))
+        path.write_bytes(broken)
+        try:
+            assert read_raw_labels(path).dtype == np.uint8
+        except MaskError:
+            num_refused += 1
+    assert num_refused > 10
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros((3, 3), dtype=np.int64),
+        np.zeros((3, 3), dtype=bool),
+        np.zeros((3, 3, 3), dtype=np.uint8),
+        np.zeros((0, 3), dtype=np.uint8),
+    ],
+)
+def test_only_label_maps_are_written(tmp_path, labels):
+    with pytest.raises(MaskError, match="a label map is uint8 height x width"):
+        write_labels(tmp_path / "mask.png", labels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    with pytest.raises(OutputError, match="absent does not exist"):
+        write_labels(tmp_path / "absent" / "mask.png", np.zeros((2, 2), dtype=np.uint8))
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "mask.png"
+    write_labels(path, np.ones((2, 2), dtype=np.uint8))
+
+    def full_disk(self, file, **_):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OutputError, match=r"mask\.png: No space left"):
+        write_labels(path, np.zeros((2, 2), dtype=np.uint8))
+    assert read_labels(path).tolist() == [[1, 1], [1, 1]]
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,181 @@
+"""Generated clips: repeatable, labelled as asked, followable by their texture, and on disk."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import ino.data.synthetic as synthetic
+from ino.data.label_png import read_labels
+from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
+from ino.data.video import read_frames, read_info
+from ino.data.vos import read_davis
+from ino.errors import ConfigError, OutputError
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return {
+        "ants": generate_clip(3, num_frames=3, height=48, width=64, num_objects=1),
+        "bees": generate_clip(4, num_frames=4, height=48, width=80, num_objects=2),
+    }
+
+
+def test_same_arguments_give_same_bytes():
+    first, second = (generate_clip(5, num_frames=4) for _ in range(2))
+    assert first.frames.tobytes() == second.frames.tobytes()
+    assert first.labels.tobytes() == second.labels.tobytes()
+
+
+def test_seeds_differ():
+    first, second = (generate_clip(seed, num_frames=1) for seed in (5, 6))
+    assert np.abs(first.frames.astype(int) - second.frames).mean() > 10
+    assert (first.labels != second.labels).mean() > 0.02
+
+
+def test_shorter_clip_is_the_beginning_of_a_longer_one():
+    short, long = (generate_clip(7, num_frames=n) for n in (3, 6))
+    np.testing.assert_array_equal(short.frames, long.frames[:3])
+    np.testing.assert_array_equal(short.labels, long.labels[:3])
+
+
+@pytest.mark.parametrize("size", [(128, 192), (32, 32), (33, 200), (150, 47)])
+@pytest.mark.parametrize("num_objects", [1, 2, 5, 8])
+def test_first_frame_shows_every_object(size, num_objects):
+    height, width = size
+    for seed in range(4):
+        clip = generate_clip(
+            seed, num_frames=2, height=height, width=width, num_objects=num_objects
+        )
+        assert clip.frames.shape == (2, height, width, 3)
+        assert clip.labels.shape == (2, height, width)
+        assert clip.labels.max() <= num_objects
+        areas = np.bincount(clip.labels[0].ravel(), minlength=num_objects + 1)
+        assert areas[1:].min() >= 0.015 * height * width
+
+
+def test_frames_fill_the_range_of_a_picture():
+    frames = generate_clip(8, num_frames=2).frames
+    low, high = np.percentile(frames, [2, 98])
+    assert low < 70
+    assert high > 150
+    assert frames.std(axis=(1, 2)).min() > 15  # every channel of every frame has contrast
+
+
+def test_everything_moves_smoothly():
+    labels = generate_clip(9, num_frames=24).labels
+    changed = (labels[1:] != labels[:-1]).mean(axis=(1, 2))
+    assert changed.max() < 0.08
+    assert (labels[-1] != labels[0]).mean() > 2 * changed.mean()
+
+
+def texture_shift(clip, label, t, *, gap, half=8):
+    """How far (y, x) the patch deepest inside an object moves by its pixels; None if it is thin."""
+    mask = np.zeros_like(clip.labels[t])
+    mask[1:-1, 1:-1] = clip.labels[t, 1:-1, 1:-1] == label  # the frame's border ends it too
+    inner = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
+    y, x = np.unravel_index(inner.argmax(), inner.shape)
+    if inner[y, x] < half * 1.5:
+        return None
+    patch = clip.frames[t, y - half : y + half + 1, x - half : x + half + 1]
+    match = cv2.matchTemplate(clip.frames[t + gap], patch, cv2.TM_CCOEFF_NORMED)
+    return np.subtract(np.unravel_index(match.argmax(), match.shape), (y - half, x - half))
+
+
+def overlap(first, second):
+    return np.count_nonzero(first & second) / np.count_nonzero(first | second)
+
+
+def test_labels_follow_the_texture():
+    """Where a patch of an object goes, as its pixels tell, there its mask goes."""
+    gap, moved, still = 4, [], []
+    for seed in range(6):
+        clip = generate_clip(seed, num_frames=25)
+        for label in (1, 2):
+            for t in range(0, 20, gap):
+                shift = texture_shift(clip, label, t, gap=gap)
+                if shift is None or np.abs(shift).max() < 4:
+                    continue
+                before, after = clip.labels[t] == label, clip.labels[t + gap] == label
+                height, width = before.shape
+                step = np.float64([[1, 0, shift[1]], [0, 1, shift[0]]])
+                carried = cv2.warpAffine(before.astype(np.uint8), step, (width, height)) > 0
+                moved.append(overlap(carried, after))
+                still.append(overlap(before, after))
+    assert len(moved) >= 10
+    assert np.median(moved) > 0.75
+    assert np.median(moved) > np.median(still) + 0.1
+    assert np.mean(np.greater(moved, still)) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"height": 31}, "height is 31"),
+        ({"width": 16}, "width is 16"),
+        ({"num_objects": 0}, "num_objects is 0"),
+        ({"num_objects": 9}, "num_objects is 9.*from 1 to 8"),
+    ],
+)
+def test_bad_arguments(options, named):
+    with pytest.raises(ConfigError, match=named):
+        generate_clip(**{"seed": 0, "num_frames": 1, **options})
+
+
+def test_davis_layout_is_read_back(clips, tmp_path):
+    root = tmp_path / "generated"
+    write_davis_layout(clips, root)
+    sequences = read_davis(root, year=2017, split="val", resolution="480p")
+    assert [sequence.name for sequence in sequences] == ["ants", "bees"]
+    for sequence, clip in zip(sequences, clips.values(), strict=True):
+        assert len(sequence.frames) == len(clip.frames)
+        assert sequence.frames[0].name == "00000.jpg"
+        assert list(sequence.annotations) == list(range(len(clip.labels)))
+        for t, path in enumerate(sequence.frames):
+            stored = np.asarray(Image.open(path)).astype(int)
+            assert np.abs(stored - clip.frames[t]).mean() < 5
+            np.testing.assert_array_equal(read_labels(sequence.annotations[t]), clip.labels[t])
+
+
+def test_davis_layout_does_not_mix_with_what_is_there(clips, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        write_davis_layout(clips, tmp_path)
+
+
+def test_davis_layout_needs_a_clip(tmp_path):
+    with pytest.raises(ConfigError, match="at least one"):
+        write_davis_layout({}, tmp_path / "generated")
+    assert not (tmp_path / "generated").exists()
+
+
+def test_davis_layout_has_no_list_until_all_is_there(clips, tmp_path, monkeypatch):
+    def full_disk(path, labels):
+        if "bees" in path.parts:
+            raise OutputError("disk full")
+
+    monkeypatch.setattr(synthetic, "write_labels", full_disk)
+    with pytest.raises(OutputError, match="disk full"):
+        write_davis_layout(clips, tmp_path / "generated")
+    assert not list(tmp_path.rglob("val.txt"))
+
+
+def test_videos_are_read_back(clips, tmp_path):
+    folder = tmp_path / "new" / "videos"
+    paths = write_videos(clips, folder, fps=5)
+    assert paths == [folder / "ants.mp4", folder / "bees.mp4"]
+    for path, clip in zip(paths, clips.values(), strict=True):
+        info = read_info(path)
+        assert (info.num_frames, info.height, info.width) == clip.labels.shape
+        assert info.fps == pytest.approx(5)
+        stored = np.stack(list(read_frames(path))).astype(int)
+        assert np.abs(stored - clip.frames).mean() < 8
+
+
+def test_videos_stand_beside_others(clips, tmp_path):
+    (tmp_path / "mine.mp4").write_bytes(b"mine")
+    write_videos({"ants": clips["ants"]}, tmp_path)
+    assert (tmp_path / "mine.mp4").read_bytes() == b"mine"
+    assert (tmp_path / "ants.mp4").stat().st_size > 0

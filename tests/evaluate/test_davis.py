@@ -1,0 +1,293 @@
+"""Scores of a data set: the published numbers, the oracle, and every fault of predictions."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ino.data.label_png import write_labels
+from ino.errors import ConfigError, DatasetError, MaskError
+from ino.evaluate.davis import DavisScores, ObjectScore, score_davis
+from ino.evaluate.metrics import Summary
+from oracles import boundary as oracle
+
+HEIGHT, WIDTH = 36, 48
+
+
+def moving_boxes(num_frames: int, num_objects: int, *, seed: int) -> list[np.ndarray]:
+    """Label maps of boxes that drift, one after the other over the first."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 20, (num_objects, 2))
+    sizes = rng.integers(6, 14, (num_objects, 2))
+    maps = []
+    for _ in range(num_frames):
+        labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        for index, ((y, x), (height, width)) in enumerate(zip(corners, sizes, strict=True)):
+            labels[y : y + height, x : x + width] = index + 1
+        maps.append(labels)
+        corners = (corners + rng.integers(-1, 3, corners.shape)).clip(0, 24)
+    return maps
+
+
+def write_maps(folder: Path, maps, *, numbers=None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, labels in zip(numbers or range(len(maps)), maps, strict=True):
+        write_labels(folder / f"{number:05d}.png", labels)
+
+
+def add_sequence(root: Path, name: str, maps, *, numbers=None, num_frames=None, year=2017) -> None:
+    write_maps(root / "Annotations" / "480p" / name, maps, numbers=numbers)
+    frames = root / "JPEGImages" / "480p" / name
+    frames.mkdir(parents=True)
+    for number in range(num_frames or len(maps)):
+        (frames / f"{number:05d}.jpg").touch()
+    names = root / "ImageSets" / str(year) / "val.txt"
+    names.parent.mkdir(parents=True, exist_ok=True)
+    names.write_text((names.read_text() if names.exists() else "") + f"{name}\n")
+
+
+def expected_score(truth, prediction, label: int, *, sequence: str, void=None) -> ObjectScore:
+    """From the oracle; `truth` and `prediction` are the maps of the scored frames."""
+    j, f = [], []
+    for index, (t, p) in enumerate(zip(truth, prediction, strict=True)):
+        ignored = None if void is None else void[index]
+        j.append(oracle.region_similarity(p == label, t == label, ignored))
+        f.append(oracle.contour_accuracy(p == label, t == label, ignored))
+    return ObjectScore(
+        sequence, label, j=Summary(*oracle.summary(j)), f=Summary(*oracle.summary(f))
+    )
+
+
+def assert_equal(found: ObjectScore, expected: ObjectScore) -> None:
+    assert (found.sequence, found.object_id) == (expected.sequence, expected.object_id)
+    for ours, theirs in ((found.j, expected.j), (found.f, expected.f)):
+        assert (ours.mean, ours.recall, ours.decay) == pytest.approx(
+            (theirs.mean, theirs.recall, theirs.decay), abs=1e-12
+        )
+
+
+@pytest.fixture
+def two_sequences(tmp_path):
+    """A data set with one and two objects, and predictions that are a little off."""
+    truth, predicted = {}, {}
+    for seed, (name, num_objects, num_frames) in enumerate([("bear", 1, 9), ("pigs", 2, 7)]):
+        truth[name] = moving_boxes(num_frames, num_objects, seed=seed)
+        predicted[name] = [np.roll(labels, (1, 2), axis=(0, 1)) for labels in truth[name]]
+        add_sequence(tmp_path / "davis", name, truth[name])
+        write_maps(tmp_path / "predicted" / name, predicted[name])
+    return tmp_path, truth, predicted
+
+
+def test_scores_equal_the_oracle(two_sequences):
+    folder, truth, predicted = two_sequences
+    scores = score_davis(folder / "predicted", folder / "davis")
+    expected = [
+        expected_score(truth[name][1:-1], predicted[name][1:-1], label, sequence=name)
+        for name, label in (("bear", 1), ("pigs", 1), ("pigs", 2))
+    ]
+    for found, wanted in zip(scores.objects, expected, strict=True):
+        assert_equal(found, wanted)
+    assert 0 < scores.jf_mean < 1
+    assert scores.f_decay == pytest.approx(np.mean([one.f.decay for one in expected]))
+
+
+def test_any_number_of_workers_gives_the_same(two_sequences):
+    folder, _, _ = two_sequences
+    names: list[str] = []
+    alone = score_davis(folder / "predicted", folder / "davis", workers=1, on_sequence=names.append)
+    assert names == ["bear", "pigs"]
+    assert score_davis(folder / "predicted", folder / "davis", workers=3) == alone
+
+
+def test_first_and_last_frame_do_not_count(two_sequences):
+    folder, truth, _ = two_sequences
+    before = score_davis(folder / "predicted", folder / "davis", sequences=["bear"])
+    for number in (0, len(truth["bear"]) - 1):
+        (folder / "predicted" / "bear" / f"{number:05d}.png").unlink()
+    after = score_davis(folder / "predicted", folder / "davis", sequences=["bear"])
+    assert before == after
+
+
+def test_a_perfect_prediction_scores_one(two_sequences):
+    folder, truth, _ = two_sequences
+    for name, maps in truth.items():
+        write_maps(folder / "perfect" / name, maps)
+    scores = score_davis(folder / "perfect", folder / "davis")
+    assert (scores.jf_mean, scores.j_recall, scores.f_recall) == (1, 1, 1)
+    assert (scores.j_decay, scores.f_decay) == (0, 0)
+
+
+def test_the_highest_number_of_the_first_frame_counts_objects(tmp_path):
+    # Object 1 is nowhere and predicted nowhere: it counts, and is perfect, as officially.
+    truth = [labels * 2 for labels in moving_boxes(5, 1, seed=0)]
+    truth[2][0, 0] = 3  # enters later: not scored
+    add_sequence(tmp_path / "davis", "bear", truth)
+    write_maps(tmp_path / "predicted" / "bear", [np.zeros_like(labels) for labels in truth])
+    scores = score_davis(tmp_path / "predicted", tmp_path / "davis")
+    assert [(one.object_id, one.j.mean) for one in scores.objects] == [(1, 1.0), (2, 0.0)]
+
+
+def test_void_of_the_annotation_does_not_count(tmp_path):
+    truth = moving_boxes(6, 2, seed=3)
+    for labels in truth:
+        labels[:, 20:24] = 255
+    truth[3][(truth[3] == 1) | (truth[3] == 2)] = 0  # void alone: still void, not an object
+    predicted = [np.where(labels == 255, 2, labels).astype(np.uint8) for labels in truth]
+    add_sequence(tmp_path / "davis", "bear", truth)
+    write_maps(tmp_path / "predicted" / "bear", predicted)
+    scores = score_davis(tmp_path / "predicted", tmp_path / "davis")
+    void = [labels == 255 for labels in truth[1:-1]]
+    for found in scores.objects:
+        wanted = expected_score(
+            truth[1:-1], predicted[1:-1], found.object_id, sequence="bear", void=void
+        )
+        assert_equal(found, wanted)
+    assert len(scores.objects) == 2
+    assert scores.j_mean == 1
+
+
+@pytest.mark.parametrize("year", [2016, 2017])
+@pytest.mark.parametrize("truth_value", [1, 255])
+@pytest.mark.parametrize("predicted_value", [1, 255])
+def test_one_object_may_be_1_or_255(tmp_path, year, truth_value, predicted_value):
+    truth = moving_boxes(6, 1, seed=4)
+    predicted = [np.roll(labels, 1, axis=1) for labels in truth]
+    add_sequence(tmp_path / "davis", "bear", [m * truth_value for m in truth], year=year)
+    write_maps(tmp_path / "predicted" / "bear", [m * predicted_value for m in predicted])
+    (found,) = score_davis(tmp_path / "predicted", tmp_path / "davis", year=year).objects
+    assert_equal(found, expected_score(truth[1:-1], predicted[1:-1], 1, sequence="bear"))
+
+
+def test_2016_has_one_foreground(tmp_path):
+    truth = moving_boxes(6, 3, seed=5)
+    predicted = [np.roll(labels, 2, axis=0) * 40 for labels in truth]
+    add_sequence(tmp_path / "davis", "bear", truth, year=2016)
+    write_maps(tmp_path / "predicted" / "bear", predicted)
+    (found,) = score_davis(tmp_path / "predicted", tmp_path / "davis", year=2016).objects
+    one = [[(labels > 0).astype(np.uint8) for labels in maps[1:-1]] for maps in (truth, predicted)]
+    assert_equal(found, expected_score(*one, 1, sequence="bear"))
+
+
+def test_sparse_annotations_are_scored_where_they_are(tmp_path):
+    numbers = [0, 3, 4, 9]
+    truth = moving_boxes(4, 1, seed=6)
+    add_sequence(tmp_path / "davis", "caps", truth, numbers=numbers, num_frames=12)
+    predicted = [np.roll(labels, 1, axis=0) for labels in truth[1:-1]]
+    write_maps(tmp_path / "predicted" / "caps", predicted, numbers=numbers[1:-1])
+    (found,) = score_davis(tmp_path / "predicted", tmp_path / "davis").objects
+    assert_equal(found, expected_score(truth[1:-1], predicted, 1, sequence="caps"))
+
+
+def test_more_than_256_frames(tmp_path):
+    box = moving_boxes(1, 1, seed=7)[0]
+    truth = [box] * 300
+    predicted = [box] * 150 + [np.zeros_like(box)] * 150
+    add_sequence(tmp_path / "davis", "long", truth)
+    write_maps(tmp_path / "predicted" / "long", predicted)
+    scores = score_davis(tmp_path / "predicted", tmp_path / "davis")
+    assert (scores.j_decay, scores.f_decay) == (1, 1)
+
+
+def test_missing_predictions_are_told_before_scoring(two_sequences):
+    folder, _, _ = two_sequences
+    scored: list[str] = []
+
+    def score():
+        return score_davis(folder / "predicted", folder / "davis", on_sequence=scored.append)
+
+    for number in (2, 4):
+        (folder / "predicted" / "pigs" / f"{number:05d}.png").unlink()
+    with pytest.raises(MaskError, match=r"pigs lacks .* 2 of 5 frames, .*pigs/00002\.png"):
+        score()
+    shutil.rmtree(folder / "predicted" / "pigs")
+    with pytest.raises(MaskError, match="no folder for 1 of 2 sequences, the first of them pigs"):
+        score()
+    shutil.rmtree(folder / "predicted")
+    with pytest.raises(MaskError, match="predicted is not a folder"):
+        score()
+    assert scored == []
+
+
+def test_predictions_of_another_size_are_refused(two_sequences):
+    folder, _, _ = two_sequences
+    path = folder / "predicted" / "bear" / "00003.png"
+    write_labels(path, np.ones((18, 24), dtype=np.uint8))
+    with pytest.raises(MaskError, match=r"bear/00003\.png is 18x24 .*, but .* is 36x48"):
+        score_davis(folder / "predicted", folder / "davis")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"), [((3, 7), "3, 7"), ((255,), "255")], ids=["extra", "void"]
+)
+def test_predictions_with_other_objects_are_refused(two_sequences, values, named):
+    folder, _, predicted = two_sequences
+    labels = predicted["pigs"][2].copy()
+    labels[0, : len(values)] = values
+    write_labels(folder / "predicted" / "pigs" / "00002.png", labels)
+    with pytest.raises(MaskError, match=rf"pigs/00002\.png holds the objects {named}, .* object 2"):
+        score_davis(folder / "predicted", folder / "davis")
+
+
+def test_colour_images_are_refused(two_sequences):
+    folder, _, _ = two_sequences
+    path = folder / "predicted" / "bear" / "00003.png"
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+    with pytest.raises(MaskError, match="of mode RGB"):
+        score_davis(folder / "predicted", folder / "davis")
+
+
+def test_sequences_without_anything_to_score_are_refused(tmp_path):
+    boxes = moving_boxes(4, 1, seed=8)
+    add_sequence(tmp_path / "short", "bear", boxes[:2])
+    write_maps(tmp_path / "predicted" / "bear", boxes)
+    with pytest.raises(DatasetError, match="bear has 2 annotated frames, but at least 3"):
+        score_davis(tmp_path / "predicted", tmp_path / "short")
+    add_sequence(tmp_path / "empty", "bear", [np.zeros_like(boxes[0]), *boxes[1:]])
+    with pytest.raises(DatasetError, match=r"00000\.png holds no object"):
+        score_davis(tmp_path / "predicted", tmp_path / "empty")
+    with pytest.raises(DatasetError, match=r"no sequence of .* is chosen"):
+        score_davis(tmp_path / "predicted", tmp_path / "empty", sequences=[])
+
+
+@pytest.mark.parametrize("wrong", [{"year": 2019}, {"workers": 0}])
+def test_wrong_options_are_refused(tmp_path, wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong.values()))}"):
+        score_davis(tmp_path, tmp_path, **wrong)
+
+
+def test_global_means_by_hand():
+    def score(name, label, j, f):
+        return ObjectScore(name, label, j=Summary(*j), f=Summary(*f))
+
+    scores = DavisScores(
+        objects=(
+            score("bear", 1, (0.9, 1.0, 0.1), (0.7, 0.8, 0.2)),
+            score("pigs", 1, (0.3, 0.2, 0.5), (0.5, 0.4, 0.0)),
+            score("pigs", 2, (0.6, 0.6, 0.3), (0.9, 0.6, 0.1)),
+        )
+    )
+    assert (scores.j_mean, scores.j_recall, scores.j_decay) == pytest.approx((0.6, 0.6, 0.3))
+    assert (scores.f_mean, scores.f_recall, scores.f_decay) == pytest.approx((0.7, 0.6, 0.1))
+    assert scores.jf_mean == pytest.approx(0.65)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("year", [2016, 2017])
+def test_published_scores_to_three_decimals(shared_data, tmp_path, year):
+    with (shared_data / "scores" / "published.csv").open() as file:
+        published = {row["Sequence"]: row for row in csv.DictReader(file)}
+    # DAVIS-2016's files under the list of either year: the sequences have one object in both.
+    for folder in ("JPEGImages", "Annotations"):
+        (tmp_path / folder).symlink_to(shared_data / "davis" / folder)
+    names = tmp_path / "ImageSets" / str(year) / "val.txt"
+    names.parent.mkdir(parents=True)
+    names.write_text("\n".join(name.removesuffix("_1") for name in published))
+    scores = score_davis(shared_data / "scores" / "predictions", tmp_path, year=year)
+    assert len(scores.objects) == 5
+    for score in scores.objects:
+        row = published[f"{score.sequence}_{score.object_id}"]
+        assert f"{score.j.mean:.3f}" == row["J-Mean"], score.sequence
+        assert f"{score.f.mean:.3f}" == row["F-Mean"], score.sequence

@@ -1,0 +1,28 @@
+"""A network for propagation that needs no training: colours of a patch, mixed at random."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class PatchBackbone(nn.Module):
+    """Two layers of random features of 8 x 8 patches."""
+
+    stride = 8
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.weights = nn.Parameter(torch.randn(2, 24, 3, 8, 8, generator=generator))
+        self.calls: list[tuple[tuple[int, ...], int, bool]] = []
+
+    def forward(self, images: Tensor, *, layer: int) -> Tensor:
+        self.calls.append((tuple(images.shape), layer, self.training))
+        return nn.functional.conv2d(images, self.weights[layer - 1], stride=8)
+
+
+@pytest.fixture
+def backbone() -> PatchBackbone:
+    return PatchBackbone()

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from ino.errors import ConfigError, VideoError
+from ino.propagate.features import FeatureExtractor, input_size
+from ino.propagate.protocols import get_protocol
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [
+        ((480, 854), 480, (480, 848)),
+        ((854, 480), 480, (848, 480)),
+        ((480, 910), 480, (480, 904)),
+        ((1080, 1920), 480, (480, 848)),
+        ((480, 854), 240, (240, 424)),
+        ((480, 854), 120, (120, 208)),
+        ((300, 300), 480, (480, 480)),
+    ],
+)
+def test_davis_sizes(size, short_side, expected):
+    protocol = get_protocol("ino-davis", short_side=short_side)
+    assert input_size(size, protocol=protocol, multiple=8) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((720, 1280), (720, 1280)),
+        ((1080, 1920), (720, 1280)),
+        ((816, 1920), (720, 1280)),
+        ((1920, 1080), (1920, 1080)),
+        ((723, 1285), (720, 1280)),
+    ],
+)
+def test_youtube_vos_sizes(size, expected):
+    assert input_size(size, protocol=get_protocol("ino-ytvos"), multiple=8) == expected
+
+
+def test_a_short_side_takes_precedence_over_fixed_sizes():
+    protocol = get_protocol("ino-ytvos", short_side=240)
+    assert input_size((816, 1920), protocol=protocol, multiple=8) == (240, 560)
+
+
+def test_another_multiple():
+    protocol = get_protocol("ino-davis")
+    assert input_size((480, 854), protocol=protocol, multiple=64) == (448, 832)
+
+
+@pytest.mark.parametrize("size", [(7, 100), (100, 7), (0, 50)])
+def test_frames_smaller_than_the_stride_are_refused(size):
+    with pytest.raises(VideoError, match=rf"{size[0]}x{size[1]} pixels are too small"):
+        input_size(size, protocol=get_protocol("ino-ytvos"), multiple=8)
+
+
+def test_features_are_normalised_and_of_the_protocol_s_layer(backbone):
+    extractor = FeatureExtractor(backbone, protocol=get_protocol("ino-ytvos", layer=2))
+    frame = np.random.default_rng(0).integers(0, 256, (35, 50, 3), dtype=np.uint8)
+    features = extractor(frame)
+    assert features.shape == (4, 6, 24)
+    assert not features.requires_grad
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(4, 6))
+    assert [(shape, layer) for shape, layer, _ in backbone.calls] == [((1, 3, 32, 48), 2)]
+
+
+def test_input_is_normalised_with_the_backbone_s_numbers(backbone):
+    backbone.mean, backbone.std = (0.5, 0.25, 0.0), (0.5, 0.25, 2.0)
+    extractor = FeatureExtractor(backbone, protocol=get_protocol("ino-ytvos", layer=1))
+    image = extractor.prepare(np.full((8, 8, 3), 255, dtype=np.uint8))
+    assert image[0, :, 0, 0].tolist() == [1.0, 3.0, 0.5]
+
+
+def test_sizes_that_do_not_fit_the_stride_are_refused(backbone):
+    protocol = get_protocol("ino-davis", layer=1, size_multiple=12)
+    with pytest.raises(
+        ConfigError, match=r"multiples of 12 pixels but this backbone's stride is 8"
+    ):
+        FeatureExtractor(backbone, protocol=protocol)

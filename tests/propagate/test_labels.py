@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from ino.propagate.labels import enlarge_channel, harden_labels, soften_labels
+
+
+def one_hot(labels, ids):
+    return torch.from_numpy(np.stack([labels == label for label in ids], axis=-1)).float()
+
+
+def test_masks_are_reduced_as_in_the_released_code(golden):
+    numbers = golden("prop_random")
+    expected = torch.from_numpy(numbers["mask0_down"])[0].permute(1, 2, 0)
+    first = soften_labels(numbers["gt0"], ids=[0, 1, 2], grid=(15, 20))
+    late = soften_labels(numbers["gt5"], ids=[3], grid=(15, 20))
+    torch.testing.assert_close(torch.cat([first, late], dim=-1), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "normalize"), [("up_example", False), ("up_norm_example", True)])
+def test_channels_are_enlarged_as_in_the_released_code(golden, name, normalize):
+    """The golden example is every 7th pixel of the map after the first frame of r12_k5_two."""
+    numbers = golden("prop_random")
+    for soft, expected in zip(numbers["r12_k5_two_soft"][0], numbers[name], strict=True):
+        enlarged = enlarge_channel(torch.from_numpy(soft), stride=8, normalize=normalize)
+        torch.testing.assert_close(
+            enlarged[::7, ::7], torch.from_numpy(expected), rtol=0, atol=1e-6
+        )
+
+
+def test_ids_come_back_whatever_their_order():
+    labels = np.array([[0, 0, 9], [9, 200, 200]], dtype=np.uint8)
+    ids = [0, 200, 9]
+    soft = one_hot(labels, ids)
+    result = harden_labels(soft, ids=ids, stride=1, size=(2, 3), normalize=False)
+    np.testing.assert_array_equal(result, labels)
+
+
+def test_of_equal_channels_the_smallest_label_wins():
+    soft = torch.full((2, 2, 3), 0.5)
+    result = harden_labels(soft, ids=[7, 3, 5], stride=2, size=(4, 4), normalize=False)
+    assert (result == 3).all()
+
+
+def test_normalisation_lifts_a_weak_channel():
+    """A channel of at most 0.4 beats 0.6 where it has its maximum and the other its minimum."""
+    soft = torch.tensor([[[0.9, 0.1], [0.6, 0.4]]])
+    plain = harden_labels(soft, ids=[0, 1], stride=8, size=(8, 16), normalize=False)
+    stretched = harden_labels(soft, ids=[0, 1], stride=8, size=(8, 16), normalize=True)
+    assert not plain.any()
+    assert stretched[:, 12:].all()
+    assert not stretched[:, :4].any()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_an_object_that_fills_the_frame_stays(noise):
+    """Stretching a constant channel would give 0/0, or the pattern of its rounding."""
+    soft = torch.tensor([0.0, 1.0]).expand(4, 5, 2).clone()
+    soft[1, 2, 1] -= noise
+    result = harden_labels(soft, ids=[0, 6], stride=8, size=(33, 41), normalize=True)
+    assert (result == 6).all()
+
+
+def test_254_objects():
+    labels = (np.arange(15 * 17) % 255).reshape(15, 17).astype(np.uint8)
+    ids = list(range(255))
+    soft = soften_labels(labels, ids=ids, grid=(15, 17))
+    result = harden_labels(soft, ids=ids, stride=1, size=(15, 17), normalize=False)
+    np.testing.assert_array_equal(result, labels)

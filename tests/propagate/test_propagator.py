@@ -1,0 +1,137 @@
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ino.propagate.labels import harden_labels, soften_labels
+from ino.propagate.propagator import Propagator
+from ino.propagate.protocols import get_protocol
+from oracles.dense_propagation import dense_propagation
+
+
+def random_video(num_frames, height, width, *, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(num_frames, height, width, dim, generator=generator, dtype=torch.float64)
+    return F.normalize(values, dim=-1)
+
+
+def random_labels(height, width, *, num_channels, scale=1.0, seed=0):
+    """Channels that sum to `scale` at each position."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(height, width, num_channels, generator=generator, dtype=torch.float64)
+    return scale * logits.softmax(dim=-1)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "r3_k5_two",
+        "r12_k5_two",
+        "r12_k10_two",
+        "r40_k5_two",
+        "r3_k5_late",
+        "r12_k5_late",
+        "r40_k5_late",
+    ],
+)
+def test_released_code_on_random_features(golden, tag):
+    """Soft maps and every pixel of the masks; `late`: object 3 enters with frame 5."""
+    numbers = golden("prop_random")
+    radius, topk, kind = tag.split("_")
+    protocol = get_protocol("ino-davis", radius=int(radius[1:]), topk=int(topk[1:]))
+    features = F.normalize(torch.from_numpy(numbers["feats_f16"]), dim=-1).view(-1, 15, 20, 16)
+    given_masks = {0: ("gt0", [0, 1, 2])}
+    if kind == "late":
+        given_masks[5] = ("gt5", [3])
+    propagator = Propagator(protocol)
+    ids: list[int] = []
+    for time, feature_map in enumerate(features):
+        new = None
+        if time in given_masks:
+            name, new_ids = given_masks[time]
+            new = soften_labels(numbers[name], ids=new_ids, grid=(15, 20))
+            ids += new_ids
+        soft = propagator.step(feature_map, new)
+        if time == 0:
+            continue
+        expected = torch.from_numpy(numbers[f"{tag}_soft"][time - 1]).permute(1, 2, 0)
+        torch.testing.assert_close(soft, expected[..., : len(ids)], rtol=0, atol=1e-5)
+        labels = harden_labels(soft, ids=ids, stride=8, size=(123, 167), normalize=True)
+        assert np.count_nonzero(labels != numbers[f"{tag}_masks"][time]) == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    topk=st.integers(1, 6),
+    num_context=st.integers(0, 4),
+    radius=st.none() | st.integers(0, 4),
+    entries=st.sets(st.integers(1, 8), max_size=3),
+    max_bytes=st.integers(1, 10_000),
+)
+def test_streamed_video_equals_dense(height, width, topk, num_context, radius, entries, max_bytes):
+    """Several references at any times, and fewer frames than the context holds, or more."""
+    features = random_video(9, height, width)
+    new = {0: random_labels(height, width, num_channels=3)}
+    for time in sorted(entries):
+        new[time] = random_labels(height, width, num_channels=2, scale=0.7, seed=time)
+    protocol = get_protocol("ino-davis", topk=topk, num_context=num_context, radius=radius)
+    propagator = Propagator(protocol, max_bytes=max_bytes)
+    expected = dense_propagation(features, new, topk=topk, num_context=num_context, radius=radius)
+    for time, feature_map in enumerate(features):
+        soft = propagator.step(feature_map, new.get(time))
+        known = soft.shape[-1]
+        torch.testing.assert_close(soft, expected[time][..., :known], rtol=0, atol=1e-12)
+        assert not expected[time][..., known:].any()
+
+
+def test_channels_of_one_reference_sum_to_one():
+    propagator = Propagator(get_protocol("ino-davis", radius=2))
+    features = random_video(14, 5, 7)
+    new = random_labels(5, 7, num_channels=60)
+    for time, feature_map in enumerate(features):
+        soft = propagator.step(feature_map, new if time == 0 else None)
+        torch.testing.assert_close(soft.sum(dim=-1), torch.ones(5, 7, dtype=torch.float64))
+
+
+def test_order_of_channels_does_not_matter():
+    order = torch.tensor([0, 3, 1, 2])
+    features = random_video(6, 4, 5)
+    new = random_labels(4, 5, num_channels=4)
+    one, other = (Propagator(get_protocol("ino-davis", radius=3)) for _ in range(2))
+    for time, feature_map in enumerate(features):
+        soft = one.step(feature_map, new if time == 0 else None)
+        permuted = other.step(feature_map, new[..., order] if time == 0 else None)
+        torch.testing.assert_close(permuted, soft[..., order])
+
+
+def test_new_objects_overwrite_the_prediction_and_are_fed_back():
+    features = random_video(4, 3, 4)
+    propagator = Propagator(get_protocol("ino-davis", topk=1, num_context=1, radius=0))
+    propagator.step(features[0], torch.ones(3, 4, 1, dtype=torch.float64))
+    propagator.step(features[1], torch.full((3, 4, 1), 0.25, dtype=torch.float64))
+    overwritten = propagator.memory.frames()[-1].soft
+    assert (overwritten == torch.tensor([0.75, 0.25])).all()
+    # Frame 2 is frame 1 again, so the best position of the older reference is there, too.
+    soft = propagator.step(features[1])
+    assert (soft == torch.tensor([0.75, 0.25])).all()
+
+
+def test_stored_maps_do_not_grow_with_the_video():
+    propagator = Propagator(get_protocol("ino-davis", num_context=3, radius=1))
+    alive: list[weakref.ref] = []
+    for time in range(40):
+        feature_map = random_video(1, 3, 3, seed=time)[0]
+        alive.append(weakref.ref(feature_map))
+        new = random_labels(3, 3, num_channels=2, scale=0.5) if time in (0, 20) else None
+        propagator.step(feature_map, new)
+        del feature_map
+    gc.collect()
+    kept = [time for time, reference in enumerate(alive) if reference() is not None]
+    assert kept == [0, 20, 37, 38, 39]

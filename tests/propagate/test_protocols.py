@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+
+from ino.errors import ConfigError
+from ino.propagate.protocols import PROTOCOLS, get_protocol
+
+
+def test_ino_davis_is_the_table_of_the_released_code():
+    protocol = get_protocol("ino-davis")
+    assert dataclasses.asdict(protocol) == {
+        "name": "ino-davis",
+        "layer": 7,
+        "short_side": 480,
+        "size_multiple": None,
+        "fixed_sizes": (),
+        "topk": 5,
+        "num_context": 10,
+        "window": "square",
+        "radius": 40,
+        "temperature": 0.1,
+        "feedback": "soft",
+        "mask_down": "bilinear-align-corners",
+        "mask_up": "bilinear-stride",
+        "normalize_output": True,
+    }
+
+
+def test_ino_ytvos_differs_from_davis_in_size_context_and_radius():
+    davis, ytvos = (dataclasses.asdict(PROTOCOLS[f"ino-{name}"]) for name in ("davis", "ytvos"))
+    assert {key: value for key, value in ytvos.items() if value != davis[key]} == {
+        "name": "ino-ytvos",
+        "short_side": None,
+        "fixed_sizes": (((1080, 1920), (720, 1280)), ((816, 1920), (720, 1280))),
+        "num_context": 20,
+        "radius": 50,
+    }
+
+
+def test_names_are_the_keys():
+    assert [protocol.name for protocol in PROTOCOLS.values()] == list(PROTOCOLS)
+
+
+def test_overrides_replace_single_fields_and_leave_the_table_alone():
+    protocol = get_protocol("ino-davis", short_side=120, radius=None, temperature=0.5)
+    assert (protocol.short_side, protocol.radius, protocol.temperature) == (120, None, 0.5)
+    assert get_protocol("ino-davis").short_side == 480
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"layer": 0}, "layer must be a whole number, 1 or more, but is 0"),
+        ({"topk": 0}, "topk must be a whole number, 1 or more, but is 0"),
+        ({"topk": 2.5}, "topk must be a whole number"),
+        ({"topk": None}, "topk must be a whole number, 1 or more, but is None"),
+        ({"topk": True}, "topk must be a whole number"),
+        ({"num_context": -1}, "num_context must be a whole number, 0 or more, but is -1"),
+        ({"radius": -1}, "radius must be a whole number, 0 or more, or none, but is -1"),
+        ({"short_side": 0}, "short_side must be a whole number, 1 or more"),
+        ({"size_multiple": "8"}, "size_multiple must be a whole number, 1 or more"),
+        ({"temperature": 0}, "temperature must be a number above 0, but is 0"),
+        ({"temperature": float("nan")}, "temperature must be a number above 0"),
+        ({"temperature": "warm"}, "temperature must be a number above 0"),
+        ({"window": "circle"}, "window must be one of square, but is 'circle'"),
+        ({"feedback": "argmax"}, "feedback must be one of soft"),
+        ({"normalize_output": 1}, "normalize_output must be true or false"),
+        ({"top_k": 5}, "a protocol has no 'top_k'; it has layer, short_side"),
+        ({"name": "mine"}, "a protocol has no 'name'"),
+    ],
+)
+def test_values_out_of_range_are_refused(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        get_protocol("ino-davis", **overrides)
+    assert message in str(error.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown protocol 'davis'; choose one of ino-davis, "):
+        get_protocol("davis")

@@ -1,0 +1,237 @@
+import numpy as np
+import pytest
+
+from ino.errors import ConfigError, MaskError, VideoError
+from ino.models.backbones import ColorBackbone, load_backbone
+from ino.propagate.protocols import get_protocol
+from ino.propagate.tracker import Tracker
+
+HEIGHT, WIDTH = 45, 69
+
+
+def moving_squares(num_frames, *, height=HEIGHT, width=WIDTH):
+    """Frames and labels of two textured squares (1 and 2) on noise; they move 2 pixels a frame."""
+    rng = np.random.default_rng(3)
+    background = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+    textures = [rng.integers(130, 256, (14, 14, 3), dtype=np.uint8) for _ in range(2)]
+    for time in range(num_frames):
+        frame, labels = background.copy(), np.zeros((height, width), dtype=np.uint8)
+        for label, (top, left) in enumerate(((4, 2 * time + 2), (26, 50 - 2 * time)), start=1):
+            place = slice(top, top + 14), slice(left, left + 14)
+            frame[place] = textures[label - 1]
+            labels[place] = label
+        yield frame, labels
+
+
+@pytest.fixture
+def tracker(backbone):
+    return Tracker(backbone, protocol=get_protocol("ino-ytvos", layer=1, radius=3))
+
+
+@pytest.fixture
+def fine_tracker(backbone):
+    """Sees frames four times as large, so that a feature is two pixels wide."""
+    protocol = get_protocol("ino-davis", layer=1, short_side=4 * HEIGHT, radius=4)
+    return Tracker(backbone, protocol=protocol)
+
+
+@pytest.fixture
+def video():
+    frames, labels = zip(*moving_squares(8), strict=True)
+    return list(frames), list(labels)
+
+
+def iou(found, truth, label):
+    return ((found == label) & (truth == label)).sum() / ((found == label) | (truth == label)).sum()
+
+
+def test_objects_are_followed(fine_tracker, video):
+    frames, labels = video
+    results = list(fine_tracker.track(frames, {0: labels[0]}))
+    assert len(results) == len(frames)
+    assert all(found.shape == (HEIGHT, WIDTH) and found.dtype == np.uint8 for found in results)
+    for label in (1, 2):
+        assert iou(results[-1], labels[-1], label) > 0.6
+        assert iou(results[-1], labels[0], label) < 0.3  # staying where it was is no success
+
+
+def test_one_frame_returns_the_mask_itself(tracker, video):
+    frames, labels = video
+    (result,) = tracker.track(frames[:1], {0: labels[0]})
+    np.testing.assert_array_equal(result, labels[0])
+
+
+def test_ids_can_be_any(tracker, video):
+    frames, labels = video
+    plain = list(tracker.track(frames, {0: labels[0]}))
+    renamed = np.array([0, 254, 17], dtype=np.uint8)
+    results = list(tracker.track(frames, {0: renamed[labels[0]]}))
+    for found, expected in zip(results, plain, strict=True):
+        np.testing.assert_array_equal(found, renamed[expected])
+
+
+def test_sixty_objects(tracker):
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    cells = np.arange(80).reshape(8, 10).repeat(8, axis=0).repeat(8, axis=1)
+    mask = np.where(cells < 60, cells + 1, 0).astype(np.uint8)
+    *_, result = tracker.track([frame] * 3, {0: mask})
+    assert set(np.unique(result)) == set(range(61))
+
+
+def test_void_counts_as_background(tracker, video):
+    frames, labels = video
+    with_void = labels[0].copy()
+    with_void[:3] = 255
+    plain = list(tracker.track(frames, {0: labels[0]}))
+    results = list(tracker.track(frames, {0: with_void}))
+    for found, expected in zip(results, plain, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_frames_before_the_first_mask_are_zero_and_cost_nothing(tracker, backbone, video):
+    frames, labels = video
+    results = list(tracker.track(frames, {3: labels[3]}))
+    assert not any(found.any() for found in results[:3])
+    np.testing.assert_array_equal(results[3], labels[3])
+    assert all(set(np.unique(found)) == {0, 1, 2} for found in results[4:])
+    assert len(backbone.calls) == 5
+
+
+def test_a_late_object_enters_with_its_mask(fine_tracker, video):
+    frames, labels = video
+    only = {
+        label: [np.where(m == label, m, 0).astype(np.uint8) for m in labels] for label in (1, 2)
+    }
+    results = list(fine_tracker.track(frames, {0: only[1][0], 4: only[2][4]}))
+    assert all(set(np.unique(found)) == {0, 1} for found in results[:4])
+    assert all(set(np.unique(found)) == {0, 1, 2} for found in results[4:])
+    assert iou(results[4], labels[4], 2) > 0.8
+    assert iou(results[-1], labels[-1], 1) > 0.6
+    assert iou(results[-1], labels[-1], 2) > 0.6
+
+
+def test_known_objects_in_a_later_mask_do_not_correct(tracker, video):
+    frames, labels = video
+    first = np.where(labels[0] == 1, labels[0], 0).astype(np.uint8)
+    second = np.where(labels[4] == 2, labels[4], 0).astype(np.uint8)
+    expected = list(tracker.track(frames, {0: first, 4: second}))
+    second[-6:, -6:] = 1
+    results = list(tracker.track(frames, {0: first, 4: second}))
+    for found, wanted in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_mask_that_introduces_nothing_warns(tracker, video):
+    frames, labels = video
+    with pytest.warns(UserWarning, match="mask of frame 2 holds only objects of earlier masks"):
+        results = tracker.track(frames, {0: labels[0], 2: labels[2]})
+    assert len(list(results)) == len(frames)
+
+
+def test_frames_are_taken_one_at_a_time(tracker, video):
+    frames, labels = video
+    taken = []
+
+    def stream():
+        for number, frame in enumerate(frames):
+            taken.append(number)
+            yield frame
+
+    results = tracker.track(stream(), {0: labels[0]})
+    assert taken == []
+    for number in range(3):
+        next(results)
+        assert taken == list(range(number + 1))
+
+
+def test_the_backbone_is_in_evaluation_mode(backbone, video):
+    backbone.train()
+    list(
+        Tracker(backbone, protocol=get_protocol("ino-ytvos", layer=1)).track(
+            video[0][:1], {0: video[1][0]}
+        )
+    )
+    assert [training for *_, training in backbone.calls] == [False]
+
+
+def test_a_protocol_can_be_named(video):
+    frames, labels = video
+    named = list(Tracker(ColorBackbone(), protocol="ino-davis").track(frames[:2], {0: labels[0]}))
+    given = Tracker(ColorBackbone(), protocol=get_protocol("ino-davis"))
+    np.testing.assert_array_equal(named, list(given.track(frames[:2], {0: labels[0]})))
+
+
+def test_a_layer_that_the_backbone_lacks(video):
+    frames, labels = video
+    tracker = Tracker(
+        load_backbone("random:vit_nano/8"), protocol=get_protocol("ino-ytvos", layer=13)
+    )
+    with pytest.raises(ConfigError, match="no layer 13; this backbone has 1 to 12"):
+        next(tracker.track(frames, {0: labels[0]}))
+
+
+def test_a_mask_of_another_size(tracker, video):
+    frames, labels = video
+    results = tracker.track(frames, {0: labels[0], 1: np.full((9, 11), 4, dtype=np.uint8)})
+    next(results)
+    with pytest.raises(MaskError) as error:
+        next(results)
+    assert str(error.value) == (
+        "the mask of frame 1 is 9x11 but the frames are 45x69; give a mask of the video's size"
+    )
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({}, "no mask was given"),
+        ({0: np.zeros((45, 69), np.uint8)}, "the mask of frame 0 holds no object"),
+        ({0: np.full((45, 69), 255, np.uint8)}, "the mask of frame 0 holds no object"),
+        ({-1: np.ones((45, 69), np.uint8)}, "frame -1, but frames are counted from 0"),
+        ({0: np.ones((45, 69, 3), np.uint8)}, "it is uint8 of shape (45, 69, 3)"),
+        ({0: np.ones((45, 69), np.int64)}, "it is int64 of shape (45, 69)"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_refused_at_once(tracker, video, masks, message):
+    with pytest.raises(MaskError) as error:
+        tracker.track(video[0], masks)
+    assert message in str(error.value)
+
+
+def test_a_mask_beyond_the_end(tracker, video):
+    frames, labels = video
+    masks = {0: labels[0], 8: np.full((HEIGHT, WIDTH), 3, dtype=np.uint8)}
+    message = "a mask was given for frame 8, but the video has 8 frames, counted from 0"
+    with pytest.raises(MaskError, match=message):
+        tracker.track(frames, masks, num_frames=8)
+    results = tracker.track(frames, masks)
+    for _ in frames:
+        next(results)
+    with pytest.raises(MaskError, match=message):
+        next(results)
+
+
+def test_an_empty_video(tracker, video):
+    with pytest.raises(MaskError, match="frame 0, but the video has 0 frames"):
+        list(tracker.track([], {0: video[1][0]}))
+
+
+def test_frames_of_several_sizes(tracker, video):
+    frames, labels = video
+    results = tracker.track([frames[0], frames[1][:-1]], {0: labels[0]})
+    next(results)
+    with pytest.raises(VideoError, match="frame 1 is 44x69 but the frames before it are 45x69"):
+        next(results)
+
+
+@pytest.mark.parametrize("frame", [np.zeros((45, 69), np.uint8), np.zeros((45, 69, 3), np.float32)])
+def test_frames_that_are_no_rgb_images(tracker, video, frame):
+    with pytest.raises(VideoError, match="frame 0 must be uint8 height x width x 3"):
+        next(tracker.track([frame], {0: video[1][0]}))
+
+
+def test_frames_smaller_than_the_stride(tracker):
+    frame, mask = np.zeros((6, 40, 3), np.uint8), np.ones((6, 40), np.uint8)
+    with pytest.raises(VideoError, match="6x40 pixels are too small"):
+        next(tracker.track([frame], {0: mask}))

@@ -1,0 +1,60 @@
+"""The house of the design: a module imports only from a lower layer or from its own folder."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "ino"
+
+LAYERS = {
+    "errors": -1,
+    "files": 0,
+    "data": 1,
+    "losses": 2,
+    "models": 2,
+    "train": 3,
+    "propagate": 3,
+    "evaluate": 3,
+    "pipeline": 4,
+    "web": 4,
+    "demo": 5,
+    "cli": 5,
+    "__main__": 6,
+    "__init__": 6,
+}
+
+
+def room(path: Path) -> str:
+    """The folder or top-level module that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms of `ino` that a file imports from, at any depth of the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module] if node.module != "ino" else [f"ino.{a.name}" for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            pytest.fail(f"{path} has a relative import")
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("ino.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.name))
+def test_imports_go_down(path):
+    here = room(path)
+    assert here in LAYERS, f"{here} has no layer: add it to the design"
+    for other in imported_rooms(path) - {here}:
+        assert LAYERS[other] < LAYERS[here], f"{here} must not import from {other}"
+
+
+def test_every_module_says_what_it_is():
+    for path in SOURCE.rglob("*.py"):
+        if path.stat().st_size:
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

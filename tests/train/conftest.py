@@ -1,0 +1,42 @@
+"""A run so small that a step takes a fraction of a second."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ino.data.video import VideoWriter
+from ino.train.config import (
+    DataConfig,
+    MaskingConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    ViewsConfig,
+)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    """Five videos of moving noise, 12 frames of 48 x 64 pixels."""
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(5):
+        ground = np.random.default_rng(index).integers(0, 255, (48, 80, 3), dtype=np.uint8)
+        with VideoWriter(folder / f"{index}.mp4", fps=8.0) as writer:
+            for frame in range(12):
+                writer.write(np.ascontiguousarray(ground[:, frame : frame + 64]))
+    return folder
+
+
+@pytest.fixture
+def config(videos) -> TrainConfig:
+    """Two steps an epoch, four epochs."""
+    return TrainConfig(
+        model=ModelConfig(arch="vit_nano", out_dim=32, hidden_dim=24, bottleneck_dim=16),
+        data=DataConfig(root=[str(videos)], frame_step=1, batch_size=2, num_workers=0),
+        views=ViewsConfig(global_size=32, local_size=16, num_local=2),
+        masking=MaskingConfig(probability=0.7),
+        optim=OptimConfig(epochs=4, lr=0.05, warmup_epochs=1.0),
+        run=RunConfig(accelerator="cpu", precision="32-true", save_every=3, log_every=1),
+    )

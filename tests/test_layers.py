@@ -19,9 +19,9 @@ LAYERS = {
     "pipeline": 4,
     "web": 4,
     "demo": 5,
-    "cli": 5,
-    "__main__": 6,
-    "__init__": 6,
+    "cli": 6,
+    "__main__": 7,
+    "__init__": 7,
 }
 
 

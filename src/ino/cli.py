@@ -19,10 +19,11 @@ PROTOCOL_DEFAULT = "ino-davis"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and gives its exit status: 0, 2 for what the user can mend, 130 stopped."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(format="ino: %(message)s", level=logging.WARNING)
+    _log_to_screen()
     try:
-        parser = build_parser(recipe=_recipe_of(arguments))
-        options = parser.parse_args(arguments)
+        options = build_parser().parse_args(_with_recipe(arguments))
+        if options.subcommand == "train" and options.train.recipe != arguments[1]:
+            raise ConfigError(f"name the recipe first: ino train {options.train.recipe} ...")
         return COMMANDS[_command_of(options)](options)
     except ArgumentError as error:
         print(f"ino: {_one_line(error)} (ino --help shows the options)", file=sys.stderr)
@@ -34,6 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
+def _log_to_screen() -> None:
+    """Warnings of ino as lines like those of errors; other libraries keep their own ways."""
+    log = logging.getLogger("ino")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("ino: %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -43,8 +54,8 @@ def _command_of(options: Namespace) -> str:
     return f"{command} {options[command].subcommand}" if command == "evaluate" else command
 
 
-def build_parser(*, recipe: str | None = None) -> ArgumentParser:
-    """The parser of all commands; `recipe` gives `ino train` its defaults."""
+def build_parser() -> ArgumentParser:
+    """The parser of all commands."""
     parser = ArgumentParser(
         prog="ino",
         description="Dense features from unlabeled video, and masks carried through a video.",
@@ -53,7 +64,7 @@ def build_parser(*, recipe: str | None = None) -> ArgumentParser:
     )
     commands = parser.add_subcommands(required=True)
     commands.add_subcommand("demo", _demo_parser(), help="the whole story on generated video")
-    commands.add_subcommand("train", _train_parser(recipe), help="learn from unlabeled video")
+    commands.add_subcommand("train", _train_parser(), help="learn from unlabeled video")
     commands.add_subcommand("segment", _segment_parser(), help="carry masks through a video")
     evaluate = _parser("Propagates the given masks of a data set and scores the result.")
     commands.add_subcommand("evaluate", evaluate, help="propagate and score a data set")
@@ -78,8 +89,8 @@ def _demo_parser() -> ArgumentParser:
     return parser
 
 
-def _train_parser(recipe: str | None) -> ArgumentParser:
-    from ino.train.config import TrainConfig
+def _train_parser() -> ArgumentParser:
+    from ino.train.recipes import add_config_arguments, recipe_names
 
     parser = _parser(
         "Trains by a recipe: the name of one that comes with ino, or a YAML file. Every field can "
@@ -90,9 +101,7 @@ def _train_parser(recipe: str | None) -> ArgumentParser:
     parser.add_argument(
         "--resume", action=ActionYesNo, default=False, help="continue the run in the folder"
     )
-    parser.add_class_arguments(TrainConfig, nested_key=None, fail_untyped=False)
-    if recipe is not None:
-        parser.set_defaults(_read_recipe(recipe, parser))
+    add_config_arguments(parser)
     return parser
 
 
@@ -110,7 +119,7 @@ def _segment_parser() -> ArgumentParser:
         "--resize-mask", action=ActionYesNo, default=False, help="fit masks to the video's size"
     )
     parser.add_argument("--overlay", action=ActionYesNo, default=True, help="write overlay.mp4")
-    _add_output(parser, default=Path("masks"))
+    _add_output(parser, default=None, shown="segments/VIDEO")
     _add_tracker(parser)
     return parser
 
@@ -131,8 +140,9 @@ def _score_parser() -> ArgumentParser:
     return parser
 
 
-def _add_output(parser: ArgumentParser, *, default: Path) -> None:
-    parser.add_argument("--out", type=Path, default=default, help="folder of the results")
+def _add_output(parser: ArgumentParser, *, default: Path | None, shown: str = "") -> None:
+    words = f"folder of the results (default: {shown or default})"
+    parser.add_argument("--out", type=Path, default=default, help=words)
     parser.add_argument(
         "--overwrite",
         action=ActionYesNo,
@@ -166,76 +176,31 @@ def _add_tracker(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with ino."""
-    from ino.train.config import recipes_folder
+def _with_recipe(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `ino train RECIPE ...` with the recipe's options before those given."""
+    if len(arguments) < 2 or arguments[0] != "train" or arguments[1].startswith("-"):
+        return list(arguments)
 
-    return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+    from ino.train.recipes import recipe_arguments
 
-
-def _recipe_of(arguments: Sequence[str]) -> str | None:
-    """The recipe of `ino train RECIPE ...`, which must come first."""
-    if len(arguments) > 1 and arguments[0] == "train" and not arguments[1].startswith("-"):
-        return arguments[1]
-    return None
-
-
-def _read_recipe(name: str, parser: ArgumentParser) -> dict[str, Any]:
-    """The recipe as dotted defaults.
-
-    Raises:
-        ConfigError: there is no such recipe, it is no YAML, or it has a key that is not known.
-    """
-    from ino.train.config import recipes_folder
-
-    path = recipes_folder() / f"{name}.yaml"
-    if not path.exists():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(recipe_names())
-        raise ConfigError(f"there is no recipe {name!r}; give one of {known} or a YAML file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the recipe {path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"the recipe {path} must hold sections such as model and data")
-    known = set(vars(parser.get_defaults().as_flat()))
-    flat = dict(_flatten(content))
-    for key in flat:
-        if key not in known:
-            raise ConfigError(f"the recipe {path} has the unknown key {key}; see ino train --help")
-    return flat
-
-
-def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return [*arguments[:2], *recipe_arguments(arguments[1]), *arguments[2:]]
 
 
 def _train(options: Namespace) -> int:
-    from ino.train.config import TrainConfig, from_dict
+    from ino.train.recipes import config_of
 
-    chosen = options.train
-    fields = TrainConfig.__dataclass_fields__
-    config = from_dict({name: _plain(chosen[name]) for name in fields})
-    out = chosen.out or Path("runs") / Path(chosen.recipe).stem
+    config = config_of(options.train)
+    out = options.train.out or Path("runs") / Path(options.train.recipe).stem
 
     from ino.train.loop import train
 
-    print(f"last checkpoint: {train(config, out=out, resume=chosen.resume)}")
+    print(f"last checkpoint: {train(config, out=out, resume=options.train.resume)}")
     return 0
-
-
-def _plain(value: Any) -> Any:
-    return value.as_dict() if isinstance(value, Namespace) else value
 
 
 def _segment(options: Namespace) -> int:
     chosen = options.segment
+    out = chosen.out or Path("segments") / chosen.video.stem
     masks = read_masks(chosen.mask)
     tracker, settings = _tracker(chosen)
 
@@ -249,14 +214,14 @@ def _segment(options: Namespace) -> int:
         count = segment_video(
             chosen.video,
             masks,
-            out=chosen.out,
+            out=out,
             tracker=tracker,
             settings=settings | {"video": str(chosen.video)},
             overlay=chosen.overlay,
             overwrite=chosen.overwrite,
             on_frame=advance,
         )
-    print(f"{count} masks in {chosen.out / 'masks'}")
+    print(f"{count} masks in {out / 'masks'}")
     return 0
 
 
@@ -313,7 +278,8 @@ def _evaluate_davis(options: Namespace) -> int:
             **choice,
         )
     print_scores(scores, Console())
-    print(f"protocol {tracker.protocol}, weights {chosen.weights}\nresults in {chosen.out}")
+    fields = ", ".join(f"{name} {value}" for name, value in vars(tracker.protocol).items())
+    print(f"weights {chosen.weights}; protocol {fields}\nresults in {chosen.out}")
     return 0
 
 
@@ -368,7 +334,7 @@ def _overrides(texts: Sequence[str]) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         if not separator:
             raise ConfigError(f"--set {text} must be FIELD=VALUE, as in --set short_side=240")
-        overrides[name] = yaml.safe_load(value)
+        overrides[name] = None if value.lower() == "none" else yaml.safe_load(value)
     return overrides
 
 

@@ -93,6 +93,9 @@ def segment_video(
                 labels = next(results, None)
             except VideoError as error:
                 broken, labels = error, None
+    for stale in folder.glob("*.png"):
+        if stale.stem.isdecimal() and int(stale.stem) >= count:
+            stale.unlink()  # of an earlier, longer result that this one overwrites
     if broken is not None:
         raise VideoError(f"{broken}; the masks of the {count} frames before it are in {folder}")
     return count
@@ -118,28 +121,19 @@ def propagate_sequences(
 ) -> None:
     """Carries the given masks of each sequence through it, into `out`/SEQUENCE/FRAME.png.
 
-    The first annotation and those in which objects appear that were not there before are given
-    to the tracker; other annotations are not looked at.
+    Only the annotation of a sequence's first annotated frame is given, as in DAVIS.
     """
     for sequence in sequences:
         folder = out / sequence.name
         folder.mkdir(parents=True, exist_ok=True)
-        masks = given_masks(sequence)
+        first = min(sequence.annotations)
+        masks = {first: read_labels(sequence.annotations[first])}
         size = image_size(sequence.frames[0])
         frames = (read_image(path, size=size) for path in sequence.frames)
         results = tracker.track(frames, masks, num_frames=len(sequence.frames))
         for path, labels in zip(sequence.frames, results, strict=True):
             write_labels(folder / f"{path.stem}.png", labels)
             on_frame()
-
-
-def given_masks(sequence: VideoSequence) -> dict[int, np.ndarray]:
-    """The annotation of the first annotated frame of a sequence, by its frame number.
-
-    DAVIS gives the objects of the first frame only.
-    """
-    first = min(sequence.annotations)
-    return {first: read_labels(sequence.annotations[first])}
 
 
 def evaluate_davis(
@@ -178,21 +172,19 @@ def evaluate_davis(
     """
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     new_folder(out, overwrite=overwrite)
-    written = write_settings(out / "settings.json", tracker, settings)
+    write_settings(out / "settings.json", tracker, settings)
     predictions = out / "predictions"
     propagate_sequences(found, out=predictions, tracker=tracker, on_frame=on_frame)
     scores = score_davis(
         predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
     )
     write_csv(scores, out, split=split)
-    write_json(scores, out / "scores.json", protocol=written)
+    write_json(scores, out / "scores.json", protocol=dataclasses.asdict(tracker.protocol))
     return scores
 
 
-def write_settings(
-    path: Path, tracker: Tracker, settings: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Stores how results were made: protocol, settings and version; gives what it stored."""
+def write_settings(path: Path, tracker: Tracker, settings: Mapping[str, Any] | None) -> None:
+    """Stores how results were made: protocol, settings and version."""
     content = {
         "version": __version__,
         **(settings or {}),
@@ -200,4 +192,3 @@ def write_settings(
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    return content

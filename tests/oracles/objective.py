@@ -28,12 +28,11 @@ def out_generative(
             for teacher in pair:
                 for student in pair:
                     goal = targets[teacher, sample]
+                    views = student_local[student][:, sample]
+                    l2g.extend(cross_entropy(goal, view, temperature) for view in views)
                     if student != teacher:
-                        g2g.append(
-                            cross_entropy(goal, student_global[student, sample], temperature)
-                        )
-                    for crop in student_local[student]:
-                        l2g.append(cross_entropy(goal, crop[sample], temperature))
+                        view = student_global[student, sample]
+                        g2g.append(cross_entropy(goal, view, temperature))
     return g2g, l2g
 
 

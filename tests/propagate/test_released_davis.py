@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ino.models.backbones import VitBackbone
+from ino.models.backbones import RELEASED_STD, VitBackbone
 from ino.models.vit import VisionTransformer
 from ino.propagate.features import FeatureExtractor
 from ino.propagate.labels import harden_labels, soften_labels
@@ -29,7 +29,7 @@ def backbone(golden):
     vit = VisionTransformer(embed_dim=48, num_heads=3, depth=4)
     weights = golden("vit_tiny48_weights")
     vit.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-    return VitBackbone(vit)
+    return VitBackbone(vit, std=RELEASED_STD)
 
 
 @pytest.fixture

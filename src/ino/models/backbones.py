@@ -18,7 +18,7 @@ from ino.models.checkpoints import NetworkName, load_vit
 from ino.models.vit import VisionTransformer, build_vit
 
 RELEASED_STD = (0.228, 0.224, 0.225)
-"""The authors normalise with this red deviation at inference, and 0.229 in training."""
+"""By which the authors' code normalises at inference; in training its first number is 0.229."""
 
 RANDOM_NAME = re.compile(r"random:(?P<arch>\w+)/(?P<patch>\d+)")
 
@@ -26,13 +26,19 @@ RANDOM_NAME = re.compile(r"random:(?P<arch>\w+)/(?P<patch>\d+)")
 class VitBackbone(nn.Module):
     """Patch tokens of a ViT's block as a feature map."""
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(
+        self, vit: VisionTransformer, *, std: tuple[float, float, float] = IMAGENET_STD
+    ) -> None:
+        """Args:
+        vit: the network.
+        std: deviation by which images are normalised.
+        """
         super().__init__()
         self.vit = vit
         self.stride = vit.patch_size
-        self.num_layers = len(vit.blocks)
+        self.num_layers = vit.depth
         self.mean = IMAGENET_MEAN
-        self.std = RELEASED_STD
+        self.std = std
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], *, layer: int
@@ -103,7 +109,9 @@ def load_backbone(name: str | Path, *, network: NetworkName = "student", seed: i
             f"{name} is neither a file or folder nor a known name; give a checkpoint, the folder "
             "of a run, color or random:vit_tiny/8"
         )
-    return VitBackbone(load_vit(path, network=network)).eval()
+    vit, config = load_vit(path, network=network)
+    std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
+    return VitBackbone(vit, std=std).eval()
 
 
 def choose_device(name: str) -> torch.device:

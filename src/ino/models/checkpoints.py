@@ -77,8 +77,10 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*.pt"))
 
 
-def load_vit(path: Path, *, network: NetworkName = "student") -> VisionTransformer:
-    """The backbone of a run's checkpoint, in evaluation mode.
+def load_vit(
+    path: Path, *, network: NetworkName = "student"
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The backbone of a run's checkpoint, in evaluation mode, and the run's configuration.
 
     Args:
         path: a checkpoint or the folder of a run.
@@ -100,7 +102,7 @@ def load_vit(path: Path, *, network: NetworkName = "student") -> VisionTransform
     prefix = "backbone."
     backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     load_exactly(vit, backbone, source=path)
-    return vit.eval()
+    return vit.eval(), content["config"]
 
 
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:

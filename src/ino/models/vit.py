@@ -51,6 +51,10 @@ def build_vit(arch: str, *, patch_size: int = 8, drop_path: float = 0.0) -> "Vis
 class VisionTransformer(timm_vit.VisionTransformer):
     """The original ViT, for inputs of any size that is a multiple of the patch."""
 
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+    blocks: nn.Sequential
+
     def __init__(
         self,
         *,
@@ -70,12 +74,13 @@ class VisionTransformer(timm_vit.VisionTransformer):
             drop_path_rate=drop_path,
             dynamic_img_size=True,
         )
-        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.depth = depth
         self.patch_size = patch_size
+        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         trunc_normal_(self.mask_token, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Float[Tensor, "batch 3 height width"],
         mask: Bool[Tensor, "batch tokens"] | None = None,
@@ -95,7 +100,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
             token = self.mask_token.to(patches.dtype)
             patches = torch.where(mask.reshape(*patches.shape[:3], 1), token, patches)
         tokens = self._pos_embed(patches)
-        for block in self.blocks[:num_blocks]:
+        for block in list(self.blocks)[:num_blocks]:
             tokens = block(tokens)
         return self.norm(tokens)
 

@@ -83,6 +83,8 @@ def _check_values(name: str, values: Mapping[str, Any]) -> None:
             expected = "a number above 0"
         elif field == "normalize_output" and not isinstance(value, bool):
             expected = "true or false"
+        elif field == "fixed_sizes" and not isinstance(value, tuple):
+            expected = "a tuple of pairs of sizes, which can only be set from Python"
         if expected is not None:
             raise ConfigError(f"protocol {name}: {field} must be {expected}, but is {value!r}")
 

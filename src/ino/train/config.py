@@ -7,7 +7,6 @@ the command line can show its options at once.
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ino.errors import ConfigError
@@ -18,7 +17,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {
         "data.frame_step": 8,
         "data.fps": 0.0,
-        "data.clips_per_video": 1,
         "views.colour_on_global": True,
         "masking.kind": "blockwise",
         "masking.shared": False,
@@ -31,7 +29,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "released": {
         "data.frame_step": 0,
         "data.fps": 8.0,
-        "data.clips_per_video": 5,
         "views.colour_on_global": False,
         "masking.kind": "random",
         "masking.shared": True,
@@ -75,7 +72,7 @@ class DataConfig:
         clip_length: frames of a clip (L), even.
         frame_step: frames from one to the next in the source; 0 to go by `fps`. Set by `variant`.
         fps: frames a second of a clip; 0 to go by `frame_step`. Set by `variant`.
-        clips_per_video: clips of each video in an epoch. Set by `variant`.
+        clips_per_video: clips of each video in an epoch.
         batch_size: clips of each device in a step.
         num_workers: processes that decode, for each device.
     """
@@ -84,7 +81,7 @@ class DataConfig:
     clip_length: int = 4
     frame_step: int | None = None
     fps: float | None = None
-    clips_per_video: int | None = None
+    clips_per_video: int = 5
     batch_size: int = 4
     num_workers: int = 4
 
@@ -382,13 +379,8 @@ def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any
             found += [(section, value, new[section])] if value != new[section] else []
             continue
         for name, was in value.items():
-            matters = section != "run" or name in ("seed", "precision")
+            matters = section != "run" or name in ("seed", "precision", "devices", "num_nodes")
             matters = matters and (section, name) != ("data", "num_workers")
             if matters and was != new[section][name]:
                 found.append((f"{section}.{name}", was, new[section][name]))
     return found
-
-
-def recipes_folder() -> Path:
-    """Where the named recipes are."""
-    return Path(__file__).parent.parent / "recipes"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ino.data.token_masks import draw_masks, draw_num_masked
 from ino.data.views import PLAIN, CropGeometry, Photometric, make_crops
-from ino.errors import TrainingError
+from ino.errors import InoError, TrainingError
 from ino.models.checkpoints import list_checkpoints
 from ino.models.student_teacher import Views
 from ino.train.checkpoint import save_checkpoint
@@ -88,11 +88,16 @@ def _batches(run: Run) -> Iterator[list[Tensor]]:
     while step < run.num_steps:
         epoch, batch = divmod(step, run.steps_per_epoch)
         run.sampler.set_position(epoch, batch)
-        for clips in run.loader:
-            yield clips
-            step += 1
-            if step == run.num_steps:
-                return
+        try:
+            for clips in run.loader:
+                yield clips
+                step += 1
+                if step == run.num_steps:
+                    return
+        except InoError as error:
+            # A worker process puts its whole traceback into the message.
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2]) from error
 
 
 def draw_views(config: TrainConfig, clips: list[Tensor], *, step: int, fabric: Fabric) -> Views:

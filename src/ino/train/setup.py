@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
@@ -51,10 +51,10 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     """
     fabric = build_fabric(config.run)
     fabric.launch()
+    loader, sampler = build_data(config, fabric, quarantine=out / QUARANTINE_NAME)
     if fabric.is_global_zero:
         prepare_folder(config, out=out, resume=resume)
     fabric.barrier()
-    loader, sampler = build_data(config, fabric, quarantine=out / QUARANTINE_NAME)
 
     torch.manual_seed(config.run.seed)
     model = build_model(config.model)
@@ -63,7 +63,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     objective = Objective(
         config.loss,
         num_classes=config.model.out_dim,
-        reduce_mean=lambda mean: fabric.all_reduce(mean, reduce_op="mean"),
+        reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     ).to(fabric.device)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     state = RunState(model, objective, inner_optimizer, scaler)
@@ -138,7 +138,9 @@ def build_model(config: ModelConfig) -> StudentTeacher:
     return StudentTeacher(backbone, head)
 
 
-def build_data(config: TrainConfig, fabric: Fabric, *, quarantine: Path) -> tuple[DataLoader, ClipSampler]:
+def build_data(
+    config: TrainConfig, fabric: Fabric, *, quarantine: Path
+) -> tuple[DataLoader, ClipSampler]:
     """The clips of this process, in batches, and the sampler that says where in an epoch they are.
 
     Raises:
@@ -152,7 +154,7 @@ def build_data(config: TrainConfig, fabric: Fabric, *, quarantine: Path) -> tupl
         length=data.clip_length,
         frame_step=data.frame_step or None,
         fps=data.fps or None,
-        clips_per_video=data.clips_per_video or 1,
+        clips_per_video=data.clips_per_video,
     )
     videos = find_videos([Path(root) for root in data.root])
     dataset = ClipDataset(

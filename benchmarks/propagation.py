@@ -1,0 +1,196 @@
+"""Time and peak memory of a propagated frame, stage by stage, beside a plain reference.
+
+    python benchmarks/propagation.py [--quick] [--json FILE] [--threads N]
+
+ViT-S/8 with random weights, a generated video of 480x854 pixels with two objects, protocol
+ino-davis: 60x106 positions, block 7, top-k 5, radius 40, the first frame and 10 more as context.
+The reference runs all 12 blocks with unfused attention and computes all affinities of all positions
+at once. Both carry the masks from the first frame on, in turns, each with its own features; frames
+are timed once the context is full.
+
+What is compared first: the features, and the masks of three frames in float64 from equal features,
+of which every pixel is equal. In the timed run, in fp32, a rounding may choose another one of two
+equally similar positions; the share of pixels that differ for that reason is printed and bounded.
+
+Ratios: reference over ino for the propagation alone (`propagation_speedup_fp32`) and for the whole
+frame (`frame_speedup_fp32`); GiB that ino's process holds at its peak above one that only loads the
+network (`propagation_peak_gib`). In those processes the context is filled with random features.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ino.data.synthetic import SyntheticClip, generate_clip
+from ino.models.backbones import VitBackbone, load_backbone
+from ino.propagate.labels import soften_labels
+from propagation_sides import IDS, NUM_OBJECTS, OurTracker, PlainTracker, Size, carry
+from report import (
+    GIB,
+    DifferentResultsError,
+    StageTimes,
+    build_parser,
+    conclude,
+    describe_machine,
+    peak_bytes,
+    peak_bytes_of_child,
+    print_stages,
+    print_table,
+    require_close,
+)
+
+BACKBONE = "random:vit_small/8"
+FULL = Size(480, 854, num_context=10, repeats=5)
+QUICK = Size(240, 427, num_context=4, repeats=3)
+NUM_COMPARED = 3
+FEATURE_TOLERANCE = 1e-5
+LARGEST_SHARE = 1e-3
+"""Of the pixels of a frame that may differ in fp32."""
+
+SIDES: dict[str, type[OurTracker] | type[PlainTracker]] = {
+    "ino fp32": OurTracker,
+    "reference fp32": PlainTracker,
+}
+
+
+def load_vit() -> VitBackbone:
+    """The network that both sides read, each its own."""
+    backbone = load_backbone(BACKBONE)
+    assert isinstance(backbone, VitBackbone)
+    return backbone
+
+
+def compare(size: Size, clip: SyntheticClip) -> dict[str, float]:
+    """The largest difference of the features, once the masks of the first frames are equal.
+
+    Raises:
+        DifferentResultsError: features differ by more than rounding, or masks in float64 at all.
+    """
+    ours, plain = (side(size, load_vit()) for side in SIDES.values())
+    grid = size.grid(stride=8)
+    soft = soften_labels(clip.labels[0], ids=IDS, grid=grid).double()
+    difference = 0.0
+    for number, frame in enumerate(clip.frames[: 1 + NUM_COMPARED]):
+        image = ours.prepare(frame)
+        features = ours.features(image)
+        if number == 0:
+            expected = plain.features(image)
+            difference = require_close(
+                "the features", features, expected, tolerance=FEATURE_TOLERANCE
+            )
+            for tracker in (ours, plain):
+                tracker.start(features.double(), soft)
+            continue
+        found = [one.harden(one.propagate(features.double())) for one in (ours, plain)]
+        if different := np.count_nonzero(found[0] != found[1]):
+            raise DifferentResultsError(f"{different} pixels of frame {number} differ in float64")
+    return {"features": difference}
+
+
+def measure_times(size: Size, clip: SyntheticClip) -> tuple[dict[str, dict[str, float]], float]:
+    """Median seconds by side and stage, and the largest share of pixels that differ in a frame.
+
+    Raises:
+        DifferentResultsError: more pixels differ than by rounding.
+    """
+    trackers = {name: side(size, load_vit()) for name, side in SIDES.items()}
+    soft = soften_labels(clip.labels[0], ids=IDS, grid=size.grid(stride=8))
+    for tracker in trackers.values():
+        tracker.start(tracker.features(tracker.prepare(clip.frames[0])), soft)
+    times = {name: StageTimes() for name in SIDES}
+    largest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for number, frame in enumerate(clip.frames[1:], start=1):
+            is_timed = number > size.num_context
+            ours, plain = (
+                carry(
+                    tracker,
+                    frame,
+                    Path(folder) / f"{name}.png",
+                    times[name] if is_timed else StageTimes(),
+                )
+                for name, tracker in trackers.items()
+            )
+            largest = max(largest, float(np.mean(ours != plain)))
+            if largest > LARGEST_SHARE:
+                raise DifferentResultsError(f"{largest:.1%} of the pixels of frame {number} differ")
+    return {name: one.medians() for name, one in times.items()}, largest
+
+
+def run_child(name: str, size: Size) -> None:
+    """Prints the peak memory of a frame with a full context, or of the network (`baseline`)."""
+    backbone = load_vit()
+    frame = generate_clip(0, num_frames=1, height=size.height, width=size.width).frames[0]
+    if name != "baseline":
+        grid = size.grid(stride=backbone.stride)
+        tracker = SIDES[name](size, backbone)
+        for number in range(1 + size.num_context):
+            features = F.normalize(torch.randn(*grid, backbone.vit.embed_dim), dim=-1)
+            if number == 0:
+                tracker.start(features, torch.rand(*grid, len(IDS)).softmax(dim=-1))
+            else:
+                tracker.propagate(features)
+        with tempfile.TemporaryDirectory() as folder:
+            carry(tracker, frame, Path(folder) / "mask.png", StageTimes())
+    print(peak_bytes())
+
+
+def measure_memory(options: argparse.Namespace) -> dict[str, float]:
+    """GiB by side, above those of a process that only loads the network."""
+    common = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    peaks = {
+        side: peak_bytes_of_child(__file__, "--child", side, *common)
+        for side in ("baseline", *SIDES)
+    }
+    return {side: (peaks[side] - peaks["baseline"]) / GIB for side in SIDES}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, and writes JSON if asked to."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--child", choices=["baseline", *SIDES], help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    size = QUICK if options.quick else FULL
+    torch.set_num_threads(options.threads)
+    if options.child:
+        run_child(options.child, size)
+        return
+    machine = describe_machine(precision="fp32")
+    memory = measure_memory(options)
+    num_frames = 1 + size.num_context + size.repeats
+    clip = generate_clip(
+        0, num_frames=num_frames, height=size.height, width=size.width, num_objects=NUM_OBJECTS
+    )
+    differences = compare(size, clip)
+    seconds, share = measure_times(size, clip)
+    what = f"{BACKBONE}, {size.height}x{size.width} pixels, {size.num_context} context frames"
+    print_stages(f"A propagated frame, seconds: {what}", seconds)
+    print_table(
+        "Peak memory above that of the network, GiB",
+        ["", *SIDES],
+        [["one frame", *(f"{value:.2f}" for value in memory.values())]],
+    )
+    print(f"pixels that differ in fp32: at most {share:.4%} of a frame")
+    ours, plain = seconds["ino fp32"], seconds["reference fp32"]
+    ratios = {
+        "propagation_speedup_fp32": plain["propagation"] / ours["propagation"],
+        "frame_speedup_fp32": plain["total"] / ours["total"],
+        "propagation_peak_gib": memory["ino fp32"],
+    }
+    measured = {
+        "what": what,
+        "repeats": size.repeats,
+        "seconds": seconds,
+        "peak_gib": memory,
+        "largest_differences": differences | {"pixels of a frame": share},
+    }
+    conclude("propagation", ratios=ratios, machine=machine, measured=measured, path=options.json)
+
+
+if __name__ == "__main__":
+    main()

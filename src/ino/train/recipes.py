@@ -1,0 +1,103 @@
+"""Recipes: YAML files that set fields of a training run, by name or by path.
+
+The command line takes a recipe as options that come before those given, so that a value is checked
+the same way wherever it is written; programs take it as a configuration.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ino.errors import ConfigError
+from ino.train.config import TrainConfig, from_dict, to_dict
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+"""Where the named recipes are."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with ino."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """What a recipe sets, by dotted field: {"model.arch": "vit_tiny"}.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file.
+
+    Raises:
+        ConfigError: there is no such recipe, it is no YAML, or it has a key that is not known.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.exists():
+        path = Path(name)
+    if not path.is_file():
+        known = ", ".join(recipe_names())
+        raise ConfigError(f"there is no recipe {name!r}; give one of {known} or a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the recipe {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the recipe {path} must hold sections such as model and data")
+    known_keys = dict(_flatten(to_dict(TrainConfig())))
+    flat = dict(_flatten(content))
+    for key in flat:
+        if key not in known_keys:
+            raise ConfigError(f"the recipe {path} has the unknown key {key}; see ino train --help")
+    return flat
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration of a recipe; fields that it leaves out have their defaults.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file.
+        overrides: options as on the command line, such as `--optim.lr=0.001`.
+
+    Raises:
+        ConfigError: see `read_recipe`; or a value is not of its field's type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_config_arguments(parser)
+    try:
+        return config_of(parser.parse_args([*recipe_arguments(name), *overrides]))
+    except ArgumentError as error:
+        raise ConfigError(f"the recipe {name} cannot be used: {error}") from error
+
+
+def recipe_arguments(name: str) -> list[str]:
+    """What a recipe sets, as options of the command line: ["--model.arch=vit_tiny"].
+
+    Raises:
+        ConfigError: see `read_recipe`.
+    """
+    return [f"--{key}={_as_text(value)}" for key, value in read_recipe(name).items()]
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Adds every field of a training run as an option: --optim.lr."""
+    parser.add_class_arguments(TrainConfig, nested_key=None, fail_untyped=False)
+
+
+def config_of(options: Namespace) -> TrainConfig:
+    """The configuration among parsed options, added by `add_config_arguments`."""
+    values = {name: options[name] for name in TrainConfig.__dataclass_fields__}
+    return from_dict({n: v.as_dict() if isinstance(v, Namespace) else v for n, v in values.items()})
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,271 @@
+"""The benchmarks: both sides of each compute the same, and what they write is whole."""
+
+import copy
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ino.data.synthetic import generate_clip
+from ino.models.head import ProjectionHead
+from ino.models.student_teacher import StudentTeacher, Views
+from ino.models.vit import VisionTransformer
+from ino.propagate.propagator import Propagator
+from ino.propagate.protocols import get_protocol
+from ino.train.config import LossConfig, resolve
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+CLAIMS = {
+    "pretraining": [
+        "step_speedup_fp32",
+        "step_speedup_bf16",
+        "step_speedup_bf16_over_fp32_reference",
+        "step_memory_ratio",
+    ],
+    "propagation": ["propagation_speedup_fp32", "frame_speedup_fp32", "propagation_peak_gib"],
+    "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
+}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of the benchmarks, whose folder is no package."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def model() -> StudentTeacher:
+    """Two blocks; the teacher is not the student."""
+    model = StudentTeacher(
+        VisionTransformer(embed_dim=48, depth=2, num_heads=3),
+        ProjectionHead(48, out_dim=32, hidden_dim=24, bottleneck_dim=16),
+    )
+    for parameter in model.teacher.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def views() -> Views:
+    """Two clips of four frames with different masks of nine positions."""
+    mask = torch.zeros(2, 36, dtype=torch.bool)
+    mask[0, :9] = True
+    mask[1, 5:14] = True
+    return Views(torch.randn(4, 2, 3, 48, 48), torch.randn(4, 3, 2, 3, 16, 16), mask)
+
+
+RELEASED = LossConfig(center_update="group", out_mean="joint", affinity_on="logits")
+
+
+def test_reference_trains_as_ours_does(benchmark, model, views):
+    """Loss, gradients, centres and, after two steps, both networks."""
+    sides = benchmark("training_sides")
+    plain_model = copy.deepcopy(model)
+    ours = sides.OurStep(model, RELEASED)
+    plain = sides.PlainStep(plain_model, RELEASED)
+    for _ in range(2):
+        found = sides.require_equal_gradients(ours, plain, views)
+        assert set(found) == {"loss", "gradients", "class_center", "patch_center"}
+        for side in (ours, plain):
+            side.update(sides.StageTimes())
+    assert ours.centers.class_center.abs().max() > 0
+    for own, other in zip(model.parameters(), plain_model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+
+
+def test_reference_attends_without_fusion(benchmark, model):
+    """Both ways of attention are really there to be compared."""
+    sides = benchmark("training_sides")
+    plain = sides.PlainStep(copy.deepcopy(model), RELEASED)
+    assert not any(block.attn.fused_attn for block in plain.student.backbone.blocks)
+    assert all(block.attn.fused_attn for block in model.student.backbone.blocks)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"center_update": "step"}, {"out_mean": "each"}, {"affinity_on": "distributions"}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_comparison_finds_another_objective(benchmark, model, views, changed):
+    sides = benchmark("training_sides")
+    ours = sides.OurStep(model, LossConfig(**{**vars(RELEASED), **changed}))
+    plain = sides.PlainStep(copy.deepcopy(model), RELEASED)
+    with pytest.raises(benchmark("report").DifferentResultsError, match="differ by"):
+        sides.require_equal_gradients(ours, plain, views)
+
+
+def test_reference_propagates_as_ours_does(benchmark):
+    reference = benchmark("reference")
+    protocol = get_protocol("ino-davis", num_context=2, radius=3)
+    features = F.normalize(torch.randn(5, 6, 9, 8, dtype=torch.float64), dim=-1)
+    first = torch.randn(6, 9, 3, dtype=torch.float64).softmax(dim=-1)
+    propagator = Propagator(protocol)
+    soft = [propagator.step(features[0], first)]
+    window = reference.square_window(6, 9, radius=3)
+    for time in range(1, 5):
+        soft.append(propagator.step(features[time]))
+        context = [0, *range(max(1, time - 2), time)]
+        expected = reference.plain_propagation(
+            features[time],
+            [features[index] for index in context],
+            [soft[index] for index in context],
+            window,
+            topk=5,
+            temperature=0.1,
+        )
+        torch.testing.assert_close(soft[time], expected, rtol=0, atol=1e-12)
+
+
+def test_both_trackers_write_the_same_masks(benchmark, tmp_path, monkeypatch):
+    """The whole comparison of frames, with a small network and small frames."""
+    propagation = benchmark("propagation")
+    monkeypatch.setattr(propagation, "BACKBONE", "random:vit_nano/8")
+    size = propagation.Size(48, 72, num_context=2, repeats=1)
+    clip = generate_clip(0, num_frames=4, height=48, width=72, num_objects=2)
+    found = propagation.compare(size, clip)
+    assert 0 < found["features"] < 1e-5
+    seconds, share = propagation.measure_times(size, clip)
+    assert share <= propagation.LARGEST_SHARE
+    for side in seconds.values():
+        assert side["total"] == pytest.approx(sum(side.values()) - side["total"])
+
+
+def test_stage_times_are_medians(benchmark, monkeypatch):
+    report = benchmark("report")
+    clock = iter([0.0, 1.0, 1.0, 3.0, 10.0, 15.0, 15.0, 16.0, 20.0, 22.0, 22.0, 31.0])
+    monkeypatch.setattr(report.time, "perf_counter", lambda: next(clock))
+    times = report.StageTimes()
+    for _ in range(3):
+        for stage in ("one", "two"):
+            with times.stage(stage):
+                pass
+    assert times.medians() == {"one": 2.0, "two": 2.0, "total": 6.0}
+
+
+def test_peak_of_a_child_is_its_own(benchmark, tmp_path):
+    """It grows with what the child takes, although this process holds more."""
+    report = benchmark("report")
+    script = tmp_path / "child.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "from report import peak_bytes\n"
+        "before = peak_bytes()\n"
+        "block = bytearray(int(sys.argv[1]) << 20)\n"
+        "print('something else')\n"
+        "print(peak_bytes() - before)\n"
+    )
+    held = bytearray(256 << 20)
+    grown = report.peak_bytes_of_child(str(script), "64")
+    assert len(held) > grown
+    assert grown == pytest.approx(64 << 20, abs=4 << 20)
+
+
+def test_json_holds_ratios_and_machine(benchmark, tmp_path, capsys):
+    report = benchmark("report")
+    path = tmp_path / "result.json"
+    report.conclude(
+        "example",
+        ratios={"speedup": 2.5},
+        machine=report.describe_machine(precision="fp32"),
+        measured={"seconds": {"ino": {"total": 2.0}}},
+        path=path,
+    )
+    content = json.loads(path.read_text())
+    assert content["ratios"] == {"speedup": 2.5}
+    assert content["measured"] == {"seconds": {"ino": {"total": 2.0}}}
+    machine = content["machine"]
+    assert machine["threads"] == torch.get_num_threads()
+    assert machine["torch"] == torch.__version__
+    assert "cores" in machine["cpu"]
+    assert "speedup 2.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_options_of_every_script(benchmark, name, capsys):
+    main = benchmark(name).main
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--quick", "--json", "--threads"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--threads", "0"])
+    assert stopped.value.code == 2
+    assert "must be 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --davis ROOT and --out DIR"),
+        (["--davis", "a", "--out", "b"], "either --data VIDEOS"),
+        (["--davis", "a", "--out", "b", "--data", "c", "--weights", "d"], "either --data VIDEOS"),
+        (["--davis", "a", "--out", "b", "--weights", "d", "--variants"], "give --data, not"),
+        (["--davis", "a", "--out", "b", "--data", "d", "--variants"], "needs --steps"),
+        (["--quick", "--data", "d"], "leave out --data"),
+        (["--quick", "--out", str(BENCHMARKS)], "is not empty"),
+    ],
+)
+def test_options_of_learning(benchmark, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("learning").parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_recipe_of_a_given_length(benchmark, tmp_path, variant):
+    """The schedules end with the run, and the warm-up keeps its share of it."""
+    learning = benchmark("learning")
+    for number in range(13):
+        (tmp_path / f"{number}.mp4").touch()
+    whole = learning.tiny_recipe(tmp_path, variant=variant, steps=None)
+    assert (whole.variant, whole.model.arch, whole.run.max_steps) == (variant, "vit_tiny", 0)
+    short = learning.tiny_recipe(tmp_path, variant=variant, steps=41)
+    num_clips = 13 * resolve(short).data.clips_per_video
+    steps_per_epoch = num_clips // short.data.batch_size
+    assert short.run.max_steps == 41
+    assert (short.optim.epochs - 1) * steps_per_epoch < 41 <= short.optim.epochs * steps_per_epoch
+    share = whole.optim.warmup_epochs / whole.optim.epochs
+    assert short.optim.warmup_epochs / short.optim.epochs == pytest.approx(share)
+
+
+def test_differences_are_in_points(benchmark):
+    learning = benchmark("learning")
+
+    class Fake:
+        def __init__(self, jf_mean):
+            self.jf_mean = jf_mean
+
+    by_row = {"color": Fake(0.25), "untrained": Fake(0.5), "paper": Fake(0.75)}
+    assert learning.differences({240: by_row}, ["paper"]) == {
+        "paper_minus_color_240": 50.0,
+        "paper_minus_untrained_240": 25.0,
+    }
+    by_row["released"] = Fake(0.5)
+    both = learning.differences({480: by_row}, ["paper", "released"])
+    assert both["paper_minus_released_480"] == 25.0
+    assert both["released_minus_untrained_480"] == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLAIMS)
+def test_quick(name, tmp_path):
+    path = tmp_path / f"{name}.json"
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--quick", "--json", path]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    content = json.loads(path.read_text())
+    assert list(content["ratios"]) == CLAIMS[name]
+    for claim, value in content["ratios"].items():
+        assert math.isfinite(value)
+        assert name == "learning" or value > 0, claim
+        assert claim in result.stdout
+    assert content["machine"]["threads"] == 2

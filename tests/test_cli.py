@@ -1,0 +1,383 @@
+"""The command as a user meets it: options, results on disk, one line and status 2 for bad input."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data.video_files import cut, write_sound, write_video
+from ino import cli
+from ino.data.label_png import read_labels, write_labels
+from ino.data.synthetic import generate_clip, write_davis_layout
+from ino.data.video import VideoWriter, read_frames
+
+OPTIONS = Path(__file__).parent / "cli_options.txt"
+FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none"]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return generate_clip(5, num_frames=6, height=48, width=64, num_objects=2)
+
+
+@pytest.fixture
+def video(tmp_path, clip):
+    path = tmp_path / "video.mp4"
+    with VideoWriter(path, fps=8.0) as writer:
+        for frame in clip.frames:
+            writer.write(frame)
+    return path
+
+
+@pytest.fixture
+def mask(tmp_path, clip):
+    path = tmp_path / "mask.png"
+    write_labels(path, clip.labels[0])
+    return path
+
+
+@pytest.fixture
+def davis(tmp_path, clip):
+    write_davis_layout({"one": clip}, tmp_path / "davis")
+    return tmp_path / "davis"
+
+
+def run(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that a command with bad input prints; it must exit with status 2."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ino: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# ---- results
+
+
+def test_segment_writes_masks_overlay_and_settings(tmp_path, video, mask, clip):
+    out = tmp_path / "out"
+    assert run("segment", video, "--mask", mask, "--out", out, *FAST) == 0
+    written = sorted((out / "masks").iterdir())
+    assert [path.name for path in written] == [f"{index:05d}.png" for index in range(6)]
+    np.testing.assert_array_equal(read_labels(written[0]), clip.labels[0])
+    assert set(np.unique(read_labels(written[5]))) <= {0, 1, 2}
+    assert len(list(read_frames(out / "overlay.mp4"))) == 6
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["weights"] == "color"
+    assert settings["protocol"]["name"] == "ino-davis"
+    assert settings["protocol"]["short_side"] is None
+
+
+def test_an_object_enters_later(tmp_path, video, clip):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    write_labels(first, np.where(clip.labels[0] == 1, 1, 0).astype(np.uint8))
+    write_labels(second, np.where(clip.labels[3] == 2, 2, 0).astype(np.uint8))
+    out = tmp_path / "out"
+    assert run("segment", video, "--mask", first, f"3={second}", "--out", out, *FAST) == 0
+    seen = [set(np.unique(read_labels(out / f"masks/{index:05d}.png"))) for index in range(6)]
+    assert all(2 not in ids for ids in seen[:3])
+    assert all(2 in ids for ids in seen[3:])
+
+
+def test_masks_may_be_a_folder_named_by_frames(tmp_path, video, clip):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    write_labels(folder / "00002.png", clip.labels[2])
+    out = tmp_path / "out"
+    assert run("segment", video, "--mask", folder, "--out", out, *FAST, "--no_overlay") == 0
+    assert not read_labels(out / "masks/00001.png").any()
+    np.testing.assert_array_equal(read_labels(out / "masks/00002.png"), clip.labels[2])
+    assert not (out / "overlay.mp4").exists()
+
+
+def test_evaluate_and_score_agree(tmp_path, davis, capsys):
+    out = tmp_path / "out"
+    assert run("evaluate", "davis", "--root", davis, "--out", out, *FAST) == 0
+    assert "ino-davis" in capsys.readouterr().out
+    again = tmp_path / "again"
+    assert run("score", out / "predictions", "--root", davis, "--out", again) == 0
+    assert (out / "global_results-val.csv").read_text() == (
+        again / "global_results-val.csv"
+    ).read_text()
+    scores = json.loads((out / "scores.json").read_text())
+    assert 0 < scores["global"]["J&F-Mean"] < 1
+    assert scores["protocol"]["topk"] == 5
+
+
+def test_train_by_a_recipe_file_with_overrides(tmp_path, video, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = {
+        "model": {"arch": "vit_nano", "out_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8},
+        "data": {"frame_step": 1, "clips_per_video": 2, "batch_size": 2, "num_workers": 0},
+        "views": {"global_size": 32, "local_size": 16, "num_local": 1},
+        "run": {"accelerator": "cpu"},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    overrides = ["--data.root", video, "--optim.epochs", 1, "--variant", "released"]
+    assert run("train", "mine.yaml", *overrides) == 0
+    written = yaml.safe_load((tmp_path / "runs/mine/config.yaml").read_text())
+    assert written["optim"]["epochs"] == 1
+    assert written["model"]["arch"] == "vit_nano"
+    assert written["loss"]["affinity_on"] == "logits"
+    backbone = ["--weights", tmp_path / "runs/mine", "--set", "short_side=none"]
+    png = tmp_path / "m.png"
+    write_labels(png, np.eye(48, 64, dtype=np.uint8))
+    assert run("segment", video, "--mask", png, "--out", tmp_path / "o", *backbone) == 0
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such|not exist|missing|there is no"),
+        (b"", "empty|zero|0 bytes"),
+        (b"not a video at all" * 100, "not a video|cannot be read|no video"),
+        ("audio", "no video|audio|holds no"),
+    ],
+)
+def test_videos_that_are_none(tmp_path, capsys, mask, content, words):
+    path = tmp_path / "broken.mp4"
+    if content == "audio":
+        write_sound(path)
+    elif content is not None:
+        path.write_bytes(content)
+    out = tmp_path / "out"
+    message = refused(capsys, "segment", path, "--mask", mask, "--out", out, *FAST)
+    assert re.search(words, message), message
+    assert not out.exists()
+
+
+def test_a_video_cut_in_half_keeps_what_was_done(tmp_path, capsys, clip):
+    whole = write_video(tmp_path / "whole.mkv", list(np.repeat(clip.frames, 8, axis=0)))
+    path = cut(tmp_path / "cut.mkv", whole)
+    png, out = tmp_path / "m.png", tmp_path / "out"
+    write_labels(png, clip.labels[0])
+    message = refused(capsys, "segment", path, "--mask", png, "--out", out, *FAST)
+    written = sorted(p.name for p in (out / "masks").iterdir())
+    assert f"masks of the {len(written)} frames" in message
+    assert 0 < len(written) < 48
+    assert len(list(read_frames(out / "overlay.mp4"))) == len(written)
+
+
+def bad_mask(kind: str, path: Path) -> None:
+    if kind == "size":
+        write_labels(path, np.ones((24, 32), dtype=np.uint8))
+    elif kind == "empty":
+        write_labels(path, np.zeros((48, 64), dtype=np.uint8))
+    elif kind == "rgb":
+        cv2.imwrite(str(path), np.full((48, 64, 3), (7, 99, 200), dtype=np.uint8))
+    elif kind == "many":
+        cv2.imwrite(str(path), np.arange(48 * 64, dtype=np.uint16).reshape(48, 64))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("size", "24x32 but the frames are 48x64.*--resize-mask"),
+        ("empty", "no object"),
+        ("rgb", "indexed"),
+        ("many", "254"),
+    ],
+)
+def test_masks_that_do_not_fit(tmp_path, capsys, video, kind, words):
+    path, out = tmp_path / "bad.png", tmp_path / "out"
+    bad_mask(kind, path)
+    message = refused(capsys, "segment", video, "--mask", path, "--out", out, *FAST)
+    assert re.search(words, message), message
+    assert not out.exists()
+
+
+def test_a_mask_is_resized_if_asked(tmp_path, video):
+    path, out = tmp_path / "small.png", tmp_path / "out"
+    bad_mask("size", path)
+    assert run("segment", video, "--mask", path, "--resize-mask", "--out", out, *FAST) == 0
+    assert read_labels(out / "masks/00000.png").shape == (48, 64)
+
+
+def test_masks_for_frames_that_do_not_exist(tmp_path, capsys, video, mask):
+    out = tmp_path / "out"
+    message = refused(capsys, "segment", video, "--mask", f"6={mask}", "--out", out, *FAST)
+    assert "6" in message
+    assert not out.exists()
+    message = refused(capsys, "segment", video, "--mask", mask, f"0={mask}", "--out", out, *FAST)
+    assert "both for frame 0" in message
+
+
+def test_an_output_folder_that_holds_something(tmp_path, capsys, video, mask):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    message = refused(capsys, "segment", video, "--mask", mask, "--out", out, *FAST)
+    assert "--overwrite" in message
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert run("segment", video, "--mask", mask, "--out", out, "--overwrite", *FAST) == 0
+    assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_a_disk_that_fills(tmp_path, capsys, video, mask, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(os, "fsync", no_space)
+    message = refused(capsys, "segment", video, "--mask", mask, "--out", out, *FAST)
+    assert "No space left on device" in message
+    assert [p for p in out.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("fault", ["frames", "size", "ids", "sequence"])
+def test_predictions_that_do_not_fit(tmp_path, capsys, davis, clip, fault):
+    folder = tmp_path / "predictions" / "one"
+    folder.mkdir(parents=True)
+    for index, labels in enumerate(clip.labels):
+        write_labels(folder / f"{index:05d}.png", labels)
+    if fault == "frames":
+        (folder / "00003.png").unlink()
+    elif fault == "size":
+        write_labels(folder / "00003.png", clip.labels[0][:24])
+    elif fault == "ids":
+        write_labels(folder / "00003.png", clip.labels[3] + 5)
+    else:
+        folder.rename(tmp_path / "predictions" / "other")
+    out = tmp_path / "scores"
+    message = refused(capsys, "score", tmp_path / "predictions", "--root", davis, "--out", out)
+    assert "one" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("optim:\n  lrr: 1", r"unknown key optim\.lrr"),
+        ("optim:\n  lr: high", r"optim\.lr"),
+        ("optim:\n  epochs: -1", r"optim\.epochs is -1; it must be above 0"),
+        ("variant: best", "variant"),
+        ("- a list", "must hold sections"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(recipe)
+    message = refused(capsys, "train", path, "--data.root", tmp_path, "--out", tmp_path / "run")
+    assert re.search(words, message), message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--data.root", "x", "tiny"], "name the recipe first"),
+        (["train", "nothing"], "there is no recipe"),
+        (["train", "tiny"], "--data.root"),
+        (["train", "tiny", "--optim.foo", "3"], "foo"),
+        (["train", "tiny", "--data.root", "nowhere"], "nowhere"),
+        (["evaluate", "davis", "--root", "nowhere", "--weights", "color"], "nowhere"),
+        (["evaluate", "davis", "--root", ".", "--weights", "nothing.pt"], "nothing.pt"),
+        (
+            ["evaluate", "davis", "--root", ".", "--weights", "color", "--protocol", "x"],
+            "ino-davis",
+        ),
+        (["evaluate", "davis", "--root", ".", "--weights", "color", "--set", "topk=0"], "topk"),
+        (
+            ["evaluate", "davis", "--root", ".", "--weights", "color", "--set", "topk"],
+            "FIELD=VALUE",
+        ),
+        (
+            ["evaluate", "davis", "--root", ".", "--weights", "color", "--device", "x"],
+            "--device cpu",
+        ),
+        (["score", "nowhere", "--root", "."], "ImageSets"),
+        (["juggle"], "juggle"),
+        ([], "subcommand"),
+    ],
+)
+def test_arguments_that_are_wrong(tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, *arguments)
+    assert words in message, message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_videos_leaves_no_run_behind(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "notes.txt").write_text("no video")
+    arguments = ["--data.root", tmp_path / "videos", "--out", tmp_path / "run"]
+    message = refused(capsys, "train", "tiny", *arguments)
+    assert "videos" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hostile_checkpoint_is_refused(tmp_path, capsys, video, mask):
+    path = tmp_path / "weights.pt"
+    torch.save({"format": os.system}, path)
+    message = refused(capsys, "segment", video, "--mask", mask, "--weights", path)
+    assert "could run code" in message
+
+
+# ---- the command itself
+
+
+def test_options_are_frozen():
+    """A change of public options shows in the diff of cli_options.txt; write it anew on purpose."""
+    assert describe_options() == OPTIONS.read_text(encoding="utf-8")
+
+
+def describe_options() -> str:
+    lines = []
+
+    def collect(name, parser):
+        for action in parser._actions:
+            if action.dest == "subcommand":
+                for sub, child in action._name_parser_map.items():
+                    collect(f"{name} {sub}", child)
+            elif action.option_strings:
+                lines.append(f"{name} {' '.join(action.option_strings)}")
+            else:
+                lines.append(f"{name} <{action.dest}>")
+
+    collect("ino", cli.build_parser())
+    return "\n".join(sorted(lines)) + "\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["segment", "--help"]])
+def test_help_is_quick(arguments):
+    """Under two seconds of processor time, which other work on the machine does not change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "ino", *arguments]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "usage: ino" in shown
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_public_names_are_there_and_come_late():
+    import ino
+
+    assert sorted(ino._HOMES) == sorted(ino.__all__)
+    assert all(getattr(ino, name).__module__.startswith("ino.") for name in ino.__all__)
+    with pytest.raises(AttributeError):
+        _ = ino.nothing
+    code = "import sys, ino; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run("--version")
+    assert re.search(r"\d+\.\d+\.\d+", capsys.readouterr().out)

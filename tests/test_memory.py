@@ -1,0 +1,45 @@
+"""Memory of a segmentation does not grow with the length of the video."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ino.data.label_png import write_labels
+from ino.data.video import VideoWriter
+
+PEAK = """
+import sys
+from ino.cli import main
+status = main(sys.argv[1:])
+lines = open("/proc/self/status").read().splitlines()
+print("peak", next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+sys.exit(status)
+"""
+
+
+def peak_kib(folder, num_frames: int) -> int:
+    """Peak memory of `ino segment` on a video of moving noise, in KiB."""
+    rng = np.random.default_rng(0)
+    ground = rng.integers(0, 255, (120, 400, 3), dtype=np.uint8)
+    video, mask = folder / f"{num_frames}.mp4", folder / "mask.png"
+    with VideoWriter(video, fps=25.0) as writer:
+        for frame in range(num_frames):
+            left = frame % 180
+            writer.write(np.ascontiguousarray(ground[:, left : left + 208]))
+    labels = np.zeros((120, 208), dtype=np.uint8)
+    labels[30:80, 40:120] = 1
+    write_labels(mask, labels)
+    arguments = ["segment", str(video), "--mask", str(mask), "--out", str(folder / str(num_frames))]
+    options = ["--weights", "color", "--device", "cpu", "--set", "short_side=none"]
+    command = [sys.executable, "-c", PEAK, *arguments, *options]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(shown.split("peak ")[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+def test_3000_frames_need_the_memory_of_300(tmp_path):
+    short, long = peak_kib(tmp_path, 300), peak_kib(tmp_path, 3000)
+    assert long < 1.05 * short, f"{short} KiB for 300 frames, {long} KiB for 3000"

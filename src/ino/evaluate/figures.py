@@ -17,8 +17,8 @@ CLIPPED = (2.0, 98.0)
 
 
 def feature_colours(
-    maps: Sequence[Float[np.ndarray, "rows columns dim"]],
-) -> list[UInt8[np.ndarray, "rows columns 3"]]:
+    maps: Sequence[Float[np.ndarray, "_ _ dim"]],
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """One RGB image a feature map: the first three principal components of all maps together.
 
     As the projection is shared, equal colours are equal features, in one map and across maps. The
@@ -100,7 +100,7 @@ def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
     """About `count` round numbers that enclose the range, in equal steps of 1, 2 or 5."""
     span = high - low if high > low else max(abs(high), 1.0)
     rough = span / count
-    power = 10 ** math.floor(math.log10(rough))
+    power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
     return [round(step * number, 10) for number in range(first, last + 1)]

@@ -157,7 +157,7 @@ def test_curves_leave_out_what_a_step_or_a_run_does_not_have(tmp_path):
     lines = [
         {
             "step": step,
-            "loss": 3.0 - step,
+            "loss": 9.0 - step,
             "g2g": 1.0,
             "l2g": 1.0,
             "masked": float(step % 2),
@@ -171,7 +171,7 @@ def test_curves_leave_out_what_a_step_or_a_run_does_not_have(tmp_path):
     assert re.findall(r"<figcaption>(\w+)", text) == ["loss", "g2g", "l2g", "masked"]
     masked = text.split("<figure>")[4]
     assert len(re.search(r'class="raw" points="(.*?)"', masked)[1].split()) == 3
-    assert "loss: 1.00 at step 0, 0.00 at step 5" in text
+    assert "loss: 7.00 at step 0, 6.00 at step 5" in text
 
 
 def test_labelled_picture_writes_names_beside_strips():

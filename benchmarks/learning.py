@@ -42,9 +42,10 @@ from ino.models.checkpoints import NetworkName, find_checkpoint, read_checkpoint
 from ino.pipeline import evaluate_davis
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
-from ino.train.config import TrainConfig, Variant, resolve
+from ino.train.config import TrainConfig, Variant
 from ino.train.loop import train
 from ino.train.recipes import load_recipe
+from ino.train.resolve import resolve
 from report import build_parser, conclude, describe_machine, print_table
 
 VARIANTS: tuple[Variant, ...] = ("paper", "released")

@@ -29,9 +29,9 @@ from ino.train.config import (
     RunConfig,
     TrainConfig,
     ViewsConfig,
-    resolve,
 )
 from ino.train.loop import draw_views
+from ino.train.resolve import resolve
 from ino.train.setup import build_fabric, build_model
 from report import (
     GIB,

@@ -18,7 +18,8 @@ from ino.models.student_teacher import StudentTeacher, Views
 from ino.models.vit import VisionTransformer
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
-from ino.train.config import LossConfig, resolve
+from ino.train.config import LossConfig
+from ino.train.resolve import resolve
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

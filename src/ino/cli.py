@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, Namespace
 
-from ino import __version__
+from ino.cli_options import build_parser
 from ino.errors import ConfigError, InoError, MaskError
-
-PROTOCOL_DEFAULT = "ino-davis"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,128 +50,6 @@ def _one_line(error: Exception) -> str:
 def _command_of(options: Namespace) -> str:
     command = options.subcommand
     return f"{command} {options[command].subcommand}" if command == "evaluate" else command
-
-
-def build_parser() -> ArgumentParser:
-    """The parser of all commands."""
-    parser = ArgumentParser(
-        prog="ino",
-        description="Dense features from unlabeled video, and masks carried through a video.",
-        exit_on_error=False,
-        version=__version__,
-    )
-    commands = parser.add_subcommands(required=True)
-    commands.add_subcommand("demo", _demo_parser(), help="the whole story on generated video")
-    commands.add_subcommand("train", _train_parser(), help="learn from unlabeled video")
-    commands.add_subcommand("segment", _segment_parser(), help="carry masks through a video")
-    evaluate = _parser("Propagates the given masks of a data set and scores the result.")
-    commands.add_subcommand("evaluate", evaluate, help="propagate and score a data set")
-    data_sets = evaluate.add_subcommands(required=True)  # only once `evaluate` has its place
-    data_sets.add_subcommand("davis", _davis_parser(), help="DAVIS-2016 or DAVIS-2017")
-    commands.add_subcommand("score", _score_parser(), help="score folders of masks")
-    return parser
-
-
-def _parser(description: str) -> ArgumentParser:
-    return ArgumentParser(description=description, exit_on_error=False)
-
-
-def _demo_parser() -> ArgumentParser:
-    parser = _parser(
-        "Generates video, learns from it, carries masks through clips it has not seen, scores them "
-        "beside raw colour and an untrained network, and writes report.html."
-    )
-    _add_output(parser, default=Path("demo"))
-    parser.add_argument("--seed", type=int, default=0, help="of video, weights and training")
-    parser.add_argument("--steps", type=int, default=None, help="training steps (about a minute)")
-    return parser
-
-
-def _train_parser() -> ArgumentParser:
-    from ino.train.recipes import add_config_arguments, recipe_names
-
-    parser = _parser(
-        "Trains by a recipe: the name of one that comes with ino, or a YAML file. Every field can "
-        f"be set, as in --data.root FOLDER --optim.lr 0.001. Recipes: {', '.join(recipe_names())}."
-    )
-    parser.add_argument("recipe", type=str, help="name of a recipe or path of a YAML file")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument(
-        "--resume", action=ActionYesNo, default=False, help="continue the run in the folder"
-    )
-    add_config_arguments(parser)
-    return parser
-
-
-def _segment_parser() -> ArgumentParser:
-    parser = _parser("Carries masks through a video: indexed PNGs and an overlay video.")
-    parser.add_argument("video", type=Path, help="video file or folder of images")
-    parser.add_argument(
-        "--mask",
-        nargs="+",
-        required=True,
-        metavar="PNG",
-        help="indexed PNG of frame 0, FRAME=PNG for another frame, or a folder of FRAME.png",
-    )
-    parser.add_argument(
-        "--resize-mask", action=ActionYesNo, default=False, help="fit masks to the video's size"
-    )
-    parser.add_argument("--overlay", action=ActionYesNo, default=True, help="write overlay.mp4")
-    _add_output(parser, default=None, shown="segments/VIDEO")
-    _add_tracker(parser)
-    return parser
-
-
-def _davis_parser() -> ArgumentParser:
-    parser = _parser("Propagates the first masks of a DAVIS split and scores the result.")
-    _add_davis(parser)
-    _add_output(parser, default=Path("davis"))
-    _add_tracker(parser)
-    return parser
-
-
-def _score_parser() -> ArgumentParser:
-    parser = _parser("Scores masks made by anything: PREDICTIONS/SEQUENCE/FRAME.png.")
-    parser.add_argument("predictions", type=Path, help="folder with a folder a sequence")
-    _add_davis(parser)
-    parser.add_argument("--out", type=Path, help="folder for CSV and JSON (default: none)")
-    return parser
-
-
-def _add_output(parser: ArgumentParser, *, default: Path | None, shown: str = "") -> None:
-    words = f"folder of the results (default: {shown or default})"
-    parser.add_argument("--out", type=Path, default=default, help=words)
-    parser.add_argument(
-        "--overwrite",
-        action=ActionYesNo,
-        default=False,
-        help="write into a folder that holds something",
-    )
-
-
-def _add_davis(parser: ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds JPEGImages")
-    parser.add_argument("--year", type=int, default=2017, help="2016 or 2017")
-    parser.add_argument("--split", type=str, default="val", help="name of the list of sequences")
-    parser.add_argument("--resolution", type=str, default="480p", help="folder of that name")
-    parser.add_argument("--sequences", nargs="+", metavar="NAME", help="only these sequences")
-
-
-def _add_tracker(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights",
-        type=str,
-        required=True,
-        help="checkpoint or folder of a run, color, or random:vit_tiny/8",
-    )
-    parser.add_argument(
-        "--network", choices=["student", "teacher"], default="student", help="of a run"
-    )
-    parser.add_argument("--protocol", default=PROTOCOL_DEFAULT, help="ino-davis or ino-ytvos")
-    parser.add_argument(
-        "--set", nargs="+", metavar="FIELD=VALUE", help="replace fields of the protocol"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
 
 def _with_recipe(arguments: Sequence[str]) -> list[str]:

@@ -3,7 +3,8 @@
 import pytest
 
 from ino.errors import ConfigError
-from ino.train.config import VARIANTS, TrainConfig, from_dict, resolve, to_dict
+from ino.train.config import VARIANTS, TrainConfig, from_dict, to_dict
+from ino.train.resolve import resolve
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

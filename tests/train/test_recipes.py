@@ -3,8 +3,8 @@
 import pytest
 
 from ino.errors import ConfigError
-from ino.train.config import resolve
 from ino.train.recipes import FOLDER, load_recipe, recipe_names
+from ino.train.resolve import resolve
 
 
 def test_every_recipe_is_valid_and_opens_with_its_command():

@@ -9,8 +9,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ino.errors import ConfigError
-
 Variant = Literal["paper", "released"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -246,105 +244,6 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """A copy in which every field that the variant sets has its value; checked.
-
-    Raises:
-        ConfigError: a value is out of range; the message names the field.
-    """
-    resolved = dataclasses.replace(
-        config,
-        **{
-            section.name: dataclasses.replace(getattr(config, section.name))
-            for section in dataclasses.fields(config)
-            if dataclasses.is_dataclass(getattr(config, section.name))
-        },
-    )
-    if isinstance(resolved.data.root, str):
-        resolved.data.root = [resolved.data.root]
-    if resolved.variant not in VARIANTS:
-        raise ConfigError(f"variant is {resolved.variant!r}; choose paper or released")
-    if resolved.data.frame_step and resolved.data.fps is None:
-        resolved.data.fps = 0.0
-    if resolved.data.fps and resolved.data.frame_step is None:
-        resolved.data.frame_step = 0
-    for name, value in VARIANTS[resolved.variant].items():
-        section, option = name.split(".")
-        if getattr(getattr(resolved, section), option) is None:
-            setattr(getattr(resolved, section), option, value)
-    _check(resolved)
-    return resolved
-
-
-def _check(config: TrainConfig) -> None:
-    for name, found, allowed, wanted in _rules(config):
-        if not allowed:
-            raise ConfigError(f"{name} is {found}; it must be {wanted}")
-
-
-def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
-    """Each rule: name of the field, its value, whether it holds, what it must be."""
-    model, data, views = config.model, config.data, config.views
-    masking, loss, optim, run = config.masking, config.loss, config.optim, config.run
-    patch = model.patch_size
-    rules: list[tuple[str, Any, bool, str]] = [
-        ("data.clip_length", data.clip_length, _is_even(data.clip_length), "an even number >= 2"),
-        (
-            "data.frame_step and data.fps",
-            f"{data.frame_step} and {data.fps}",
-            bool(data.frame_step) != bool(data.fps),
-            "one above 0 and the other 0",
-        ),
-        ("loss weights", "all 0", _any_weight(loss), "above 0 for at least one term"),
-    ]
-    for name, size in (("global", views.global_size), ("local", views.local_size)):
-        wanted = f"a multiple of the patch size {patch}"
-        rules.append((f"views.{name}_size", size, size > 0 and size % patch == 0, wanted))
-    shares = {"views.global_scale": views.global_scale, "views.local_scale": views.local_scale}
-    for name, (low, high) in (shares | {"masking.ratio": masking.ratio}).items():
-        holds = 0 < low <= high <= 1
-        rules.append((name, [low, high], holds, "a range within 0..1, smaller value first"))
-    probabilities = {
-        "model.drop_path": model.drop_path,
-        "masking.probability": masking.probability,
-        "loss.center_momentum": loss.center_momentum,
-        "optim.teacher_momentum": optim.teacher_momentum,
-        **{f"views.{n}": getattr(views, n) for n in ("flip", "jitter", "grey", "local_blur")},
-    }
-    rules += [(n, v, 0 <= v <= 1, "between 0 and 1") for n, v in probabilities.items()]
-    positive = {
-        "data.batch_size": data.batch_size,
-        "data.clips_per_video": data.clips_per_video,
-        "model.out_dim": model.out_dim,
-        "model.hidden_dim": model.hidden_dim,
-        "model.bottleneck_dim": model.bottleneck_dim,
-        "optim.epochs": optim.epochs,
-        **{f"loss.{n}": v for n, v in vars(loss).items() if n.endswith("temperature")},
-        **{f"run.{n}": getattr(run, n) for n in ("devices", "num_nodes", "log_every")},
-        **{f"run.{n}": getattr(run, n) for n in ("save_every", "keep")},
-    }
-    rules += [(n, v, v > 0, "above 0") for n, v in positive.items()]
-    not_negative = {
-        "views.num_local": views.num_local,
-        "data.num_workers": data.num_workers,
-        "data.frame_step": data.frame_step,
-        "data.fps": data.fps,
-        **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
-        **{f"optim.{n}": v for n, v in vars(optim).items() if n != "epochs"},
-        **{f"run.{n}": getattr(run, n) for n in ("seed", "max_steps")},
-    }
-    rules += [(n, v, v >= 0, "0 or more") for n, v in not_negative.items()]
-    return rules
-
-
-def _is_even(length: int) -> bool:
-    return length >= 2 and length % 2 == 0
-
-
-def _any_weight(loss: LossConfig) -> bool:
-    return max(loss.g2g, loss.l2g, loss.masked, loss.affinity) > 0
-
-
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain values, for YAML and JSON."""
     plain = dataclasses.asdict(config)
@@ -368,19 +267,3 @@ def from_dict(plain: dict[str, Any]) -> TrainConfig:
 
 def _frozen(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) and name != "root" else value
-
-
-def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any, Any]]:
-    """Fields that change the numbers of a run and differ: name, earlier and later value."""
-    found = []
-    old, new = to_dict(earlier), to_dict(later)
-    for section, value in old.items():
-        if not isinstance(value, dict):
-            found += [(section, value, new[section])] if value != new[section] else []
-            continue
-        for name, was in value.items():
-            matters = section != "run" or name in ("seed", "precision", "devices", "num_nodes")
-            matters = matters and (section, name) != ("data", "num_workers")
-            if matters and was != new[section][name]:
-                found.append((f"{section}.{name}", was, new[section][name]))
-    return found

@@ -20,10 +20,11 @@ from ino.errors import InoError, TrainingError
 from ino.models.checkpoints import list_checkpoints
 from ino.models.student_teacher import Views
 from ino.train.checkpoint import save_checkpoint
-from ino.train.config import TrainConfig, resolve
+from ino.train.config import TrainConfig
 from ino.train.log import RunLog
 from ino.train.objective import Terms
 from ino.train.optim import clip_gradients, set_rates
+from ino.train.resolve import resolve
 from ino.train.setup import Run, start
 
 

@@ -18,9 +18,10 @@ from ino.models.head import ProjectionHead
 from ino.models.student_teacher import StudentTeacher
 from ino.models.vit import build_vit
 from ino.train.checkpoint import RunState, restore_checkpoint
-from ino.train.config import ModelConfig, RunConfig, TrainConfig, differences, from_dict, to_dict
+from ino.train.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
+from ino.train.resolve import differences
 from ino.train.schedules import Schedules
 
 CONFIG_NAME = "config.yaml"

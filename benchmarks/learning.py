@@ -6,11 +6,12 @@
     python benchmarks/learning.py --quick
 
 Trains the recipe `tiny` on a folder of videos, or takes a finished run, and evaluates on all
-sequences of the DAVIS root's list under ino-davis with a short side of 240 and of 480 pixels. The
-untrained network has the architecture of the learned one and random weights. `--variants` trains
-the recipe as `paper` and as `released`, each for `--steps` steps with schedules as long, and
-compares them. `--quick` generates videos and a data set and trains for a few steps: it shows that
-all of this runs, not what learning is worth.
+sequences of the DAVIS root's list under ino-davis with a short side of 240 and of 480 pixels; the
+protocol's radius of 40 positions belongs to 480 and is scaled with the side. The untrained network
+has the architecture of the learned one and random weights. `--variants` trains the recipe as
+`paper` and as `released`, each for `--steps` steps with schedules as long, and compares them.
+`--quick` generates videos and a data set and trains for a few steps: it shows that all of this
+runs, not what learning is worth.
 
 Ratios: differences in points of J&F for each short side, the student for learned (the network that
 the authors evaluate): `learned_minus_color_240`, `learned_minus_untrained_240` and so on; with
@@ -50,6 +51,7 @@ from report import build_parser, conclude, describe_machine, print_table
 
 VARIANTS: tuple[Variant, ...] = ("paper", "released")
 SIDES = (240, 480)
+RADIUS_AT_480 = 40
 QUICK_SIDES = (240,)
 QUICK_STEPS = 4
 QUICK_FRAME = {"height": 120, "width": 176}
@@ -114,7 +116,8 @@ def evaluate(
         for row in rows:
             started = time.perf_counter()
             backbone = load_backbone(row.weights, network=row.network)
-            protocol = get_protocol("ino-davis", short_side=side)
+            radius = round(RADIUS_AT_480 * side / 480)
+            protocol = get_protocol("ino-davis", short_side=side, radius=radius)
             found = evaluate_davis(
                 root,
                 out=out / f"{row.name.replace(' ', '_')}_{side}",

@@ -13,7 +13,6 @@ resident memory in fp32 (`step_memory_ratio`). A peak is that of a process that 
 that of one that only imports everything, draws crops and builds the networks.
 """
 
-import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,13 +33,13 @@ from ino.train.loop import draw_views
 from ino.train.resolve import resolve
 from ino.train.setup import build_fabric, build_model
 from report import (
-    GIB,
     StageTimes,
+    add_child,
     build_parser,
     conclude,
     describe_machine,
     peak_bytes,
-    peak_bytes_of_child,
+    peak_memory,
     print_stages,
     print_table,
     require_close,
@@ -155,20 +154,10 @@ def run_child(name: str, size: Size) -> None:
     print(peak_bytes())
 
 
-def measure_memory(options: argparse.Namespace) -> dict[str, float]:
-    """GiB by side, above those of a process that only builds the networks."""
-    common = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
-    peaks = {
-        side: peak_bytes_of_child(__file__, "--child", side, *common)
-        for side in ("baseline", *SIDES)
-    }
-    return {side: (peaks[side] - peaks["baseline"]) / GIB for side in SIDES}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
-    parser.add_argument("--child", choices=["baseline", *SIDES], help=argparse.SUPPRESS)
+    add_child(parser, SIDES)
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
     torch.set_num_threads(options.threads)
@@ -176,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_child(options.child, size)
         return
     machine = describe_machine(precision="fp32 and bf16 autocast")
-    memory = measure_memory(options)
+    memory = peak_memory(__file__, SIDES, options)
     seconds, crops, differences = measure_times(size)
     what = f"{size.arch}/8, {CLIP_LENGTH} frames of {size.global_size} pixels"
     print_stages(f"A training iteration, seconds: {what}", seconds)

@@ -17,7 +17,6 @@ frame (`frame_speedup_fp32`); GiB that ino's process holds at its peak above one
 network (`propagation_peak_gib`). In those processes the context is filled with random features.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,14 +30,14 @@ from ino.models.backbones import VitBackbone, load_backbone
 from ino.propagate.labels import soften_labels
 from propagation_sides import IDS, NUM_OBJECTS, OurTracker, PlainTracker, Size, carry
 from report import (
-    GIB,
     DifferentResultsError,
     StageTimes,
+    add_child,
     build_parser,
     conclude,
     describe_machine,
     peak_bytes,
-    peak_bytes_of_child,
+    peak_memory,
     print_stages,
     print_table,
     require_close,
@@ -140,20 +139,10 @@ def run_child(name: str, size: Size) -> None:
     print(peak_bytes())
 
 
-def measure_memory(options: argparse.Namespace) -> dict[str, float]:
-    """GiB by side, above those of a process that only loads the network."""
-    common = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
-    peaks = {
-        side: peak_bytes_of_child(__file__, "--child", side, *common)
-        for side in ("baseline", *SIDES)
-    }
-    return {side: (peaks[side] - peaks["baseline"]) / GIB for side in SIDES}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
-    parser.add_argument("--child", choices=["baseline", *SIDES], help=argparse.SUPPRESS)
+    add_child(parser, SIDES)
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
     torch.set_num_threads(options.threads)
@@ -161,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_child(options.child, size)
         return
     machine = describe_machine(precision="fp32")
-    memory = measure_memory(options)
+    memory = peak_memory(__file__, SIDES, options)
     num_frames = 1 + size.num_context + size.repeats
     clip = generate_clip(
         0, num_frames=num_frames, height=size.height, width=size.width, num_objects=NUM_OBJECTS

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,24 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def add_child(parser: argparse.ArgumentParser, sides: Iterable[str]) -> None:
+    """Adds the option by which a script calls itself to measure memory."""
+    parser.add_argument("--child", choices=["baseline", *sides], help=argparse.SUPPRESS)
+
+
+def peak_memory(script: str, sides: Iterable[str], options: argparse.Namespace) -> dict[str, float]:
+    """GiB by side, each in a process of its own, above those of one that only builds the networks.
+
+    With `--child SIDE`, or `--child baseline`, the script prints its `peak_bytes()` last.
+    """
+    common = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    baseline = peak_bytes_of_child(script, "--child", "baseline", *common)
+    return {
+        side: (peak_bytes_of_child(script, "--child", side, *common) - baseline) / GIB
+        for side in sides
+    }
 
 
 def peak_bytes_of_child(script: str, *arguments: str) -> int:

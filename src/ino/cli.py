@@ -68,9 +68,12 @@ def _train(options: Namespace) -> int:
     config = config_of(options.train)
     out = options.train.out or Path("runs") / Path(options.train.recipe).stem
 
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     from ino.train.loop import train
 
-    print(f"last checkpoint: {train(config, out=out, resume=options.train.resume)}")
+    checkpoint = train(config, out=out, resume=options.train.resume)
+    rank_zero_only(print)(f"last checkpoint: {checkpoint}")
     return 0
 
 

@@ -49,7 +49,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def new_folder(path: Path, *, overwrite: bool = False) -> Path:
+def new_folder(
+    path: Path, *, overwrite: bool = False, advice: str = "choose another --out or pass --overwrite"
+) -> Path:
     """The folder `path`, created with its parents if needed, empty and writable.
 
     Hidden files do not count. Nothing is ever deleted: with `overwrite` the files that are there
@@ -58,6 +60,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Path:
     Args:
         path: the folder to create.
         overwrite: accept a folder that already holds something.
+        advice: what to do where it does and `overwrite` is off.
 
     Raises:
         OutputError: the folder holds something and `overwrite` is off, or it cannot be written to.
@@ -73,7 +76,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Path:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write to the folder {path}: {reason}") from error
     if not is_empty and not overwrite:
-        raise OutputError(f"{path} is not empty: choose another --out or pass --overwrite")
+        raise OutputError(f"{path} is not empty: {advice}")
     return path
 
 

@@ -111,3 +111,18 @@ def test_initial_weights_follow_the_released_statistics():
 def test_unknown_architectures_are_refused(arch, patch_size):
     with pytest.raises(ConfigError, match="choose"):
         build_vit(arch, patch_size=patch_size)
+
+
+@pytest.mark.parametrize("size", [64, 136])  # 65 and 290 tokens: plain and fused attention
+@torch.no_grad()
+def test_attention_in_bf16_is_that_of_fp32_whatever_computes_it(size):
+    torch.manual_seed(0)
+    vit = build_vit("vit_nano").eval()
+    images = torch.randn(2, 3, size, size)
+    exact = vit(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vit(images)
+    assert vit.blocks[0].attn.fused_attn == (size == 136)
+    assert (found - exact).norm() < 0.02 * exact.norm()
+    vit(images)
+    assert vit.blocks[0].attn.fused_attn

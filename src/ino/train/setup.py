@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
-from ino.errors import ConfigError, OutputError
+from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder
 from ino.models.checkpoints import list_checkpoints
 from ino.models.head import ProjectionHead
@@ -201,15 +201,9 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     if resume and path.exists():
         _check_same_run(config, path)
     else:
-        try:
-            new_folder(out)
-        except OutputError as error:
-            if list_checkpoints(out):
-                raise OutputError(
-                    f"{out} holds a run already; pass --resume to continue it or choose "
-                    "another --out"
-                ) from error
-            raise
+        other = "choose another --out"
+        continue_run = f"it holds a run; pass --resume to continue it or {other}"
+        new_folder(out, advice=continue_run if list_checkpoints(out) else other)
     (out / "checkpoints").mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")

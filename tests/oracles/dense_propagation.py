@@ -13,15 +13,18 @@ def dense_labels(
     *,
     topk: int,
     radius: int | None,
+    shape: str = "square",
     temperature: float = 0.1,
 ) -> Tensor:
     """(height, width, channel) labels of `query` from context frames (height, width, dim)."""
     height, width, dim = query.shape
     positions = torch.cartesian_prod(torch.arange(height), torch.arange(width))
-    distance = (positions[:, None] - positions[None]).abs().amax(dim=-1)  # Chebyshev: a square
+    offsets = (positions[:, None] - positions[None]).abs()
+    distance = offsets.amax(dim=-1) if shape == "square" else offsets.square().sum(dim=-1).sqrt()
     similarity = query.reshape(-1, dim) @ torch.cat([key.reshape(-1, dim) for key in keys]).T
     if radius is not None:
-        similarity[(distance > radius).repeat(1, len(keys))] = -torch.inf
+        outside = distance >= radius if shape == "circle" else distance > radius
+        similarity[outside.repeat(1, len(keys))] = -torch.inf
     best, index = similarity.topk(min(topk, similarity.shape[1]), dim=1)
     weights = torch.exp((best - best.amax(dim=1, keepdim=True)) / temperature)
     weights = weights / weights.sum(dim=1, keepdim=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,8 +17,8 @@ def unit_maps(count, height, width, *, dim=8, seed=0):
     return list(F.normalize(values, dim=-1))
 
 
-def streamed_labels(query, keys, labels, *, topk, radius, max_bytes=1 << 20):
-    candidates = find_candidates(query, keys, topk=topk, radius=radius, max_bytes=max_bytes)
+def streamed_labels(query, keys, labels, *, topk, **window):
+    candidates = find_candidates(query, keys, topk=topk, **window)
     return propagate_labels(candidates, labels, topk=topk, temperature=0.1)
 
 
@@ -30,20 +30,23 @@ def streamed_labels(query, keys, labels, *, topk, radius, max_bytes=1 << 20):
     num_channels=st.integers(1, 3),
     topk=st.integers(1, 12),
     radius=st.none() | st.integers(0, 10),
+    shape=st.sampled_from(["square", "circle", "closed-circle"]),
     max_bytes=st.integers(1, 40_000),
     seed=st.integers(0, 99),
 )
 def test_streamed_equals_dense(
-    height, width, num_keys, num_channels, topk, radius, max_bytes, seed
+    height, width, num_keys, num_channels, topk, radius, shape, max_bytes, seed
 ):
     """Any grid and block size: top-k above the window's size, windows larger than the frame."""
+    assume(radius != 0 or shape != "circle")
     query, *keys = unit_maps(1 + num_keys, height, width, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     labels = list(
         torch.rand(num_keys, height, width, num_channels, generator=generator, dtype=torch.float64)
     )
-    streamed = streamed_labels(query, keys, labels, topk=topk, radius=radius, max_bytes=max_bytes)
-    dense = dense_labels(query, keys, labels, topk=topk, radius=radius)
+    window = {"radius": radius, "shape": shape}
+    streamed = streamed_labels(query, keys, labels, topk=topk, max_bytes=max_bytes, **window)
+    dense = dense_labels(query, keys, labels, topk=topk, **window)
     torch.testing.assert_close(streamed, dense, rtol=0, atol=1e-12)
 
 
@@ -137,10 +140,11 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("shape", ["square", "circle"])
 @pytest.mark.parametrize("radius", [None, 4, 12])
-def test_nothing_larger_than_the_byte_budget_is_stored(radius):
+def test_nothing_larger_than_the_byte_budget_is_stored(radius, shape):
     """All affinities of this grid would take 640 kB."""
     query, *keys = [feature_map.float() for feature_map in unit_maps(2, 16, 25)]
     with LargestTensor() as largest:
-        find_candidates(query, keys, topk=5, radius=radius, max_bytes=50_000)
+        find_candidates(query, keys, topk=5, radius=radius, shape=shape, max_bytes=50_000)
     assert largest.num_bytes <= 50_000

@@ -12,7 +12,7 @@ affinity between all positions of two frames is ever stored. Feature maps are ch
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch import Tensor
 
 DEFAULT_MAX_BYTES = 64 << 20
 """Bytes for what one tile stores in between: similarities, window and copied keys."""
+
+WindowShape = Literal["square", "circle", "closed-circle"]
+"""Offsets (dy, dx) in a window of radius r: max(|dy|, |dx|) <= r; the distance < r; it <= r."""
 
 _BYTES_PER_NUMBER = 4
 
@@ -76,6 +79,7 @@ def find_candidates(
     *,
     topk: int,
     radius: int | None,
+    shape: WindowShape = "square",
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> list[Candidates]:
     """For each key map, the `topk` most similar positions within the window of each query.
@@ -86,17 +90,19 @@ def find_candidates(
         query: L2-normalised features of the frame to label.
         keys: L2-normalised features of the context frames.
         topk: candidates kept for each query and key map.
-        radius: window |dy| <= radius and |dx| <= radius, feature positions; None: no window.
+        radius: of the window around each query, feature positions; None: no window.
+        shape: of the window; a circle of radius 0 would be empty.
         max_bytes: bound on the temporary storage of a tile, which holds at least one query and the
             keys of one map.
     """
+    assert radius != 0 or shape != "circle", "a circle of radius 0 is empty"
     height, width, _ = query.shape
-    shape = (len(keys), height, width, topk)
-    similarity = query.new_full(shape, -torch.inf)
-    position = torch.zeros(shape, dtype=torch.int64, device=query.device)
+    stored = (len(keys), height, width, topk)
+    similarity = query.new_full(stored, -torch.inf)
+    position = torch.zeros(stored, dtype=torch.int64, device=query.device)
     for rows, columns in _plan_tiles(height, width, radius, max_bytes):
         queries = query[rows.queries, columns.queries].flatten(0, 1)
-        window = _window(rows, columns, radius=radius, like=query)
+        window = _window(rows, columns, radius=radius, shape=shape, like=query)
         for first, batch in _batches(keys, rows, columns, max_bytes=max_bytes):
             reached = [key[rows.keys, columns.keys] for key in batch]
             best, place = _best_keys(queries, reached, window=window, topk=topk)
@@ -173,25 +179,42 @@ def _batches(
             yield first, keys[first : first + count]
 
 
-def _window(rows: _Span, columns: _Span, *, radius: int | None, like: Tensor) -> Tensor | None:
+def _window(
+    rows: _Span, columns: _Span, *, radius: int | None, shape: WindowShape, like: Tensor
+) -> Tensor | None:
     """0 for pairs within the window, -inf for others; None where all pairs are within it."""
-    if radius is None or (_within(rows, radius) and _within(columns, radius)):
+    if radius is None:
         return None
-    row_cost = _distance_cost(rows, radius, like=like)[:, None, :, None]
-    column_cost = _distance_cost(columns, radius, like=like)[None, :, None, :]
-    return (row_cost + column_cost).view(rows.size * columns.size, -1)
+    if shape == "square":
+        # Outside along one axis is outside; the sum of two costs is one pass over the pairs.
+        row, column = (
+            torch.zeros_like(offset).masked_fill_(offset > radius, -torch.inf)
+            for offset in (_offsets(rows, like=like), _offsets(columns, like=like))
+        )
+        if row.isfinite().all() and column.isfinite().all():
+            return None
+        cost = _for_pairs(row, column)
+    else:
+        row, column = _offsets(rows, like=like) ** 2, _offsets(columns, like=like) ** 2
+        farthest = radius**2 - 1 if shape == "circle" else radius**2
+        if row.max() + column.max() <= farthest:
+            return None
+        squared = _for_pairs(row, column)
+        cost = torch.zeros_like(squared).masked_fill_(squared > farthest, -torch.inf)
+    return cost.view(rows.size * columns.size, -1)
 
 
-def _within(span: _Span, radius: int) -> bool:
-    farthest = max(span.stop - 1 - span.key_start, span.key_stop - 1 - span.start)
-    return farthest <= radius
+def _offsets(span: _Span, *, like: Tensor) -> Float[Tensor, "queries keys"]:
+    """Distances of queries and keys along one axis."""
+    queries = torch.arange(span.start, span.stop, device=like.device, dtype=like.dtype)
+    keys = torch.arange(span.key_start, span.key_stop, device=like.device, dtype=like.dtype)
+    return (queries[:, None] - keys).abs()
 
 
-def _distance_cost(span: _Span, radius: int, *, like: Tensor) -> Tensor:
-    queries = torch.arange(span.start, span.stop, device=like.device)
-    keys = torch.arange(span.key_start, span.key_stop, device=like.device)
-    outside = (queries[:, None] - keys).abs() > radius
-    return like.new_zeros(outside.shape).masked_fill_(outside, -torch.inf)
+def _for_pairs(
+    row: Float[Tensor, "rows key_rows"], column: Float[Tensor, "columns key_columns"]
+) -> Float[Tensor, "rows columns key_rows key_columns"]:
+    return row[:, None, :, None] + column[None, :, None, :]
 
 
 @functools.lru_cache(maxsize=64)

@@ -52,7 +52,7 @@ class Size:
 
     def grid(self, *, stride: int) -> tuple[int, int]:
         """Rows and columns of the feature map."""
-        height, width = input_size(self.frame, protocol=self.protocol(), multiple=stride)
+        height, width = input_size(self.frame, protocol=self.protocol(), stride=stride)
         return height // stride, width // stride
 
 

@@ -124,7 +124,11 @@ def _add_tracker(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--network", choices=["student", "teacher"], default="student", help="of a run"
     )
-    parser.add_argument("--protocol", default=PROTOCOL_DEFAULT, help="ino-davis or ino-ytvos")
+    parser.add_argument(
+        "--protocol",
+        default=PROTOCOL_DEFAULT,
+        help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs or dul",
+    )
     parser.add_argument(
         "--set", nargs="+", metavar="FIELD=VALUE", help="replace fields of the protocol"
     )

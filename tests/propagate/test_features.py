@@ -21,7 +21,7 @@ from ino.propagate.protocols import get_protocol
 )
 def test_davis_sizes(size, short_side, expected):
     protocol = get_protocol("ino-davis", short_side=short_side)
-    assert input_size(size, protocol=protocol, multiple=8) == expected
+    assert input_size(size, protocol=protocol, stride=8) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,23 +35,44 @@ def test_davis_sizes(size, short_side, expected):
     ],
 )
 def test_youtube_vos_sizes(size, expected):
-    assert input_size(size, protocol=get_protocol("ino-ytvos"), multiple=8) == expected
+    assert input_size(size, protocol=get_protocol("ino-ytvos"), stride=8) == expected
 
 
 def test_a_short_side_takes_precedence_over_fixed_sizes():
     protocol = get_protocol("ino-ytvos", short_side=240)
-    assert input_size((816, 1920), protocol=protocol, multiple=8) == (240, 560)
+    assert input_size((816, 1920), protocol=protocol, stride=8) == (240, 560)
 
 
 def test_another_multiple():
-    protocol = get_protocol("ino-davis")
-    assert input_size((480, 854), protocol=protocol, multiple=64) == (448, 832)
+    protocol = get_protocol("ino-davis", size_multiple=64)
+    assert input_size((480, 854), protocol=protocol, stride=8) == (448, 832)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        # The released codes' own sizes.
+        *[("dino", size, (480, 832)) for size in ((480, 854), (1080, 1920), (360, 640))],
+        ("dino", (480, 910), (480, 896)),
+        ("dino", (854, 480), (832, 480)),
+        ("dino", (480, 480), (480, 448)),
+        ("dinov3", (480, 854), (960, 1712)),
+        ("dinov3", (480, 910), (960, 1824)),
+        ("dinov3", (854, 480), (1712, 960)),
+        ("dinov3", (1080, 1920), (960, 1712)),
+        # Rounded down to the patches of a ViT only.
+        ("crw", (480, 854), (480, 848)),
+        ("vfs", (1080, 1920), (480, 848)),
+    ],
+)
+def test_sizes_of_other_protocols(name, size, expected):
+    assert input_size(size, protocol=get_protocol(name), stride=16) == expected
 
 
 @pytest.mark.parametrize("size", [(7, 100), (100, 7), (0, 50)])
 def test_frames_smaller_than_the_stride_are_refused(size):
     with pytest.raises(VideoError, match=rf"{size[0]}x{size[1]} pixels are too small"):
-        input_size(size, protocol=get_protocol("ino-ytvos"), multiple=8)
+        input_size(size, protocol=get_protocol("ino-ytvos"), stride=8)
 
 
 def test_features_are_normalised_and_of_the_protocol_s_layer(backbone):

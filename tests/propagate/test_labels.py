@@ -22,7 +22,7 @@ def test_channels_are_enlarged_as_in_the_released_code(golden, name, normalize):
     """The golden example is every 7th pixel of the map after the first frame of r12_k5_two."""
     numbers = golden("prop_random")
     for soft, expected in zip(numbers["r12_k5_two_soft"][0], numbers[name], strict=True):
-        enlarged = enlarge_channel(torch.from_numpy(soft), stride=8, normalize=normalize)
+        enlarged = enlarge_channel(torch.from_numpy(soft), size=(120, 160), normalize=normalize)
         torch.testing.assert_close(
             enlarged[::7, ::7], torch.from_numpy(expected), rtol=0, atol=1e-6
         )

@@ -1,3 +1,5 @@
+import weakref
+
 import torch
 
 from ino.propagate.memory import Memory, MemoryFrame
@@ -16,23 +18,61 @@ def test_context_is_that_of_the_released_code(golden):
         for reference in memory.references:
             start = reference.frame.time
             row = numbers[f"context_index_t0_{start}"][time - start - 1]
-            found = [stored.time for stored in memory.context(reference)]
+            found = [stored.frame.time for stored in memory.context(reference)]
             assert found == row[row >= 0].tolist()
         memory.store(frame(time), introduced=introduced.get(time))
     assert [reference.channels for reference in memory.references] == list(introduced.values())
 
 
-def test_storage_does_not_grow_and_holds_each_frame_once():
+def times(memory, reference=0):
+    """Of the context, each as often as it counts; negative where the window does not hold."""
+    context = memory.context(memory.references[reference])
+    return [t if one.windowed else -t for one in context for t in [one.frame.time] * one.copies]
+
+
+def test_storage_does_not_grow():
     memory = Memory(num_context=4)
+    kept = []
     for time in range(50):
-        memory.store(frame(time), introduced=slice(time, time + 1) if time in (0, 30) else None)
-        times = [stored.time for stored in memory.frames()]
-        assert len(times) == len(set(times)) <= 6
-    assert sorted(times) == [0, 30, 46, 47, 48, 49]
+        stored = frame(time)
+        kept.append(weakref.ref(stored))
+        memory.store(stored, introduced=slice(time, time + 1) if time in (1, 30) else None)
+    del stored
+    assert times(memory) == [1, 46, 47, 48, 49]
+    assert times(memory, 1) == [30, 46, 47, 48, 49]
+    alive = [reference() for reference in kept if reference() is not None]
+    assert [one.time for one in alive] == [1, 30, 46, 47, 48, 49]
 
 
 def test_without_context_frames_only_the_reference_is_left():
-    memory = Memory(num_context=0)
-    memory.store(frame(0), introduced=slice(0, 2))
-    memory.store(frame(1), introduced=None)
-    assert [stored.time for stored in memory.context(memory.references[0])] == [0]
+    memory = Memory(num_context=0, recent="padded")
+    memory.store(frame(1), introduced=slice(0, 2))
+    memory.store(frame(2), introduced=None)
+    assert times(memory) == [1]
+
+
+def test_padding_repeats_the_reference_within_the_window():
+    """CRW: the reference once without a window, then always `num_context` frames."""
+    memory = Memory(num_context=3, recent="padded", reference_windowed=False)
+    found = []
+    for time in range(1, 7):
+        memory.store(frame(time), introduced=slice(0, 2) if time == 1 else None)
+        found.append(times(memory))
+    assert found == [
+        [-1, 1, 1, 1],
+        [-1, 1, 1, 2],
+        [-1, 1, 2, 3],
+        [-1, 2, 3, 4],
+        [-1, 3, 4, 5],
+        [-1, 4, 5, 6],
+    ]
+
+
+def test_the_reference_counts_again_while_it_is_recent():
+    """VFS."""
+    memory = Memory(num_context=3, recent="reference-again")
+    found = []
+    for time in range(1, 6):
+        memory.store(frame(time), introduced=slice(0, 2) if time == 1 else None)
+        found.append(times(memory))
+    assert found == [[1, 1], [1, 1, 2], [1, 1, 2, 3], [1, 2, 3, 4], [1, 3, 4, 5]]

@@ -116,7 +116,7 @@ def test_new_objects_overwrite_the_prediction_and_are_fed_back():
     propagator = Propagator(get_protocol("ino-davis", topk=1, num_context=1, radius=0))
     propagator.step(features[0], torch.ones(3, 4, 1, dtype=torch.float64))
     propagator.step(features[1], torch.full((3, 4, 1), 0.25, dtype=torch.float64))
-    overwritten = propagator.memory.frames()[-1].soft
+    overwritten = propagator.memory.context(propagator.memory.references[0])[-1].frame.soft
     assert (overwritten == torch.tensor([0.75, 0.25])).all()
     # Frame 2 is frame 1 again, so the best position of the older reference is there, too.
     soft = propagator.step(features[1])

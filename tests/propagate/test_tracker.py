@@ -3,7 +3,7 @@ import pytest
 
 from ino.errors import ConfigError, MaskError, VideoError
 from ino.models.backbones import ColorBackbone, load_backbone
-from ino.propagate.protocols import get_protocol
+from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.tracker import Tracker
 
 HEIGHT, WIDTH = 45, 69
@@ -160,6 +160,18 @@ def test_a_protocol_can_be_named(video):
     named = list(Tracker(ColorBackbone(), protocol="ino-davis").track(frames[:2], {0: labels[0]}))
     given = Tracker(ColorBackbone(), protocol=get_protocol("ino-davis"))
     np.testing.assert_array_equal(named, list(given.track(frames[:2], {0: labels[0]})))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_carries_objects(video, name):
+    """The first mask comes back as given only where the protocol keeps it."""
+    frames, labels = video
+    protocol = get_protocol(name, short_side=128, size_multiple=None)
+    results = list(Tracker(ColorBackbone(), protocol=protocol).track(frames[:3], {0: labels[0]}))
+    assert (results[0] == labels[0]).all() == protocol.keep_given
+    for mask in results:
+        assert mask.shape == labels[0].shape
+        assert set(np.unique(mask)) == set(np.unique(labels[0]))
 
 
 def test_a_layer_that_the_backbone_lacks(video):

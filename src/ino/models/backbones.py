@@ -41,17 +41,18 @@ class VitBackbone(nn.Module):
         self.std = std
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], *, layer: int
+        self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
     ) -> Float[Tensor, "batch dim rows columns"]:
         """Features of block `layer`, counted from 1, final norm applied; later blocks do not run.
 
         Args:
             images: normalised by `mean` and `std`; sides are multiples of `stride`.
-            layer: 1 to `num_layers`.
+            layer: 1 to `num_layers`; None for the last.
 
         Raises:
             ConfigError: there is no such layer.
         """
+        layer = self.num_layers if layer is None else layer
         if not 1 <= layer <= self.num_layers:
             raise ConfigError(
                 f"there is no layer {layer}; this backbone has 1 to {self.num_layers}"
@@ -75,7 +76,7 @@ class ColorBackbone(nn.Module):
         self.std = IMAGENET_STD
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], *, layer: int
+        self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
     ) -> Float[Tensor, "batch dim rows columns"]:
         """The pixels of each patch, 3 x stride x stride numbers."""
         return F.pixel_unshuffle(images, self.stride)

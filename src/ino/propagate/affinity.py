@@ -12,18 +12,17 @@ affinity between all positions of two frames is ever stored. Feature maps are ch
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ino.propagate.protocols import WindowShape
+
 DEFAULT_MAX_BYTES = 64 << 20
 """Bytes for what one tile stores in between: similarities, window and copied keys."""
-
-WindowShape = Literal["square", "circle", "closed-circle"]
-"""Offsets (dy, dx) in a window of radius r: max(|dy|, |dx|) <= r; the distance < r; it <= r."""
 
 _BYTES_PER_NUMBER = 4
 

@@ -1,5 +1,7 @@
 """Frames to L2-normalised feature maps, resized and read as a protocol says."""
 
+import math
+from fractions import Fraction
 from typing import Protocol as StructuralType
 from typing import runtime_checkable
 
@@ -18,8 +20,9 @@ from ino.propagate.protocols import Protocol, Size
 class FeatureBackbone(StructuralType):
     """What propagation needs of a network: any backbone of `ino.models.backbones`, for instance.
 
-    Called with normalised images whose sides are multiples of the stride and the layer to read, it
-    returns features "batch dim rows columns", and raises ConfigError where it has no such layer.
+    Called with normalised images whose sides are multiples of the stride and the layer to read
+    (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
+    has no such layer.
 
     Attributes:
         stride: pixels of the input a feature.
@@ -31,7 +34,7 @@ class FeatureBackbone(StructuralType):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, images: Tensor, *, layer: int) -> Tensor: ...
+    def __call__(self, images: Tensor, *, layer: int | None) -> Tensor: ...
 
 
 class FeatureExtractor:
@@ -51,10 +54,10 @@ class FeatureExtractor:
             ConfigError: the backbone's stride does not fit the protocol.
         """
         self.stride = backbone.stride
-        self._multiple = protocol.size_multiple or backbone.stride
-        if self._multiple % self.stride:
+        multiple = protocol.size_multiple or backbone.stride
+        if multiple % self.stride:
             raise ConfigError(
-                f"protocol {protocol.name} rounds sizes to multiples of {self._multiple} pixels "
+                f"protocol {protocol.name} rounds sizes to multiples of {multiple} pixels "
                 f"but this backbone's stride is {self.stride}; set the protocol's size_multiple "
                 "to a multiple of it"
             )
@@ -80,33 +83,40 @@ class FeatureExtractor:
     ) -> Float[Tensor, "1 3 height_in width_in"]:
         """The network's input: resized with OpenCV's linear interpolation, then normalised."""
         size = (frame.shape[0], frame.shape[1])
-        height, width = input_size(size, protocol=self._protocol, multiple=self._multiple)
+        height, width = input_size(size, protocol=self._protocol, stride=self.stride)
         resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
         image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
         return ((image - self._mean) / self._std)[None]
 
 
-def input_size(size: Size, *, protocol: Protocol, multiple: int) -> Size:
+def input_size(size: Size, *, protocol: Protocol, stride: int) -> Size:
     """Height and width of the network's input for frames of this size, pixels.
 
     With a short side: the shorter side becomes that many pixels and the longer one follows. Without
-    one: the frame's own size, but for the protocol's `fixed_sizes`. Then both are rounded down.
+    one: the frame's own size, but for the protocol's `fixed_sizes`. Then sides are rounded as the
+    protocol says, and what is still no multiple of the stride is rounded down to one.
 
     Args:
         size: height and width of the frames.
         protocol: decides the rule.
-        multiple: what both sides are rounded down to a multiple of, pixels.
+        stride: of the backbone, pixels.
 
     Raises:
         VideoError: less than one multiple is left of a side.
     """
-    height, width = size
-    if protocol.short_side is not None:
-        shorter = max(1, min(size))
-        height, width = (protocol.short_side * side // shorter for side in size)
+    multiple = protocol.size_multiple or stride
+    if protocol.short_side is None:
+        sides = [Fraction(side) for side in dict(protocol.fixed_sizes).get(size, size)]
     else:
-        height, width = dict(protocol.fixed_sizes).get(size, size)
-    height, width = height // multiple * multiple, width // multiple * multiple
+        sides = [Fraction(protocol.short_side * side, max(1, min(size))) for side in size]
+    long = 0 if size[0] > size[1] else 1
+    if protocol.rounding == "long-side-up":
+        sides[long] = Fraction(math.ceil(sides[long] / multiple) * multiple)
+    elif protocol.rounding == "long-side-down":
+        sides[long] = Fraction(sides[long] // multiple * multiple)
+    elif protocol.rounding == "down":
+        sides = [Fraction(side // multiple * multiple) for side in sides]
+    height, width = (int(side // stride * stride) for side in sides)
     if min(height, width) == 0:
         raise VideoError(
             f"frames of {size[0]}x{size[1]} pixels are too small: each side must be at least "

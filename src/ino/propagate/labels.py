@@ -5,12 +5,15 @@ Object by object, so that a map of 254 objects needs little more memory than a m
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+
+from ino.propagate.protocols import MaskDown, MaskUp
 
 MIN_SPAN = 1e-5
 """A channel whose values differ by less is constant but for rounding."""
@@ -21,23 +24,35 @@ def soften_labels(
     *,
     ids: Sequence[int],
     grid: tuple[int, int],
+    method: MaskDown = "bilinear-align-corners",
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "rows columns channel"]:
-    """One channel for each id: its one-hot map, resized bilinearly with corners aligned.
+    """One channel for each id: its one-hot map, reduced to the feature grid.
 
     Args:
         labels: a label map of the video's size.
         ids: labels in the order of the channels.
         grid: rows and columns of the feature map.
+        method: see `MaskDown`.
         device: where the result will be.
     """
-    source = torch.from_numpy(labels).to(device)
-    channels = [
-        F.interpolate(
-            (source == label).float()[None, None], size=grid, mode="bilinear", align_corners=True
-        )[0, 0]
-        for label in ids
-    ]
+    rows, columns = grid
+    if method == "nearest":
+        # Pillow's own, as in the released codes: it takes the pixel at the centre of each feature.
+        labels = np.asarray(
+            Image.fromarray(labels).resize((columns, rows), Image.Resampling.NEAREST)
+        )
+    channels = []
+    for label in ids:
+        one_hot = (labels == label).astype(np.float32)
+        if method == "linear":
+            one_hot = cv2.resize(one_hot, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        channel = torch.from_numpy(one_hot).to(device)
+        if method == "bilinear-align-corners":
+            channel = F.interpolate(
+                channel[None, None], size=grid, mode="bilinear", align_corners=True
+            )[0, 0]
+        channels.append(channel)
     return torch.stack(channels, dim=-1)
 
 
@@ -49,11 +64,11 @@ def harden_labels(
     stride: int,
     size: tuple[int, int],
     normalize: bool,
+    method: MaskUp = "bilinear-stride",
 ) -> UInt8[np.ndarray, "height width"]:
     """The most probable label of each pixel; of equals, the smallest.
 
-    Channels are enlarged `stride` times bilinearly, stretched to 0..1 if asked for, compared, and
-    the winners are taken to `size` by nearest neighbours, as the official scripts do with Pillow.
+    Channels are enlarged, stretched to 0..1 if asked for, and compared.
 
     Args:
         soft: probabilities of feature positions.
@@ -61,34 +76,48 @@ def harden_labels(
         stride: pixels of the network's input a feature.
         size: height and width of the result, pixels.
         normalize: shift and scale each enlarged channel to 0..1 where its maximum is positive.
+        method: see `MaskUp`.
     """
-    rows, columns, _ = soft.shape
-    grid = (rows * stride, columns * stride)
-    best = soft.new_full(grid, -torch.inf)
-    labels = torch.zeros(grid, dtype=torch.uint8, device=soft.device)
+    compared = size
+    if method == "bilinear-stride":
+        compared = (soft.shape[0] * stride, soft.shape[1] * stride)
+    best = soft.new_full(compared, -torch.inf)
+    labels = torch.zeros(compared, dtype=torch.uint8, device=soft.device)
     for label, channel in sorted(zip(ids, range(len(ids)), strict=True)):
-        value = enlarge_channel(soft[..., channel], stride=stride, normalize=normalize)
+        value = enlarge_channel(
+            soft[..., channel], size=compared, method=method, normalize=normalize
+        )
         better = value > best
         best = torch.where(better, value, best)
         labels.masked_fill_(better, label)
+    # Pillow's nearest neighbour decides single pixels of published masks.
     image = Image.fromarray(labels.cpu().numpy())
     return np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def enlarge_channel(
-    probability: Float[Tensor, "rows columns"], *, stride: int, normalize: bool
+    probability: Float[Tensor, "rows columns"],
+    *,
+    size: tuple[int, int],
+    method: MaskUp = "bilinear-stride",
+    normalize: bool,
 ) -> Float[Tensor, "height width"]:
-    """One channel, `stride` times as large, bilinearly (corners not aligned).
+    """One channel at `size`.
 
     Args:
         probability: of feature positions.
-        stride: pixels a feature.
+        size: height and width of the result, pixels.
+        method: see `MaskUp`; corners are aligned only where it says so.
         normalize: then shift and scale to 0..1 where the maximum is positive. A constant channel
             stays as it is: the released code divides it by zero, or stretches what rounding left
             of it, where one object fills the frame.
     """
-    size = (probability.shape[0] * stride, probability.shape[1] * stride)
-    value = F.interpolate(probability[None, None], size=size, mode="bilinear")[0, 0]
+    image = probability[None, None]
+    if method == "nearest":
+        value = F.interpolate(image, size=size, mode="nearest")[0, 0]
+    else:
+        aligned = method == "bilinear-align-corners"
+        value = F.interpolate(image, size=size, mode="bilinear", align_corners=aligned)[0, 0]
     if not normalize:
         return value
     lowest, highest = torch.aminmax(value)

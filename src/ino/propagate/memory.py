@@ -6,9 +6,12 @@ Storage does not grow with the video: one frame for each time at which objects e
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
+
+from ino.propagate.protocols import Recent
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,35 @@ class Reference:
     channels: slice
 
 
+class ContextFrame(NamedTuple):
+    """A frame that a query looks at, within its window or everywhere, and how often it counts."""
+
+    frame: MemoryFrame
+    windowed: bool = True
+    copies: int = 1
+
+
 class Memory:
     """The references and the last `num_context` frames."""
 
-    def __init__(self, *, num_context: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_context: int,
+        recent: Recent = "after-reference",
+        reference_windowed: bool = True,
+    ) -> None:
+        """A memory of nothing.
+
+        Args:
+            num_context: frames before the query that serve beside a reference.
+            recent: which of them, see `Recent`.
+            reference_windowed: whether a query looks at the reference within its window only.
+        """
         self.references: list[Reference] = []
         self._recent: deque[MemoryFrame] = deque(maxlen=num_context)
+        self._rule: Recent = recent
+        self._reference_windowed = reference_windowed
 
     def store(self, frame: MemoryFrame, *, introduced: slice | None) -> None:
         """Remembers a frame; as a reference, too, where it introduced channels."""
@@ -47,12 +73,17 @@ class Memory:
         if introduced is not None:
             self.references.append(Reference(frame, introduced))
 
-    def context(self, reference: Reference) -> list[MemoryFrame]:
-        """The reference's own frame, then those of the last frames that came after it."""
+    def context(self, reference: Reference) -> list[ContextFrame]:
+        """The reference's own frame, then those of the last frames that the rule admits."""
         later = [frame for frame in self._recent if frame.time > reference.frame.time]
-        return [reference.frame, *later]
-
-    def frames(self) -> list[MemoryFrame]:
-        """All frames that are stored, each once."""
-        stored = [reference.frame for reference in self.references] + list(self._recent)
-        return list({frame.time: frame for frame in stored}.values())
+        again = 0
+        if self._rule == "reference-again":
+            again = int(any(frame is reference.frame for frame in self._recent))
+        elif self._rule == "padded":
+            again = (self._recent.maxlen or 0) - len(later)
+        repeated = [ContextFrame(reference.frame, copies=again)] if again else []
+        return [
+            ContextFrame(reference.frame, windowed=self._reference_windowed),
+            *repeated,
+            *(ContextFrame(frame) for frame in later),
+        ]

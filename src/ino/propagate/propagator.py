@@ -8,12 +8,20 @@ their labels overwrite the prediction, p <- (1 - sum of new) p, and the overwrit
 what later frames take as labels, for older references too.
 """
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ino.propagate.affinity import DEFAULT_MAX_BYTES, find_candidates, propagate_labels
-from ino.propagate.memory import Memory, MemoryFrame
+from ino.propagate.affinity import (
+    DEFAULT_MAX_BYTES,
+    Candidates,
+    find_candidates,
+    propagate_labels,
+)
+from ino.propagate.memory import ContextFrame, Memory, MemoryFrame
 from ino.propagate.protocols import Protocol
 
 
@@ -31,7 +39,11 @@ class Propagator:
             protocol: decides the context, the window, top-k and temperature.
             max_bytes: bound on temporary storage, see `find_candidates`.
         """
-        self.memory = Memory(num_context=protocol.num_context)
+        self.memory = Memory(
+            num_context=protocol.num_context,
+            recent=protocol.recent,
+            reference_windowed=protocol.reference_windowed,
+        )
         self.num_channels = 0
         self._protocol = protocol
         self._max_bytes = max_bytes
@@ -54,7 +66,9 @@ class Propagator:
         soft = self._predict(features)
         introduced = None
         if new is not None:
-            soft = torch.cat([soft * (1 - new.sum(dim=-1, keepdim=True)), new], dim=-1)
+            total = new.sum(dim=-1, keepdim=True)
+            entering = total * new if self._protocol.entry == "weighted" else new
+            soft = torch.cat([soft * (1 - total), entering], dim=-1)
             introduced = slice(self.num_channels, soft.shape[-1])
             self.num_channels = soft.shape[-1]
         self.memory.store(MemoryFrame(self._time, features, soft), introduced=introduced)
@@ -62,26 +76,35 @@ class Propagator:
         return soft
 
     def _predict(self, features: Tensor) -> Tensor:
-        frames = self.memory.frames()
-        found = find_candidates(
-            features,
-            [frame.features for frame in frames],
-            topk=self._protocol.topk,
-            radius=self._protocol.radius,
-            max_bytes=self._max_bytes,
-        )
-        candidates = {
-            frame.time: found_in_frame for frame, found_in_frame in zip(frames, found, strict=True)
-        }
-        carried = [features.new_empty(*features.shape[:2], 0)]
-        for reference in self.memory.references:
-            context = self.memory.context(reference)
-            carried.append(
-                propagate_labels(
-                    [candidates[frame.time] for frame in context],
-                    [frame.soft[..., reference.channels] for frame in context],
-                    topk=self._protocol.topk,
-                    temperature=self._protocol.temperature,
-                )
+        soft = features.new_zeros(*features.shape[:2], self.num_channels)
+        contexts = [self.memory.context(reference) for reference in self.memory.references]
+        candidates = self._find_candidates(features, itertools.chain.from_iterable(contexts))
+        for reference, context in zip(self.memory.references, contexts, strict=True):
+            # A copy beyond the k-th adds nothing to the best k.
+            context = [one for one in context for _ in range(min(one.copies, self._protocol.topk))]
+            soft[..., reference.channels] = propagate_labels(
+                [candidates[one.frame.time, one.windowed] for one in context],
+                [one.frame.soft[..., reference.channels] for one in context],
+                topk=self._protocol.topk,
+                temperature=self._protocol.temperature,
             )
-        return torch.cat(carried, dim=-1)
+        return soft
+
+    def _find_candidates(
+        self, features: Tensor, context: Iterable[ContextFrame]
+    ) -> dict[tuple[int, bool], Candidates]:
+        """Those of each context frame by its time and whether its window counts, searched once."""
+        frames = {(one.frame.time, one.windowed): one.frame.features for one in context}
+        found = {}
+        for windowed, radius in ((True, self._protocol.radius), (False, None)):
+            keys = [key for key in frames if key[1] == windowed]
+            candidates = find_candidates(
+                features,
+                [frames[key] for key in keys],
+                topk=self._protocol.topk,
+                radius=radius,
+                shape=self._protocol.window,
+                max_bytes=self._max_bytes,
+            )
+            found.update(zip(keys, candidates, strict=True))
+        return found

@@ -101,19 +101,13 @@ class Tracker:
             elif not ids:
                 ids = [BACKGROUND, *new_ids]
                 mask = _without_void(masks[index])
-                self._advance(propagator, frame, mask, ids)
-                yield mask
+                soft = self._advance(propagator, frame, mask, ids)
+                yield mask if self.protocol.keep_given else self._harden(soft, ids, size)
             else:
                 ids += new_ids
                 mask = _without_void(masks[index]) if new_ids else None
                 soft = self._advance(propagator, frame, mask, new_ids)
-                yield harden_labels(
-                    soft,
-                    ids=ids,
-                    stride=self._extractor.stride,
-                    size=size,
-                    normalize=self.protocol.normalize_output,
-                )
+                yield self._harden(soft, ids, size)
             count = index + 1
         _check_end(masks, count)
 
@@ -129,8 +123,24 @@ class Tracker:
         new = None
         if mask is not None:
             grid = (features.shape[0], features.shape[1])
-            new = soften_labels(mask, ids=new_ids, grid=grid, device=self._device)
+            new = soften_labels(
+                mask,
+                ids=new_ids,
+                grid=grid,
+                method=self.protocol.mask_down,
+                device=self._device,
+            )
         return propagator.step(features, new)
+
+    def _harden(self, soft: torch.Tensor, ids: list[int], size: tuple[int, int]) -> np.ndarray:
+        return harden_labels(
+            soft,
+            ids=ids,
+            stride=self._extractor.stride,
+            size=size,
+            method=self.protocol.mask_up,
+            normalize=self.protocol.normalize_output,
+        )
 
 
 def _entering_objects(masks: Mapping[int, np.ndarray]) -> dict[int, list[int]]:

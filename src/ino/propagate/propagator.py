@@ -5,7 +5,8 @@ its context is the reference frame, which never leaves, and those of the last fr
 after it. The background belongs to the first reference. A result is the union of the channels of
 all references, so with several references its channels need not sum to 1. Where new objects enter,
 their labels overwrite the prediction, p <- (1 - sum of new) p, and the overwritten prediction is
-what later frames take as labels, for older references too.
+what later frames take as labels, for older references too. Protocols vary the context and the way
+labels enter.
 """
 
 import itertools
@@ -98,6 +99,8 @@ class Propagator:
         found = {}
         for windowed, radius in ((True, self._protocol.radius), (False, None)):
             keys = [key for key in frames if key[1] == windowed]
+            if not keys:
+                continue
             candidates = find_candidates(
                 features,
                 [frames[key] for key in keys],

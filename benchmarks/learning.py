@@ -40,7 +40,7 @@ from ino.evaluate.davis import DavisScores
 from ino.files import new_folder
 from ino.models.backbones import choose_device, load_backbone
 from ino.models.checkpoints import NetworkName, find_checkpoint, read_checkpoint
-from ino.pipeline import evaluate_davis
+from ino.pipeline.davis import evaluate_davis
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
 from ino.train.config import TrainConfig, Variant

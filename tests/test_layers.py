@@ -19,7 +19,6 @@ LAYERS = {
     "pipeline": 4,
     "web": 4,
     "demo": 5,
-    "cli_options": 5,
     "cli": 6,
     "__main__": 7,
     "__init__": 7,

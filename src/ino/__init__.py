@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from ino.data.video import VideoWriter, read_frames
     from ino.evaluate.davis import score_davis
     from ino.models.backbones import load_backbone
-    from ino.pipeline import evaluate_davis, segment_video
+    from ino.pipeline.davis import evaluate_davis
+    from ino.pipeline.segment import segment_video
     from ino.propagate.protocols import get_protocol
     from ino.propagate.tracker import Tracker
     from ino.train.config import TrainConfig
@@ -19,13 +20,13 @@ _HOMES = {
     "TrainConfig": "ino.train.config",
     "Tracker": "ino.propagate.tracker",
     "VideoWriter": "ino.data.video",
-    "evaluate_davis": "ino.pipeline",
+    "evaluate_davis": "ino.pipeline.davis",
     "get_protocol": "ino.propagate.protocols",
     "load_backbone": "ino.models.backbones",
     "read_frames": "ino.data.video",
     "read_labels": "ino.data.label_png",
     "score_davis": "ino.evaluate.davis",
-    "segment_video": "ino.pipeline",
+    "segment_video": "ino.pipeline.segment",
     "write_labels": "ino.data.label_png",
 }
 

@@ -34,7 +34,7 @@ from ino.evaluate.report import (
 )
 from ino.files import atomic_path, new_folder
 from ino.models.backbones import Backbone, load_backbone
-from ino.pipeline import evaluate_davis
+from ino.pipeline.davis import evaluate_davis
 from ino.propagate.features import FeatureExtractor
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker

@@ -1,0 +1,54 @@
+"""The commands that end in scores: evaluate and score."""
+
+from jsonargparse import Namespace
+
+from ino.cli.tracking import progress, tracker_of
+
+
+def evaluate_davis(options: Namespace) -> int:
+    """Propagates the first masks of a DAVIS split and scores the result."""
+    chosen = options.evaluate.davis
+    tracker, settings = tracker_of(chosen)
+
+    from rich.console import Console
+
+    from ino.data.vos import read_davis
+    from ino.evaluate.tables import print_scores
+    from ino.pipeline.davis import evaluate_davis as evaluate
+
+    choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
+    num_frames = sum(len(one.frames) for one in read_davis(chosen.root, **choice))
+    with progress("frames", num_frames) as advance:
+        scores = evaluate(
+            chosen.root,
+            out=chosen.out,
+            tracker=tracker,
+            settings=settings | {"root": str(chosen.root)},
+            overwrite=chosen.overwrite,
+            on_frame=advance,
+            **choice,
+        )
+    print_scores(scores, Console())
+    fields = ", ".join(f"{name} {value}" for name, value in vars(tracker.protocol).items())
+    print(f"weights {chosen.weights}; protocol {fields}\nresults in {chosen.out}")
+    return 0
+
+
+def score(options: Namespace) -> int:
+    """Scores folders of masks."""
+    chosen = options.score
+
+    from rich.console import Console
+
+    from ino.evaluate.davis import score_davis
+    from ino.evaluate.tables import print_scores, write_csv, write_json
+
+    choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
+    scores = score_davis(chosen.predictions, chosen.root, **choice)
+    print_scores(scores, Console())
+    if chosen.out is not None:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        write_csv(scores, chosen.out, split=chosen.split)
+        write_json(scores, chosen.out / "scores.json", protocol=None)
+        print(f"results in {chosen.out}")
+    return 0

@@ -1,0 +1,96 @@
+"""The commands that make something of videos: demo, train, segment."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ino.cli.tracking import progress, tracker_of
+from ino.errors import MaskError
+
+
+def demo(options: Namespace) -> int:
+    """Learns, carries and scores on generated video."""
+    from ino.demo import run_demo
+
+    chosen = options.demo
+    report = run_demo(
+        chosen.out, seed=chosen.seed, num_steps=chosen.steps, overwrite=chosen.overwrite
+    )
+    print(f"open {report}")
+    return 0
+
+
+def train(options: Namespace) -> int:
+    """Trains by a recipe."""
+    from ino.train.recipes import config_of
+
+    config = config_of(options.train)
+    out = options.train.out or Path("runs") / Path(options.train.recipe).stem
+
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from ino.train.loop import train
+
+    checkpoint = train(config, out=out, resume=options.train.resume)
+    rank_zero_only(print)(f"last checkpoint: {checkpoint}")
+    return 0
+
+
+def segment(options: Namespace) -> int:
+    """Carries masks through a video."""
+    chosen = options.segment
+    out = chosen.out or Path("segments") / chosen.video.stem
+    masks = read_masks(chosen.mask)
+    tracker, settings = tracker_of(chosen)
+
+    from ino.data.video import read_info
+    from ino.pipeline.segment import resize_masks, segment_video
+
+    info = read_info(chosen.video)
+    if chosen.resize_mask:
+        masks = resize_masks(masks, size=(info.height, info.width))
+    with progress("frames", info.num_frames) as advance:
+        count = segment_video(
+            chosen.video,
+            masks,
+            out=out,
+            tracker=tracker,
+            settings=settings | {"video": str(chosen.video)},
+            overlay=chosen.overlay,
+            overwrite=chosen.overwrite,
+            on_frame=advance,
+        )
+    print(f"{count} masks in {out / 'masks'}")
+    return 0
+
+
+def read_masks(given: Sequence[str]) -> dict[int, Any]:
+    """Label maps by frame number from `PNG`, `FRAME=PNG` and folders of `FRAME.png`.
+
+    Raises:
+        MaskError: a file cannot be used, or two are for one frame.
+    """
+    from ino.data.label_png import read_labels
+
+    paths: dict[int, Path] = {}
+    for frame, path in _mask_paths(given):
+        if frame in paths:
+            raise MaskError(f"{paths[frame]} and {path} are both for frame {frame}; give one")
+        paths[frame] = path
+    return {frame: read_labels(path) for frame, path in sorted(paths.items())}
+
+
+def _mask_paths(given: Sequence[str]) -> Iterator[tuple[int, Path]]:
+    for text in given:
+        frame, separator, name = text.partition("=")
+        if separator and frame.isdecimal():
+            yield int(frame), Path(name)
+        elif (folder := Path(text)).is_dir():
+            numbered = sorted(path for path in folder.glob("*.png") if path.stem.isdecimal())
+            if not numbered:
+                raise MaskError(f"{folder} holds no masks named by frame numbers, as 00000.png")
+            yield from ((int(path.stem), path) for path in numbered)
+        else:
+            yield 0, Path(text)

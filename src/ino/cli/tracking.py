@@ -1,0 +1,47 @@
+"""What the commands share that carry masks: the tracker of their options, a bar of progress."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from ino.errors import ConfigError
+
+
+def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
+    """The tracker that the options ask for, and what to store about it."""
+    from ino.propagate.protocols import get_protocol
+
+    protocol = get_protocol(chosen.protocol, **_overrides(chosen.set or []))
+
+    from ino.models.backbones import choose_device, load_backbone
+    from ino.propagate.tracker import Tracker
+
+    backbone = load_backbone(chosen.weights, network=chosen.network)
+    device = choose_device(chosen.device)
+    settings = {"weights": chosen.weights, "network": chosen.network, "device": str(device)}
+    return Tracker(backbone, protocol=protocol, device=device), settings
+
+
+def _overrides(texts: Sequence[str]) -> dict[str, Any]:
+    overrides = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {text} must be FIELD=VALUE, as in --set short_side=240")
+        overrides[name] = None if value.lower() == "none" else yaml.safe_load(value)
+    return overrides
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Shows a bar; call what it yields after each of the `total`, 0 where that is not known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total or None)
+        yield lambda: bar.advance(task)

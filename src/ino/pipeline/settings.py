@@ -1,0 +1,25 @@
+"""How results were made, stored beside them."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ino import __version__
+from ino.files import atomic_path
+from ino.propagate.tracker import Tracker
+
+OnFrame = Callable[[], None]
+"""Called after each frame."""
+
+
+def write_settings(path: Path, tracker: Tracker, settings: Mapping[str, Any] | None) -> None:
+    """Stores how results were made: protocol, settings and version."""
+    content = {
+        "version": __version__,
+        **(settings or {}),
+        "protocol": dataclasses.asdict(tracker.protocol),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

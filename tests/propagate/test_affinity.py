@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +5,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ino.propagate.affinity import _plan_tiles, find_candidates, propagate_labels
+from ino.propagate.affinity import (
+    DEFAULT_MAX_BYTES,
+    TiledMatcher,
+    merge_candidates,
+    propagate_labels,
+)
+from ino.propagate.layout import Window, choose_layout
 from oracles.dense_propagation import dense_labels
 
 
@@ -17,8 +22,27 @@ def unit_maps(count, height, width, *, dim=8, seed=0):
     return list(F.normalize(values, dim=-1))
 
 
-def streamed_labels(query, keys, labels, *, topk, **window):
-    candidates = find_candidates(query, keys, topk=topk, **window)
+def find(
+    query,
+    keys,
+    *,
+    topk,
+    radius,
+    shape="square",
+    groups=None,
+    screening=False,
+    max_bytes=DEFAULT_MAX_BYTES,
+):
+    """The candidates of each group of maps; of all maps where None."""
+    matcher = TiledMatcher(
+        topk=topk, window=Window(radius, shape), screening=screening, max_bytes=max_bytes
+    )
+    maps = [matcher.prepare(key) for key in keys]
+    return matcher.match(matcher.prepare(query), maps, groups or [range(len(keys))])
+
+
+def streamed_labels(query, keys, labels, *, topk, **options):
+    (candidates,) = find(query, keys, topk=topk, **options)
     return propagate_labels(candidates, labels, topk=topk, temperature=0.1)
 
 
@@ -32,10 +56,11 @@ def streamed_labels(query, keys, labels, *, topk, **window):
     radius=st.none() | st.integers(0, 10),
     shape=st.sampled_from(["square", "circle", "closed-circle"]),
     max_bytes=st.integers(1, 40_000),
+    screening=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_streamed_equals_dense(
-    height, width, num_keys, num_channels, topk, radius, shape, max_bytes, seed
+    height, width, num_keys, num_channels, topk, radius, shape, max_bytes, screening, seed
 ):
     """Any grid and block size: top-k above the window's size, windows larger than the frame."""
     assume(radius != 0 or shape != "circle")
@@ -45,7 +70,9 @@ def test_streamed_equals_dense(
         torch.rand(num_keys, height, width, num_channels, generator=generator, dtype=torch.float64)
     )
     window = {"radius": radius, "shape": shape}
-    streamed = streamed_labels(query, keys, labels, topk=topk, max_bytes=max_bytes, **window)
+    streamed = streamed_labels(
+        query, keys, labels, topk=topk, max_bytes=max_bytes, screening=screening, **window
+    )
     dense = dense_labels(query, keys, labels, topk=topk, **window)
     torch.testing.assert_close(streamed, dense, rtol=0, atol=1e-12)
 
@@ -55,27 +82,121 @@ def test_streamed_equals_dense(
     height=st.integers(1, 30),
     width=st.integers(1, 30),
     radius=st.none() | st.integers(0, 40),
-    max_bytes=st.integers(1, 200_000),
+    max_pairs=st.integers(1, 20_000),
 )
-def test_tiles_cover_each_query_once_and_reach_their_windows(height, width, radius, max_bytes):
-    covered = np.zeros((height, width), dtype=int)
+def test_tiles_hold_each_query_once_and_reach_their_windows(height, width, radius, max_pairs):
+    layout = choose_layout(height, width, radius=radius, max_pairs=max_pairs)
+    positions = layout.positions()
+    assert positions.sort().values.equal(torch.arange(height * width))
+    places = torch.arange(height * width)
     reach = max(height, width) if radius is None else radius
-    tiles = _plan_tiles(height, width, radius, max_bytes)
-    for rows, columns in tiles:
-        covered[rows.start : rows.stop, columns.start : columns.stop] += 1
-        for span, length in ((rows, height), (columns, width)):
-            assert span.key_start == max(0, span.start - reach)
-            assert span.key_stop == min(length, span.stop + reach)
-        pairs = rows.size * columns.size * rows.num_keys * columns.num_keys
-        assert pairs * 8 <= max_bytes or rows.size == columns.size == 1
-    assert (covered == 1).all()
+    tiles = layout.tiles(radius=radius, max_pairs=max_pairs)
+    covered = torch.cat([places[tile.queries] for tile in tiles])
+    assert covered.sort().values.equal(places)
+    for tile in tiles:
+        queries = positions[tile.queries]
+        keys = torch.cat([positions[keys] for keys in tile.keys])
+        assert keys.unique().numel() == keys.numel()
+        row, column = (
+            (part(queries)[:, None] - part(positions)).abs()
+            for part in (lambda one: one // width, lambda one: one % width)
+        )
+        wanted = positions[((row <= reach) & (column <= reach)).any(dim=0)]
+        assert torch.isin(wanted, keys).all()
+        assert len(queries) * len(keys) <= max_pairs or len(queries) == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    radius=st.none() | st.integers(1, 6),
+    topk=st.integers(1, 7),
+    groups=st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=1, max_size=4),
+    screening=st.booleans(),
+)
+def test_groups_are_found_as_if_each_were_alone(radius, topk, groups, screening):
+    query, *keys = unit_maps(6, 7, 9)
+    groups = [sorted(group) for group in groups]
+    used = sorted(set().union(*groups))
+    numbers = [[used.index(number) for number in group] for group in groups]
+    maps = [keys[number] for number in used]
+    options = {"topk": topk, "radius": radius, "screening": screening}
+    together = find(query, maps, groups=numbers, **options)
+    for group, found in zip(groups, together, strict=True):
+        (alone,) = find(query, [keys[number] for number in group], topk=topk, radius=radius)
+        torch.testing.assert_close(found.similarity, alone.similarity, rtol=0, atol=1e-12)
+        real = found.similarity.isfinite()
+        assert found.position[real].equal(alone.position[real])
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-1, 1e-2, 1e-3, 1e-5])
+@pytest.mark.parametrize("frames", ["alike", "cut"])
+def test_screening_loses_nothing(spread, frames):
+    """Features so alike that bf16 cannot tell them apart, with axes of other features, or not."""
+    generator = torch.Generator().manual_seed(0)
+    height, width, dim = 12, 17, 48
+    base = torch.randn(dim, generator=generator)
+    values = base + spread * torch.randn(4, height, width, dim, generator=generator)
+    if frames == "cut":
+        values[1:] = values[1:].flip(-1)
+    *keys, query = F.normalize(values, dim=-1)
+    (screened,), (plain,) = (
+        find(query, keys, topk=5, radius=4, screening=screening) for screening in (True, False)
+    )
+    torch.testing.assert_close(screened.similarity, plain.similarity, rtol=0, atol=1e-6)
+
+
+def test_screening_rules_most_keys_out(monkeypatch):
+    """The fp32 products that are left, in maps that are smooth as those of images are."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, 64, 8, 8, generator=generator)
+    smooth = F.interpolate(coarse, size=(48, 48), mode="bicubic")[0].permute(1, 2, 0)
+    noise = 0.1 * torch.randn(4, 48, 48, 64, generator=generator)
+    *keys, query = F.normalize(smooth + noise, dim=-1)
+    seen = []
+    multiply = torch.Tensor.__matmul__
+
+    def spy(one, other):
+        seen.append(one.shape[0] * other.shape[-1])
+        return multiply(one, other)
+
+    matcher = TiledMatcher(topk=5, window=Window(None), screening=True)
+    maps = [matcher.prepare(key) for key in keys]
+    prepared = matcher.prepare(query)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
+    matcher.match(prepared, maps, [range(3)])
+    assert sum(seen) < 0.3 * 3 * 2304**2
+
+
+def test_candidates_of_parts_are_merged():
+    """Best first, positions counted on over the maps of the parts before."""
+    query, *keys = unit_maps(4, 3, 4)
+    (whole,) = find(query, keys, topk=6, radius=None)
+    parts = [
+        (find(query, maps, topk=6, radius=None)[0], len(maps)) for maps in (keys[:2], keys[2:])
+    ]
+    merged = merge_candidates(parts, tokens=12)
+    torch.testing.assert_close(merged.similarity[:, :6], whole.similarity)
+    assert merged.position[:, :6].equal(whole.position)
+
+
+def test_copies_count_as_often_as_they_are():
+    """As if the maps were given so often."""
+    query, *keys = unit_maps(3, 4, 5)
+    labels = [torch.rand(4, 5, 3, dtype=torch.float64) for _ in keys]
+    (candidates,) = find(query, keys, topk=5, radius=2)
+    options = {"topk": 5, "temperature": 0.1}
+    counted = propagate_labels(candidates, labels, copies=[3, 1], **options)
+    repeated = streamed_labels(
+        query, [keys[0]] * 3 + keys[1:], [labels[0]] * 3 + labels[1:], topk=5, radius=2
+    )
+    torch.testing.assert_close(counted, repeated)
 
 
 def test_candidates_by_hand():
     """Three positions in a row, radius 1: the first never sees the third, its own double."""
     query = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
-    (found,) = find_candidates(query, [query], topk=2, radius=1)
-    assert found.similarity.sort(dim=1).values.tolist() == [[0, 1], [0, 1], [0, 1]]
+    (found,) = find(query, [query], topk=2, radius=1)
+    assert found.similarity.tolist() == [[1, 0], [1, 0], [1, 0]]
     assert found.position[0].sort().values.tolist() == [0, 1]
     assert found.position[2].sort().values.tolist() == [1, 2]
 
@@ -85,7 +206,7 @@ def test_labels_by_hand():
     query = torch.tensor([[[1.0, 0.0]]])
     keys = [torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])]
     labels = [torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])]
-    candidates = find_candidates(query, keys, topk=2, radius=None)
+    (candidates,) = find(query, keys, topk=2, radius=None)
     result = propagate_labels(candidates, labels, topk=2, temperature=1.0)
     e = torch.e
     torch.testing.assert_close(result, torch.tensor([[[e / (e + 1), 1 / (e + 1)]]]))
@@ -93,7 +214,7 @@ def test_labels_by_hand():
 
 def test_fewer_positions_than_topk_leave_no_weight_for_the_missing():
     query, key = unit_maps(2, 1, 1)
-    (found,) = find_candidates(query, [key], topk=5, radius=0)
+    (found,) = find(query, [key], topk=5, radius=0)
     assert found.similarity.isfinite().sum() == 1
     labels = torch.ones(1, 1, 2, dtype=torch.float64)
     assert streamed_labels(query, [key], [labels], topk=5, radius=0).tolist() == [[[1, 1]]]
@@ -146,5 +267,5 @@ def test_nothing_larger_than_the_byte_budget_is_stored(radius, shape):
     """All affinities of this grid would take 640 kB."""
     query, *keys = [feature_map.float() for feature_map in unit_maps(2, 16, 25)]
     with LargestTensor() as largest:
-        find_candidates(query, keys, topk=5, radius=radius, shape=shape, max_bytes=50_000)
+        find(query, keys, topk=5, radius=radius, shape=shape, max_bytes=50_000)
     assert largest.num_bytes <= 50_000

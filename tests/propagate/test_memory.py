@@ -2,11 +2,12 @@ import weakref
 
 import torch
 
+from ino.propagate.affinity import FeatureMap
 from ino.propagate.memory import Memory, MemoryFrame
 
 
 def frame(time):
-    return MemoryFrame(time, torch.zeros(1, 1, 1), torch.zeros(1, 1, 2))
+    return MemoryFrame(time, FeatureMap(torch.zeros(1, 1), None), torch.zeros(1, 1, 2))
 
 
 def test_context_is_that_of_the_released_code(golden):

@@ -74,15 +74,18 @@ def test_released_code_on_random_features(golden, tag):
     radius=st.none() | st.integers(0, 4),
     entries=st.sets(st.integers(1, 8), max_size=3),
     max_bytes=st.integers(1, 10_000),
+    screening=st.booleans(),
 )
-def test_streamed_video_equals_dense(height, width, topk, num_context, radius, entries, max_bytes):
+def test_streamed_video_equals_dense(
+    height, width, topk, num_context, radius, entries, max_bytes, screening
+):
     """Several references at any times, and fewer frames than the context holds, or more."""
     features = random_video(9, height, width)
     new = {0: random_labels(height, width, num_channels=3)}
     for time in sorted(entries):
         new[time] = random_labels(height, width, num_channels=2, scale=0.7, seed=time)
     protocol = get_protocol("ino-davis", topk=topk, num_context=num_context, radius=radius)
-    propagator = Propagator(protocol, max_bytes=max_bytes)
+    propagator = Propagator(protocol, screening=screening, max_bytes=max_bytes)
     expected = dense_propagation(features, new, topk=topk, num_context=num_context, radius=radius)
     for time, feature_map in enumerate(features):
         soft = propagator.step(feature_map, new.get(time))
@@ -128,10 +131,8 @@ def test_stored_maps_do_not_grow_with_the_video():
     alive: list[weakref.ref] = []
     for time in range(40):
         feature_map = random_video(1, 3, 3, seed=time)[0]
-        alive.append(weakref.ref(feature_map))
         new = random_labels(3, 3, num_channels=2, scale=0.5) if time in (0, 20) else None
-        propagator.step(feature_map, new)
-        del feature_map
+        alive.append(weakref.ref(propagator.step(feature_map, new)))
     gc.collect()
     kept = [time for time, reference in enumerate(alive) if reference() is not None]
     assert kept == [0, 20, 37, 38, 39]

@@ -1,17 +1,19 @@
 """Exact top-k affinities between feature maps, and labels carried along them. Pure tensors.
 
-The work has two halves. `find_candidates` finds, for each query position, the best k positions of
-each context frame within the window; `propagate_labels` merges the candidates of chosen context
-frames to the best k of all and sums their labels. The best k of all are among the best k of each
-frame, so nothing is lost, and context frames that several reference times share are searched once.
+The work has two halves. A `TiledMatcher` finds, for each query position, the best k positions of a
+group of context frames within the window; `propagate_labels` sums their labels. Queries are taken
+in tiles, and a tile meets one context frame after the other and only the keys that its windows
+reach: no affinity between all positions of two frames is ever stored. Similarities to a context
+frame are computed once, however many groups it belongs to.
 
-Queries are taken in tiles, and a tile meets only the rectangle of keys that its windows reach; no
-affinity between all positions of two frames is ever stored. Feature maps are channels last.
+In a tile most keys are ruled out by a lower bound of the k-th best similarity: the k-th largest of
+the maxima of disjoint sets of keys. What is left, stretches of keys of which at least one may be
+among the best of a query, is ranked in fp32. With screening, similarities are first computed in
+bf16 and the bound is lowered by all that rounding can have done (see `screening`): the result is
+that of fp32, and only the time differs.
 """
 
-import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,238 +21,313 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ino.propagate.protocols import WindowShape
+from ino.propagate.layout import Layout, Tile, Window, choose_layout, outside_window
+from ino.propagate.screening import (
+    Axes,
+    Screen,
+    key_screen,
+    lowered_threshold,
+    principal_axes,
+    query_screen,
+)
 
 DEFAULT_MAX_BYTES = 64 << 20
-"""Bytes for what one tile stores in between: similarities, window and copied keys."""
+"""Bytes for what one tile stores in between."""
 
-_BYTES_PER_NUMBER = 4
+_BYTES_PER_PAIR = 16
 
-# What a tile costs beside its (query, key) pairs, in pairs, measured on a CPU at 384 dimensions:
-# copying a key, and the calls.
-_PAIRS_PER_KEY = 32
-_PAIRS_PER_TILE = 10_000
-
-_SPLITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512)
+_NUM_SETS = 16
+_STRETCH = 8
+"""Bounds come from the maxima of interleaved sets of 16 keys, keys are ruled out 8 in a row."""
 
 
 class Candidates(NamedTuple):
-    """The best positions of one context frame for each query position, in no particular order.
+    """The best positions of a group of context frames for each query position, best first.
 
     Attributes:
-        similarity: cosine similarities; -inf where the window holds fewer positions.
-        position: row-major positions in the context frame; any valid one where similarity is -inf.
+        similarity: cosine similarities; -inf where the windows hold fewer positions.
+        position: row-major positions in the maps of the group, counted on from map to map; any
+            valid one where similarity is -inf.
     """
 
     similarity: Float[Tensor, "tokens best"]
     position: Int64[Tensor, "tokens best"]
 
 
-class _Span(NamedTuple):
-    """Along one axis: queries start <= i < stop, and the keys their windows reach."""
+class FeatureMap(NamedTuple):
+    """What is kept of a frame, in the order of a layout; `screen` only where it is used."""
 
-    start: int
-    stop: int
-    key_start: int
-    key_stop: int
-
-    @property
-    def queries(self) -> slice:
-        return slice(self.start, self.stop)
-
-    @property
-    def keys(self) -> slice:
-        return slice(self.key_start, self.key_stop)
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def num_keys(self) -> int:
-        return self.key_stop - self.key_start
+    exact: Float[Tensor, "tokens dim"]
+    screen: Screen | None
 
 
-@torch.no_grad()
-def find_candidates(
-    query: Float[Tensor, "height width dim"],
-    keys: Sequence[Float[Tensor, "height width dim"]],
-    *,
-    topk: int,
-    radius: int | None,
-    shape: WindowShape = "square",
-    max_bytes: int = DEFAULT_MAX_BYTES,
-) -> list[Candidates]:
-    """For each key map, the `topk` most similar positions within the window of each query.
+class TiledMatcher:
+    """Finds best positions, on any device, for the frames of one video."""
 
-    Exact: the result does not depend on `max_bytes`, up to the rounding of dot products.
+    def __init__(
+        self,
+        *,
+        topk: int,
+        window: Window,
+        screening: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        """A matcher that has seen nothing.
 
-    Args:
-        query: L2-normalised features of the frame to label.
-        keys: L2-normalised features of the context frames.
-        topk: candidates kept for each query and key map.
-        radius: of the window around each query, feature positions; None: no window.
-        shape: of the window; a circle of radius 0 would be empty.
-        max_bytes: bound on the temporary storage of a tile, which holds at least one query and the
-            keys of one map.
-    """
-    assert radius != 0 or shape != "circle", "a circle of radius 0 is empty"
-    height, width, _ = query.shape
-    stored = (len(keys), height, width, topk)
-    similarity = query.new_full(stored, -torch.inf)
-    position = torch.zeros(stored, dtype=torch.int64, device=query.device)
-    for rows, columns in _plan_tiles(height, width, radius, max_bytes):
-        queries = query[rows.queries, columns.queries].flatten(0, 1)
-        window = _window(rows, columns, radius=radius, shape=shape, like=query)
-        for first, batch in _batches(keys, rows, columns, max_bytes=max_bytes):
-            reached = [key[rows.keys, columns.keys] for key in batch]
-            best, place = _best_keys(queries, reached, window=window, topk=topk)
-            row = rows.key_start + place // columns.num_keys
-            column = columns.key_start + place % columns.num_keys
-            frames, kept = slice(first, first + len(batch)), slice(best.shape[-1])
-            place = row * width + column
-            for target, values in ((similarity, best), (position, place)):
-                values = values.view(rows.size, columns.size, len(batch), -1).permute(2, 0, 1, 3)
-                target[frames, rows.queries, columns.queries, kept] = values
-    return [
-        Candidates(frame_best.flatten(0, 1), frame_place.flatten(0, 1))
-        for frame_best, frame_place in zip(similarity, position, strict=True)
-    ]
+        Args:
+            topk: positions kept for each query and group.
+            window: where a query looks; a circle of radius 0 would be empty.
+            screening: look at similarities in bf16 first; the result is that of fp32, sooner where
+                the device multiplies bf16 faster.
+            max_bytes: bound on the temporary storage of a tile, which holds at least one query and
+                the keys of one map.
+        """
+        assert window.radius != 0 or window.shape != "circle", "a circle of radius 0 is empty"
+        self._topk = topk
+        self._window = window
+        self._screening = screening
+        self._max_pairs = max(1, max_bytes // _BYTES_PER_PAIR)
+        self._layout: Layout | None = None
+        self._positions = torch.empty(0, dtype=torch.int64)
+        self._axes: Axes | None = None
+
+    @torch.no_grad()
+    def prepare(self, features: Float[Tensor, "height width dim"]) -> FeatureMap:
+        """What the matcher keeps of a frame.
+
+        Args:
+            features: L2-normalised, of the size of the frames before.
+        """
+        if self._layout is None:
+            self._layout = choose_layout(
+                *features.shape[:2], radius=self._window.radius, max_pairs=self._max_pairs
+            )
+            self._positions = self._layout.positions().to(features.device)
+            if self._screening:
+                self._axes = principal_axes(features.flatten(0, 1))
+        exact = features.flatten(0, 1)[self._positions]
+        return FeatureMap(exact, None if self._axes is None else key_screen(exact, self._axes))
+
+    @torch.no_grad()
+    def match(
+        self,
+        query: FeatureMap,
+        keys: Sequence[FeatureMap],
+        groups: Sequence[Sequence[int]],
+        *,
+        windowed: bool = True,
+    ) -> list[Candidates]:
+        """The best positions of each group, the same up to the rounding of dot products.
+
+        Args:
+            query: the frame to label.
+            keys: the context frames.
+            groups: for each group the numbers of its maps in `keys`, at least one.
+            windowed: False: queries look everywhere.
+        """
+        assert self._layout is not None, "maps come from `prepare`"
+        window = self._window if windowed else Window(None)
+        tokens = len(query.exact)
+        similarity = query.exact.new_full((len(groups), tokens, self._topk), -torch.inf)
+        position = torch.zeros_like(similarity, dtype=torch.int64)
+        # The maps of all groups come first, the latest before others: they bound every group.
+        shared = set.intersection(*map(set, groups))
+        order = sorted(range(len(keys)), key=lambda number: (number not in shared, -number))
+        for tile in self._layout.tiles(radius=window.radius, max_pairs=self._max_pairs):
+            queries = self._positions[tile.queries]
+            screen = self._screen(query, tile, latest=keys[order[0]])
+            search = _TileSearch(
+                query.exact[tile.queries], screen, tile, self._positions, self._layout.width, window
+            )
+            found = {}
+            for number in order:
+                found[number] = search.find(keys[number], topk=self._topk)
+                if number in shared:
+                    search.keep_bound()
+            for index, group in enumerate(groups):
+                best, place = _best([found[number] for number in group], tokens, topk=self._topk)
+                similarity[index, queries, : best.shape[1]] = best
+                position[index, queries, : best.shape[1]] = place
+        return [Candidates(*one) for one in zip(similarity, position, strict=True)]
+
+    def _screen(self, query: FeatureMap, tile: Tile, *, latest: FeatureMap) -> Screen | None:
+        """That of a tile's queries; what `latest` holds at the same places is a good guess."""
+        if query.screen is None or self._axes is None:
+            return None
+        exact = query.exact[tile.queries]
+        guess = (exact @ latest.exact[tile.queries].T).amax(dim=1)
+        key = Screen(*(part[tile.queries] for part in query.screen))
+        return query_screen(exact, key, self._axes, guess=guess)
+
+
+class _Found(NamedTuple):
+    """Keys of one map that may be among the best of a query of a tile, at these positions."""
+
+    similarity: Float[Tensor, "queries keys"]
+    position: Int64[Tensor, " keys"]
+
+
+class _TileSearch:
+    """What the queries of one tile may want of one map after the other."""
+
+    def __init__(
+        self,
+        exact: Float[Tensor, "queries dim"],
+        screen: Screen | None,
+        tile: Tile,
+        positions: Int64[Tensor, " tokens"],
+        width: int,
+        window: Window,
+    ) -> None:
+        self._keys = tile.keys
+        self._exact, self._screen = exact, screen
+        first_look = exact if screen is None else screen.values
+        self._places = torch.cat(
+            [torch.arange(keys.start, keys.stop, device=positions.device) for keys in tile.keys]
+        )
+        self._positions = positions[self._places]
+        self._window = outside_window(
+            positions[tile.queries],
+            self._positions,
+            width=width,
+            window=window,
+            dtype=first_look.dtype,
+        )
+        multiple = _NUM_SETS * _STRETCH
+        padded = -(-len(self._places) // multiple) * multiple
+        # Rows beyond the keys stay as they are.
+        self._similarity = first_look.new_full((padded, len(first_look)), -torch.inf)
+        self._queries = first_look.T
+        self._bound = self._exact.new_empty(len(first_look), 0)
+        self._last_bound = self._bound
+
+    def find(self, key: FeatureMap, *, topk: int) -> _Found:
+        """The keys of a map."""
+        self._multiply(key)
+        maxima = self._similarity.unflatten(0, (_NUM_SETS, -1)).amax(dim=0).T
+        known = torch.cat([self._bound, maxima.to(self._bound.dtype)], dim=1)
+        self._last_bound = known.topk(min(topk, known.shape[1]), dim=1).values
+        kept = self._above(self._threshold(key, topk=topk))
+        if key.screen is None:
+            return _Found(self._similarity[kept].T, self._positions[kept])
+        similarity = self._exact @ key.exact[self._places[kept]].T
+        if self._window is not None:
+            similarity += self._window[kept].T
+        return _Found(similarity, self._positions[kept])
+
+    def keep_bound(self) -> None:
+        """Lets the last map's bound hold for all maps to come."""
+        self._bound = self._last_bound
+
+    def _multiply(self, key: FeatureMap) -> None:
+        values = key.exact if key.screen is None else key.screen.values
+        first = 0
+        for keys in self._keys:
+            count = keys.stop - keys.start
+            torch.mm(values[keys], self._queries, out=self._similarity[first : first + count])
+            first += count
+        if self._window is not None:
+            self._similarity[:first] += self._window
+
+    def _threshold(self, key: FeatureMap, *, topk: int) -> Float[Tensor, " queries"]:
+        """What the first look must be, at least, for a key to be among the best."""
+        if self._last_bound.shape[1] < topk:
+            return self._last_bound.new_full((len(self._last_bound),), -torch.inf)
+        kth = self._last_bound[:, -1]
+        if key.screen is None or self._screen is None:
+            return kth
+        return lowered_threshold(kth, self._screen, key.screen)
+
+    def _above(self, threshold: Float[Tensor, " queries"]) -> Int64[Tensor, " keys"]:
+        """The keys that reach the threshold of a query; whole stretches are ruled out first."""
+        # -inf would make keys outside of the windows reach it.
+        threshold = threshold.clamp(min=torch.finfo(threshold.dtype).min)
+        stretches = _reaching(_maxima_of_stretches(self._similarity), threshold)
+        within = torch.arange(_STRETCH, device=stretches.device)
+        kept = (stretches[:, None] * _STRETCH + within).flatten()
+        return kept[_reaching(self._similarity[kept], threshold)]
+
+
+def _reaching(
+    similarity: Float[Tensor, "keys queries"], threshold: Float[Tensor, " queries"]
+) -> Int64[Tensor, " kept"]:
+    """The rows that reach the threshold in a column."""
+    above = (similarity.to(threshold.dtype) - threshold).amax(dim=1) >= 0
+    return above.nonzero()[:, 0]
+
+
+def _maxima_of_stretches(
+    similarity: Float[Tensor, "keys queries"],
+) -> Float[Tensor, "stretches queries"]:
+    """By halves, which reads memory in longer pieces than a maximum over few rows would."""
+    maxima = similarity.unflatten(0, (-1, _STRETCH))
+    while maxima.shape[1] > 1:
+        half = maxima.shape[1] // 2
+        maxima = torch.maximum(maxima[:, :half], maxima[:, half:])
+    return maxima[:, 0]
+
+
+def _best(
+    found: Sequence[_Found], tokens: int, *, topk: int
+) -> tuple[Float[Tensor, "queries best"], Int64[Tensor, "queries best"]]:
+    """Similarity and position of the best keys of several maps, best first."""
+    similarity = torch.cat([one.similarity for one in found], dim=1)
+    position = torch.cat([one.position + number * tokens for number, one in enumerate(found)])
+    best, place = similarity.topk(min(topk, similarity.shape[1]), dim=1)
+    return best, position[place]
 
 
 @torch.no_grad()
 def propagate_labels(
-    candidates: Sequence[Candidates],
+    candidates: Candidates,
     labels: Sequence[Float[Tensor, "height width channel"]],
     *,
     topk: int,
     temperature: float,
+    copies: Sequence[int] | None = None,
 ) -> Float[Tensor, "height width channel"]:
     """Labels of the query: those of its best `topk` context positions, weighted.
 
     The weights are exp(similarity / temperature), normalised over the `topk` to sum 1.
 
     Args:
-        candidates: of each context frame, from `find_candidates` with at least this `topk`.
-        labels: soft labels of the same context frames.
+        candidates: the best of all maps, best first, at least `topk` where there are so many.
+        labels: soft labels of the maps.
         topk: positions that count, over all context frames together.
         temperature: T; above 0.
+        copies: how often each map counts; once where None.
     """
     height, width, channel = labels[0].shape
-    tokens = height * width
-    offsets = [frame.position + number * tokens for number, frame in enumerate(candidates)]
-    best, place = torch.cat([frame.similarity for frame in candidates], dim=1).topk(topk, dim=1)
-    index = torch.cat(offsets, dim=1).gather(1, place)
+    similarity, position = candidates.similarity, candidates.position
     # The softmax subtracts the maximum; a similarity of -inf gets the weight 0.
-    weights = torch.softmax(best / temperature, dim=1)
-    table = torch.cat([frame.reshape(tokens, channel) for frame in labels])
+    if copies is None:
+        similarity, position = similarity[:, :topk], position[:, :topk]
+        weights = torch.softmax(similarity / temperature, dim=1)
+    else:
+        times = torch.tensor(copies, device=position.device)[position // (height * width)]
+        before = times.cumsum(dim=1) - times
+        times = torch.minimum(times, topk - before).clamp(min=0)
+        weights = times * torch.exp((similarity - similarity[:, :1]) / temperature)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+    table = torch.cat([frame.reshape(height * width, channel) for frame in labels])
     # A weighted sum of table rows that never stores the (tokens, topk, channel) product.
-    summed = F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
+    summed = F.embedding_bag(position, table, mode="sum", per_sample_weights=weights)
     return summed.view(height, width, channel)
 
 
-def _best_keys(
-    queries: Float[Tensor, "queries dim"],
-    keys: Sequence[Float[Tensor, "rows columns dim"]],
-    *,
-    window: Float[Tensor, "queries keys"] | None,
-    topk: int,
-) -> tuple[Float[Tensor, "queries maps best"], Int64[Tensor, "queries maps best"]]:
-    """Similarity and row-major place of each query's best keys in each map, or of all its keys."""
-    similarity = queries @ torch.stack(list(keys)).flatten(0, 2).T
-    similarity = similarity.view(len(queries), len(keys), -1)
-    if window is not None:
-        similarity += window[:, None]
-    best, place = similarity.topk(min(topk, similarity.shape[-1]), dim=-1, sorted=False)
-    return best, place
+def merge_candidates(parts: Sequence[tuple[Candidates, int]], *, tokens: int) -> Candidates:
+    """The best of several groups as of one, best first.
 
-
-def _batches(
-    keys: Sequence[Tensor], rows: _Span, columns: _Span, *, max_bytes: int
-) -> Iterator[tuple[int, Sequence[Tensor]]]:
-    """The key maps, as many at a time as fit `max_bytes`, with the number of the first."""
-    num_queries, num_keys = rows.size * columns.size, rows.num_keys * columns.num_keys
-    for_window = _BYTES_PER_NUMBER * num_keys * num_queries
-    for first, key in enumerate(keys):
-        for_map = _BYTES_PER_NUMBER * num_keys * (num_queries + key.shape[-1])
-        count = max(1, (max_bytes - for_window) // for_map)
-        if first % count == 0:
-            yield first, keys[first : first + count]
-
-
-def _window(
-    rows: _Span, columns: _Span, *, radius: int | None, shape: WindowShape, like: Tensor
-) -> Tensor | None:
-    """0 for pairs within the window, -inf for others; None where all pairs are within it."""
-    if radius is None:
-        return None
-    if shape == "square":
-        # Outside along one axis is outside; the sum of two costs is one pass over the pairs.
-        row, column = (
-            torch.zeros_like(offset).masked_fill_(offset > radius, -torch.inf)
-            for offset in (_offsets(rows, like=like), _offsets(columns, like=like))
-        )
-        if row.isfinite().all() and column.isfinite().all():
-            return None
-        cost = _for_pairs(row, column)
-    else:
-        row, column = _offsets(rows, like=like) ** 2, _offsets(columns, like=like) ** 2
-        farthest = radius**2 - 1 if shape == "circle" else radius**2
-        if row.max() + column.max() <= farthest:
-            return None
-        squared = _for_pairs(row, column)
-        cost = torch.zeros_like(squared).masked_fill_(squared > farthest, -torch.inf)
-    return cost.view(rows.size * columns.size, -1)
-
-
-def _offsets(span: _Span, *, like: Tensor) -> Float[Tensor, "queries keys"]:
-    """Distances of queries and keys along one axis."""
-    queries = torch.arange(span.start, span.stop, device=like.device, dtype=like.dtype)
-    keys = torch.arange(span.key_start, span.key_stop, device=like.device, dtype=like.dtype)
-    return (queries[:, None] - keys).abs()
-
-
-def _for_pairs(
-    row: Float[Tensor, "rows key_rows"], column: Float[Tensor, "columns key_columns"]
-) -> Float[Tensor, "rows columns key_rows key_columns"]:
-    return row[:, None, :, None] + column[None, :, None, :]
-
-
-@functools.lru_cache(maxsize=64)
-def _plan_tiles(
-    height: int, width: int, radius: int | None, max_bytes: int
-) -> tuple[tuple[_Span, _Span], ...]:
-    """The cheapest cut of the queries into tiles whose window and similarities fit `max_bytes`."""
-    best: tuple[int, list[_Span], list[_Span]] | None = None
-    for rows in _cuts(height, radius):
-        for columns in _cuts(width, radius):
-            largest = max(s.size * s.num_keys for s in rows) * max(
-                s.size * s.num_keys for s in columns
-            )
-            smallest_possible = len(rows) == height and len(columns) == width
-            if 2 * _BYTES_PER_NUMBER * largest > max_bytes and not smallest_possible:
-                continue
-            cost = _cost(rows, columns)
-            if best is None or cost < best[0]:
-                best = (cost, rows, columns)
-    assert best is not None
-    return tuple((row, column) for row in best[1] for column in best[2])
-
-
-def _cost(rows: list[_Span], columns: list[_Span]) -> int:
-    """In pairs; sums over tiles are products of sums over the two axes."""
-    pairs = sum(s.size * s.num_keys for s in rows) * sum(s.size * s.num_keys for s in columns)
-    keys = sum(s.num_keys for s in rows) * sum(s.num_keys for s in columns)
-    return pairs + _PAIRS_PER_KEY * keys + _PAIRS_PER_TILE * len(rows) * len(columns)
-
-
-def _cuts(length: int, radius: int | None) -> Iterator[list[_Span]]:
-    """Ways to cut an axis into spans of nearly equal size, from one span to single positions."""
-    counts = sorted({min(count, length) for count in (*_SPLITS, length)})
-    reach = length if radius is None else radius
-    for count in counts:
-        edges = [length * number // count for number in range(count + 1)]
-        yield [
-            _Span(start, stop, max(0, start - reach), min(length, stop + reach))
-            for start, stop in itertools.pairwise(edges)
-        ]
+    Args:
+        parts: candidates of a group, and how many maps it has.
+        tokens: positions of a map.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    first, positions = 0, []
+    for candidates, num_maps in parts:
+        positions.append(candidates.position + first * tokens)
+        first += num_maps
+    similarity = torch.cat([candidates.similarity for candidates, _ in parts], dim=1)
+    best, place = similarity.sort(dim=1, descending=True)
+    return Candidates(best, torch.cat(positions, dim=1).gather(1, place))

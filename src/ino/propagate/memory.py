@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from ino.propagate.affinity import FeatureMap
 from ino.propagate.protocols import Recent
 
 
@@ -20,12 +21,12 @@ class MemoryFrame:
 
     Attributes:
         time: the frame's number, counted from the first frame that was stored.
-        features: L2-normalised.
+        features: as the matcher keeps them.
         soft: probability of each channel known at that time.
     """
 
     time: int
-    features: Float[Tensor, "height width dim"]
+    features: FeatureMap
     soft: Float[Tensor, "height width channel"]
 
 
@@ -81,9 +82,8 @@ class Memory:
             again = int(any(frame is reference.frame for frame in self._recent))
         elif self._rule == "padded":
             again = (self._recent.maxlen or 0) - len(later)
-        repeated = [ContextFrame(reference.frame, copies=again)] if again else []
-        return [
-            ContextFrame(reference.frame, windowed=self._reference_windowed),
-            *repeated,
-            *(ContextFrame(frame) for frame in later),
-        ]
+        first = [ContextFrame(reference.frame, copies=1 + again)]
+        if not self._reference_windowed:
+            first = [ContextFrame(reference.frame, windowed=False)]
+            first += [ContextFrame(reference.frame, copies=again)] if again else []
+        return [*first, *(ContextFrame(frame) for frame in later)]

@@ -9,9 +9,6 @@ what later frames take as labels, for older references too. Protocols vary the c
 labels enter.
 """
 
-import itertools
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +16,12 @@ from torch import Tensor
 from ino.propagate.affinity import (
     DEFAULT_MAX_BYTES,
     Candidates,
-    find_candidates,
+    FeatureMap,
+    TiledMatcher,
+    merge_candidates,
     propagate_labels,
 )
+from ino.propagate.layout import Window
 from ino.propagate.memory import ContextFrame, Memory, MemoryFrame
 from ino.propagate.protocols import Protocol
 
@@ -33,12 +33,19 @@ class Propagator:
     background first.
     """
 
-    def __init__(self, protocol: Protocol, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        screening: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
         """A propagator that has seen nothing.
 
         Args:
             protocol: decides the context, the window, top-k and temperature.
-            max_bytes: bound on temporary storage, see `find_candidates`.
+            screening: compare features in bf16 first, see `TiledMatcher`.
+            max_bytes: bound on temporary storage, see `TiledMatcher`.
         """
         self.memory = Memory(
             num_context=protocol.num_context,
@@ -47,7 +54,12 @@ class Propagator:
         )
         self.num_channels = 0
         self._protocol = protocol
-        self._max_bytes = max_bytes
+        self._matcher = TiledMatcher(
+            topk=protocol.topk,
+            window=Window(protocol.radius, protocol.window),
+            screening=screening,
+            max_bytes=max_bytes,
+        )
         self._time = 0
 
     @torch.no_grad()
@@ -64,7 +76,8 @@ class Propagator:
                 channels.
         """
         assert new is not None or self.memory.references, "the first step introduces objects"
-        soft = self._predict(features)
+        query = self._matcher.prepare(features)
+        soft = self._predict(query, features.shape[:2])
         introduced = None
         if new is not None:
             total = new.sum(dim=-1, keepdim=True)
@@ -72,42 +85,52 @@ class Propagator:
             soft = torch.cat([soft * (1 - total), entering], dim=-1)
             introduced = slice(self.num_channels, soft.shape[-1])
             self.num_channels = soft.shape[-1]
-        self.memory.store(MemoryFrame(self._time, features, soft), introduced=introduced)
+        self.memory.store(MemoryFrame(self._time, query, soft), introduced=introduced)
         self._time += 1
         return soft
 
-    def _predict(self, features: Tensor) -> Tensor:
-        soft = features.new_zeros(*features.shape[:2], self.num_channels)
+    def _predict(self, query: FeatureMap, size: torch.Size) -> Tensor:
+        soft = query.exact.new_zeros(*size, self.num_channels)
         contexts = [self.memory.context(reference) for reference in self.memory.references]
-        candidates = self._find_candidates(features, itertools.chain.from_iterable(contexts))
-        for reference, context in zip(self.memory.references, contexts, strict=True):
-            # A copy beyond the k-th adds nothing to the best k.
-            context = [one for one in context for _ in range(min(one.copies, self._protocol.topk))]
+        for reference, context, candidates in zip(
+            self.memory.references, contexts, self._candidates(query, contexts), strict=True
+        ):
             soft[..., reference.channels] = propagate_labels(
-                [candidates[one.frame.time, one.windowed] for one in context],
+                candidates,
                 [one.frame.soft[..., reference.channels] for one in context],
                 topk=self._protocol.topk,
                 temperature=self._protocol.temperature,
+                copies=[one.copies for one in context],
             )
         return soft
 
-    def _find_candidates(
-        self, features: Tensor, context: Iterable[ContextFrame]
-    ) -> dict[tuple[int, bool], Candidates]:
-        """Those of each context frame by its time and whether its window counts, searched once."""
-        frames = {(one.frame.time, one.windowed): one.frame.features for one in context}
-        found = {}
-        for windowed, radius in ((True, self._protocol.radius), (False, None)):
-            keys = [key for key in frames if key[1] == windowed]
-            if not keys:
-                continue
-            candidates = find_candidates(
-                features,
-                [frames[key] for key in keys],
-                topk=self._protocol.topk,
-                radius=radius,
-                shape=self._protocol.window,
-                max_bytes=self._max_bytes,
+    def _candidates(
+        self, query: FeatureMap, contexts: list[list[ContextFrame]]
+    ) -> list[Candidates]:
+        """Those of each context; each frame is searched once, or once with and without window."""
+        parts: list[list[tuple[Candidates, int]]] = [[] for _ in contexts]
+        for windowed in (False, True):
+            chosen = [
+                [place for place, one in enumerate(context) if one.windowed == windowed]
+                for context in contexts
+            ]
+            frames = {
+                context[place].frame.time: context[place].frame.features
+                for context, places in zip(contexts, chosen, strict=True)
+                for place in places
+            }
+            numbers = {time: number for number, time in enumerate(frames)}
+            groups = [
+                [numbers[context[place].frame.time] for place in places]
+                for context, places in zip(contexts, chosen, strict=True)
+                if places
+            ]
+            found = iter(
+                self._matcher.match(query, list(frames.values()), groups, windowed=windowed)
+                if groups
+                else ()
             )
-            found.update(zip(keys, candidates, strict=True))
-        return found
+            for part, places in zip(parts, chosen, strict=True):
+                if places:
+                    part.append((next(found), len(places)))
+        return [merge_candidates(part, tokens=len(query.exact)) for part in parts]

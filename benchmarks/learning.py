@@ -38,8 +38,9 @@ from ino.data.vos import read_davis
 from ino.errors import InoError
 from ino.evaluate.davis import DavisScores
 from ino.files import new_folder
-from ino.models.backbones import choose_device, load_backbone
+from ino.models.backbones import load_backbone
 from ino.models.checkpoints import NetworkName, find_checkpoint, read_checkpoint
+from ino.models.devices import choose_device
 from ino.pipeline.davis import evaluate_davis
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker

@@ -1,10 +1,15 @@
 """Where tests find golden numbers and real footage, and what keeps them repeatable."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before Triton is imported: its kernels then run in its interpreter.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ino.errors import ConfigError
-from ino.models.backbones import choose_device, load_backbone
+from ino.models.backbones import load_backbone
+from ino.models.devices import choose_device
 
 
 @pytest.mark.parametrize("name", ["color", "random:vit_nano/8", "random:vit_nano/16"])

@@ -167,6 +167,22 @@ def test_screening_rules_most_keys_out(monkeypatch):
     assert sum(seen) < 0.3 * 3 * 2304**2
 
 
+def test_takes_smaller_blocks_where_memory_is_short(monkeypatch, caplog):
+    query, *keys = unit_maps(3, 9, 9)
+    (expected,) = find(query, keys, topk=3, radius=None)
+    compute = TiledMatcher._match
+
+    def short_of_memory(self, *arguments):
+        if self._max_pairs > 1000:
+            raise torch.OutOfMemoryError
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(TiledMatcher, "_match", short_of_memory)
+    (found,) = find(query, keys, topk=3, radius=None)
+    assert found.position.equal(expected.position)
+    assert "smaller blocks" in caplog.text
+
+
 def test_candidates_of_parts_are_merged():
     """Best first, positions counted on over the maps of the parts before."""
     query, *keys = unit_maps(4, 3, 4)

@@ -16,7 +16,8 @@ def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
 
     protocol = get_protocol(chosen.protocol, **_overrides(chosen.set or []))
 
-    from ino.models.backbones import choose_device, load_backbone
+    from ino.models.backbones import load_backbone
+    from ino.models.devices import choose_device
     from ino.propagate.tracker import Tracker
 
     backbone = load_backbone(chosen.weights, network=chosen.network)

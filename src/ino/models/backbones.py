@@ -113,21 +113,3 @@ def load_backbone(name: str | Path, *, network: NetworkName = "student", seed: i
     vit, config = load_vit(path, network=network)
     std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
     return VitBackbone(vit, std=std).eval()
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        ConfigError: it is unknown or not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"the device {name!r} cannot be used here; pass --device cpu") from error
-    return device

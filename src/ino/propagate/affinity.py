@@ -13,6 +13,7 @@ bf16 and the bound is lowered by all that rounding can have done (see `screening
 that of fp32, and only the time differs.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ from ino.propagate.screening import (
     principal_axes,
     query_screen,
 )
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BYTES = 64 << 20
 """Bytes for what one tile stores in between."""
@@ -125,8 +128,23 @@ class TiledMatcher:
             groups: for each group the numbers of its maps in `keys`, at least one.
             windowed: False: queries look everywhere.
         """
+        while True:
+            try:
+                return self._match(query, keys, groups, self._window if windowed else Window(None))
+            except torch.OutOfMemoryError:
+                if self._max_pairs <= len(query.exact):
+                    raise
+                self._max_pairs //= 4
+                log.warning("short of memory: comparing positions in smaller blocks from here on")
+
+    def _match(
+        self,
+        query: FeatureMap,
+        keys: Sequence[FeatureMap],
+        groups: Sequence[Sequence[int]],
+        window: Window,
+    ) -> list[Candidates]:
         assert self._layout is not None, "maps come from `prepare`"
-        window = self._window if windowed else Window(None)
         tokens = len(query.exact)
         similarity = query.exact.new_full((len(groups), tokens, self._topk), -torch.inf)
         position = torch.zeros_like(similarity, dtype=torch.int64)
@@ -134,7 +152,6 @@ class TiledMatcher:
         shared = set.intersection(*map(set, groups))
         order = sorted(range(len(keys)), key=lambda number: (number not in shared, -number))
         for tile in self._layout.tiles(radius=window.radius, max_pairs=self._max_pairs):
-            queries = self._positions[tile.queries]
             screen = self._screen(query, tile, latest=keys[order[0]])
             search = _TileSearch(
                 query.exact[tile.queries], screen, tile, self._positions, self._layout.width, window
@@ -144,6 +161,7 @@ class TiledMatcher:
                 found[number] = search.find(keys[number], topk=self._topk)
                 if number in shared:
                     search.keep_bound()
+            queries = self._positions[tile.queries]
             for index, group in enumerate(groups):
                 best, place = _best([found[number] for number in group], tokens, topk=self._topk)
                 similarity[index, queries, : best.shape[1]] = best

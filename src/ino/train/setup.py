@@ -14,6 +14,7 @@ from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder
 from ino.models.checkpoints import list_checkpoints
+from ino.models.devices import computes_in_bf16
 from ino.models.head import ProjectionHead
 from ino.models.student_teacher import StudentTeacher
 from ino.models.vit import build_vit
@@ -116,15 +117,6 @@ def build_fabric(config: RunConfig) -> Fabric:
             f"cannot run on accelerator {config.accelerator} with {config.devices} device(s) and "
             f"precision {config.precision}: {error}"
         ) from error
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
 
 
 def build_model(config: ModelConfig) -> StudentTeacher:

@@ -1,0 +1,82 @@
+"""The GPU's kernel, by Triton's interpreter where there is none, against the plain matcher."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ino.propagate.affinity import TiledMatcher
+from ino.propagate.layout import Window
+
+pytest.importorskip("triton", reason="triton comes with torch for Linux")
+
+from ino.propagate.triton_matcher import TritonMatcher
+
+
+def unit_maps(count, height, width, dim, *, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(height * width)
+    values = torch.randn(count, height, width, dim, generator=generator)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return list(F.normalize(values, dim=-1).to(device, dtype))
+
+
+def match(matcher, maps, groups, **options):
+    keys = [matcher.prepare(one) for one in maps[1:]]
+    return matcher.match(matcher.prepare(maps[0]), keys, groups, **options)
+
+
+CASES = [
+    ((5, 7), 2, 20, 3, Window(2)),  # part of one block of queries
+    ((9, 11), 1, 70, 5, Window(None)),  # more dimensions than are multiplied at a time
+    ((6, 13), 3, 8, 10, Window(2, "circle")),  # k larger than the window
+    ((4, 5), 2, 8, 1, Window(40)),  # window larger than the map
+    ((3, 70), 1, 16, 5, Window(40)),  # more keys in a row than are multiplied at a time
+    ((3, 4), 1, 8, 2, Window(1, "closed-circle")),
+]
+
+
+@pytest.mark.parametrize(("size", "num_keys", "dim", "topk", "window"), CASES)
+def test_equals_the_matcher_for_any_device(size, num_keys, dim, topk, window):
+    maps = unit_maps(1 + num_keys, *size, dim)
+    groups = [list(range(num_keys)), [num_keys - 1]]
+    found = match(TritonMatcher(topk=topk, window=window), maps, groups)
+    expected = match(TiledMatcher(topk=topk, window=window), maps, groups)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.similarity, other.similarity, rtol=0, atol=1e-6)
+        real = other.similarity.isfinite()
+        assert one.position[real].equal(other.position[real])
+        assert one.position.min() >= 0
+        assert one.position.max() < num_keys * size[0] * size[1]
+
+
+def test_without_window():
+    maps = unit_maps(2, 5, 6, 8)
+    found, expected = (
+        match(matcher(topk=3, window=Window(1)), maps, [[0]], windowed=False)[0]
+        for matcher in (TritonMatcher, TiledMatcher)
+    )
+    assert found.position.equal(expected.position)
+
+
+def test_bf16_features():
+    maps = unit_maps(2, 5, 6, 16, dtype=torch.bfloat16)
+    found = match(TritonMatcher(topk=3, window=Window(2)), maps, [[0]])[0]
+    wide = [one.float() for one in maps]
+    expected = match(TiledMatcher(topk=3, window=Window(2)), wide, [[0]])[0]
+    torch.testing.assert_close(found.similarity, expected.similarity, rtol=0, atol=1e-6)
+
+
+def test_falls_back_to_one_map_at_a_time_where_memory_is_short(monkeypatch, caplog):
+    maps = unit_maps(4, 5, 6, 8)
+    matcher = TritonMatcher(topk=3, window=Window(2))
+    expected = match(matcher, maps, [[0, 1, 2]])[0]
+    search = matcher._search
+
+    def short_of_memory(query, keys, window):
+        if len(keys) > 1:
+            raise torch.OutOfMemoryError
+        return search(query, keys, window)
+
+    monkeypatch.setattr(matcher, "_search", short_of_memory)
+    found = match(matcher, maps, [[0, 1, 2]])[0]
+    assert found.position.equal(expected.position)
+    assert "one context frame at a time" in caplog.text

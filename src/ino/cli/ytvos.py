@@ -47,7 +47,8 @@ def evaluate(options: Namespace) -> int:
         print(f"{result.num_skipped} of {result.num_videos} videos were done before")
     if result.scores is None:
         print(
-            f"no scores: {split.folder / 'Annotations'} holds only frames that objects enter with"
+            f"no scores: {split.folder / 'Annotations'} holds only the frames that objects enter "
+            "with; the server of YouTube-VOS scores submission.zip"
         )
     _print_report(result.report, result.submission or chosen.out / "predictions")
     if result.submission is None:

@@ -124,7 +124,7 @@ def test_what_is_printed(made, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "protocol name ino-ytvos" in text
     assert "holds only the frames that objects enter with" in text
-    assert "1 videos, 4 masks, no faults" in text
+    assert "1 video, 4 masks, no faults" in text
     assert "no submission.zip: it needs all videos" in text
     assert not (out / "submission.zip").exists()
 
@@ -304,7 +304,7 @@ def test_check_says_what_is_wrong_and_exits_with_2(made, done, tmp_path, capsys)
     assert run("check", masks, *arguments) == 2
     shown = capsys.readouterr()
     assert f"  {A1} lacks 1 of 4 masks, the first of them 00010.png: predict" in shown.out
-    assert "has 1 faults of 1 kinds, listed above" in shown.err
+    assert "masks cannot be handed in (2 videos, 6 masks, 1 fault): mend what" in shown.err
     assert run("check", masks, *arguments, "--videos", B2) == 0
     assert "predictions or its zip" in refused(capsys, "check", done, *arguments)
     assert "does not exist" in refused(capsys, "check", tmp_path / "no.zip", *arguments)

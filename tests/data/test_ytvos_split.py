@@ -135,8 +135,10 @@ def test_a_meta_that_disagrees_is_refused(root, change, words):
 
 
 def test_missing_parts_are_named(root, tmp_path):
-    with pytest.raises(DatasetError, match=r"test/JPEGImages does not exist: YouTube-VOS is test"):
+    with pytest.raises(DatasetError, match=r"test/JPEGImages does not exist: expected test/JPEG"):
         read_ytvos_split(root, split="test")
+    with pytest.raises(DatasetError, match=r"in .*/data/valid; give the folder above"):
+        read_ytvos_split(root / "valid")
     (root / "valid_all_frames" / "JPEGImages" / "a1" / "00005.jpg").unlink()
     with pytest.raises(DatasetError, match=r"lacks 1 of the 4 frames .* 00005: .* take it away"):
         read_ytvos_split(root)

@@ -189,6 +189,15 @@ def test_an_object_before_it_enters_is_a_warning(work):
     assert "a1/00005.png holds object 2, which enters with frame 00010" in found.shown[0]
 
 
+def test_a_forgotten_late_object_is_a_warning(work):
+    for path in (work / "masks" / "a1").iterdir():
+        edit(path, lambda labels: np.where(labels == 2, 0, labels).astype(np.uint8))
+    report = check(work)
+    assert report.num_faults == 0
+    (text,) = report.warnings["objects that no mask holds"].shown
+    assert "a1 never holds object 2, which enters with frame 00010" in text
+
+
 def test_a_frame_that_is_not_scored_may_be_missing(work):
     meta = work / "data" / "valid" / "meta.json"
     meta.write_text(meta.read_text().replace(',\n            "00015"', ""))
@@ -265,6 +274,22 @@ def test_a_zip_that_is_damaged_inside(work):
     kind, count, sentence = the_fault(check(work, "one.zip"))
     assert (kind, count) == ("broken masks", 1)
     assert "a1/00005.png cannot be read" in sentence
+
+
+def test_a_compressed_zip_is_fine_and_a_damaged_one_is_told(work):
+    path = pack(work)
+    with zipfile.ZipFile(path) as stored:
+        names = stored.namelist()
+        with zipfile.ZipFile(work / "two.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+            for name in names:
+                packed.writestr(name, stored.read(name))
+    assert check(work, "two.zip").num_faults == 0
+    content = bytearray((work / "two.zip").read_bytes())
+    with zipfile.ZipFile(work / "two.zip") as packed:
+        start = packed.getinfo(names[1]).header_offset + 30 + len(names[1])
+    content[start : start + 60] = b"\xff" * 60
+    (work / "two.zip").write_bytes(content)
+    assert the_fault(check(work, "two.zip"))[:2] == ("broken masks", 1)
 
 
 def test_what_is_no_submission_at_all(work):

@@ -70,8 +70,8 @@ def check(options: Namespace) -> int:
     _print_report(report, chosen.predictions)
     if report.num_faults:
         raise MaskError(
-            f"{chosen.predictions} has {report.num_faults} faults of {len(report.faults)} kinds, "
-            "listed above: mend them before you hand it in"
+            f"{chosen.predictions} cannot be handed in ({report.counts()}): mend what is listed "
+            "above and check again"
         )
     return 0
 
@@ -106,8 +106,7 @@ def score(options: Namespace) -> int:
 def _print_report(report: "SubmissionReport", checked: Path) -> None:
     for line in report.lines():
         print(line)
-    counts = f"{report.num_videos} videos, {report.num_masks} masks"
-    print(f"checked {checked}: {counts}, {report.num_faults or 'no'} faults")
+    print(f"checked {checked}: {report.counts()}")
 
 
 def _fingerprint(weights: str) -> dict[str, str]:

@@ -103,9 +103,10 @@ def read_ytvos_split(
     folder = root / split
     for needed in (folder / "JPEGImages", folder / "Annotations"):
         if not needed.is_dir():
+            advice = "; give the folder above" if (root / "JPEGImages").is_dir() else ""
             raise DatasetError(
-                f"{needed} does not exist: YouTube-VOS is {split}/JPEGImages and "
-                f"{split}/Annotations in --root"
+                f"{needed} does not exist: expected {split}/JPEGImages and {split}/Annotations in "
+                f"{root}{advice}"
             )
     meta = _read_meta(folder / "meta.json")
     names = _names(folder, meta, videos)

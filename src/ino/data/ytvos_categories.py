@@ -1,8 +1,8 @@
 """Which categories of YouTube-VOS are seen: those that its training set holds.
 
-The list here is the one of the training set of 2019, whose 3,471 videos are those of 2018 too. It
-is for data sets that are YouTube-VOS; others say by a file or a training set of their own what
-counts as seen.
+The list here is that of Refer-YouTube-VOS, which describes the 3,471 training videos of YouTube-VOS
+2019; it has 65 names, as many as the data set's page says for 2018 and 2019. It is for data sets
+that are YouTube-VOS; others say by a file or a training set of their own what counts as seen.
 """
 
 import json

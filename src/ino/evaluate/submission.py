@@ -150,10 +150,18 @@ def _check_video(
         return report
     _check_frames(video, files, report)
     size = image_size(video.first_annotation)
+    held: set[int] = set()
     for frame in video.submitted:
         if (read := files.get(f"{frame}.png")) is not None:
             report.num_masks += 1
-            check_mask(video, frame, read, size, report)
+            held |= check_mask(video, frame, read, size, report)
+    if (never := sorted(set(video.entries) - held)) and not report.num_faults:
+        report.warn(
+            "objects that no mask holds",
+            f"{video.name} never holds object {never[0]}, which enters with frame "
+            f"{video.entries[never[0]]}: it scores nothing",
+            count=len(never),
+        )
     return report
 
 

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,11 @@ _PALETTES = tuple(
 )
 """The palette of DAVIS, in which we write, and that of the data set's own annotations."""
 
+_UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, RuntimeError),  # the last: an encrypted entry
+    *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
+)
+
 
 def check_mask(
     video: YtvosVideo,
@@ -28,8 +34,8 @@ def check_mask(
     read: Callable[[], bytes],
     size: tuple[int, int],
     report: SubmissionReport,
-) -> None:
-    """Looks into one mask and notes at most one fault of it.
+) -> set[int]:
+    """The objects of one mask, and at most one fault of it in the report.
 
     Args:
         video: that the mask belongs to.
@@ -42,9 +48,9 @@ def check_mask(
     try:
         with Image.open(io.BytesIO(read())) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         report.fault("broken masks", f"{name} cannot be read ({error}): write it again")
-        return
+        return set()
     found = (image.height, image.width)
     if image.format != "PNG" or image.mode != "P":
         kind = f"a {image.format} image of mode {image.mode}"
@@ -60,12 +66,13 @@ def check_mask(
             f"{size[0]}x{size[1]}: resize it by nearest neighbour",
         )
     else:
-        _check_labels(video, frame, image, report)
+        return _check_labels(video, frame, image, report)
+    return set()
 
 
 def _check_labels(
     video: YtvosVideo, frame: str, image: Image.Image, report: SubmissionReport
-) -> None:
+) -> set[int]:
     name = f"{video.name}/{frame}.png"
     labels = [int(label) for label in np.unique(np.asarray(image))]
     objects = [label for label in labels if label > 0]
@@ -75,21 +82,22 @@ def _check_labels(
             f"{name} holds object {extra[0]}, but {video.name} has the objects "
             f"{', '.join(map(str, video.entries))}: leave out all others, void (255) too",
         )
-        return
-    if not any(_has_colours(image, labels, palette) for palette in _PALETTES):
+    elif not any(_has_colours(image, labels, palette) for palette in _PALETTES):
         report.fault(
             "another palette",
             f"{name} has neither the palette of DAVIS nor that of YouTube-VOS, so its numbers may "
             "not be those of the objects: write it with ino.write_labels",
         )
-        return
     position = video.submitted.index
-    if early := [label for label in objects if position(frame) < position(video.entries[label])]:
+    early = [label for label in objects if label in video.entries]
+    early = [label for label in early if position(frame) < position(video.entries[label])]
+    if early:
         report.warn(
             "objects before they enter",
             f"{name} holds object {early[0]}, which enters with frame {video.entries[early[0]]}: "
             "it is not scored before, but its pixels are taken from other objects",
         )
+    return set(objects)
 
 
 def _has_colours(image: Image.Image, labels: list[int], palette: np.ndarray) -> bool:

@@ -34,6 +34,12 @@ class SubmissionReport:
     def num_faults(self) -> int:
         return sum(found.count for found in self.faults.values())
 
+    def counts(self) -> str:
+        """What was looked at and how much of it is wrong, in words."""
+        faults = _count(self.num_faults, "fault") if self.num_faults else "no faults"
+        videos, masks = _count(self.num_videos, "video"), _count(self.num_masks, "mask")
+        return f"{videos}, {masks}, {faults}"
+
     def lines(self) -> Iterator[str]:
         """The findings in words: a heading a kind, a sentence a line below it."""
         for head, kinds in (("fault", self.faults), ("warning", self.warnings)):
@@ -60,3 +66,7 @@ class SubmissionReport:
                 target = mine.setdefault(kind, Findings())
                 target.shown += found.shown[: NUM_SHOWN - len(target.shown)]
                 target.count += found.count
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -134,7 +134,7 @@ def evaluate_split(
     report = check_masks(submission or predictions, split)
     if report.num_faults:
         raise MaskError(
-            f"{submission or predictions} has {report.num_faults} faults: "
+            f"{submission or predictions} cannot be handed in ({report.counts()}): "
             f"{'; '.join(report.lines())}"
         )
     scores = None

@@ -207,9 +207,9 @@ def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: _Meta | N
 def _entries(annotations: Mapping[str, Path]) -> dict[int, str]:
     entries: dict[int, str] = {}
     for frame, path in annotations.items():
-        for label in np.unique(read_labels(path)):
-            if label not in (0, VOID):
-                entries.setdefault(int(label), frame)
+        counts = np.bincount(read_labels(path).ravel(), minlength=VOID)
+        for label in np.flatnonzero(counts[1:VOID]) + 1:
+            entries.setdefault(int(label), frame)
     return dict(sorted(entries.items()))
 
 

@@ -115,7 +115,20 @@ def test_without_categories_there_are_means_over_all(data):
     scores = score(data)
     assert (scores.overall, scores.seen_source) == (None, None)
     assert 0 < scores.jf_all < 1
-    assert "nothing tells which categories are seen" in describe_seen(scores)
+    assert "meta.json tells no categories" in describe_seen(scores)
+
+
+def test_where_nothing_tells_what_is_seen_there_are_means_over_all(data):
+    split = data / "data" / "mine"
+    for part in ("JPEGImages", "Annotations"):
+        (split / part / NAMES[0]).rename(split / part / "own")
+    (data / "predicted" / NAMES[0]).rename(data / "predicted" / "own")
+    meta = (split / "meta.json").read_text().replace(NAMES[0], "own")
+    (split / "meta.json").write_text(meta)
+    scores = score(data)
+    assert (scores.overall, scores.seen_source) == (None, None)
+    assert {one.category for one in scores.objects} == {"dog", "guitar"}
+    assert "--seen FILE or train/meta.json would" in describe_seen(scores)
 
 
 def test_void_does_not_count(data):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -58,16 +59,22 @@ def write_ytvos_layout(
         kept = range(0, len(clip.frames), STEP)
         _write_frames(folder / "JPEGImages" / name, clip, kept)
         _write_annotations(folder / "Annotations" / name, clip, enters, dense=dense)
-        objects = {
-            str(label): {
-                "category": (categories or {}).get(label, "person"),
-                "frames": [f"{t:05d}" for t in kept if t >= first],
-            }
-            for label, first in sorted(enters.items())
-        }
-        meta[name] = {"objects": objects}
+        meta[name] = {"objects": _describe(enters, categories or {}, kept)}
     with atomic_path(folder / "meta.json") as temporary:
         temporary.write_text(json.dumps({"videos": meta}, indent=2) + "\n", encoding="utf-8")
+
+
+def _describe(
+    enters: Mapping[int, int], categories: Mapping[int, str], kept: range
+) -> dict[str, Any]:
+    """The objects of a video as meta.json has them."""
+    return {
+        str(label): {
+            "category": categories.get(label, "person"),
+            "frames": [f"{t:05d}" for t in kept if t >= first],
+        }
+        for label, first in sorted(enters.items())
+    }
 
 
 def _write_frames(folder: Path, clip: SyntheticClip, numbers: range) -> None:

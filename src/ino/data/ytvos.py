@@ -79,8 +79,7 @@ class _Listed:
     frames: tuple[str, ...]
 
 
-_Meta = Mapping[str, Mapping[int, _Listed]]
-"""For each video its objects."""
+_Meta = Mapping[str, Mapping[int, _Listed]]  # for each video its objects
 
 
 def read_ytvos_split(

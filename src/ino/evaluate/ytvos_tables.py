@@ -59,10 +59,12 @@ def print_scores(scores: YtvosScores, console: Console) -> None:
 
 def describe_seen(scores: YtvosScores) -> str:
     """One line: what counts as seen, and why a number is missing."""
+    if not any(one.category for one in scores.objects):
+        return "meta.json tells no categories, so there are means over all objects only"
     if scores.seen_source is None:
         return (
             "nothing tells which categories are seen, so there are means over all objects only: "
-            "a meta.json with categories and --seen FILE or train/meta.json would"
+            "--seen FILE or train/meta.json would"
         )
     groups = {True: "seen", False: "unseen", None: "without a category"}
     counts = [

@@ -117,17 +117,8 @@ def evaluate_split(
         "frames": str(split.frames_folder),
     }
     open_folder(out, settings_text(tracker, chosen), resume=resume, overwrite=overwrite)
+    num_skipped = _propagate_all(split, out, tracker=tracker, on_frame=on_frame)
     predictions = out / "predictions"
-    predictions.mkdir(exist_ok=True)
-    num_skipped = 0
-    for video in split.videos:
-        if video.name in read_finished(out) and _is_whole(video, predictions / video.name):
-            num_skipped += 1
-            for _ in video.frames:
-                on_frame()
-            continue
-        _propagate(video, predictions / video.name, tracker=tracker, on_frame=on_frame)
-        note_finished(out, video.name)
     submission = out / "submission.zip" if split.is_whole else None
     if submission is not None:
         pack_submission(predictions, split.videos, submission)
@@ -143,6 +134,22 @@ def evaluate_split(
         write_csv(scores, out, split=split.name)
         write_json(scores, out / "scores.json", protocol=dataclasses.asdict(tracker.protocol))
     return YtvosResult(len(split.videos), num_skipped, report, submission, scores)
+
+
+def _propagate_all(split: YtvosSplit, out: Path, *, tracker: Tracker, on_frame: OnFrame) -> int:
+    """Does the videos that are not done yet, and counts the others."""
+    predictions = out / "predictions"
+    predictions.mkdir(exist_ok=True)
+    num_skipped = 0
+    for video in split.videos:
+        if video.name in read_finished(out) and _is_whole(video, predictions / video.name):
+            num_skipped += 1
+            for _ in video.frames:
+                on_frame()
+            continue
+        _propagate(video, predictions / video.name, tracker=tracker, on_frame=on_frame)
+        note_finished(out, video.name)
+    return num_skipped
 
 
 def _is_whole(video: YtvosVideo, folder: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.cli import evaluating, making
+from ino.cli import evaluating, making, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError
 
@@ -46,7 +46,11 @@ def _one_line(error: Exception) -> str:
 
 def _command_of(options: Namespace) -> str:
     command = options.subcommand
-    return f"{command} {options[command].subcommand}" if command == "evaluate" else command
+    if command == "evaluate":
+        return f"{command} {options.evaluate.subcommand}"
+    if command == "score":
+        return f"{command} {options.score.layout}"
+    return command
 
 
 def _with_recipe(arguments: Sequence[str]) -> list[str]:
@@ -64,6 +68,9 @@ COMMANDS = {
     "train": making.train,
     "segment": making.segment,
     "evaluate davis": evaluating.evaluate_davis,
-    "score": evaluating.score,
+    "evaluate ytvos": ytvos.evaluate,
+    "score davis": evaluating.score,
+    "score ytvos": ytvos.score,
+    "check": ytvos.check,
 }
 """What each command does."""

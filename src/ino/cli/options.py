@@ -7,6 +7,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from ino import __version__
 
 PROTOCOL_DEFAULT = "ino-davis"
+YTVOS_PROTOCOL_DEFAULT = "ino-ytvos"
 
 
 def build_parser() -> ArgumentParser:
@@ -25,7 +26,9 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("evaluate", evaluate, help="propagate and score a data set")
     data_sets = evaluate.add_subcommands(required=True)  # only once `evaluate` has its place
     data_sets.add_subcommand("davis", _davis_parser(), help="DAVIS-2016 or DAVIS-2017")
+    data_sets.add_subcommand("ytvos", _ytvos_parser(), help="YouTube-VOS 2018 or 2019")
     commands.add_subcommand("score", _score_parser(), help="score folders of masks")
+    commands.add_subcommand("check", _check_parser(), help="check a YouTube-VOS submission")
     return parser
 
 
@@ -87,10 +90,46 @@ def _davis_parser() -> ArgumentParser:
     return parser
 
 
+def _ytvos_parser() -> ArgumentParser:
+    parser = _parser(
+        "Carries the given masks of a YouTube-VOS split through all frames, packs submission.zip, "
+        "checks it, and scores it where later frames are annotated."
+    )
+    _add_ytvos(parser)
+    _add_seen(parser)
+    _add_output(parser, default=Path("ytvos"))
+    parser.add_argument(
+        "--resume",
+        action=ActionYesNo,
+        default=False,
+        help="go on with what was made with the same settings",
+    )
+    _add_tracker(parser)
+    parser.set_defaults({"protocol": YTVOS_PROTOCOL_DEFAULT})
+    return parser
+
+
+def _check_parser() -> ArgumentParser:
+    parser = _parser(
+        "Checks a submission to YouTube-VOS: every mask that is asked for is there, nothing else, "
+        "and each is an indexed PNG of the right size and objects."
+    )
+    parser.add_argument("predictions", type=Path, help="zip file, or folder with a folder a video")
+    _add_ytvos(parser)
+    return parser
+
+
 def _score_parser() -> ArgumentParser:
     parser = _parser("Scores masks made by anything: PREDICTIONS/SEQUENCE/FRAME.png.")
     parser.add_argument("predictions", type=Path, help="folder with a folder a sequence")
+    parser.add_argument(
+        "--layout",
+        choices=["davis", "ytvos"],
+        default="davis",
+        help="of the data set; with ytvos, --split is the folder's name (default then: valid)",
+    )
     _add_davis(parser)
+    _add_seen(parser)
     parser.add_argument("--out", type=Path, help="folder for CSV and JSON (default: none)")
     return parser
 
@@ -112,6 +151,21 @@ def _add_davis(parser: ArgumentParser) -> None:
     parser.add_argument("--split", type=str, default="val", help="name of the list of sequences")
     parser.add_argument("--resolution", type=str, default="480p", help="folder of that name")
     parser.add_argument("--sequences", nargs="+", metavar="NAME", help="only these sequences")
+
+
+def _add_ytvos(parser: ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the split")
+    parser.add_argument("--split", type=str, default="valid", help="name of the split's folder")
+    parser.add_argument("--videos", nargs="+", metavar="NAME", help="only these videos")
+
+
+def _add_seen(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--seen",
+        type=Path,
+        metavar="FILE",
+        help="YouTube-VOS: seen categories, one a line, or a meta.json (default: train/meta.json)",
+    )
 
 
 def _add_tracker(parser: ArgumentParser) -> None:

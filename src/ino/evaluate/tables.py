@@ -65,13 +65,13 @@ def write_csv(scores: DavisScores, folder: Path, *, split: str = "val") -> tuple
     """
     totals = global_scores(scores)
     whole = folder / f"global_results-{split}.csv"
-    _write_rows(whole, [list(totals), [_fraction(value) for value in totals.values()]])
+    write_rows(whole, [list(totals), [_fraction(value) for value in totals.values()]])
     single = folder / f"per-sequence_results-{split}.csv"
     rows = [
         [f"{one.sequence}_{one.object_id}", _fraction(one.j.mean), _fraction(one.f.mean)]
         for one in scores.objects
     ]
-    _write_rows(single, [["Sequence", "J-Mean", "F-Mean"], *rows])
+    write_rows(single, [["Sequence", "J-Mean", "F-Mean"], *rows])
     return whole, single
 
 
@@ -98,7 +98,8 @@ def write_json(scores: DavisScores, path: Path, *, protocol: Mapping[str, Any] |
         temporary.write_text(text, encoding="utf-8")
 
 
-def _write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
+def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Writes a CSV file, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     with atomic_path(path) as temporary:

@@ -16,10 +16,15 @@ OnFrame = Callable[[], None]
 
 def write_settings(path: Path, tracker: Tracker, settings: Mapping[str, Any] | None) -> None:
     """Stores how results were made: protocol, settings and version."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(settings_text(tracker, settings), encoding="utf-8")
+
+
+def settings_text(tracker: Tracker, settings: Mapping[str, Any] | None) -> str:
+    """What `write_settings` writes: two results were made alike where these are equal."""
     content = {
         "version": __version__,
         **(settings or {}),
         "protocol": dataclasses.asdict(tracker.protocol),
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    return json.dumps(content, indent=2, default=str) + "\n"

@@ -1,0 +1,121 @@
+"""The commands for YouTube-VOS: evaluate ytvos, check, and score --layout ytvos."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from ino.cli.tracking import progress, tracker_of
+from ino.errors import MaskError
+
+if TYPE_CHECKING:
+    from ino.evaluate.submission_report import SubmissionReport
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate(options: Namespace) -> int:
+    """Carries the given masks of a split, packs and checks them, and scores where it can."""
+    chosen = options.evaluate.ytvos
+    tracker, settings = tracker_of(chosen)
+
+    from rich.console import Console
+
+    from ino.data.ytvos import read_ytvos_split
+    from ino.evaluate.ytvos_tables import print_scores
+    from ino.pipeline.ytvos import evaluate_split
+
+    split = read_ytvos_split(chosen.root, split=chosen.split, videos=chosen.videos)
+    with progress("frames", sum(len(video.frames) for video in split.videos)) as advance:
+        result = evaluate_split(
+            split,
+            out=chosen.out,
+            tracker=tracker,
+            seen=chosen.seen,
+            settings=settings | _fingerprint(chosen.weights),
+            resume=chosen.resume,
+            overwrite=chosen.overwrite,
+            on_frame=advance,
+        )
+    if result.scores is not None:
+        print_scores(result.scores, Console())
+    fields = ", ".join(f"{name} {value}" for name, value in vars(tracker.protocol).items())
+    print(f"weights {chosen.weights}; protocol {fields}")
+    if result.num_skipped:
+        print(f"{result.num_skipped} of {result.num_videos} videos were done before")
+    if result.scores is None:
+        print(
+            f"no scores: {split.folder / 'Annotations'} holds only the frames that objects enter "
+            "with; the server of YouTube-VOS scores submission.zip"
+        )
+    _print_report(result.report, result.submission or chosen.out / "predictions")
+    if result.submission is None:
+        print("no submission.zip: it needs all videos; go on with --resume and without --videos")
+    print(f"results in {chosen.out}")
+    return 0
+
+
+def check(options: Namespace) -> int:
+    """Checks a submission; whoever calls sees faults by the exit status."""
+    chosen = options.check
+
+    from ino.data.ytvos import read_ytvos_split
+    from ino.evaluate.submission import check_masks
+
+    split = read_ytvos_split(chosen.root, split=chosen.split, videos=chosen.videos)
+    with progress("videos", len(split.videos)) as advance:
+        report = check_masks(chosen.predictions, split, on_video=lambda _: advance())
+    _print_report(report, chosen.predictions)
+    if report.num_faults:
+        raise MaskError(
+            f"{chosen.predictions} cannot be handed in ({report.counts()}): mend what is listed "
+            "above and check again"
+        )
+    return 0
+
+
+def score(options: Namespace) -> int:
+    """Scores folders of masks of a split whose later frames are annotated."""
+    chosen = options.score
+    for name, default in (("year", 2017), ("resolution", "480p")):
+        if chosen[name] != default:
+            _log.warning("--%s has no meaning with --layout ytvos and is skipped", name)
+
+    from rich.console import Console
+
+    from ino.evaluate.ytvos import score_ytvos
+    from ino.evaluate.ytvos_tables import print_scores, write_csv, write_json
+
+    split = chosen.split
+    if split == "val" and not (chosen.root / split).is_dir():
+        split = "valid"  # the option's default is the name of DAVIS
+    scores = score_ytvos(
+        chosen.predictions, chosen.root, split=split, videos=chosen.sequences, seen=chosen.seen
+    )
+    print_scores(scores, Console())
+    if chosen.out is not None:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        write_csv(scores, chosen.out, split=split)
+        write_json(scores, chosen.out / "scores.json", protocol=None)
+        print(f"results in {chosen.out}")
+    return 0
+
+
+def _print_report(report: "SubmissionReport", checked: Path) -> None:
+    for line in report.lines():
+        print(line)
+    print(f"checked {checked}: {report.counts()}")
+
+
+def _fingerprint(weights: str) -> dict[str, str]:
+    """What tells one file of weights from another, so that a resumed run notices a change."""
+    from ino.models.checkpoints import find_checkpoint
+
+    if not Path(weights).exists():
+        return {}  # a name such as `color`
+    path = find_checkpoint(Path(weights))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"checkpoint": str(path), "sha256": digest}

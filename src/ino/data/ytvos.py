@@ -1,0 +1,249 @@
+"""What a split of YouTube-VOS asks for: its objects, where they enter, and the masks to hand in.
+
+The split's folder holds `JPEGImages` (every fifth frame), `Annotations` (where objects first
+appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree with the folders.
+The folder of all frames beside it is optional. No frame is decoded here.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ino.data.frame_folder import list_images
+from ino.data.label_png import VOID, read_labels
+from ino.data.vos import VideoSequence, folder_names, read_sequence
+from ino.errors import DatasetError, VideoError
+
+_WORKERS = 8
+_MEND = "copy the split again, or delete meta.json to go by the folders alone"
+
+
+@dataclass(frozen=True)
+class YtvosVideo:
+    """A video of a split.
+
+    Attributes:
+        name: of its folder.
+        frames: those that masks are carried through, in order: from the first to the last one whose
+            mask is handed in, and all between.
+        annotations: by name of the frame, in order.
+        entries: for each object, ascending, the name of the first frame whose annotation holds it.
+        submitted: names of the frames whose masks are handed in, in order.
+        required: those of them that the server must find: the ones that meta.json lists for any
+            object, or all of them where it lists none.
+        categories: of the objects, as far as meta.json tells.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    annotations: Mapping[str, Path]
+    entries: Mapping[int, str]
+    submitted: tuple[str, ...]
+    required: frozenset[str]
+    categories: Mapping[int, str]
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether frames are annotated in which no object enters, so that it can be scored."""
+        return not set(self.annotations) <= set(self.entries.values())
+
+    @property
+    def first_annotation(self) -> Path:
+        return next(iter(self.annotations.values()))
+
+
+@dataclass(frozen=True)
+class YtvosSplit:
+    """A split: its folder, the folder that its frames come from, and its videos by name.
+
+    `is_whole` is False where only some of its videos were read.
+    """
+
+    name: str
+    folder: Path
+    frames_folder: Path
+    videos: tuple[YtvosVideo, ...]
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """An object of meta.json."""
+
+    category: str | None
+    frames: tuple[str, ...]
+
+
+_Meta = Mapping[str, Mapping[int, _Listed]]  # for each video its objects
+
+
+def read_ytvos_split(
+    root: Path, *, split: str = "valid", videos: Sequence[str] | None = None
+) -> YtvosSplit:
+    """The videos of a split, in the order of their names, checked against its meta.json.
+
+    Frames come from `<split>_all_frames/JPEGImages`, in `root` or in `root`/all_frames, and from
+    the split itself where that does not exist. Where there is no meta.json, the folders decide.
+
+    Args:
+        root: the folder that holds the split.
+        split: name of its folder.
+        videos: the ones to read; all where None. The others may be absent.
+
+    Raises:
+        DatasetError: folders or files are missing, or meta.json is broken or disagrees with them.
+        MaskError: an annotation cannot be read.
+    """
+    folder = root / split
+    for needed in (folder / "JPEGImages", folder / "Annotations"):
+        if not needed.is_dir():
+            advice = "; give the folder above" if (root / "JPEGImages").is_dir() else ""
+            raise DatasetError(
+                f"{needed} does not exist: expected {split}/JPEGImages and {split}/Annotations in "
+                f"{root}{advice}"
+            )
+    meta = _read_meta(folder / "meta.json")
+    names = _names(folder, meta, videos)
+    frames_folder = _frames_folder(root, split)
+    read = partial(_read_video, folder=folder, frames_folder=frames_folder, meta=meta)
+    with ThreadPoolExecutor(_WORKERS) as pool:  # decoding runs outside Python's lock
+        found = tuple(pool.map(read, names))
+    return YtvosSplit(split, folder, frames_folder, found, is_whole=videos is None)
+
+
+def _frames_folder(root: Path, split: str) -> Path:
+    whole = f"{split}_all_frames"
+    candidates = [root / whole, root / "all_frames" / whole]
+    return next((path for path in candidates if (path / "JPEGImages").is_dir()), root / split)
+
+
+def _read_meta(path: Path) -> _Meta | None:
+    if not path.is_file():
+        return None
+    try:
+        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
+        return {
+            str(name): {
+                int(label): _Listed(one.get("category"), tuple(map(str, one.get("frames") or ())))
+                for label, one in video["objects"].items()
+            }
+            for name, video in videos.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{path} is not the meta.json of YouTube-VOS, in which each of `videos` has `objects` "
+            "with a number each: copy it again, or delete it to go by the folders alone"
+        ) from error
+
+
+def _names(folder: Path, meta: _Meta | None, chosen: Sequence[str] | None) -> list[str]:
+    """The videos to read, after a look whether meta.json and the folders hold the same ones."""
+    held = {part: set(folder_names(folder / part)) for part in ("JPEGImages", "Annotations")}
+    known = set(meta) if meta is not None else held["Annotations"]
+    if not known:
+        raise DatasetError(f"{folder / 'Annotations'} holds no folder: expected one a video")
+    if chosen is not None:
+        if unknown := [name for name in chosen if name not in known]:
+            raise DatasetError(
+                f"{unknown[0]} is none of the {len(known)} videos of {folder}: expected a name "
+                f"such as {min(known)}"
+            )
+        known &= set(chosen)
+    if meta is None:
+        return sorted(known)
+    for part, names in held.items():
+        if missing := sorted(known - names):
+            raise DatasetError(
+                f"{folder / 'meta.json'} lists the video {missing[0]}, but {folder / part} has no "
+                f"folder for it ({len(missing)} of {len(known)} are missing): {_MEND}"
+            )
+        if chosen is None and (extra := sorted(names - known)):
+            raise DatasetError(
+                f"{folder / part} holds the video {extra[0]}, which meta.json does not list "
+                f"({len(extra)} such videos): {_MEND}"
+            )
+    return sorted(known)
+
+
+def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: _Meta | None) -> YtvosVideo:
+    images = folder / "JPEGImages" / name
+    sequence = read_sequence(name, frames=images, annotations=folder / "Annotations" / name)
+    stems = [path.stem for path in sequence.frames]
+    annotations = {stems[position]: path for position, path in sequence.annotations.items()}
+    entries = _entries(annotations)
+    if not entries:
+        raise DatasetError(
+            f"{name} has no object in its {len(annotations)} annotations, the first of them "
+            f"{next(iter(annotations.values()))}: expected a number from 1 to 254 on some pixels"
+        )
+    listed = {} if meta is None else meta[name]
+    if meta is not None:
+        _check_objects(name, entries, listed, folder=folder)
+    frames = {frame for one in listed.values() for frame in one.frames}
+    if unknown := sorted(frames - set(stems)):
+        raise DatasetError(
+            f"{folder / 'meta.json'} lists the frame {unknown[0]} of {name}, but "
+            f"{images / unknown[0]}.jpg does not exist ({len(unknown)} such frames): {_MEND}"
+        )
+    start = min(stems.index(frame) for frame in frames | set(entries.values()))
+    submitted = tuple(stems[start:])
+    return YtvosVideo(
+        name=name,
+        frames=_carried(sequence, submitted, folder=folder, frames_folder=frames_folder),
+        annotations=annotations,
+        entries=entries,
+        submitted=submitted,
+        required=frozenset(frames or submitted),
+        categories={label: one.category for label, one in listed.items() if one.category},
+    )
+
+
+def _entries(annotations: Mapping[str, Path]) -> dict[int, str]:
+    entries: dict[int, str] = {}
+    for frame, path in annotations.items():
+        counts = np.bincount(read_labels(path).ravel(), minlength=VOID)
+        for label in np.flatnonzero(counts[1:VOID]) + 1:
+            entries.setdefault(int(label), frame)
+    return dict(sorted(entries.items()))
+
+
+def _check_objects(
+    name: str, entries: Mapping[int, str], listed: Mapping[int, _Listed], *, folder: Path
+) -> None:
+    annotations = folder / "Annotations" / name
+    if missing := sorted(set(listed) - set(entries)):
+        raise DatasetError(
+            f"{folder / 'meta.json'} lists object {missing[0]} of {name}, but no annotation in "
+            f"{annotations} holds it (they hold {', '.join(map(str, entries))}): {_MEND}"
+        )
+    if extra := sorted(set(entries) - set(listed)):
+        raise DatasetError(
+            f"{annotations / entries[extra[0]]}.png holds object {extra[0]}, which meta.json does "
+            f"not list (it lists {', '.join(map(str, sorted(listed))) or 'none'}): {_MEND}"
+        )
+
+
+def _carried(
+    sequence: VideoSequence, submitted: Sequence[str], *, folder: Path, frames_folder: Path
+) -> tuple[Path, ...]:
+    """The frames from the first to the last one whose mask is handed in."""
+    if frames_folder == folder:
+        return sequence.frames[-len(submitted) :]
+    images = frames_folder / "JPEGImages" / sequence.name
+    try:
+        frames = list_images(images)
+    except VideoError:
+        frames = []
+    positions = {path.stem: position for position, path in enumerate(frames)}
+    if missing := [frame for frame in submitted if frame not in positions]:
+        raise DatasetError(
+            f"{images} lacks {len(missing)} of the {len(submitted)} frames that {folder.name} has "
+            f"of this video, the first of them {missing[0]}: copy {frames_folder.name} again, or "
+            f"take it away to go through the frames of {folder.name} alone"
+        )
+    return tuple(frames[positions[submitted[0]] : positions[submitted[-1]] + 1])

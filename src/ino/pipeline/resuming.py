@@ -1,0 +1,88 @@
+"""Folders of results that a later run may go on with, and what in them is done.
+
+A folder holds results of one `settings.json` only: another is refused, never mixed in silently.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ino.errors import ConfigError, OutputError
+from ino.files import atomic_path, new_folder
+
+_FINISHED = "finished.txt"
+_MISSING = object()
+
+
+def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> None:
+    """Makes the folder ready for results of these settings and no others.
+
+    Args:
+        out: created where it is missing.
+        settings: the text of settings.json, an object of JSON.
+        resume: go on with results that were made with the same settings.
+        overwrite: accept a folder that holds something; nothing in it counts as done.
+
+    Raises:
+        ConfigError: `resume` and `overwrite` are both given.
+        OutputError: the folder holds something and neither is given, its settings are others, or it
+            cannot be written to.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
+    stored = out / "settings.json"
+    if resume and stored.is_file():
+        _check_settings(stored, json.loads(settings))
+        return
+    if resume:
+        advice = "it has no settings.json that tells how it was made; choose another --out"
+    else:
+        advice = "choose another --out, or pass --resume to go on or --overwrite to do all anew"
+    new_folder(out, overwrite=overwrite, advice=advice)
+    # The list goes first: a kill between the two must not leave masks of other settings as done.
+    for path, text in ((out / _FINISHED, ""), (stored, settings)):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def read_finished(out: Path) -> list[str]:
+    """The names that were noted as done, in that order."""
+    path = out / _FINISHED
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def note_finished(out: Path, name: str) -> None:
+    """Notes a name as done; call it once its results are on disk.
+
+    Raises:
+        OutputError: the note cannot be written.
+    """
+    names = dict.fromkeys([*read_finished(out), name])
+    with atomic_path(out / _FINISHED) as temporary:
+        temporary.write_text("".join(f"{one}\n" for one in names), encoding="utf-8")
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        stored = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{path} is broken, so what made the results beside it cannot be told: choose another "
+            "--out or pass --overwrite in place of --resume"
+        ) from error
+    ours = _flat(settings)
+    for name in sorted({*ours, *stored}):
+        if ours.get(name, _MISSING) != stored.get(name, _MISSING):
+            before, now = (one.get(name, "not set") for one in (stored, ours))
+            raise OutputError(
+                f"{path} says that {name} was {before}, but now it is {now}: resume with the same "
+                "settings, or choose another --out"
+            )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the fields of the protocol among them."""
+    flat = {name: value for name, value in settings.items() if name != "protocol"}
+    fields = settings.get("protocol", {}).items()
+    return flat | {f"protocol field {name}": value for name, value in fields}

@@ -1,0 +1,342 @@
+"""YouTube-VOS by the command: masks, submission, scores, and runs that stop and go on."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import weakref
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ino.pipeline.ytvos as pipeline
+from ino import Tracker, cli, evaluate_ytvos, load_backbone, score_davis
+from ino.data.label_png import read_labels, write_labels
+from ino.data.synthetic import generate_clip
+from ino.data.synthetic_ytvos import write_ytvos_layout
+from ino.data.ytvos import read_ytvos_split
+from ino.errors import VideoError
+from ino.propagate.protocols import get_protocol
+
+FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=4"]
+A1, B2 = "0000000aaa", "00000000bb"
+MASKS = {A1: ["00000", "00005", "00010", "00015"], B2: ["00005", "00010", "00015"]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """In A1 object 2 enters with frame 10, in B2 nothing before frame 5; `mine` has the truth."""
+    root = tmp_path_factory.mktemp("command") / "data"
+    clip = generate_clip(5, num_frames=17, height=48, width=64, num_objects=2)
+    other = generate_clip(6, num_frames=17, height=48, width=72, num_objects=2)
+    options = {
+        "entries": {A1: {2: 10}, B2: {1: 5, 2: 5}},
+        "categories": {1: "dog", 2: "guitar"},
+    }
+    write_ytvos_layout({A1: clip, B2: other}, root, **options)
+    write_ytvos_layout({A1: clip, B2: other}, root, split="mine", dense=True, **options)
+    return root
+
+
+@pytest.fixture(scope="module")
+def done(made, tmp_path_factory):
+    out = tmp_path_factory.mktemp("done") / "out"
+    assert run("evaluate", "ytvos", "--root", made, "--out", out, *FAST) == 0
+    return out
+
+
+def run(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments) -> str:
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ino: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def fast_tracker(**overrides) -> Tracker:
+    protocol = get_protocol("ino-ytvos", **{"short_side": None, "radius": 4} | overrides)
+    return Tracker(load_backbone("color"), protocol=protocol)
+
+
+def masks_of(out: Path) -> dict[str, bytes]:
+    folder = out / "predictions"
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")
+    }
+
+
+# ---- results
+
+
+def test_a_submission_holds_what_is_asked_for(done, made):
+    written = {
+        name: sorted(path.stem for path in (done / "predictions" / name).iterdir())
+        for name in MASKS
+    }
+    assert written == MASKS
+    with zipfile.ZipFile(done / "submission.zip") as packed:
+        assert packed.namelist() == [
+            f"Annotations/{name}/{frame}.png" for name in sorted(MASKS) for frame in MASKS[name]
+        ]
+    given = made / "valid" / "Annotations" / A1 / "00000.png"
+    np.testing.assert_array_equal(
+        read_labels(done / "predictions" / A1 / "00000.png"), read_labels(given)
+    )
+    settings = json.loads((done / "settings.json").read_text())
+    assert settings["protocol"]["name"] == "ino-ytvos"
+    assert settings["frames"].endswith("valid_all_frames")
+    assert not (done / "scores.json").exists()
+
+
+def test_late_objects_enter_with_their_mask(done):
+    seen = {
+        frame: set(np.unique(read_labels(done / "predictions" / A1 / f"{frame}.png")))
+        for frame in MASKS[A1]
+    }
+    assert 2 not in seen["00000"] | seen["00005"]
+    assert 2 in seen["00010"]
+    assert 2 in seen["00015"]
+
+
+def test_masks_are_those_of_the_tracker_on_all_frames(done, made, tmp_path):
+    """Equal to a run over every frame by hand, from which each fifth mask is taken."""
+    video = read_ytvos_split(made).videos[1]
+    assert video.name == A1
+    frames = [pipeline.read_image(path, size=(48, 64)) for path in video.frames]
+    masks = {int(f): read_labels(path) for f, path in video.annotations.items()}
+    for number, labels in enumerate(fast_tracker().track(frames, masks)):
+        if number % 5 == 0:
+            written = read_labels(done / "predictions" / A1 / f"{number:05d}.png")
+            np.testing.assert_array_equal(labels, written)
+
+
+def test_what_is_printed(made, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("evaluate", "ytvos", "--root", made, "--out", out, *FAST, "--videos", A1) == 0
+    text = capsys.readouterr().out
+    assert "protocol name ino-ytvos" in text
+    assert "holds only the frames that objects enter with" in text
+    assert "1 video, 4 masks, no faults" in text
+    assert "no submission.zip: it needs all videos" in text
+    assert not (out / "submission.zip").exists()
+
+
+def test_the_truth_is_scored_where_it_is(made, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert run("evaluate", "ytvos", "--root", made, "--split", "mine", "--out", out, *FAST) == 0
+    printed = capsys.readouterr().out
+    assert "seen: the 65 categories of YouTube-VOS train; objects: 2 seen, 2 unseen" in printed
+    assert "protocol name ino-ytvos" in printed
+    scores = json.loads((out / "scores.json").read_text())
+    assert 0 < scores["global"]["Overall"] < 1
+    assert scores["protocol"]["radius"] == 4
+    options = ["--root", made, "--layout", "ytvos", "--split", "mine", "--out", again]
+    assert run("score", out / "predictions", *options) == 0
+    for name in ("global_results-mine.csv", "per-object_results-mine.csv"):
+        assert (out / name).read_text() == (again / name).read_text()
+
+
+def test_scoring_a_split_without_truth_is_refused(made, done, capsys):
+    arguments = ["score", done / "predictions", "--root", made, "--layout", "ytvos"]
+    assert "server of YouTube-VOS" in refused(capsys, *arguments)
+
+
+def test_the_frames_of_the_split_do_where_there_are_no_others(made, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("ino"), "propagate", True)
+    root = shutil.copytree(made, tmp_path / "data")
+    shutil.rmtree(root / "valid_all_frames")
+    out = tmp_path / "out"
+    assert run("evaluate", "ytvos", "--root", root, "--out", out, *FAST) == 0
+    assert "valid_all_frames is not there: masks are carried through the frames" in caplog.text
+    assert len(masks_of(out)) == 7
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
+    clip = generate_clip(5, num_frames=60, height=32, width=32, num_objects=1)
+    write_ytvos_layout({"long": clip}, tmp_path / "data")
+    alive: list[weakref.ref] = []
+    most = 0
+    read = pipeline.read_image
+
+    def watched(path, *, size):
+        nonlocal most
+        frame = read(path, size=size)
+        alive.append(weakref.ref(frame))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return frame
+
+    monkeypatch.setattr(pipeline, "read_image", watched)
+    tracker = fast_tracker(num_context=2)
+    evaluate_ytvos(tmp_path / "data", out=tmp_path / "out", tracker=tracker)
+    assert len(alive) == 56
+    assert most <= 3
+
+
+# ---- runs that stop and go on
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ino import Tracker, evaluate_ytvos, load_backbone
+from ino.propagate.protocols import get_protocol
+left = int(sys.argv[3])
+def on_frame():
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+tracker = Tracker(load_backbone("color"), protocol=get_protocol("ino-ytvos", radius=4))
+evaluate_ytvos(Path(sys.argv[1]), out=Path(sys.argv[2]), tracker=tracker, on_frame=on_frame)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(made, done, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(made), str(out), "18"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert (out / "finished.txt").read_text() == f"{B2}\n"
+    assert not (out / "submission.zip").exists()
+    torn = out / "predictions" / A1 / "00005.png"
+    torn.write_bytes(b"of a run that was killed")
+    first = (out / "predictions" / B2 / "00005.png").stat().st_mtime_ns
+    result = evaluate_ytvos(made, out=out, tracker=fast_tracker(), resume=True)
+    assert (result.num_videos, result.num_skipped) == (2, 1)
+    assert (out / "predictions" / B2 / "00005.png").stat().st_mtime_ns == first
+    assert masks_of(out) == masks_of(done)
+    assert (out / "submission.zip").read_bytes() == (done / "submission.zip").read_bytes()
+
+
+def test_videos_come_in_parts(made, done, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["evaluate", "ytvos", "--root", made, "--out", out, *FAST, "--resume"]
+    assert run(*arguments, "--videos", A1) == 0
+    (out / "predictions" / A1 / "00010.png").unlink()
+    assert run(*arguments, "--videos", B2) == 0
+    assert run(*arguments) == 0
+    assert "1 of 2 videos were done before" in capsys.readouterr().out
+    assert (out / "submission.zip").read_bytes() == (done / "submission.zip").read_bytes()
+
+
+def test_two_settings_are_never_mixed(made, done, tmp_path, capsys):
+    out = shutil.copytree(done, tmp_path / "out")
+    before = masks_of(out)
+    arguments = ["evaluate", "ytvos", "--root", made, "--out", out]
+    message = refused(capsys, *arguments, *FAST)
+    assert "is not empty: choose another --out, or pass --resume" in message
+    other = [*FAST[:-1], "radius=5"]
+    message = refused(capsys, *arguments, *other, "--resume")
+    assert "says that protocol field radius was 4, but now it is 5: resume with" in message
+    message = refused(capsys, *arguments, "--split", "mine", *FAST, "--resume")
+    assert "frames was" in message
+    assert "give one" in refused(capsys, *arguments, *FAST, "--resume", "--overwrite")
+    assert masks_of(out) == before
+    (out / "settings.json").write_text("{")
+    assert "is broken" in refused(capsys, *arguments, *FAST, "--resume")
+    (out / "settings.json").unlink()
+    assert "has no settings.json" in refused(capsys, *arguments, *FAST, "--resume")
+
+
+def test_after_overwriting_nothing_old_counts_as_done(made, done, tmp_path):
+    """Masks of other settings lie there whole, and the new run stops before it comes to them."""
+    out = shutil.copytree(done, tmp_path / "out")
+    tracker = fast_tracker(radius=1)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_ytvos(made, out=out, tracker=tracker, overwrite=True, on_frame=stop)
+    (out / "predictions" / A1 / "00003.png").touch()
+    result = evaluate_ytvos(made, out=out, tracker=tracker, resume=True)
+    assert result.num_skipped == 0
+    evaluate_ytvos(made, out=tmp_path / "new", tracker=tracker)
+    assert masks_of(out) == masks_of(tmp_path / "new") != masks_of(done)
+
+
+def test_a_broken_frame_stops_the_run_and_keeps_what_was_done(made, tmp_path):
+    root, out = shutil.copytree(made, tmp_path / "data"), tmp_path / "out"
+    frame = root / "valid_all_frames" / "JPEGImages" / A1 / "00007.jpg"
+    whole = frame.read_bytes()
+    frame.write_bytes(whole[:-300])
+    with pytest.raises(VideoError, match=r"00007\.jpg is broken"):
+        evaluate_ytvos(root, out=out, tracker=fast_tracker())
+    assert (out / "finished.txt").read_text() == f"{B2}\n"
+    frame.write_bytes(whole)
+    assert evaluate_ytvos(root, out=out, tracker=fast_tracker(), resume=True).num_skipped == 1
+
+
+def test_masks_of_another_size_than_the_frames_are_refused(made, tmp_path, capsys):
+    root = shutil.copytree(made, tmp_path / "data")
+    path = root / "valid" / "Annotations" / A1 / "00000.png"
+    write_labels(path, np.eye(24, 64, dtype=np.uint8))
+    message = refused(capsys, "evaluate", "ytvos", "--root", root, "--out", tmp_path / "o", *FAST)
+    assert "00000.png is 24x64 (height x width), but the frames of the video are 48x64" in message
+
+
+def test_other_weights_under_the_same_name_are_noticed(tmp_path):
+    from ino.cli.ytvos import _fingerprint
+
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"one")
+    first = _fingerprint(str(path))
+    path.write_bytes(b"two")
+    assert first != _fingerprint(str(path))
+    assert _fingerprint("color") == {}
+
+
+# ---- the check
+
+
+def test_check_says_what_is_wrong_and_exits_with_2(made, done, tmp_path, capsys):
+    arguments = ["--root", made]
+    assert run("check", done / "submission.zip", *arguments) == 0
+    assert "2 videos, 7 masks, no faults" in capsys.readouterr().out
+    masks = shutil.copytree(done / "predictions", tmp_path / "masks")
+    (masks / A1 / "00010.png").unlink()
+    assert run("check", masks, *arguments) == 2
+    shown = capsys.readouterr()
+    assert f"  {A1} lacks 1 of 4 masks, the first of them 00010.png: predict" in shown.out
+    assert "masks cannot be handed in (2 videos, 6 masks, 1 fault): mend what" in shown.err
+    assert run("check", masks, *arguments, "--videos", B2) == 0
+    assert "predictions or its zip" in refused(capsys, "check", done, *arguments)
+    assert "does not exist" in refused(capsys, "check", tmp_path / "no.zip", *arguments)
+
+
+# ---- real footage
+
+
+@pytest.mark.real
+def test_a_real_video_of_youtube_vos(shared_data, tmp_path):
+    """003234408d as a split of its own: five objects, every fifth frame annotated."""
+    root = tmp_path / "data"
+    for part in ("JPEGImages", "Annotations"):
+        source = shared_data / "vos" / part / "480p" / "003234408d"
+        shutil.copytree(source, root / "valid" / part / "003234408d")
+    protocol = get_protocol("ino-ytvos", radius=3)
+    tracker = Tracker(load_backbone("color"), protocol=protocol)
+    result = evaluate_ytvos(root, out=tmp_path / "out", tracker=tracker)
+    assert (result.report.num_masks, result.report.num_faults) == (15, 0)
+    assert result.scores is not None
+    assert [one.object_id for one in result.scores.objects] == [1, 2, 3, 4, 5]
+    assert all(one.num_frames == 14 for one in result.scores.objects)
+    # DAVIS leaves out the last frame too: with one more, both score the same frames.
+    davis = tmp_path / "davis"
+    for part, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".png")):
+        folder = davis / part / "480p" / "003234408d"
+        shutil.copytree(root / "valid" / part / "003234408d", folder)
+        shutil.copy(folder / f"00070{suffix}", folder / f"00075{suffix}")
+    (davis / "ImageSets" / "2017").mkdir(parents=True)
+    (davis / "ImageSets" / "2017" / "val.txt").write_text("003234408d\n")
+    same = score_davis(tmp_path / "out" / "predictions", davis)
+    for ours, theirs in zip(result.scores.objects, same.objects, strict=True):
+        assert (ours.j, ours.f) == pytest.approx((theirs.j.mean, theirs.f.mean), abs=1e-12)
+    assert result.scores.jf_all > 0.3
+    assert result.scores.overall is None

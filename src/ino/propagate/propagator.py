@@ -10,7 +10,7 @@ labels enter.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,10 @@ from ino.propagate.affinity import (
     find_candidates,
     propagate_labels,
 )
-from ino.propagate.memory import ContextFrame, Memory, MemoryFrame
+from ino.propagate.choices import GridNormalization
+from ino.propagate.labels import stretch_labels
+from ino.propagate.matching import match_labels
+from ino.propagate.memory import ContextFrame, Memory, MemoryFrame, Reference
 from ino.propagate.protocols import Protocol
 
 
@@ -44,6 +47,9 @@ class Propagator:
             num_context=protocol.num_context,
             recent=protocol.recent,
             reference_windowed=protocol.reference_windowed,
+            kept=protocol.kept,
+            context_step=protocol.context_step,
+            reference_passed_on=protocol.reference_passed_on,
         )
         self.num_channels = 0
         self._protocol = protocol
@@ -59,28 +65,71 @@ class Propagator:
         """Soft labels of the next frame.
 
         Args:
-            features: L2-normalised features of the frame.
+            features: of the frame, L2-normalised unless the protocol takes them as they are.
             new: labels, 0 to 1, of the objects that enter with this frame; they become the last
                 channels.
         """
         assert new is not None or self.memory.references, "the first step introduces objects"
-        soft = self._predict(features)
-        introduced = None
+        soft = self._predict(features, self.memory.references)
         if new is not None:
-            total = new.sum(dim=-1, keepdim=True)
-            entering = total * new if self._protocol.entry == "weighted" else new
-            soft = torch.cat([soft * (1 - total), entering], dim=-1)
-            introduced = slice(self.num_channels, soft.shape[-1])
-            self.num_channels = soft.shape[-1]
-        self.memory.store(MemoryFrame(self._time, features, soft), introduced=introduced)
+            soft = self._enter(features, soft, new)
+        self.memory.store(MemoryFrame(self._time, features, soft))
         self._time += 1
+        return self._scale(soft, "positions")
+
+    def feed_back(self, labels: Float[Tensor, "height width channel"]) -> None:
+        """Replaces what later frames take as labels of the last frame.
+
+        Args:
+            labels: of all channels known.
+        """
+        self.memory.replace_labels(self._time - 1, labels)
+
+    def _enter(self, features: Tensor, soft: Tensor, new: Tensor) -> Tensor:
+        """Labels of the frame with those that enter; the frame becomes a reference."""
+        total = new.sum(dim=-1, keepdim=True)
+        entering = total * new if self._protocol.entry == "weighted" else new
+        soft = torch.cat([soft * (1 - total), entering], dim=-1)
+        channels = slice(self.num_channels, soft.shape[-1])
+        self.num_channels = soft.shape[-1]
+        given = MemoryFrame(self._time, features, soft)
+        shown = MemoryFrame(self._time, features, self._scale(soft, "positions"))
+        reference = self.memory.introduce(shown, channels=channels, copied=given)
+        if self._protocol.reference_passed_on:
+            soft = soft.clone()
+            soft[..., channels] = self._predict(features, [reference])[..., channels]
         return soft
 
-    def _predict(self, features: Tensor) -> Tensor:
+    def _scale(self, soft: Tensor, kind: GridNormalization) -> Tensor:
+        """Scaled to 0..1 if the protocol scales this way."""
+        if self._protocol.grid_normalization != kind:
+            return soft
+        return stretch_labels(soft, over="grid" if kind == "channels" else "channels")
+
+    def _predict(self, features: Tensor, references: Sequence[Reference]) -> Tensor:
+        carry = self._carry_best if self._protocol.matching == "topk" else self._carry_whole
+        return self._scale(carry(features, references), "channels")
+
+    def _carry_whole(self, features: Tensor, references: Sequence[Reference]) -> Tensor:
+        """Labels carried without a top k of all context frames together."""
         soft = features.new_zeros(*features.shape[:2], self.num_channels)
-        contexts = [self.memory.context(reference) for reference in self.memory.references]
+        for reference in references:
+            soft[..., reference.channels] = match_labels(
+                features,
+                self.memory.context(reference),
+                channels=reference.channels,
+                time=self._time,
+                protocol=self._protocol,
+                max_bytes=self._max_bytes,
+            )
+        return soft
+
+    def _carry_best(self, features: Tensor, references: Sequence[Reference]) -> Tensor:
+        """Labels carried from the best k positions of all context frames."""
+        soft = features.new_zeros(*features.shape[:2], self.num_channels)
+        contexts = [self.memory.context(reference) for reference in references]
         candidates = self._find_candidates(features, itertools.chain.from_iterable(contexts))
-        for reference, context in zip(self.memory.references, contexts, strict=True):
+        for reference, context in zip(references, contexts, strict=True):
             # A copy beyond the k-th adds nothing to the best k.
             context = [one for one in context for _ in range(min(one.copies, self._protocol.topk))]
             soft[..., reference.channels] = propagate_labels(

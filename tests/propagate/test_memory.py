@@ -1,5 +1,6 @@
 import weakref
 
+import pytest
 import torch
 
 from ino.propagate.memory import Memory, MemoryFrame
@@ -76,3 +77,63 @@ def test_the_reference_counts_again_while_it_is_recent():
         memory.store(frame(time), introduced=slice(0, 2) if time == 1 else None)
         found.append(times(memory))
     assert found == [[1, 1], [1, 1, 2], [1, 1, 2, 3], [1, 2, 3, 4], [1, 3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("tag", "changes"),
+    [
+        ("full_R12_alignTrue", {}),
+        ("ref1_R12", {"kept": (0,)}),
+        ("ref2_R12", {"kept": (), "num_context": 1}),
+    ],
+)
+def test_kept_frames_and_every_second_of_the_last_ones(golden, tag, changes):
+    """MAST's own lists: frames 0 and 5 for good, and t-1, t-3, t-5."""
+    rows = golden("propagation_mast")[f"{tag}_ref_index"]
+    settings = {"kept": (0, 5), "num_context": 3, "context_step": 2} | changes
+    memory = Memory(**settings)
+    for time, row in enumerate(rows):
+        memory.store(frame(time), introduced=slice(0, 3) if time == 0 else None)
+        assert times(memory) == row[row >= 0].tolist()
+
+
+def test_kept_frames_are_counted_from_their_reference():
+    memory = Memory(num_context=1, kept=(0, 2))
+    for time in range(9):
+        memory.store(frame(time), introduced=slice(0, 1) if time in (1, 4) else None)
+    assert times(memory) == [1, 3, 8]
+    assert times(memory, 1) == [4, 6, 8]
+
+
+def test_a_reference_that_is_not_kept_leaves_with_the_last_frames():
+    memory = Memory(num_context=2, kept=())
+    found = []
+    for time in range(4):
+        memory.store(frame(time), introduced=slice(0, 1) if time == 0 else None)
+        found.append(times(memory))
+    assert found == [[0], [0, 1], [1, 2], [2, 3]]
+
+
+def test_a_reference_passed_on_is_one_of_the_last_frames_with_labels_of_its_own():
+    """TimeCycle: at first only copies, then the prediction of the reference among them."""
+    memory = Memory(num_context=3, recent="padded", reference_passed_on=True)
+    given, predicted = frame(0), frame(0)
+    reference = memory.introduce(given, channels=slice(0, 2))
+    assert times(memory) == [0] * 4
+    memory.store(predicted)
+    context = memory.context(reference)
+    assert [(one.frame is predicted, one.copies) for one in context] == [
+        (False, 1),
+        (False, 2),
+        (True, 1),
+    ]
+
+
+def test_labels_are_replaced_wherever_the_frame_is():
+    memory = Memory(num_context=2, kept=(0, 1))
+    for time in range(2):
+        memory.store(frame(time), introduced=slice(0, 2) if time == 0 else None)
+    for time in range(2):
+        memory.replace_labels(time, torch.full((1, 1, 2), time + 1.0))
+    (reference,) = memory.references
+    assert [one.frame.soft.max().item() for one in memory.context(reference)] == [1, 2]

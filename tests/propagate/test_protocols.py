@@ -99,6 +99,38 @@ def test_values_out_of_range_are_refused(overrides, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("mast", {"topk": 5}, "topk must be 0 where matching is window, but is 5"),
+        ("mast", {"radius": None}, "radius must be a whole number where matching is window"),
+        ("mast", {"window": "circle"}, "window must be square where matching is window"),
+        ("mast", {"reference_windowed": False}, "reference_windowed must be true where matching"),
+        ("mast", {"border": "left-out"}, "border must be empty where realign_after is set"),
+        ("mast", {"reference_passed_on": True}, "must be false where feedback is hard"),
+        ("mast", {"kept": (5, 0)}, "kept must be ascending whole numbers, 0 or more"),
+        ("mast", {"kept": 5}, "kept must be ascending whole numbers, 0 or more"),
+        ("mast", {"context_step": 0}, "context_step must be a whole number, 1 or more"),
+        ("corrflow", {"num_context": 0}, "num_context must be 1 or more where kept has no 0"),
+        ("corrflow", {"masks_at": "video"}, "masks_at must be input where rounding is crop"),
+        ("contcorr", {"radius": 12}, "radius must be none where matching is mutual, but is 12"),
+        ("contcorr", {"topk": 0}, "topk must be 1 or more where matching is mutual, but is 0"),
+        ("timecycle", {"border": "empty"}, "border must be left-out where matching is per-frame"),
+        ("timecycle", {"short_side": None}, "short_side must be set where rounding is square"),
+        ("dino", {"realign_after": 15}, "realign_after must be none where matching is topk"),
+        ("dino", {"matching": "best"}, "matching must be one of topk, window, per-frame, mutual"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(name, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        get_protocol(name, **overrides)
+    assert message in str(error.value)
+
+
+def test_kept_frames_can_come_from_yaml():
+    assert get_protocol("mast", kept=[0, 10]).kept == (0, 10)
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown protocol 'davis'; choose one of ino-davis, "):
         get_protocol("davis")

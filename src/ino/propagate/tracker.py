@@ -126,13 +126,16 @@ class Tracker:
         if self.protocol.masks_at == "input":
             whole, compared = self._extractor.sizes(video)
         grid = (features.shape[0], features.shape[1])
+        hard = self.protocol.feedback == "hard"
         new = None
         if mask is not None:
             mask = resize_mask(mask, whole=whole, size=compared)
             new = self._soften(mask, new_ids, grid)
+            # A mask that is fed back gets the new objects pixel by pixel, below.
+            new = torch.zeros_like(new) if hard else new
         soft = propagator.step(features, new)
         labels = self._harden(soft, ids, compared)
-        if self.protocol.feedback == "hard":
+        if hard:
             if mask is not None:
                 labels = np.where(np.isin(mask, new_ids), mask, labels)
             propagator.feed_back(self._soften(labels, ids, grid))

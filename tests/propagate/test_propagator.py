@@ -141,6 +141,27 @@ def test_a_late_object_is_carried_by_its_own_reference_alone(name):
             torch.testing.assert_close(soft[..., 2:], alone, rtol=0, atol=1e-12)
 
 
+def test_positions_scaled_are_results_and_labels_of_the_reference_only():
+    """CRW's --norm_mask: neither its copies nor what other frames pass on is scaled."""
+    protocol = get_protocol("crw", grid_normalization="positions", radius=1, num_context=2)
+    features = torch.eye(3, dtype=torch.float64)[None]  # a row of three, each its own best match
+    new = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64).expand(1, 3, 3)
+    scaled = torch.tensor([1.0, 0.75, 0.0], dtype=torch.float64).expand(1, 3, 3)
+    propagator = Propagator(protocol)
+    torch.testing.assert_close(propagator.step(features, new), scaled)
+    (reference,) = propagator.memory.references
+    shown, copies = propagator.memory.context(reference)
+    torch.testing.assert_close(shown.frame.soft, scaled)
+    torch.testing.assert_close(copies.frame.soft, new)
+    # Three equal matches: the reference and its two copies. All else lies far below.
+    passed_on = (scaled + 2 * new) / 3
+    found = propagator.step(features)
+    low, high = passed_on.amin(dim=-1, keepdim=True), passed_on.amax(dim=-1, keepdim=True)
+    torch.testing.assert_close(found, (passed_on - low) / (high - low), rtol=0, atol=1e-6)
+    *_, last = propagator.memory.context(reference)
+    torch.testing.assert_close(last.frame.soft, passed_on, rtol=0, atol=1e-6)
+
+
 def test_fed_back_labels_are_what_later_frames_take():
     propagator = Propagator(get_protocol("corrflow", radius=0))
     feature_map = torch.ones(2, 2, 3, dtype=torch.float64)

@@ -1,9 +1,12 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from ino.errors import ConfigError
-from ino.propagate.protocols import PROTOCOLS, get_protocol
+from ino.propagate.protocols import PROTOCOLS, Protocol, get_protocol
 
 
 def test_ino_davis_is_the_table_of_the_released_code():
@@ -56,6 +59,26 @@ def test_ino_ytvos_differs_from_davis_in_size_context_and_radius():
 
 def test_names_are_the_keys():
     assert [protocol.name for protocol in PROTOCOLS.values()] == list(PROTOCOLS)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+    rows = [re.findall(r"[^|]+", line) for line in text.splitlines() if line.startswith("| ")]
+    (head,) = [row for row in rows if "`ino-davis`" in row[1]]
+    start = rows.index(head) + 1
+    options = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
+    assert [cell.strip(" `") for cell in head[1:]] == list(PROTOCOLS)
+    for field, row in zip(options, rows[start:], strict=False):
+        assert row[0].strip(" `") == field
+        for cell, protocol in zip(row[1:], PROTOCOLS.values(), strict=True):
+            value = getattr(protocol, field)
+            if field == "fixed_sizes":
+                assert cell.strip() == ("two" if value else "none")
+            elif field == "temperature":
+                assert float(cell) == pytest.approx(value, rel=1e-3)
+            else:
+                found = yaml.safe_load(cell)
+                assert (tuple(found) if isinstance(found, list) else found) == value
 
 
 def test_overrides_replace_single_fields_and_leave_the_table_alone():

@@ -60,6 +60,10 @@ def test_another_multiple():
         ("dinov3", (480, 910), (960, 1824)),
         ("dinov3", (854, 480), (1712, 960)),
         ("dinov3", (1080, 1920), (960, 1712)),
+        *[("contcorr", size, (560, 960)) for size in ((480, 854), (1080, 1920))],
+        ("contcorr", (480, 910), (560, 1024)),
+        ("contcorr", (854, 480), (960, 560)),
+        *[("timecycle", size, (320, 320)) for size in ((480, 854), (854, 480))],
         # Rounded down to the patches of a ViT only.
         ("crw", (480, 854), (480, 848)),
         ("vfs", (1080, 1920), (480, 848)),
@@ -67,6 +71,36 @@ def test_another_multiple():
 )
 def test_sizes_of_other_protocols(name, size, expected):
     assert input_size(size, protocol=get_protocol(name), stride=16) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("mast", (481, 855)), ("corrflow", (480, 848))])
+def test_sizes_without_whole_patches(name, expected):
+    """For a network that takes sides of any length."""
+    assert input_size((481, 855), protocol=get_protocol(name), stride=1) == expected
+
+
+def test_a_cropped_frame_is_not_resized(backbone):
+    extractor = FeatureExtractor(backbone, protocol=get_protocol("corrflow", layer=1))
+    frame = np.random.default_rng(0).integers(0, 256, (35, 50, 3), dtype=np.uint8)
+    assert extractor.sizes((35, 50)) == ((35, 50), (32, 48))
+    torch.testing.assert_close(extractor.prepare(frame), extractor.prepare(frame[:32, :48]))
+
+
+def test_a_crop_follows_the_resizing_to_a_short_side(backbone):
+    protocol = get_protocol("corrflow", layer=1, short_side=70)
+    extractor = FeatureExtractor(backbone, protocol=protocol)
+    assert extractor.sizes((35, 50)) == ((70, 100), (64, 96))
+    assert extractor.prepare(np.zeros((35, 50, 3), dtype=np.uint8)).shape == (1, 3, 64, 96)
+
+
+def test_features_can_stay_as_they_are(backbone):
+    frame = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    raw = FeatureExtractor(backbone, protocol=get_protocol("mast", layer=2))
+    cosine = FeatureExtractor(
+        backbone, protocol=get_protocol("mast", layer=2, normalize_features=True)
+    )
+    assert raw(frame).norm(dim=-1).max() > 2
+    torch.testing.assert_close(torch.nn.functional.normalize(raw(frame), dim=-1), cosine(frame))
 
 
 @pytest.mark.parametrize("size", [(7, 100), (100, 7), (0, 50)])

@@ -37,6 +37,7 @@ CASES = [
         "n4_r3_k5_T0.07",
         {"num_context": 4, "radius": 3, "topk": 5, "temperature": 0.07},
     ),
+    ("crw", "n20_r12_normmask", {"num_context": 20, "grid_normalization": "positions"}),
     *[
         ("vfs", f"n{n}_range{span}", {"num_context": n, "radius": span // 2})
         for n in (20, 4)
@@ -47,6 +48,7 @@ CASES = [
         "n20_range6_first_unrestricted",
         {"num_context": 20, "radius": 3, "reference_windowed": False},
     ),
+    ("vfs", "n4_range6_without_first", {"num_context": 4, "radius": 3, "kept": ()}),
     *[
         ("dul", f"n{n}_r{r}_{kind}", {"num_context": n, "radius": r})
         for n in (20, 4)

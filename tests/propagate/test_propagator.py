@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ino.propagate.labels import harden_labels, soften_labels
 from ino.propagate.propagator import Propagator
-from ino.propagate.protocols import get_protocol
+from ino.propagate.protocols import PROTOCOLS, get_protocol
 from oracles.dense_propagation import dense_propagation
 
 
@@ -112,6 +112,66 @@ def test_order_of_channels_does_not_matter():
         soft = one.step(feature_map, new if time == 0 else None)
         permuted = other.step(feature_map, new[..., order] if time == 0 else None)
         torch.testing.assert_close(permuted, soft[..., order])
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_empty_channels_do_not_matter(name):
+    """The released codes of MAST and CorrFlow always carry 7 and 16 channels."""
+    features = random_video(4, 5, 6)
+    new = random_labels(5, 6, num_channels=3)
+    more = torch.cat([new, torch.zeros(5, 6, 4, dtype=torch.float64)], dim=-1)
+    one, other = (Propagator(get_protocol(name)) for _ in range(2))
+    for time, feature_map in enumerate(features):
+        soft = one.step(feature_map, new if time == 0 else None)
+        wide = other.step(feature_map, more if time == 0 else None)
+        torch.testing.assert_close(wide[..., :3], soft)
+        assert not wide[..., 3:].any()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_late_object_is_carried_by_its_own_reference_alone(name):
+    """Its channel is that of a video that begins where it enters."""
+    features = random_video(9, 5, 6)
+    new = {
+        0: random_labels(5, 6, num_channels=2),
+        3: random_labels(5, 6, num_channels=2, seed=3)[..., 1:],
+    }
+    whole, late = (Propagator(get_protocol(name)) for _ in range(2))
+    for time, feature_map in enumerate(features):
+        soft = whole.step(feature_map, new.get(time))
+        if time >= 3:
+            alone = late.step(feature_map, new.get(time))
+            torch.testing.assert_close(soft[..., 2:], alone, rtol=0, atol=1e-12)
+
+
+def test_positions_scaled_are_results_and_labels_of_the_reference_only():
+    """CRW's --norm_mask: neither its copies nor what other frames pass on is scaled."""
+    protocol = get_protocol("crw", grid_normalization="positions", radius=1, num_context=2)
+    features = torch.eye(3, dtype=torch.float64)[None]  # a row of three, each its own best match
+    new = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64).expand(1, 3, 3)
+    scaled = torch.tensor([1.0, 0.75, 0.0], dtype=torch.float64).expand(1, 3, 3)
+    propagator = Propagator(protocol)
+    torch.testing.assert_close(propagator.step(features, new), scaled)
+    (reference,) = propagator.memory.references
+    shown, copies = propagator.memory.context(reference)
+    torch.testing.assert_close(shown.frame.soft, scaled)
+    torch.testing.assert_close(copies.frame.soft, new)
+    # Three equal matches: the reference and its two copies. All else lies far below.
+    passed_on = (scaled + 2 * new) / 3
+    found = propagator.step(features)
+    low, high = passed_on.amin(dim=-1, keepdim=True), passed_on.amax(dim=-1, keepdim=True)
+    torch.testing.assert_close(found, (passed_on - low) / (high - low), rtol=0, atol=1e-6)
+    *_, last = propagator.memory.context(reference)
+    torch.testing.assert_close(last.frame.soft, passed_on, rtol=0, atol=1e-6)
+
+
+def test_fed_back_labels_are_what_later_frames_take():
+    propagator = Propagator(get_protocol("corrflow", radius=0))
+    feature_map = torch.ones(2, 2, 3, dtype=torch.float64)
+    propagator.step(feature_map, torch.zeros(2, 2, 2, dtype=torch.float64))
+    labels = torch.tensor([0.25, 0.75], dtype=torch.float64).expand(2, 2, 2)
+    propagator.feed_back(labels)
+    assert (propagator.step(feature_map) == labels).all()
 
 
 def test_new_objects_overwrite_the_prediction_and_are_fed_back():

@@ -1,9 +1,12 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from ino.errors import ConfigError
-from ino.propagate.protocols import PROTOCOLS, get_protocol
+from ino.propagate.protocols import PROTOCOLS, Protocol, get_protocol
 
 
 def test_ino_davis_is_the_table_of_the_released_code():
@@ -15,15 +18,27 @@ def test_ino_davis_is_the_table_of_the_released_code():
         "size_multiple": None,
         "rounding": "down",
         "fixed_sizes": (),
+        "normalize_features": True,
+        "matching": "topk",
         "topk": 5,
+        "kept": (0,),
         "num_context": 10,
+        "context_step": 1,
         "recent": "after-reference",
+        "reference_passed_on": False,
         "window": "square",
         "radius": 40,
         "reference_windowed": True,
+        "border": "left-out",
+        "realign_after": None,
+        "realign_radius": 12,
+        "realign_dilation": 4,
+        "realign_corners": True,
         "temperature": 0.1,
+        "grid_normalization": "none",
         "feedback": "soft",
         "entry": "plain",
+        "masks_at": "video",
         "mask_down": "bilinear-align-corners",
         "mask_up": "bilinear-stride",
         "normalize_output": True,
@@ -46,6 +61,26 @@ def test_names_are_the_keys():
     assert [protocol.name for protocol in PROTOCOLS.values()] == list(PROTOCOLS)
 
 
+def test_the_table_of_the_documentation_is_that_of_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+    rows = [re.findall(r"[^|]+", line) for line in text.splitlines() if line.startswith("| ")]
+    (head,) = [row for row in rows if "`ino-davis`" in row[1]]
+    start = rows.index(head) + 1
+    options = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
+    assert [cell.strip(" `") for cell in head[1:]] == list(PROTOCOLS)
+    for field, row in zip(options, rows[start:], strict=False):
+        assert row[0].strip(" `") == field
+        for cell, protocol in zip(row[1:], PROTOCOLS.values(), strict=True):
+            value = getattr(protocol, field)
+            if field == "fixed_sizes":
+                assert cell.strip() == ("two" if value else "none")
+            elif field == "temperature":
+                assert float(cell) == pytest.approx(value, rel=1e-3)
+            else:
+                found = yaml.safe_load(cell)
+                assert (tuple(found) if isinstance(found, list) else found) == value
+
+
 def test_overrides_replace_single_fields_and_leave_the_table_alone():
     protocol = get_protocol("ino-davis", short_side=120, radius=None, temperature=0.5)
     assert (protocol.short_side, protocol.radius, protocol.temperature) == (120, None, 0.5)
@@ -56,9 +91,10 @@ def test_overrides_replace_single_fields_and_leave_the_table_alone():
     ("overrides", "message"),
     [
         ({"layer": 0}, "layer must be a whole number, 1 or more, or none, but is 0"),
-        ({"topk": 0}, "topk must be a whole number, 1 or more, but is 0"),
+        ({"topk": -1}, "topk must be a whole number, 0 or more, but is -1"),
+        ({"topk": 0}, "topk must be 1 or more where matching is topk, but is 0"),
         ({"topk": 2.5}, "topk must be a whole number"),
-        ({"topk": None}, "topk must be a whole number, 1 or more, but is None"),
+        ({"topk": None}, "topk must be a whole number, 0 or more, but is None"),
         ({"topk": True}, "topk must be a whole number"),
         ({"num_context": -1}, "num_context must be a whole number, 0 or more, but is -1"),
         ({"radius": -1}, "radius must be a whole number, 0 or more, or none, but is -1"),
@@ -74,7 +110,7 @@ def test_overrides_replace_single_fields_and_leave_the_table_alone():
         ({"entry": 1}, "entry must be one of plain, weighted"),
         ({"mask_up": "linear"}, "mask_up must be one of bilinear-stride, bilinear"),
         ({"keep_given": 1}, "keep_given must be true or false"),
-        ({"feedback": "argmax"}, "feedback must be one of soft"),
+        ({"feedback": "argmax"}, "feedback must be one of soft, hard, but is 'argmax'"),
         ({"normalize_output": 1}, "normalize_output must be true or false"),
         ({"top_k": 5}, "a protocol has no 'top_k'; it has layer, short_side"),
         ({"name": "mine"}, "a protocol has no 'name'"),
@@ -84,6 +120,38 @@ def test_values_out_of_range_are_refused(overrides, message):
     with pytest.raises(ConfigError) as error:
         get_protocol("ino-davis", **overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("mast", {"topk": 5}, "topk must be 0 where matching is window, but is 5"),
+        ("mast", {"radius": None}, "radius must be a whole number where matching is window"),
+        ("mast", {"window": "circle"}, "window must be square where matching is window"),
+        ("mast", {"reference_windowed": False}, "reference_windowed must be true where matching"),
+        ("mast", {"border": "left-out"}, "border must be empty where realign_after is set"),
+        ("mast", {"reference_passed_on": True}, "must be false where feedback is hard"),
+        ("mast", {"kept": (5, 0)}, "kept must be ascending whole numbers, 0 or more"),
+        ("mast", {"kept": 5}, "kept must be ascending whole numbers, 0 or more"),
+        ("mast", {"context_step": 0}, "context_step must be a whole number, 1 or more"),
+        ("corrflow", {"num_context": 0}, "num_context must be 1 or more where kept has no 0"),
+        ("corrflow", {"masks_at": "video"}, "masks_at must be input where rounding is crop"),
+        ("contcorr", {"radius": 12}, "radius must be none where matching is mutual, but is 12"),
+        ("contcorr", {"topk": 0}, "topk must be 1 or more where matching is mutual, but is 0"),
+        ("timecycle", {"border": "empty"}, "border must be left-out where matching is per-frame"),
+        ("timecycle", {"short_side": None}, "short_side must be set where rounding is square"),
+        ("dino", {"realign_after": 15}, "realign_after must be none where matching is topk"),
+        ("dino", {"matching": "best"}, "matching must be one of topk, window, per-frame, mutual"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(name, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        get_protocol(name, **overrides)
+    assert message in str(error.value)
+
+
+def test_kept_frames_can_come_from_yaml():
+    assert get_protocol("mast", kept=[0, 10]).kept == (0, 10)
 
 
 def test_an_unknown_name_lists_the_known_ones():

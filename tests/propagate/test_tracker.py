@@ -174,6 +174,36 @@ def test_every_protocol_carries_objects(video, name):
         assert set(np.unique(mask)) == set(np.unique(labels[0]))
 
 
+def entering_one_by_one():
+    """Four frames of 64 x 96 and masks by frame: object 1 enters with frame 0, 2 with frame 1."""
+    frames, labels = zip(*moving_squares(4, height=64, width=96), strict=True)
+    return frames, {time: np.where(labels[time] == time + 1, labels[time], 0) for time in (0, 1)}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_lets_objects_enter_late(name):
+    """With a ViT of random weights; at the video's own size where the protocol takes that."""
+    frames, masks = entering_one_by_one()
+    short_side = None if get_protocol(name).short_side is None else 64
+    protocol = get_protocol(name, short_side=short_side, size_multiple=None)
+    tracker = Tracker(load_backbone("random:vit_nano/8"), protocol=protocol)
+    first, *later = tracker.track(frames, masks)
+    assert set(np.unique(first)) == {0, 1}
+    for mask in later:
+        assert mask.shape == frames[0].shape[:2]
+        assert set(np.unique(mask)) <= {0, 1, 2}
+    assert (later[0][masks[1] == 2] == 2).mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ["mast", "corrflow"])
+def test_hard_feedback_takes_new_objects_pixel_by_pixel(name):
+    """What later frames take as labels is the mask, not what the feature grid makes of it."""
+    frames, masks = entering_one_by_one()
+    _, found, *_ = Tracker(ColorBackbone(), protocol=name).track(frames, masks)
+    np.testing.assert_array_equal(found == 2, masks[1] == 2)
+    assert (found == 1).any()
+
+
 def test_a_layer_that_the_backbone_lacks(video):
     frames, labels = video
     tracker = Tracker(

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ino.propagate.affinity import TiledMatcher
 from ino.propagate.layout import Window
+from ino.propagate.tiled_matcher import TiledMatcher
 
 pytest.importorskip("triton", reason="triton comes with torch for Linux")
 

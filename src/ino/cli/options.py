@@ -181,7 +181,8 @@ def _add_tracker(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         default=PROTOCOL_DEFAULT,
-        help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs or dul",
+        help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr or "
+        "timecycle",
     )
     parser.add_argument(
         "--set", nargs="+", metavar="FIELD=VALUE", help="replace fields of the protocol"

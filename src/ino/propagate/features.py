@@ -1,4 +1,4 @@
-"""Frames to L2-normalised feature maps, resized and read as a protocol says."""
+"""Frames to feature maps: resized, read and normalised as a protocol says."""
 
 import math
 from fractions import Fraction
@@ -69,24 +69,40 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, frame: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "rows cols d"]:
-        """L2-normalised features, channels last.
+        """Features, channels last, L2-normalised unless the protocol takes them as they are.
 
         Raises:
             ConfigError: the backbone has no such layer as the protocol reads.
             VideoError: the frame is too small.
         """
         features = self._backbone(self.prepare(frame), layer=self._protocol.layer)[0]
-        return F.normalize(features.float().permute(1, 2, 0), dim=-1).contiguous()
+        features = features.float().permute(1, 2, 0)
+        if self._protocol.normalize_features:
+            features = F.normalize(features, dim=-1)
+        return features.contiguous()
 
     def prepare(
         self, frame: UInt8[np.ndarray, "height width 3"]
     ) -> Float[Tensor, "1 3 height_in width_in"]:
         """The network's input: resized with OpenCV's linear interpolation, then normalised."""
-        size = (frame.shape[0], frame.shape[1])
-        height, width = input_size(size, protocol=self._protocol, stride=self.stride)
-        resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+        whole, (height, width) = self.sizes((frame.shape[0], frame.shape[1]))
+        resized = cv2.resize(frame, whole[::-1], interpolation=cv2.INTER_LINEAR)[:height, :width]
         image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
         return ((image - self._mean) / self._std)[None]
+
+    def sizes(self, size: Size) -> tuple[Size, Size]:
+        """Of the network's input before and after it is cropped, for frames of this size.
+
+        The two differ only where the protocol crops.
+
+        Raises:
+            VideoError: the frames are too small.
+        """
+        cropped = input_size(size, protocol=self._protocol, stride=self.stride)
+        if self._protocol.rounding != "crop":
+            return cropped, cropped
+        height, width = (round(side) for side in _scaled_sides(size, protocol=self._protocol))
+        return (height, width), cropped
 
 
 def input_size(size: Size, *, protocol: Protocol, stride: int) -> Size:
@@ -94,27 +110,26 @@ def input_size(size: Size, *, protocol: Protocol, stride: int) -> Size:
 
     With a short side: the shorter side becomes that many pixels and the longer one follows. Without
     one: the frame's own size, but for the protocol's `fixed_sizes`. Then sides are rounded as the
-    protocol says, and what is still no multiple of the stride is rounded down to one.
+    protocol says, and what is still no multiple of the stride is rounded down to one. With a
+    `square`, both sides become the short one.
 
     Args:
         size: height and width of the frames.
         protocol: decides the rule.
-        stride: of the backbone, pixels.
+        stride: of the backbone, pixels; 1 for one that takes sides of any length, whose last
+            feature then covers what is left of a stride.
 
     Raises:
         VideoError: less than one multiple is left of a side.
     """
     multiple = protocol.size_multiple or stride
-    if protocol.short_side is None:
-        sides = [Fraction(side) for side in dict(protocol.fixed_sizes).get(size, size)]
-    else:
-        sides = [Fraction(protocol.short_side * side, max(1, min(size))) for side in size]
+    sides = _scaled_sides(size, protocol=protocol)
     long = 0 if size[0] > size[1] else 1
     if protocol.rounding == "long-side-up":
         sides[long] = Fraction(math.ceil(sides[long] / multiple) * multiple)
     elif protocol.rounding == "long-side-down":
         sides[long] = Fraction(sides[long] // multiple * multiple)
-    elif protocol.rounding == "down":
+    elif protocol.rounding in ("down", "crop"):
         sides = [Fraction(side // multiple * multiple) for side in sides]
     height, width = (int(side // stride * stride) for side in sides)
     if min(height, width) == 0:
@@ -124,3 +139,12 @@ def input_size(size: Size, *, protocol: Protocol, stride: int) -> Size:
             + ("" if protocol.short_side is None else " or a larger short_side")
         )
     return height, width
+
+
+def _scaled_sides(size: Size, *, protocol: Protocol) -> list[Fraction]:
+    """Height and width of the input before they are rounded, pixels."""
+    if protocol.short_side is None:
+        return [Fraction(side) for side in dict(protocol.fixed_sizes).get(size, size)]
+    if protocol.rounding == "square":
+        return [Fraction(protocol.short_side)] * 2
+    return [Fraction(protocol.short_side * side, max(1, min(size))) for side in size]

@@ -4,6 +4,7 @@ Object by object, so that a map of 254 objects needs little more memory than a m
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -37,6 +38,12 @@ def soften_labels(
         device: where the result will be.
     """
     rows, columns = grid
+    if method == "averaged-ids":
+        return _average_ids(labels, ids=ids, grid=grid).to(device)
+    if method == "strided":
+        # The stride: a grid of n features covers n - 1 strides and a part of one, or a whole one.
+        row, column = (-(-side // count) for side, count in zip(labels.shape, grid, strict=True))
+        labels = labels[::row, ::column]
     if method == "nearest":
         # Pillow's own, as in the released codes: it takes the pixel at the centre of each feature.
         labels = np.asarray(
@@ -54,6 +61,37 @@ def soften_labels(
             )[0, 0]
         channels.append(channel)
     return torch.stack(channels, dim=-1)
+
+
+def _average_ids(
+    labels: UInt8[np.ndarray, "height width"], *, ids: Sequence[int], grid: tuple[int, int]
+) -> Float[Tensor, "rows columns channel"]:
+    """One-hot maps of bilinearly averaged numbers, truncated: between 0 and 2 comes 1.
+
+    Objects are numbered from 1 in the order of `ids`; the background and other pixels are 0.
+    """
+    places = np.zeros(256, dtype=np.float32)
+    objects = [label for label in ids if label]
+    places[objects] = np.arange(1, len(objects) + 1)
+    image = torch.from_numpy(places[labels])[None, None]
+    averaged = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)[0, 0].long()
+    return (averaged[..., None] == torch.from_numpy(places[list(ids)])).float()
+
+
+def stretch_labels(
+    soft: Float[Tensor, "rows columns channel"], *, over: Literal["grid", "channels"]
+) -> Float[Tensor, "rows columns channel"]:
+    """Labels shifted and scaled to 0..1; what is constant stays as it is.
+
+    Args:
+        soft: labels of feature positions.
+        over: `grid`: each channel, over all positions; `channels`: each position, over its
+            channels.
+    """
+    dims = (0, 1) if over == "grid" else (2,)
+    shifted = soft - soft.amin(dim=dims, keepdim=True)
+    span = shifted.amax(dim=dims, keepdim=True)
+    return torch.where(span > 0, shifted / span, soft)
 
 
 @torch.no_grad()

@@ -9,21 +9,20 @@ what later frames take as labels, for older references too. Protocols vary the c
 labels enter.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ino.propagate.affinity import (
-    DEFAULT_MAX_BYTES,
-    Candidates,
-    FeatureMap,
-    TiledMatcher,
-    merge_candidates,
-    propagate_labels,
-)
-from ino.propagate.layout import Window
-from ino.propagate.memory import ContextFrame, Memory, MemoryFrame
+from ino.propagate.choices import GridNormalization
+from ino.propagate.labels import stretch_labels
+from ino.propagate.memory import Memory, MemoryFrame, Reference
 from ino.propagate.protocols import Protocol
+from ino.propagate.tiled_matcher import DEFAULT_MAX_BYTES
+from ino.propagate.topk import TopkCarrier
+from ino.propagate.whole import WholeCarrier
 
 
 class Propagator:
@@ -51,16 +50,22 @@ class Propagator:
             num_context=protocol.num_context,
             recent=protocol.recent,
             reference_windowed=protocol.reference_windowed,
+            kept=protocol.kept,
+            context_step=protocol.context_step,
+            reference_passed_on=protocol.reference_passed_on,
         )
-        self.num_channels = 0
         self._protocol = protocol
-        self._matcher = TiledMatcher(
-            topk=protocol.topk,
-            window=Window(protocol.radius, protocol.window),
-            screening=screening,
-            max_bytes=max_bytes,
+        self._carrier: Any = (
+            TopkCarrier(protocol, screening=screening, max_bytes=max_bytes)
+            if protocol.matching == "topk"
+            else WholeCarrier(protocol, max_bytes=max_bytes)
         )
         self._time = 0
+
+    @property
+    def num_channels(self) -> int:
+        """Those introduced so far."""
+        return self.memory.latest.soft.shape[-1] if self._time else 0
 
     @torch.no_grad()
     def step(
@@ -71,66 +76,83 @@ class Propagator:
         """Soft labels of the next frame.
 
         Args:
-            features: L2-normalised features of the frame.
+            features: of the frame, L2-normalised unless the protocol takes them as they are.
             new: labels, 0 to 1, of the objects that enter with this frame; they become the last
                 channels.
         """
         assert new is not None or self.memory.references, "the first step introduces objects"
-        query = self._matcher.prepare(features)
-        soft = self._predict(query, features.shape[:2])
-        introduced = None
+        known = self.num_channels
+        empty = features.new_zeros(*features.shape[:2], known)
+        frame = MemoryFrame(self._time, self._carrier.keep(features), empty)
+        frame.soft = self._predict(frame, self.memory.references)
         if new is not None:
-            total = new.sum(dim=-1, keepdim=True)
-            entering = total * new if self._protocol.entry == "weighted" else new
-            soft = torch.cat([soft * (1 - total), entering], dim=-1)
-            introduced = slice(self.num_channels, soft.shape[-1])
-            self.num_channels = soft.shape[-1]
-        self.memory.store(MemoryFrame(self._time, query, soft), introduced=introduced)
+            self._give(frame, new, list(range(known, known + new.shape[-1])))
+        self.memory.store(frame)
         self._time += 1
-        return soft
+        return self._scale(frame.soft, "positions")
 
-    def _predict(self, query: FeatureMap, size: torch.Size) -> Tensor:
-        soft = query.exact.new_zeros(*size, self.num_channels)
-        contexts = [self.memory.context(reference) for reference in self.memory.references]
-        for reference, context, candidates in zip(
-            self.memory.references, contexts, self._candidates(query, contexts), strict=True
-        ):
-            soft[..., reference.channels] = propagate_labels(
-                candidates,
-                [one.frame.soft[..., reference.channels] for one in context],
-                topk=self._protocol.topk,
-                temperature=self._protocol.temperature,
-                copies=[one.copies for one in context],
-            )
-        return soft
+    @torch.no_grad()
+    def add(
+        self, new: Float[Tensor, "height width given"], *, channels: Sequence[int]
+    ) -> Float[Tensor, "height width channel"]:
+        """Soft labels of the last frame with given ones in place of predicted ones.
 
-    def _candidates(
-        self, query: FeatureMap, contexts: list[list[ContextFrame]]
-    ) -> list[Candidates]:
-        """Those of each context; each frame is searched once, or once with and without window."""
-        parts: list[list[tuple[Candidates, int]]] = [[] for _ in contexts]
-        for windowed in (False, True):
-            chosen = [
-                [place for place, one in enumerate(context) if one.windowed == windowed]
-                for context in contexts
-            ]
-            frames = {
-                context[place].frame.time: context[place].frame.features
-                for context, places in zip(contexts, chosen, strict=True)
-                for place in places
-            }
-            numbers = {time: number for number, time in enumerate(frames)}
-            groups = [
-                [numbers[context[place].frame.time] for place in places]
-                for context, places in zip(contexts, chosen, strict=True)
-                if places
-            ]
-            found = iter(
-                self._matcher.match(query, list(frames.values()), groups, windowed=windowed)
-                if groups
-                else ()
-            )
-            for part, places in zip(parts, chosen, strict=True):
-                if places:
-                    part.append((next(found), len(places)))
-        return [merge_candidates(part, tokens=len(query.exact)) for part in parts]
+        The frame becomes the reference of these channels. Where an object leaves a position that it
+        was predicted at, the position falls to the background.
+
+        Args:
+            new: labels, 0 to 1.
+            channels: theirs; those that are not known yet follow the known ones.
+        """
+        frame = self.memory.take_back()
+        self._give(frame, new, list(channels))
+        self.memory.store(frame)
+        return self._scale(frame.soft, "positions")
+
+    def _give(self, frame: MemoryFrame, new: Tensor, channels: list[int]) -> None:
+        """Writes given labels into a frame, which becomes their reference."""
+        known = frame.soft.shape[-1]
+        total = new.sum(dim=-1, keepdim=True)
+        corrected = [channel for channel in channels if channel < known]
+        soft = frame.soft * (1 - total)
+        if corrected and 0 not in channels:
+            soft[..., 0] += soft[..., corrected].sum(dim=-1)
+        added = soft.new_zeros(*soft.shape[:2], max(0, max(channels) + 1 - known))
+        soft = torch.cat([soft, added], dim=-1)
+        soft[..., channels] = total * new if self._protocol.entry == "weighted" else new
+        frame.soft = soft
+        kept = MemoryFrame(frame.time, frame.features, soft)
+        shown = MemoryFrame(frame.time, frame.features, self._scale(soft, "positions"))
+        reference = self.memory.introduce(shown, channels=channels, copied=kept)
+        if self._protocol.reference_passed_on:
+            frame.soft = soft.clone()
+            frame.soft[..., channels] = self._predict(frame, [reference])[..., channels]
+
+    def feed_back(self, labels: Float[Tensor, "height width channel"]) -> None:
+        """Replaces what later frames take as labels of the last frame.
+
+        Args:
+            labels: of all channels known.
+        """
+        self.memory.replace_labels(self._time - 1, labels)
+
+    def _scale(self, soft: Tensor, kind: GridNormalization) -> Tensor:
+        """Scaled to 0..1 if the protocol scales this way."""
+        if self._protocol.grid_normalization != kind:
+            return soft
+        return stretch_labels(soft, over="grid" if kind == "channels" else "channels")
+
+    def _predict(self, frame: MemoryFrame, references: Sequence[Reference]) -> Tensor:
+        """Labels of the frame in the channels of the references, zero in others."""
+        soft = torch.zeros_like(frame.soft)
+        if not references:
+            return soft
+        carried = self._carrier.carry(
+            frame.features,
+            [self.memory.context(reference) for reference in references],
+            [reference.channels for reference in references],
+            time=frame.time,
+        )
+        for reference, labels in zip(references, carried, strict=True):
+            soft[..., reference.channels] = labels
+        return self._scale(soft, "channels")

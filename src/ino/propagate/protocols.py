@@ -1,146 +1,37 @@
 """Named protocols of mask propagation: every choice that decides a published number.
 
-A protocol says what is computed; how fast that happens is the business of `affinity`. The
-normalisation of the input (mean and standard deviation) belongs to the backbone.
+A protocol says what is computed; how fast that happens is the business of `affinity` and its
+neighbours. The colours that a network sees, their mean and deviation, belong to the backbone.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import fields, replace
+from typing import Any
 
 from ino.errors import ConfigError
+from ino.propagate.choices import (
+    Border,
+    MaskDown,
+    MasksAt,
+    MaskUp,
+    Recent,
+    Size,
+    WindowShape,
+)
+from ino.propagate.protocol import Protocol
+from ino.propagate.protocol_checks import check_values
 
-Size = tuple[int, int]
-"""Height and width, pixels."""
-
-Rounding = Literal["down", "long-side-down", "long-side-up", "none"]
-"""Which sides of the input become multiples of a number, and in which direction."""
-
-WindowShape = Literal["square", "circle", "closed-circle"]
-"""Offsets (dy, dx) in a window of radius r: max(|dy|, |dx|) <= r; the distance < r; it <= r."""
-
-Recent = Literal["after-reference", "reference-again", "padded"]
-"""Which of the last frames serve beside a reference: those after it; the reference too, a second
-time, as long as it is one of them; or always equally many, missing ones copies of the reference."""
-
-Entry = Literal["plain", "weighted"]
-"""Labels `new` of sum s that enter replace p by (1 - s) p, beside them `new` or s times `new`."""
-
-Feedback = Literal["soft"]
-
-MaskDown = Literal["bilinear-align-corners", "linear", "nearest"]
-"""One-hot maps to the feature grid: bilinearly with corners aligned; bilinearly as OpenCV does,
-corners not aligned; or the label map by nearest neighbour."""
-
-MaskUp = Literal["bilinear-stride", "bilinear", "bilinear-align-corners", "nearest"]
-"""Channels to pixels: bilinearly to stride times the grid and, after the argmax, by nearest
-neighbour to the video's size; or straight to the video's size in one of three ways."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """The choices of one protocol.
-
-    Attributes:
-        name: the protocol's name.
-        layer: block whose features are read, counted from 1; the final norm is applied. None: the
-            last one.
-        short_side: pixels of the shorter side of the network's input; None keeps the video's size.
-        size_multiple: what sides of the input are made multiples of, pixels; None takes the
-            backbone's stride. Frames are resized, never cropped.
-        rounding: which sides, and in which direction. What is still no multiple of the backbone's
-            stride is rounded down to one.
-        fixed_sizes: (video's size, input's size) pairs that take precedence where `short_side` is
-            None.
-        topk: context positions that label a query, over all context frames together.
-        num_context: frames before the query that serve as context beside the reference frame.
-        recent: which of them.
-        window: shape of the neighbourhood that context positions come from.
-        radius: of the window, feature positions; None: no window.
-        reference_windowed: whether the window holds for the reference frame too.
-        temperature: T in the weights exp(cosine similarity / T).
-        feedback: what later frames take as a frame's labels; `soft`: its probabilities.
-        entry: how the labels of new objects enter.
-        mask_down: how a given mask becomes labels of feature positions.
-        mask_up: how probabilities become labels of pixels.
-        normalize_output: shift and scale each enlarged channel to 0..1 before the argmax where its
-            maximum is positive.
-        keep_given: return the first mask as it was given, not as the feature grid shows it.
-    """
-
-    name: str
-    layer: int | None
-    short_side: int | None
-    size_multiple: int | None
-    rounding: Rounding
-    fixed_sizes: tuple[tuple[Size, Size], ...]
-    topk: int
-    num_context: int
-    recent: Recent
-    window: WindowShape
-    radius: int | None
-    reference_windowed: bool
-    temperature: float
-    feedback: Feedback
-    entry: Entry
-    mask_down: MaskDown
-    mask_up: MaskUp
-    normalize_output: bool
-    keep_given: bool
-
-    def __post_init__(self) -> None:
-        _check_values(self.name, vars(self))
-        if self.window == "circle" and self.radius == 0:
-            raise ConfigError(
-                f"protocol {self.name}: radius must be 1 or more in a circle, but is 0"
-            )
-
-
-_LEAST = {"layer": 1, "topk": 1, "num_context": 0, "short_side": 1, "size_multiple": 1, "radius": 0}
-_OPTIONAL = ("layer", "short_side", "size_multiple", "radius")
-_SWITCHES = ("reference_windowed", "normalize_output", "keep_given")
-_CHOICES = {
-    "rounding": Rounding,
-    "recent": Recent,
-    "window": WindowShape,
-    "feedback": Feedback,
-    "entry": Entry,
-    "mask_down": MaskDown,
-    "mask_up": MaskUp,
-}
-
-
-def _check_values(name: str, values: Mapping[str, Any]) -> None:
-    """Raises ConfigError for the first value that its field cannot have."""
-    for field, value in values.items():
-        expected = None
-        if field in _LEAST:
-            expected = _expect_count(value, least=_LEAST[field], optional=field in _OPTIONAL)
-        elif field in _CHOICES and value not in get_args(_CHOICES[field]):
-            expected = f"one of {', '.join(get_args(_CHOICES[field]))}"
-        elif field == "temperature" and not (_is_number(value) and 0 < value < math.inf):
-            expected = "a number above 0"
-        elif field in _SWITCHES and not isinstance(value, bool):
-            expected = "true or false"
-        elif field == "fixed_sizes" and not isinstance(value, tuple):
-            expected = "a tuple of pairs of sizes, which can only be set from Python"
-        if expected is not None:
-            raise ConfigError(f"protocol {name}: {field} must be {expected}, but is {value!r}")
-
-
-def _expect_count(value: Any, *, least: int, optional: bool) -> str | None:
-    """What a count must be, where this value is not it."""
-    if value is None and optional:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return None
-    return f"a whole number, {least} or more" + (", or none" if optional else "")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
+__all__ = [
+    "PROTOCOLS",
+    "Border",
+    "MaskDown",
+    "MaskUp",
+    "MasksAt",
+    "Protocol",
+    "Recent",
+    "Size",
+    "WindowShape",
+    "get_protocol",
+]
 
 _INO_DAVIS = Protocol(
     name="ino-davis",
@@ -149,15 +40,27 @@ _INO_DAVIS = Protocol(
     size_multiple=None,
     rounding="down",
     fixed_sizes=(),
+    normalize_features=True,
+    matching="topk",
     topk=5,
+    kept=(0,),
     num_context=10,
+    context_step=1,
     recent="after-reference",
+    reference_passed_on=False,
     window="square",
     radius=40,
     reference_windowed=True,
+    border="left-out",
+    realign_after=None,
+    realign_radius=12,
+    realign_dilation=4,
+    realign_corners=True,
     temperature=0.1,
+    grid_normalization="none",
     feedback="soft",
     entry="plain",
+    masks_at="video",
     mask_down="bilinear-align-corners",
     mask_up="bilinear-stride",
     normalize_output=True,
@@ -192,6 +95,29 @@ _CRW = replace(
     mask_up="bilinear",
     normalize_output=False,
     keep_given=False,
+)
+
+_MAST = replace(
+    _INO_DAVIS,
+    name="mast",
+    layer=None,
+    short_side=None,
+    rounding="none",
+    normalize_features=False,
+    matching="window",
+    topk=0,
+    kept=(0, 5),
+    num_context=3,
+    context_step=2,
+    radius=12,
+    border="empty",
+    realign_after=15,
+    temperature=1.0,
+    feedback="hard",
+    masks_at="input",
+    mask_down="strided",
+    mask_up="bilinear",
+    normalize_output=False,
 )
 
 PROTOCOLS = {
@@ -237,6 +163,47 @@ PROTOCOLS = {
         mask_down="bilinear-align-corners",
         mask_up="bilinear-align-corners",
     ),
+    "mast": _MAST,
+    "corrflow": replace(
+        _MAST,
+        name="corrflow",
+        size_multiple=8,
+        rounding="crop",
+        kept=(),
+        num_context=1,
+        context_step=1,
+        radius=6,
+        border="repeated",
+        realign_after=None,
+        mask_down="averaged-ids",
+    ),
+    "contcorr": replace(
+        _DINO,
+        name="contcorr",
+        short_side=560,
+        normalize_features=False,
+        matching="mutual",
+        radius=None,
+        temperature=1.0,
+    ),
+    "timecycle": replace(
+        _INO_DAVIS,
+        name="timecycle",
+        layer=None,
+        short_side=320,
+        rounding="square",
+        matching="per-frame",
+        num_context=7,
+        recent="padded",
+        reference_passed_on=True,
+        radius=None,
+        temperature=512**-0.5,  # of the 512 dimensions of its features
+        grid_normalization="channels",
+        masks_at="input",
+        mask_down="linear",
+        mask_up="bilinear",
+        normalize_output=False,
+    ),
 }
 """The protocols by name."""
 
@@ -257,6 +224,8 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
     for field in overrides:
         if field not in options:
             raise ConfigError(f"a protocol has no {field!r}; it has {', '.join(options)}")
+    if isinstance(overrides.get("kept"), list):  # of YAML
+        overrides["kept"] = tuple(overrides["kept"])
     # Before a protocol is built, so that a value of a wrong type gets the same clear answer.
-    _check_values(name, overrides)
+    check_values(name, overrides)
     return replace(PROTOCOLS[name], **overrides)

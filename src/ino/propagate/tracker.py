@@ -14,6 +14,7 @@ from torch import nn
 from ino.errors import MaskError, VideoError
 from ino.propagate.features import FeatureBackbone, FeatureExtractor
 from ino.propagate.labels import harden_labels, soften_labels
+from ino.propagate.mask_size import resize_mask, restore_mask
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, get_protocol
 
@@ -101,13 +102,12 @@ class Tracker:
             elif not ids:
                 ids = [BACKGROUND, *new_ids]
                 mask = _without_void(masks[index])
-                soft = self._advance(propagator, frame, mask, ids)
-                yield mask if self.protocol.keep_given else self._harden(soft, ids, size)
+                labels = self._advance(propagator, frame, mask, ids, ids)
+                yield mask if self.protocol.keep_given else labels
             else:
                 ids += new_ids
                 mask = _without_void(masks[index]) if new_ids else None
-                soft = self._advance(propagator, frame, mask, new_ids)
-                yield self._harden(soft, ids, size)
+                yield self._advance(propagator, frame, mask, new_ids, ids)
             count = index + 1
         _check_end(masks, count)
 
@@ -117,20 +117,33 @@ class Tracker:
         frame: np.ndarray,
         mask: np.ndarray | None,
         new_ids: list[int],
-    ) -> torch.Tensor:
-        """Soft labels of the next frame, `new_ids` introduced by `mask`."""
+        ids: list[int],
+    ) -> np.ndarray:
+        """Label map of the next frame, `new_ids` introduced by `mask`; `ids` are all known then."""
         features = self._extractor(frame)
+        video = (frame.shape[0], frame.shape[1])
+        whole, compared = (video, video)
+        if self.protocol.masks_at == "input":
+            whole, compared = self._extractor.sizes(video)
+        grid = (features.shape[0], features.shape[1])
+        hard = self.protocol.feedback == "hard"
         new = None
         if mask is not None:
-            grid = (features.shape[0], features.shape[1])
-            new = soften_labels(
-                mask,
-                ids=new_ids,
-                grid=grid,
-                method=self.protocol.mask_down,
-                device=self._device,
-            )
-        return propagator.step(features, new)
+            mask = resize_mask(mask, whole=whole, size=compared)
+            new = self._soften(mask, new_ids, grid)
+            # A mask that is fed back gets the new objects pixel by pixel, below.
+            new = torch.zeros_like(new) if hard else new
+        soft = propagator.step(features, new)
+        labels = self._harden(soft, ids, compared)
+        if hard:
+            if mask is not None:
+                labels = np.where(np.isin(mask, new_ids), mask, labels)
+            propagator.feed_back(self._soften(labels, ids, grid))
+        return restore_mask(labels, whole=whole, size=video)
+
+    def _soften(self, mask: np.ndarray, ids: list[int], grid: tuple[int, int]) -> torch.Tensor:
+        method = self.protocol.mask_down
+        return soften_labels(mask, ids=ids, grid=grid, method=method, device=self._device)
 
     def _harden(self, soft: torch.Tensor, ids: list[int], size: tuple[int, int]) -> np.ndarray:
         return harden_labels(

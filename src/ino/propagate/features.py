@@ -2,8 +2,8 @@
 
 import math
 from fractions import Fraction
+from typing import Literal, runtime_checkable
 from typing import Protocol as StructuralType
-from typing import runtime_checkable
 
 import cv2
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ino.errors import ConfigError, VideoError
 from ino.propagate.protocols import Protocol, Size
+
+Precision = Literal["fp32", "bf16"]
 
 
 @runtime_checkable
@@ -41,7 +43,12 @@ class FeatureExtractor:
     """Frame by frame, the features that a protocol compares."""
 
     def __init__(
-        self, backbone: FeatureBackbone, *, protocol: Protocol, device: torch.device | str = "cpu"
+        self,
+        backbone: FeatureBackbone,
+        *,
+        protocol: Protocol,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
     ) -> None:
         """An extractor; the backbone stays where and as it is.
 
@@ -49,6 +56,7 @@ class FeatureExtractor:
             backbone: in evaluation mode and on `device`.
             protocol: decides the layer and the size of the input.
             device: where features are computed.
+            precision: of the network.
 
         Raises:
             ConfigError: the backbone's stride does not fit the protocol.
@@ -64,6 +72,7 @@ class FeatureExtractor:
         self._backbone = backbone
         self._protocol = protocol
         self._device = torch.device(device)
+        self._precision: Precision = precision
         self._mean = torch.tensor(backbone.mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(backbone.std, device=self._device).view(3, 1, 1)
 
@@ -75,7 +84,11 @@ class FeatureExtractor:
             ConfigError: the backbone has no such layer as the protocol reads.
             VideoError: the frame is too small.
         """
-        features = self._backbone(self.prepare(frame), layer=self._protocol.layer)[0]
+        image = self.prepare(frame)
+        with torch.autocast(
+            self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
+        ):
+            features = self._backbone(image, layer=self._protocol.layer)[0]
         features = features.float().permute(1, 2, 0)
         if self._protocol.normalize_features:
             features = F.normalize(features, dim=-1)

@@ -133,6 +133,33 @@ def harden_labels(
     return np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
+@torch.no_grad()
+def label_confidence(
+    soft: Float[Tensor, "rows columns channel"],
+    *,
+    stride: int,
+    size: tuple[int, int],
+    method: MaskUp,
+) -> Float[np.ndarray, "height width"]:
+    """The share of the largest label in the sum of all labels of each pixel, 0..1.
+
+    Args:
+        soft: labels of feature positions.
+        stride: pixels of the network's input a feature.
+        size: height and width of the result, pixels.
+        method: see `MaskUp`.
+    """
+    compared = size
+    if method == "bilinear-stride":
+        compared = (soft.shape[0] * stride, soft.shape[1] * stride)
+    best, total = soft.new_zeros(compared), soft.new_zeros(compared)
+    for channel in soft.unbind(dim=-1):
+        value = enlarge_channel(channel, size=compared, method=method, normalize=False)
+        best, total = torch.maximum(best, value), total + value
+    share = torch.where(total > 0, best / total, 0).clamp(0, 1).float().cpu().numpy()
+    return cv2.resize(share, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def enlarge_channel(
     probability: Float[Tensor, "rows columns"],
     *,

@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from ino.propagate.protocols import Size
@@ -27,9 +27,9 @@ def resize_mask(
 
 
 def restore_mask(
-    mask: UInt8[np.ndarray, "rows columns"], *, whole: Size, size: Size
-) -> UInt8[np.ndarray, "height width"]:
-    """The mask at the video's size: its edges repeated where it was cropped, nearest neighbour.
+    mask: Shaped[np.ndarray, "rows columns"], *, whole: Size, size: Size
+) -> Shaped[np.ndarray, "height width"]:
+    """A mask, or a value a pixel, at the video's size, by repeated edges and nearest neighbours.
 
     What was cropped at the bottom comes back there. What was cropped at the right comes back half
     at the left, which shifts the mask, as the released code of CorrFlow does: a frame 854 wide gets

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ino.propagate.choices import GridNormalization
 from ino.propagate.labels import stretch_labels
-from ino.propagate.memory import Memory, MemoryFrame, Reference
+from ino.propagate.memory import ContextFrame, Memory, MemoryFrame, Reference
 from ino.propagate.protocols import Protocol
 from ino.propagate.tiled_matcher import DEFAULT_MAX_BYTES
 from ino.propagate.topk import TopkCarrier
@@ -135,6 +135,28 @@ class Propagator:
             labels: of all channels known.
         """
         self.memory.replace_labels(self._time - 1, labels)
+
+    @torch.no_grad()
+    def survival(self) -> dict[int, float]:
+        """J of each channel between its reference and the last frame's labels carried back there.
+
+        The way back is one step, without a window where the protocol's matching has one to leave
+        out. Positions belong to their largest channel.
+        """
+        latest = self.memory.latest
+        found = {}
+        for reference in self.memory.references:
+            channels = list(range(latest.soft.shape[-1]))
+            context = [ContextFrame(latest, windowed=False)]
+            (carried,) = self._carrier.carry(
+                reference.frame.features, [context], [channels], time=latest.time
+            )
+            returned, given = carried.argmax(dim=-1), reference.frame.soft.argmax(dim=-1)
+            for channel in reference.channels:
+                ours, theirs = returned == channel, given == channel
+                union = int((ours | theirs).sum())
+                found[channel] = int((ours & theirs).sum()) / union if union else 1.0
+        return found
 
     def _scale(self, soft: Tensor, kind: GridNormalization) -> Tensor:
         """Scaled to 0..1 if the protocol scales this way."""

@@ -4,26 +4,27 @@ Reading videos and writing results belong to `ino.data`; which numbers decide th
 `protocols`.
 """
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from ino.errors import MaskError, VideoError
-from ino.propagate.features import FeatureBackbone, FeatureExtractor
-from ino.propagate.labels import harden_labels, soften_labels
-from ino.propagate.mask_size import resize_mask, restore_mask
-from ino.propagate.propagator import Propagator
+from ino.errors import MaskError
+from ino.models.devices import computes_in_bf16
+from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
+from ino.propagate.given_masks import check_end, entering_objects, object_ids
 from ino.propagate.protocols import Protocol, get_protocol
-
-BACKGROUND = 0
-VOID = 255
+from ino.propagate.session import Session
 
 
 class Tracker:
-    """Carries masks through videos under one protocol; one video at a time or several in turn."""
+    """Carries masks through videos under one protocol.
+
+    `track` takes a whole video and all its masks. `start`, `step` and `add` take one frame after
+    the other, for programs that show results as they come and let people correct them.
+    """
 
     def __init__(
         self,
@@ -31,6 +32,8 @@ class Tracker:
         *,
         protocol: Protocol | str,
         device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        screening: bool | None = None,
     ) -> None:
         """A tracker; the backbone is moved to `device` and put into evaluation mode.
 
@@ -38,6 +41,10 @@ class Tracker:
             backbone: for instance from `ino.models.backbones.load_backbone`.
             protocol: one of `ino.propagate.protocols`, or its name.
             device: where everything is computed.
+            precision: of the network; bf16 is quicker where the device multiplies in it, and
+                changes features by rounding.
+            screening: look for similar positions in bf16 before they are ranked in fp32, which
+                changes no result; None: where the device multiplies in bf16.
 
         Raises:
             ConfigError: the protocol is unknown, or the backbone's stride does not fit it.
@@ -45,8 +52,76 @@ class Tracker:
         if isinstance(backbone, nn.Module):
             backbone.to(device).eval()
         self.protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-        self._extractor = FeatureExtractor(backbone, protocol=self.protocol, device=device)
-        self._device = device
+        self.precision: Precision = precision
+        self._device = torch.device(device)
+        self._extractor = FeatureExtractor(
+            backbone, protocol=self.protocol, device=self._device, precision=precision
+        )
+        self._screening = computes_in_bf16(self._device) if screening is None else screening
+        self._session: Session | None = None
+
+    def start(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Begins a new video with its first frame and mask; the label map of that frame.
+
+        Args:
+            frame: uint8 RGB, height x width x 3.
+            mask: uint8, height x width, 0 background, 1 to 254 objects, 255 void.
+
+        Raises:
+            MaskError: the mask is malformed, without objects or of another size.
+            VideoError: the frame is not an RGB image, or too small.
+        """
+        session = self._new_session()
+        labels = session.step(frame, mask, object_ids(mask, 0))
+        self._session = session
+        return labels
+
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        """The label map of the next frame.
+
+        Raises:
+            VideoError: the frame is not an RGB image of the size of those before.
+            MaskError: there was no `start`.
+        """
+        return self._running().step(frame)
+
+    def add(self, mask: np.ndarray, *, frame: int | None = None) -> np.ndarray:
+        """The label map of the last frame, once objects are where a mask says.
+
+        Objects that are not known yet enter. A known one is corrected: from here on this frame is
+        its reference. Other objects stay where they were predicted, unless the mask covers them. A
+        mask that holds all known objects decides the background, too.
+
+        Args:
+            mask: as for `start`.
+            frame: the number of the mask's frame, from 0 at `start`, to make sure that it is the
+                last one.
+
+        Raises:
+            MaskError: the mask cannot be used, or belongs to another frame.
+        """
+        session = self._running()
+        if frame is not None and frame != session.frame:
+            when = "has passed" if frame < session.frame else "has not come yet"
+            raise MaskError(
+                f"the mask is for frame {frame}, but the last frame was {session.frame}: frame "
+                f"{frame} {when}; add masks when their frame was the last, or give all of them to "
+                "track(..., correct=True)"
+            )
+        return session.add(mask)
+
+    def confidence(self) -> np.ndarray:
+        """The share of the winning label among all labels at each pixel of the last frame: float32,
+        height x width, 0..1."""
+        return self._running().confidence()
+
+    def survival(self) -> dict[int, float]:
+        """How much of each object survives the way from the last frame back to its reference.
+
+        Its J there, 0..1, between the labels that were given and those of the last frame carried
+        back in one step. Low values tell that an object was lost, or is out of sight.
+        """
+        return self._running().survival()
 
     def track(
         self,
@@ -54,13 +129,13 @@ class Tracker:
         masks: Mapping[int, np.ndarray],
         *,
         num_frames: int | None = None,
+        correct: bool = False,
     ) -> Iterator[np.ndarray]:
         """One label map a frame, of the frame's size; zeros before the first mask.
 
         Frames are taken one at a time, as results are asked for; memory does not grow with their
-        number. An object enters with the first mask that holds its id; later masks do not correct
-        it. The frame of the first mask is returned as given. Pixels that are void (255) count as
-        background, in the result too.
+        number. An object enters with the first mask that holds its id. The frame of the first mask
+        is returned as given. Pixels that are void (255) count as background, in the result too.
 
         Args:
             frames: uint8 RGB frames, height x width x 3, all of one size.
@@ -68,6 +143,7 @@ class Tracker:
                 254 objects, 255 void. Ids need not be consecutive.
             num_frames: length of the video where it is known, so that a mask beyond its end is
                 found at once.
+            correct: later masks also correct the objects of earlier ones, see `add`.
 
         Raises:
             MaskError: there is no mask, or one is malformed, without objects, of another size than
@@ -77,153 +153,62 @@ class Tracker:
             ConfigError: the backbone has no such layer as the protocol reads (found at the first
                 mask).
         """
-        entering = _entering_objects(masks)
+        entering = entering_objects(masks, correct=correct)
         if num_frames is not None:
-            _check_end(masks, num_frames)
-        return self._stream(frames, masks, entering)
+            check_end(masks, num_frames)
+        return self._stream(frames, masks, entering, correct=correct)
+
+    def track_both_ways(
+        self, frames: Sequence[np.ndarray], masks: Mapping[int, np.ndarray]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and label map of every frame, carried forward or backward from the nearest mask.
+
+        Each mask holds all objects that are visible in its frame; of two equally near, the earlier
+        one counts. Results come in the order in which they are found.
+
+        Args:
+            frames: as for `track`, with `len` and access by number.
+            masks: as for `track`.
+
+        Raises:
+            MaskError: as `track`.
+            VideoError: as `track`.
+        """
+        entering_objects(masks, correct=True)
+        check_end(masks, len(frames))
+        numbers = sorted(masks)
+        # From each mask to half of the way to the next.
+        edges = [0, *((a + b) // 2 + 1 for a, b in itertools.pairwise(numbers)), len(frames)]
+        for number, (first, end) in zip(numbers, itertools.pairwise(edges), strict=True):
+            for path in (range(number, end), range(number, first - 1, -1)):
+                chosen = (frames[index] for index in path)
+                results = self.track(chosen, {0: masks[number]})
+                for index, labels in zip(path, results, strict=True):
+                    if index != number or path.step > 0:
+                        yield index, labels
 
     def _stream(
         self,
         frames: Iterable[np.ndarray],
         masks: Mapping[int, np.ndarray],
         entering: Mapping[int, list[int]],
+        *,
+        correct: bool,
     ) -> Iterator[np.ndarray]:
-        propagator = Propagator(self.protocol)
-        ids: list[int] = []
-        size: tuple[int, int] | None = None
-        count = 0
+        session = self._new_session()
         for index, frame in enumerate(frames):
-            size = _check_frame(frame, index, size)
-            if index in masks:
-                _check_mask_size(masks[index], index, size)
-            new_ids = entering.get(index, [])
-            if not (ids or new_ids):
-                yield np.zeros(size, dtype=np.uint8)
-            elif not ids:
-                ids = [BACKGROUND, *new_ids]
-                mask = _without_void(masks[index])
-                labels = self._advance(propagator, frame, mask, ids, ids)
-                yield mask if self.protocol.keep_given else labels
-            else:
-                ids += new_ids
-                mask = _without_void(masks[index]) if new_ids else None
-                yield self._advance(propagator, frame, mask, new_ids, ids)
-            count = index + 1
-        _check_end(masks, count)
+            mask, new_ids = masks.get(index), entering.get(index, [])
+            corrects = correct and mask is not None and index != min(masks)
+            labels = session.step(frame, mask, () if corrects else new_ids)
+            yield session.add(masks[index]) if corrects else labels
+        check_end(masks, session.frame + 1)
 
-    def _advance(
-        self,
-        propagator: Propagator,
-        frame: np.ndarray,
-        mask: np.ndarray | None,
-        new_ids: list[int],
-        ids: list[int],
-    ) -> np.ndarray:
-        """Label map of the next frame, `new_ids` introduced by `mask`; `ids` are all known then."""
-        features = self._extractor(frame)
-        video = (frame.shape[0], frame.shape[1])
-        whole, compared = (video, video)
-        if self.protocol.masks_at == "input":
-            whole, compared = self._extractor.sizes(video)
-        grid = (features.shape[0], features.shape[1])
-        hard = self.protocol.feedback == "hard"
-        new = None
-        if mask is not None:
-            mask = resize_mask(mask, whole=whole, size=compared)
-            new = self._soften(mask, new_ids, grid)
-            # A mask that is fed back gets the new objects pixel by pixel, below.
-            new = torch.zeros_like(new) if hard else new
-        soft = propagator.step(features, new)
-        labels = self._harden(soft, ids, compared)
-        if hard:
-            if mask is not None:
-                labels = np.where(np.isin(mask, new_ids), mask, labels)
-            propagator.feed_back(self._soften(labels, ids, grid))
-        return restore_mask(labels, whole=whole, size=video)
-
-    def _soften(self, mask: np.ndarray, ids: list[int], grid: tuple[int, int]) -> torch.Tensor:
-        method = self.protocol.mask_down
-        return soften_labels(mask, ids=ids, grid=grid, method=method, device=self._device)
-
-    def _harden(self, soft: torch.Tensor, ids: list[int], size: tuple[int, int]) -> np.ndarray:
-        return harden_labels(
-            soft,
-            ids=ids,
-            stride=self._extractor.stride,
-            size=size,
-            method=self.protocol.mask_up,
-            normalize=self.protocol.normalize_output,
+    def _new_session(self) -> Session:
+        return Session(
+            self._extractor, self.protocol, device=self._device, screening=self._screening
         )
 
-
-def _entering_objects(masks: Mapping[int, np.ndarray]) -> dict[int, list[int]]:
-    """The ids that each mask introduces, ascending; masks that introduce none are left out."""
-    if not masks:
-        raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
-    known: set[int] = set()
-    entering = {}
-    for index in sorted(masks):
-        found = _object_ids(masks[index], index)
-        if new_ids := [label for label in found if label not in known]:
-            entering[index] = new_ids
-            known.update(new_ids)
-        else:
-            warnings.warn(
-                f"the mask of frame {index} holds only objects of earlier masks, so it is not "
-                "used: later masks introduce objects but do not correct them",
-                stacklevel=3,
-            )
-    return entering
-
-
-def _object_ids(mask: np.ndarray, index: int) -> list[int]:
-    if index < 0:
-        raise MaskError(f"a mask was given for frame {index}, but frames are counted from 0")
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise MaskError(
-            f"the mask of frame {index} must be uint8 height x width, one object number a pixel, "
-            f"but it is {mask.dtype} of shape {mask.shape}"
-        )
-    ids = [int(label) for label in np.unique(mask) if label not in (BACKGROUND, VOID)]
-    if not ids:
-        raise MaskError(
-            f"the mask of frame {index} holds no object; mark at least one with a number from 1 "
-            "to 254 (255 is void)"
-        )
-    return ids
-
-
-def _without_void(mask: np.ndarray) -> np.ndarray:
-    return np.where(mask == VOID, np.uint8(BACKGROUND), mask)
-
-
-def _check_frame(frame: np.ndarray, index: int, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The frame's size, which is that of the frames before it."""
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise VideoError(
-            f"frame {index} must be uint8 height x width x 3 (RGB), but it is {frame.dtype} of "
-            f"shape {frame.shape}"
-        )
-    found = (frame.shape[0], frame.shape[1])
-    if size is not None and found != size:
-        raise VideoError(
-            f"frame {index} is {found[0]}x{found[1]} but the frames before it are "
-            f"{size[0]}x{size[1]}; give a video of one size"
-        )
-    return found
-
-
-def _check_mask_size(mask: np.ndarray, index: int, size: tuple[int, int]) -> None:
-    if mask.shape != size:
-        raise MaskError(
-            f"the mask of frame {index} is {mask.shape[0]}x{mask.shape[1]} but the frames are "
-            f"{size[0]}x{size[1]}; give a mask of the video's size"
-        )
-
-
-def _check_end(masks: Mapping[int, np.ndarray], num_frames: int) -> None:
-    if (last := max(masks)) >= num_frames:
-        raise MaskError(
-            f"a mask was given for frame {last}, but the video has {num_frames} frames, counted "
-            "from 0; give masks for its frames only"
-        )
+    def _running(self) -> Session:
+        if self._session is None:
+            raise MaskError("no mask was given yet: call start(frame, mask) first")
+        return self._session

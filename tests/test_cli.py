@@ -330,6 +330,57 @@ def test_a_hostile_checkpoint_is_refused(tmp_path, capsys, video, mask):
     assert "could run code" in message
 
 
+# ---- corrections, both ways, checks
+
+
+def test_segment_corrects_and_checks(tmp_path, video, clip, capsys):
+    """A first mask with the objects exchanged; the mask of frame 3 puts them right."""
+    exchanged = np.array([0, 2, 1], dtype=np.uint8)[clip.labels[0]]
+    masks = {0: exchanged, 3: clip.labels[3]}
+    for index, labels in masks.items():
+        write_labels(tmp_path / f"{index}.png", labels)
+    given = [f"{index}={tmp_path / f'{index}.png'}" for index in masks]
+    out = tmp_path / "out"
+    options = ["--mask", *given, "--out", out, "--correct", "--check-every", "2", *FAST]
+    assert run("segment", video, *options) == 0
+    found = [read_labels(out / "masks" / f"{index:05d}.png") for index in range(6)]
+    np.testing.assert_array_equal(found[3], clip.labels[3])
+    assert (found[2] == 1)[clip.labels[2] == 2].mean() > 0.5
+    assert (found[4] == 2)[clip.labels[4] == 2].mean() > 0.5
+    survival = json.loads((out / "survival.json").read_text())
+    assert sorted(survival) == ["2", "4"]
+    assert sorted(survival["4"]) == ["1", "2"]
+    assert (out / "overlay.mp4").is_file()
+
+
+def test_segment_both_ways(tmp_path, video, clip):
+    write_labels(tmp_path / "mask.png", clip.labels[4])
+    out = tmp_path / "out"
+    mask = f"4={tmp_path / 'mask.png'}"
+    assert run("segment", video, "--mask", mask, "--both-ways", "--out", out, *FAST) == 0
+    names = sorted(path.name for path in (out / "masks").iterdir())
+    assert names == [f"{index:05d}.png" for index in range(6)]
+    assert read_labels(out / "masks" / "00000.png").any()  # before the mask
+    assert len(list(read_frames(out / "overlay.mp4"))) == 6
+
+
+def test_what_is_lost_is_told(tmp_path, capsys, caplog):
+    """The object leaves; what is carried on does not find back."""
+    rng = np.random.default_rng(0)
+    with VideoWriter(tmp_path / "video.mp4", fps=8.0) as writer:
+        for index in range(5):
+            frame = np.full((64, 96, 3), 60, dtype=np.uint8)
+            if index == 0:
+                frame[16:48, 16:48] = rng.integers(150, 256, (32, 32, 3))
+            writer.write(frame)
+    labels = np.zeros((64, 96), dtype=np.uint8)
+    labels[16:48, 16:48] = 1
+    write_labels(tmp_path / "mask.png", labels)
+    options = ["--mask", tmp_path / "mask.png", "--out", tmp_path / "out", "--check-every", "4"]
+    assert run("segment", tmp_path / "video.mp4", *options, *FAST) == 0
+    assert "object 1 does not find back to its reference from 1 of 1 frames" in caplog.text
+
+
 # ---- the command itself
 
 

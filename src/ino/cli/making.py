@@ -59,6 +59,9 @@ def segment(options: Namespace) -> int:
             tracker=tracker,
             settings=settings | {"video": str(chosen.video)},
             overlay=chosen.overlay,
+            correct=chosen.correct,
+            both_ways=chosen.both_ways,
+            check_every=chosen.check_every,
             overwrite=chosen.overwrite,
             on_frame=advance,
         )

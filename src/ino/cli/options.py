@@ -77,6 +77,25 @@ def _segment_parser() -> ArgumentParser:
         "--resize-mask", action=ActionYesNo, default=False, help="fit masks to the video's size"
     )
     parser.add_argument("--overlay", action=ActionYesNo, default=True, help="write overlay.mp4")
+    parser.add_argument(
+        "--correct",
+        action=ActionYesNo,
+        default=False,
+        help="later masks correct the objects of earlier ones, too",
+    )
+    parser.add_argument(
+        "--both-ways",
+        action=ActionYesNo,
+        default=False,
+        help="carry masks backward, too: the nearest mask decides, and holds all visible objects",
+    )
+    parser.add_argument(
+        "--check-every",
+        type=int,
+        default=0,
+        metavar="FRAMES",
+        help="warn of objects that do not find back to their reference (0: never)",
+    )
     _add_output(parser, default=None, shown="segments/VIDEO")
     _add_tracker(parser)
     return parser
@@ -188,3 +207,9 @@ def _add_tracker(parser: ArgumentParser) -> None:
         "--set", nargs="+", metavar="FIELD=VALUE", help="replace fields of the protocol"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of the network; bf16 is quicker where the device multiplies in it",
+    )

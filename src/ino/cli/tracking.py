@@ -22,8 +22,13 @@ def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
     device = choose_device(chosen.device)
-    settings = {"weights": chosen.weights, "network": chosen.network, "device": str(device)}
-    return Tracker(backbone, protocol=protocol, device=device), settings
+    tracker = Tracker(backbone, protocol=protocol, device=device, precision=chosen.precision)
+    return tracker, {
+        "weights": chosen.weights,
+        "network": chosen.network,
+        "device": str(device),
+        "precision": chosen.precision,
+    }
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, Any]:

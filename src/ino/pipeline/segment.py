@@ -1,7 +1,9 @@
 """A video with its masks into a folder of results."""
 
+import json
+import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,19 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ino.data.label_png import write_labels
-from ino.data.video import VideoWriter, read_frames, read_info
+from ino.data.background import in_background
+from ino.data.label_png import read_labels, write_labels
+from ino.data.video import VideoInfo, VideoWriter, read_clip, read_frames, read_info
 from ino.errors import MaskError, VideoError
 from ino.evaluate.overlay import draw_overlay
-from ino.files import new_folder
+from ino.files import atomic_path, new_folder
 from ino.pipeline.settings import OnFrame, write_settings
 from ino.propagate.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+LOST = 0.3
+"""An object of which less finds back to its reference gets a warning."""
 
 
 def segment_video(
@@ -26,6 +34,9 @@ def segment_video(
     tracker: Tracker,
     settings: Mapping[str, Any] | None = None,
     overlay: bool = True,
+    correct: bool = False,
+    both_ways: bool = False,
+    check_every: int = 0,
     overwrite: bool = False,
     on_frame: OnFrame = lambda: None,
 ) -> int:
@@ -41,6 +52,11 @@ def segment_video(
         tracker: carries the masks.
         settings: stored beside the protocol, such as the name of the weights.
         overlay: write the video with masks drawn over it.
+        correct: later masks also correct the objects of earlier ones.
+        both_ways: each frame gets its labels from the nearest mask, before or after it; each mask
+            holds all visible objects.
+        check_every: frames between two looks at what finds back to its reference, which are stored
+            as `survival.json` and warn of objects that were lost; 0: never. Not with `both_ways`.
         overwrite: accept a folder that holds something.
         on_frame: called after each frame.
 
@@ -57,14 +73,35 @@ def segment_video(
                 f"{info.height}x{info.width} (height x width); give a mask of the video's size or "
                 "pass --resize-mask"
             )
+    if both_ways:
+        return _segment_both_ways(
+            video,
+            masks,
+            info,
+            out=out,
+            tracker=tracker,
+            settings=settings,
+            overlay=overlay,
+            overwrite=overwrite,
+            on_frame=on_frame,
+        )
     pending: deque[np.ndarray] = deque()
+    survival: dict[int, dict[int, float]] = {}
 
     def frames() -> Iterator[np.ndarray]:
         for frame in read_frames(video):
             pending.append(frame)
             yield frame
 
-    results = tracker.track(frames(), masks, num_frames=info.num_frames or None)
+    def tracked() -> Iterator[np.ndarray]:
+        decoded = in_background(frames())
+        given = tracker.track(decoded, masks, num_frames=info.num_frames or None, correct=correct)
+        for index, labels in enumerate(given):
+            if check_every and index % check_every == 0 and index > min(masks):
+                survival[index] = tracker.survival()
+            yield labels
+
+    results = in_background(tracked())
     labels = next(results, None)
     folder = new_folder(out, overwrite=overwrite) / "masks"
     folder.mkdir(exist_ok=True)
@@ -82,12 +119,86 @@ def segment_video(
                 labels = next(results, None)
             except VideoError as error:
                 broken, labels = error, None
-    for stale in folder.glob("*.png"):
-        if stale.stem.isdecimal() and int(stale.stem) >= count:
-            stale.unlink()  # of an earlier, longer result that this one overwrites
+    _remove_stale(folder, count)
+    if check_every:
+        _report_survival(survival, out / "survival.json")
     if broken is not None:
         raise VideoError(f"{broken}; the masks of the {count} frames before it are in {folder}")
     return count
+
+
+class _Frames(Sequence[np.ndarray]):
+    """The frames of a video by number; a few neighbours are decoded together and kept."""
+
+    _AT_ONCE = 16
+
+    def __init__(self, video: Path, num_frames: int) -> None:
+        self._video = video
+        self._num_frames = num_frames
+        self._first = -1
+        self._kept = np.empty(0)
+
+    def __len__(self) -> int:
+        return self._num_frames
+
+    def __getitem__(self, index: Any) -> Any:
+        first = index // self._AT_ONCE * self._AT_ONCE
+        if first != self._first:
+            end = min(first + self._AT_ONCE, self._num_frames)
+            self._kept, self._first = read_clip(self._video, range(first, end)), first
+        return self._kept[index - first]
+
+
+def _segment_both_ways(
+    video: Path,
+    masks: Mapping[int, np.ndarray],
+    info: VideoInfo,
+    *,
+    out: Path,
+    tracker: Tracker,
+    settings: Mapping[str, Any] | None,
+    overlay: bool,
+    overwrite: bool,
+    on_frame: OnFrame,
+) -> int:
+    """As `segment_video`; masks come in any order, so the overlay is drawn when all are there."""
+    count = info.num_frames or sum(1 for _ in read_frames(video))
+    results = in_background(tracker.track_both_ways(_Frames(video, count), masks))
+    found = next(results, None)
+    folder = new_folder(out, overwrite=overwrite) / "masks"
+    folder.mkdir(exist_ok=True)
+    write_settings(out / "settings.json", tracker, settings)
+    while found is not None:
+        write_labels(folder / f"{found[0]:05d}.png", found[1])
+        on_frame()
+        found = next(results, None)
+    _remove_stale(folder, count)
+    if overlay:
+        with VideoWriter(out / "overlay.mp4", fps=info.fps) as writer:
+            for index, frame in enumerate(read_frames(video)):
+                writer.write(draw_overlay(frame, read_labels(folder / f"{index:05d}.png")))
+    return count
+
+
+def _remove_stale(folder: Path, count: int) -> None:
+    """Removes the masks of an earlier, longer result that this one overwrites."""
+    for stale in folder.glob("*.png"):
+        if stale.stem.isdecimal() and int(stale.stem) >= count:
+            stale.unlink()
+
+
+def _report_survival(survival: Mapping[int, Mapping[int, float]], path: Path) -> None:
+    """Stores it and warns of objects that did not find back."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(survival, indent=2) + "\n", encoding="utf-8")
+    for label in sorted({label for found in survival.values() for label in found}):
+        lost = [index for index, found in survival.items() if found.get(label, 1.0) < LOST]
+        if lost:
+            log.warning(
+                f"object {label} does not find back to its reference from {len(lost)} of "
+                f"{len(survival)} frames, the first of them {lost[0]}: look at its masks there, "
+                "and give another mask if they are wrong"
+            )
 
 
 def resize_masks(

@@ -108,8 +108,11 @@ class Session:
             new = torch.zeros_like(new)
         self._soft = self._propagator.add(new, channels=channels)
         labels = self._settle(resized, given)
+        if not self._protocol.keep_given:
+            return labels
         # What was drawn stays as it was drawn.
-        return np.where(np.isin(mask, found), mask, labels) if self._protocol.keep_given else labels
+        others = np.where(np.isin(labels, found), np.uint8(BACKGROUND), labels)
+        return np.where(np.isin(mask, given), mask, others)
 
     def confidence(self) -> np.ndarray:
         """The share of the winning label among all labels at each pixel of the last frame, 0..1;

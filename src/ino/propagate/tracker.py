@@ -134,8 +134,9 @@ class Tracker:
         """One label map a frame, of the frame's size; zeros before the first mask.
 
         Frames are taken one at a time, as results are asked for; memory does not grow with their
-        number. An object enters with the first mask that holds its id. The frame of the first mask
-        is returned as given. Pixels that are void (255) count as background, in the result too.
+        number. `confidence` and `survival` then tell of the last frame. An object enters with the
+        first mask that holds its id. The frame of the first mask is returned as given. Pixels that
+        are void (255) count as background, in the result too.
 
         Args:
             frames: uint8 RGB frames, height x width x 3, all of one size.
@@ -195,7 +196,7 @@ class Tracker:
         *,
         correct: bool,
     ) -> Iterator[np.ndarray]:
-        session = self._new_session()
+        session = self._session = self._new_session()
         for index, frame in enumerate(frames):
             mask, new_ids = masks.get(index), entering.get(index, [])
             corrects = correct and mask is not None and index != min(masks)

@@ -1,0 +1,47 @@
+"""Items made in a thread, ahead of their use."""
+
+import threading
+import time
+
+import pytest
+
+from ino.data.background import in_background
+
+
+def test_items_come_in_order():
+    assert list(in_background(iter(range(50)))) == list(range(50))
+
+
+def test_only_a_few_are_made_ahead():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    results = in_background(items(), ahead=3)
+    assert next(results) == 0
+    time.sleep(0.3)
+    assert len(made) <= 6  # one was taken, three wait, one is being put
+    results.close()
+
+
+def test_an_error_comes_after_the_items_before_it():
+    def items():
+        yield 1
+        raise ValueError("broken")
+
+    results = in_background(items())
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(results)
+
+
+def test_the_thread_ends_when_the_result_is_closed():
+    before = threading.active_count()
+    results = in_background(iter(range(10_000)))
+    next(results)
+    assert threading.active_count() == before + 1
+    results.close()
+    assert threading.active_count() == before

@@ -92,6 +92,7 @@ def _score_parser() -> ArgumentParser:
     parser.add_argument("predictions", type=Path, help="folder with a folder a sequence")
     _add_davis(parser)
     parser.add_argument("--out", type=Path, help="folder for CSV and JSON (default: none)")
+    parser.add_argument("--workers", type=int, help="processes (default: as frames are worth)")
     return parser
 
 

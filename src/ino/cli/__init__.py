@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.cli import evaluating, making
+from ino.cli import dense, evaluating, making
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError
 
@@ -64,6 +64,8 @@ COMMANDS = {
     "train": making.train,
     "segment": making.segment,
     "evaluate davis": evaluating.evaluate_davis,
+    "evaluate jhmdb": dense.evaluate_jhmdb,
+    "evaluate vip": dense.evaluate_vip,
     "score": evaluating.score,
 }
 """What each command does."""

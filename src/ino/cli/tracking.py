@@ -12,17 +12,25 @@ from ino.errors import ConfigError
 
 def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
     """The tracker that the options ask for, and what to store about it."""
+    backbone, protocol, settings = backbone_of(chosen)
+
+    from ino.propagate.tracker import Tracker
+
+    return Tracker(backbone, protocol=protocol, device=settings["device"]), settings
+
+
+def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """The backbone and the protocol that the options ask for, and what to store about them."""
     from ino.propagate.protocols import get_protocol
 
     protocol = get_protocol(chosen.protocol, **_overrides(chosen.set or []))
 
     from ino.models.backbones import choose_device, load_backbone
-    from ino.propagate.tracker import Tracker
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
     device = choose_device(chosen.device)
     settings = {"weights": chosen.weights, "network": chosen.network, "device": str(device)}
-    return Tracker(backbone, protocol=protocol, device=device), settings
+    return backbone, protocol, settings
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def read_davis(
         names = [name for name in names if name in sequences]
     found = []
     for name in names:
-        sequence = _read_sequence(
+        sequence = read_sequence(
             name,
             frames=root / "JPEGImages" / resolution / name,
             annotations=root / "Annotations" / resolution / name,
@@ -107,7 +107,7 @@ def read_ytvos(root: Path, *, split: str = "valid") -> list[VideoSequence]:
     if not names:
         raise DatasetError(f"{annotations} holds no folder of annotations: expected one a video")
     return [
-        _read_sequence(name, frames=frames / name, annotations=annotations / name) for name in names
+        read_sequence(name, frames=frames / name, annotations=annotations / name) for name in names
     ]
 
 
@@ -147,7 +147,12 @@ def _read_meta(path: Path) -> list[str]:
         ) from error
 
 
-def _read_sequence(name: str, *, frames: Path, annotations: Path) -> VideoSequence:
+def read_sequence(name: str, *, frames: Path, annotations: Path) -> VideoSequence:
+    """The video of one folder of frames and one of annotations.
+
+    Raises:
+        DatasetError: one of them holds no file, or an annotation belongs to no frame.
+    """
     images = _files(frames, (".jpg", ".jpeg"))
     if not images:
         raise DatasetError(f"{name} has no frames: expected JPEG files in {frames}")

@@ -1,5 +1,6 @@
 """The commands for joints and parts: results on disk, one line and status 2 for bad input."""
 
+import dataclasses
 import json
 import re
 
@@ -8,8 +9,15 @@ import pytest
 
 from dense_layouts import write_official_list, write_part_video, write_pose_video
 from ino import cli
+from ino.data.jhmdb import read_jhmdb
 from ino.data.label_png import read_raw_labels, write_labels
 from ino.data.synthetic import generate_clip
+from ino.models.backbones import load_backbone
+from ino.pipeline.jhmdb import carry_joints, evaluate_jhmdb
+from ino.pipeline.soft_labels import Carrier
+from ino.pipeline.vip import evaluate_vip
+from ino.propagate.joint_maps import JointMaps
+from ino.propagate.protocols import get_protocol
 
 FAST = ["--weights", "color", "--device", "cpu", "--input-size", "64"]
 
@@ -83,6 +91,54 @@ def test_evaluate_vip(tmp_path, vip, capsys):
     assert scores["num_frames"] == 2
     assert scores["parts"]["IoU"]["hat"] is None
     assert scores["parts"]["IoU"]["socks"] > 0.2
+
+
+def sliding(num_frames: int, *, size: int = 80) -> list[np.ndarray]:
+    """Blocks of 8x8 pixels in colours of their own that go 8 pixels to the right each frame."""
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 256, (size // 8, size // 8, 3)).astype(np.uint8)
+    image = np.kron(blocks, np.ones((8, 8, 1), dtype=np.uint8))
+    return [np.roll(image, 8 * number, axis=1) for number in range(num_frames)]
+
+
+@pytest.fixture
+def exact():
+    """A carrier that follows the blocks exactly."""
+    protocol = get_protocol("ino-davis", topk=1, num_context=1, layer=None)
+    return Carrier(load_backbone("color"), protocol, input_size=80)
+
+
+def test_joints_follow_what_they_are_on(tmp_path, exact):
+    start = np.random.default_rng(1).integers(1, 5, (15, 2)) * 8.0
+    joints = np.stack([np.add(start, (8 * number, 0)) for number in range(4)])
+    write_pose_video(tmp_path, "run", "slide", sliding(4), joints)
+    write_official_list(tmp_path, "run", {"slide": 2})
+    (video,) = read_jhmdb(tmp_path)
+    found = carry_joints(video, carrier=exact, maps=JointMaps(topk=1))
+    np.testing.assert_allclose(found, joints, atol=1e-6)
+    scores = evaluate_jhmdb(tmp_path, out=tmp_path / "out", carrier=exact, maps=JointMaps(topk=1))
+    assert scores.pck(0.1) == 1
+
+
+def test_parts_follow_what_they_are_on(tmp_path, exact):
+    first = np.zeros((80, 80), dtype=np.uint8)
+    first[16:40, 8:32], first[40:64, 16:40] = 4, 13
+    labels = {number: np.roll(first, 8 * number, axis=1) for number in range(4)}
+    write_part_video(tmp_path, "videos1", sliding(4), labels)
+    protocol = dataclasses.replace(exact.protocol, mask_down="nearest", mask_up="nearest")
+    carrier = dataclasses.replace(exact, protocol=protocol)
+    scores = evaluate_vip(tmp_path, out=tmp_path / "out", carrier=carrier)
+    assert scores.mean_iou == 1
+    assert scores.num_frames == 4
+
+
+def test_void_of_the_first_frame_is_background(tmp_path, exact):
+    first = np.full((80, 80), 255, dtype=np.uint8)
+    first[16:40, 8:32] = 4
+    write_part_video(tmp_path, "videos1", sliding(2), {0: first})
+    evaluate_vip(tmp_path, out=tmp_path / "out", carrier=exact)
+    written = read_raw_labels(tmp_path / "out/predictions/videos1/000000000001.png")
+    assert set(np.unique(written)) == {0, 4}
 
 
 def test_the_size_of_the_protocol(tmp_path, vip):

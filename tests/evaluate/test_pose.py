@@ -1,5 +1,7 @@
 """PCK by hand, and every choice of the rule."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,35 @@ def test_by_hand():
     assert scores.pck(0.1) == pytest.approx(2 / 3)
     assert scores.pck(0.2) == pytest.approx(2.5 / 3)
     assert (scores.num_videos, scores.num_joints) == (1, 6)
+
+
+def slow_pck(predicted, truth, threshold: float) -> list[float]:
+    """Joint by joint and frame by frame, as the released codes define it."""
+    correct, total = [0] * truth.shape[1], [0] * truth.shape[1]
+    for frame in range(1, len(truth)):
+        seen = [j for j in range(truth.shape[1]) if not math.isnan(predicted[frame, j, 0])]
+        columns = [truth[frame, j, 0] for j in seen]
+        rows = [truth[frame, j, 1] for j in seen]
+        size = 0.6 * math.hypot(max(columns) - min(columns), max(rows) - min(rows))
+        for j in seen:
+            distance = math.dist(predicted[frame, j], truth[frame, j])
+            total[j] += 1
+            correct[j] += distance / size <= threshold
+    return [c / t for c, t in zip(correct, total, strict=True)]
+
+
+def test_equals_a_slow_version():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-10, 120, (30, 15, 2))
+    predicted = truth + rng.normal(0, 12, truth.shape)
+    predicted[rng.random((30, 15)) < 0.2] = np.nan
+    rule = PckRule()
+    errors = joint_errors(predicted, truth, image_size=SIZE, rule=rule)
+    scores = score_joints([errors], rule=rule)
+    for threshold in (0.1, 0.2):
+        expected = slow_pck(predicted, truth, threshold)
+        assert 0 < np.mean(expected) < 1
+        assert scores.by_joint[threshold] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_first_frame_may_count():

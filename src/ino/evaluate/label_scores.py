@@ -5,6 +5,7 @@ once, whatever the number of objects: J comes from one table of overlaps, and bo
 pixels where labels change, which are few. Nothing is stored for an object but its boundary.
 """
 
+import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -30,11 +31,24 @@ def score_labels(
         if (void := truth == VOID).any():
             prediction = np.where(void, np.uint8(0), prediction)
         truth = np.where(counted, truth, np.uint8(0))
+    radius = boundary_radius(*truth.shape)
+    prediction, truth = _cropped(prediction, truth)
     theirs = _boundaries(truth, num_objects)
     ours = _boundaries(prediction, num_objects)
-    radius = boundary_radius(*truth.shape)
     f = [boundary_f(*pair, radius=radius) for pair in zip(ours, theirs, strict=True)]
     return _similarities(prediction, truth, num_objects), np.array(f)
+
+
+def _cropped(
+    prediction: Labels, truth: Labels
+) -> tuple[UInt8[np.ndarray, "rows columns"], UInt8[np.ndarray, "rows columns"]]:
+    """The box that holds all objects, and a pixel more to each side, for the boundaries there."""
+    left, top, width, height = cv2.boundingRect(np.bitwise_or(prediction, truth))
+    box = (
+        slice(max(top - 1, 0), top + height + 1),
+        slice(max(left - 1, 0), left + width + 1),
+    )
+    return np.ascontiguousarray(prediction[box]), np.ascontiguousarray(truth[box])
 
 
 def _similarities(
@@ -61,13 +75,15 @@ def _boundaries(labels: Labels, num_objects: int) -> list[Points]:
     """
     height, width = labels.shape
     changes = np.zeros(labels.shape, dtype=bool)
-    changes[:, :-1] = labels[:, :-1] != labels[:, 1:]
+    np.not_equal(labels[:, :-1], labels[:, 1:], out=changes[:, :-1])
     changes[:-1] |= labels[:-1] != labels[1:]
     changes[:-1, :-1] |= labels[:-1, :-1] != labels[1:, 1:]
-    row, column = np.divmod(np.flatnonzero(changes), width)
+    place = np.flatnonzero(changes)
+    row, column = np.divmod(place, width)
     # A neighbour outside the image is replaced by one inside, which brings no label of its own.
-    below, right = np.minimum(row + 1, height - 1), np.minimum(column + 1, width - 1)
-    corners = [labels[row, column], labels[row, right], labels[below, column], labels[below, right]]
+    below, right = np.where(row < height - 1, width, 0), column < width - 1
+    steps = (0, right, below, below + right)
+    corners = [labels.ravel().take(place + step) for step in steps]
     seen, where = [], []
     for number, corner in enumerate(corners):
         is_new = corner > 0

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from ino.data.vos import VideoSequence, read_davis
 from ino.errors import ConfigError, DatasetError, MaskError
-from ino.evaluate.frame_tasks import score_frames, split_frames
+from ino.evaluate.frame_tasks import FrameTask, score_frames, split_frames
 from ino.evaluate.metrics import Summary, summarize
 from ino.evaluate.workers import run_tasks, usable_cores
 
@@ -127,6 +127,15 @@ def score_davis(
         for one in found
         for task in split_frames(one, _scored(one), predictions / one.name, one_object=year == 2016)
     ]
+    return DavisScores(objects=tuple(_score_tasks(tasks, workers, on_sequence)))
+
+
+def _score_tasks(
+    tasks: Sequence[FrameTask],
+    workers: int | None,
+    on_sequence: Callable[[str], None] | None,
+) -> list[ObjectScore]:
+    """The objects of all sequences; the portions of a sequence follow each other."""
     if workers is None:
         num_frames = sum(len(task.pairs) for task in tasks)
         workers = min(usable_cores(), 1 + num_frames // _FRAMES_PER_WORKER)
@@ -141,7 +150,7 @@ def score_davis(
             parts.clear()
             if on_sequence is not None:
                 on_sequence(task.sequence)
-    return DavisScores(objects=tuple(objects))
+    return objects
 
 
 def _scored(sequence: VideoSequence) -> list[Path]:

@@ -102,7 +102,7 @@ def _ask(child: subprocess.Popen[bytes], function: Callable[..., Any], task: Any
         pickle.dump((function, task), child.stdin)
         child.stdin.flush()
         result, error = pickle.load(child.stdout)
-    except (EOFError, BrokenPipeError) as gone:
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError) as gone:
         raise InoError(
             "one of the processes that share the work ended before it was done, perhaps for lack "
             "of memory: use fewer workers"
@@ -128,5 +128,8 @@ def serve() -> None:
             if not isinstance(error, InoError):
                 error.add_note("".join(traceback.format_exception(error)))
             answer = None, error
-        pickle.dump(answer, answers)
-        answers.flush()
+        try:
+            pickle.dump(answer, answers)
+            answers.flush()
+        except BrokenPipeError:  # the parent is gone
+            os._exit(1)

@@ -31,6 +31,12 @@ CLAIMS = {
         "step_memory_ratio",
     ],
     "propagation": ["propagation_speedup_fp32", "frame_speedup_fp32", "propagation_peak_gib"],
+    "scoring": [
+        "scoring_speedup",
+        "scoring_speedup_alone",
+        "scoring_speedup_many",
+        "scoring_memory_ratio",
+    ],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 
@@ -137,6 +143,29 @@ def test_both_trackers_write_the_same_masks(benchmark, tmp_path, monkeypatch):
     assert share <= propagation.LARGEST_SHARE
     for side in seconds.values():
         assert side["total"] == pytest.approx(sum(side.values()) - side["total"])
+
+
+def test_both_sides_score_the_same(benchmark, tmp_path):
+    scoring = benchmark("scoring")
+    case = scoring.Case(48, 72, 5, num_plain=4, num_ours=6)
+    scoring.write_case(case, tmp_path)
+    assert 0 < scoring.score_ours(tmp_path, "long", workers=1).jf_mean < 1
+    assert scoring.compare(tmp_path, case) <= scoring.TOLERANCE
+
+
+def test_other_scores_are_found(benchmark, tmp_path, monkeypatch):
+    scoring = benchmark("scoring")
+    case = scoring.Case(48, 72, 2, num_plain=4, num_ours=6)
+    scoring.write_case(case, tmp_path)
+    monkeypatch.setattr(benchmark("scoring_plain"), "plain_j", lambda *_: 0.5)
+    with pytest.raises(benchmark("report").DifferentResultsError, match="differs"):
+        scoring.compare(tmp_path, case)
+
+
+def test_picture_of_scoring(benchmark, tmp_path):
+    rates = {"480x854, 3": {"plain": 100.0, "ino": 400.0}}
+    benchmark("scoring").draw_picture(tmp_path / "bars.png", rates)
+    assert (tmp_path / "bars.png").stat().st_size > 1000
 
 
 def test_stage_times_are_medians(benchmark, monkeypatch):

@@ -102,6 +102,35 @@ def test_any_number_of_workers_gives_the_same(two_sequences):
     assert score_davis(folder / "predicted", folder / "davis", workers=3) == alone
 
 
+def test_errors_are_the_same_from_other_processes(two_sequences):
+    folder, _, _ = two_sequences
+    path = folder / "predicted" / "bear" / "00003.png"
+    path.write_bytes(path.read_bytes()[:60])
+    messages = set()
+    for workers in (1, 2):
+        with pytest.raises(MaskError) as raised:
+            score_davis(folder / "predicted", folder / "davis", workers=workers)
+        messages.add(str(raised.value))
+    (message,) = messages
+    assert "00003.png is broken" in message
+
+
+def test_a_long_sequence_is_shared(tmp_path):
+    """Its portions come together in order, and it is told once."""
+    truth = moving_boxes(45, 2, seed=2)
+    predicted = [np.roll(labels, 1 + t // 9, axis=1) for t, labels in enumerate(truth)]
+    add_sequence(tmp_path / "davis", "bear", truth)
+    write_maps(tmp_path / "predicted" / "bear", predicted)
+    names: list[str] = []
+    scores = score_davis(
+        tmp_path / "predicted", tmp_path / "davis", workers=2, on_sequence=names.append
+    )
+    assert names == ["bear"]
+    for found in scores.objects:
+        wanted = expected_score(truth[1:-1], predicted[1:-1], found.object_id, sequence="bear")
+        assert_equal(found, wanted)
+
+
 def test_first_and_last_frame_do_not_count(two_sequences):
     folder, truth, _ = two_sequences
     before = score_davis(folder / "predicted", folder / "davis", sequences=["bear"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.cli import evaluating, making, ytvos
+from ino.cli import dense, evaluating, making, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError
 
@@ -72,5 +72,7 @@ COMMANDS = {
     "score davis": evaluating.score,
     "score ytvos": ytvos.score,
     "check": ytvos.check,
+    "evaluate jhmdb": dense.evaluate_jhmdb,
+    "evaluate vip": dense.evaluate_vip,
 }
 """What each command does."""

@@ -44,7 +44,7 @@ def score(options: Namespace) -> int:
     from ino.evaluate.tables import print_scores, write_csv, write_json
 
     choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
-    scores = score_davis(chosen.predictions, chosen.root, **choice)
+    scores = score_davis(chosen.predictions, chosen.root, workers=chosen.workers, **choice)
     print_scores(scores, Console())
     if chosen.out is not None:
         chosen.out.mkdir(parents=True, exist_ok=True)

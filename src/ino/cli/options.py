@@ -27,6 +27,8 @@ def build_parser() -> ArgumentParser:
     data_sets = evaluate.add_subcommands(required=True)  # only once `evaluate` has its place
     data_sets.add_subcommand("davis", _davis_parser(), help="DAVIS-2016 or DAVIS-2017")
     data_sets.add_subcommand("ytvos", _ytvos_parser(), help="YouTube-VOS 2018 or 2019")
+    data_sets.add_subcommand("jhmdb", _jhmdb_parser(), help="joints of JHMDB")
+    data_sets.add_subcommand("vip", _vip_parser(), help="human parts of VIP")
     commands.add_subcommand("score", _score_parser(), help="score folders of masks")
     commands.add_subcommand("check", _check_parser(), help="check a YouTube-VOS submission")
     return parser
@@ -138,6 +140,34 @@ def _check_parser() -> ArgumentParser:
     return parser
 
 
+def _jhmdb_parser() -> ArgumentParser:
+    parser = _parser("Carries the first joints of JHMDB's test videos and scores PCK@0.1 and @0.2.")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds Rename_Images")
+    parser.add_argument("--split", type=int, default=1, help="1, 2 or 3")
+    parser.add_argument(
+        "--joint-topk", type=int, default=5, help="positions that give a joint (CRW: 3)"
+    )
+    _add_input_size(parser, default=320)
+    _add_output(parser, default=Path("jhmdb"))
+    _add_tracker(parser)
+    return parser
+
+
+def _vip_parser() -> ArgumentParser:
+    parser = _parser("Carries the first part labels of a VIP split and scores the mean IoU.")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds Images")
+    parser.add_argument("--split", type=str, default="val", help="name of the list of videos")
+    _add_input_size(parser, default=560)
+    _add_output(parser, default=Path("vip"))
+    _add_tracker(parser)
+    return parser
+
+
+def _add_input_size(parser: ArgumentParser, *, default: int) -> None:
+    words = f"side of the square input, pixels (default: {default}, as in papers; 0: by protocol)"
+    parser.add_argument("--input-size", type=int, default=default, help=words)
+
+
 def _score_parser() -> ArgumentParser:
     parser = _parser("Scores masks made by anything: PREDICTIONS/SEQUENCE/FRAME.png.")
     parser.add_argument("predictions", type=Path, help="folder with a folder a sequence")
@@ -150,6 +180,7 @@ def _score_parser() -> ArgumentParser:
     _add_davis(parser)
     _add_seen(parser)
     parser.add_argument("--out", type=Path, help="folder for CSV and JSON (default: none)")
+    parser.add_argument("--workers", type=int, help="processes (default: as frames are worth)")
     return parser
 
 

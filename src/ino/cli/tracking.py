@@ -12,23 +12,35 @@ from ino.errors import ConfigError
 
 def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
     """The tracker that the options ask for, and what to store about it."""
+    backbone, protocol, settings = backbone_of(chosen)
+
+    from ino.propagate.tracker import Tracker
+
+    device, precision = settings["device"], settings["precision"]
+    return Tracker(backbone, protocol=protocol, device=device, precision=precision), settings
+
+
+def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """The backbone and the protocol that the options ask for, and what to store about them."""
     from ino.propagate.protocols import get_protocol
 
     protocol = get_protocol(chosen.protocol, **_overrides(chosen.set or []))
 
     from ino.models.backbones import load_backbone
     from ino.models.devices import choose_device
-    from ino.propagate.tracker import Tracker
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
     device = choose_device(chosen.device)
-    tracker = Tracker(backbone, protocol=protocol, device=device, precision=chosen.precision)
-    return tracker, {
-        "weights": chosen.weights,
-        "network": chosen.network,
-        "device": str(device),
-        "precision": chosen.precision,
-    }
+    return (
+        backbone,
+        protocol,
+        {
+            "weights": chosen.weights,
+            "network": chosen.network,
+            "device": str(device),
+            "precision": chosen.precision,
+        },
+    )
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, Any]:

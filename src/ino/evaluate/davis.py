@@ -5,22 +5,23 @@ annotated frame are left out. Predictions are read from disk, one frame at a tim
 made is no concern of this module. The unsupervised and interactive tasks are not covered.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from jaxtyping import Float
 
-from ino.data.label_png import VOID, read_raw_labels, resolve_void
 from ino.data.vos import VideoSequence, read_davis
 from ino.errors import ConfigError, DatasetError, MaskError
-from ino.evaluate.metrics import Summary, contour_accuracy, region_similarity, summarize
+from ino.evaluate.frame_tasks import FrameTask, score_frames, split_frames
+from ino.evaluate.metrics import Summary, summarize
+from ino.evaluate.workers import run_tasks, usable_cores
 
-_MAX_WORKERS = 8
+_FRAMES_PER_WORKER = 300
+"""Frames that are worth another process, whose start takes about half a second."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def score_davis(
         split: name of the list of sequences.
         resolution: name of the folder between Annotations and the sequences.
         sequences: the sequences of the list to score; all where None.
-        workers: sequences scored at a time; where None, one a processor, at most 8. The result is
-            the same for any number.
+        workers: processes that share the frames, each with one frame in memory; 1 works in this
+            process. Where None, one a core, but fewer for few frames. The result is the same for
+            any number.
         on_sequence: called with the name of each sequence once it is scored, in order.
 
     Raises:
@@ -120,16 +122,35 @@ def score_davis(
     if not found:
         raise DatasetError(f"no sequence of {root} is chosen: name at least one")
     _check_complete(found, predictions)
-    score = partial(_score_sequence, predictions=predictions, one_object=year == 2016)
-    num_workers = workers or min(os.cpu_count() or 1, _MAX_WORKERS)
+    tasks = [
+        task
+        for one in found
+        for task in split_frames(one, _scored(one), predictions / one.name, one_object=year == 2016)
+    ]
+    return DavisScores(objects=tuple(_score_tasks(tasks, workers, on_sequence)))
+
+
+def _score_tasks(
+    tasks: Sequence[FrameTask],
+    workers: int | None,
+    on_sequence: Callable[[str], None] | None,
+) -> list[ObjectScore]:
+    """The objects of all sequences; the portions of a sequence follow each other."""
+    if workers is None:
+        num_frames = sum(len(task.pairs) for task in tasks)
+        workers = min(usable_cores(), 1 + num_frames // _FRAMES_PER_WORKER)
     objects: list[ObjectScore] = []
-    # Threads, for decoding and the metrics' array operations run outside Python's lock.
-    with ThreadPoolExecutor(num_workers) as pool:
-        for sequence, scores in zip(found, pool.map(score, found), strict=True):
-            objects += scores
+    parts: list[np.ndarray] = []
+    with closing(run_tasks(score_frames, tasks, workers=workers)) as results:
+        for task, part in zip(tasks, results, strict=True):
+            parts.append(part)
+            if not task.is_last:
+                continue
+            objects += _summaries(task.sequence, np.concatenate(parts, axis=-1))
+            parts.clear()
             if on_sequence is not None:
-                on_sequence(sequence.name)
-    return DavisScores(objects=tuple(objects))
+                on_sequence(task.sequence)
+    return objects
 
 
 def _scored(sequence: VideoSequence) -> list[Path]:
@@ -163,61 +184,9 @@ def _check_complete(sequences: Sequence[VideoSequence], predictions: Path) -> No
             )
 
 
-def _score_sequence(
-    sequence: VideoSequence, *, predictions: Path, one_object: bool
-) -> list[ObjectScore]:
-    first = sequence.annotations[0]
-    raw = read_raw_labels(first)
-    truth = resolve_void(raw)
-    # The first annotation tells for all what 255 means: a later one may hold nothing but void.
-    is_binary = truth is not raw
-    num_objects = int(truth[truth != VOID].max(initial=0))
-    if num_objects == 0:
-        raise DatasetError(f"{first} holds no object, so {sequence.name} has nothing to score")
-    if one_object:
-        num_objects = 1
-    scored = _scored(sequence)
-    j = np.empty((num_objects, len(scored)))
-    f = np.empty((num_objects, len(scored)))
-    for frame, path in enumerate(scored):
-        predicted = predictions / sequence.name / path.name
-        truth = read_raw_labels(path)
-        if is_binary:
-            truth = resolve_void(truth)
-        prediction = _read_prediction(predicted, truth.shape)
-        void = truth == VOID
-        ignored = void if void.any() else None
-        if one_object:
-            truth, prediction = truth > 0, prediction > 0  # void is left out by the metrics
-        elif num_objects == 1:
-            prediction = resolve_void(prediction)
-        _check_objects(prediction, num_objects, predicted)
-        for index in range(num_objects):
-            masks = prediction == index + 1, truth == index + 1
-            j[index, frame] = region_similarity(*masks, ignored)
-            f[index, frame] = contour_accuracy(*masks, ignored)
+def _summaries(sequence: str, scores: Float[np.ndarray, "2 objects frames"]) -> list[ObjectScore]:
+    pairs = zip(*scores, strict=True)
     return [
-        ObjectScore(sequence.name, index + 1, j=summarize(j[index]), f=summarize(f[index]))
-        for index in range(num_objects)
+        ObjectScore(sequence, number, j=summarize(j), f=summarize(f))
+        for number, (j, f) in enumerate(pairs, start=1)
     ]
-
-
-def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    prediction = read_raw_labels(path)
-    if prediction.shape != shape:
-        raise MaskError(
-            f"{path} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "
-            f"annotation is {shape[0]}x{shape[1]}: write predictions in the size of the annotation"
-        )
-    return prediction
-
-
-def _check_objects(prediction: np.ndarray, num_objects: int, path: Path) -> None:
-    if prediction.max() <= num_objects:
-        return
-    extra = ", ".join(str(label) for label in np.unique(prediction) if label > num_objects)
-    raise MaskError(
-        f"{path} holds the objects {extra}, but the first annotation of {path.parent.name} ends "
-        f"with object {num_objects}: only the objects of the first frame are scored, so leave out "
-        "all others"
-    )

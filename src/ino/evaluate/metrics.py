@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
+
+from ino.evaluate.boundaries import Points, boundary_f
 
 Mask = Bool[np.ndarray, "height width"]
 
@@ -83,23 +84,9 @@ def contour_accuracy(
     """
     if void is not None:
         prediction, truth = prediction & ~void, truth & ~void
-    height, width = truth.shape
-    radius = boundary_radius(height, width, tolerance=tolerance)
-    ours = boundary_map(prediction).view(np.uint8)
-    theirs = boundary_map(truth).view(np.uint8)
-    # All matches lie on a boundary, so the box around both is enough: most objects are small.
-    left, top, box_width, box_height = cv2.boundingRect(ours | theirs)
-    box = (slice(top, top + box_height), slice(left, left + box_width))
-    ours, theirs = np.ascontiguousarray(ours[box]), np.ascontiguousarray(theirs[box])
-    num_ours, num_theirs = np.count_nonzero(ours), np.count_nonzero(theirs)
-    if not num_ours or not num_theirs:
-        return 1.0 if num_ours == num_theirs else 0.0
-    disk = _disk(radius)
-    precision = cv2.countNonZero(cv2.bitwise_and(ours, cv2.dilate(theirs, disk))) / num_ours
-    recall = cv2.countNonZero(cv2.bitwise_and(theirs, cv2.dilate(ours, disk))) / num_theirs
-    if precision + recall == 0:
-        return 0.0
-    return 2 * precision * recall / (precision + recall)
+    radius = boundary_radius(*truth.shape, tolerance=tolerance)
+    ours, theirs = (Points(*boundary_map(mask).nonzero()) for mask in (prediction, truth))
+    return boundary_f(ours, theirs, radius=radius)
 
 
 def summarize(values: Sequence[float] | Float[np.ndarray, " frames"]) -> Summary:
@@ -130,9 +117,3 @@ def _mean(scores: Float[np.ndarray, " frames"]) -> float:
     if not len(numbers):
         raise ValueError(f"none of {len(scores)} scores is a number, so they have no mean")
     return float(numbers.mean())
-
-
-def _disk(radius: int) -> UInt8[np.ndarray, "side side"]:
-    """1 on the pixels at most `radius` from the centre."""
-    offsets = np.arange(-radius, radius + 1)
-    return (offsets[:, None] ** 2 + offsets[None] ** 2 <= radius**2).astype(np.uint8)

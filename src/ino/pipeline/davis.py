@@ -51,7 +51,7 @@ def evaluate_davis(
     """
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     new_folder(out, overwrite=overwrite)
-    write_settings(out / "settings.json", tracker, settings)
+    write_settings(out / "settings.json", tracker.protocol, settings)
     predictions = out / "predictions"
     propagate_sequences(found, out=predictions, tracker=tracker, on_frame=on_frame)
     scores = score_davis(

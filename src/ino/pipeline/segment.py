@@ -105,7 +105,7 @@ def segment_video(
     labels = next(results, None)
     folder = new_folder(out, overwrite=overwrite) / "masks"
     folder.mkdir(exist_ok=True)
-    write_settings(out / "settings.json", tracker, settings)
+    write_settings(out / "settings.json", tracker.protocol, settings)
     count, broken = 0, None
     with VideoWriter(out / "overlay.mp4", fps=info.fps) if overlay else nullcontext() as writer:
         while labels is not None:
@@ -167,7 +167,7 @@ def _segment_both_ways(
     found = next(results, None)
     folder = new_folder(out, overwrite=overwrite) / "masks"
     folder.mkdir(exist_ok=True)
-    write_settings(out / "settings.json", tracker, settings)
+    write_settings(out / "settings.json", tracker.protocol, settings)
     while found is not None:
         write_labels(folder / f"{found[0]:05d}.png", found[1])
         on_frame()

@@ -116,7 +116,7 @@ def evaluate_split(
         "split": str(split.folder),
         "frames": str(split.frames_folder),
     }
-    open_folder(out, settings_text(tracker, chosen), resume=resume, overwrite=overwrite)
+    open_folder(out, settings_text(tracker.protocol, chosen), resume=resume, overwrite=overwrite)
     num_skipped = _propagate_all(split, out, tracker=tracker, on_frame=on_frame)
     predictions = out / "predictions"
     submission = out / "submission.zip" if split.is_whole else None

@@ -1,0 +1,147 @@
+"""Which frames and joints JHMDB holds, from its folders and its files of joints.
+
+Jhuang et al., "Towards understanding action recognition", ICCV 2013: 15 joints of one person in
+every frame of short clips. Puppet masks and action labels are not read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from ino.data.frame_folder import list_images
+from ino.errors import DatasetError, VideoError
+
+NUM_JOINTS = 15
+_JOINT_FOLDER = "joint_positions"
+_FRAME_FOLDER = "Rename_Images"
+_TEST = "2"
+"""The second word of a line of the official lists, for a video of the test part; 1: training."""
+
+
+@dataclass(frozen=True)
+class PoseVideo:
+    """A video of one action: its frames in order, and the file of its joints."""
+
+    action: str
+    name: str
+    frames: tuple[Path, ...]
+    joints: Path
+
+
+def read_jhmdb(root: Path, *, split: int = 1) -> list[PoseVideo]:
+    """The test videos of a split, in the order of its lists.
+
+    Layout: `Rename_Images/<action>/<video>/*.png`, `joint_positions/<action>/<video>/
+    joint_positions.mat`, and either the official lists `splits/<action>_test_split<n>.txt`, with
+    `<video>.avi 2` for each test video, or `testlist_split<n>.txt`, with the paths of joints and
+    frames of a video on each line, as UVC and CRW have it; only the ends of these paths count.
+
+    Args:
+        root: the folder that holds Rename_Images.
+        split: 1, 2 or 3.
+
+    Raises:
+        DatasetError: the lists, frames or joints of a video are missing.
+    """
+    found = []
+    for action, name in _read_lists(root, split):
+        folder = root / _FRAME_FOLDER / action / name
+        joints = root / _JOINT_FOLDER / action / name / "joint_positions.mat"
+        if not joints.is_file():
+            raise DatasetError(f"{name} has no joints: expected {joints}; unpack the joints there")
+        try:
+            frames = list_images(folder)
+        except VideoError as error:
+            raise DatasetError(
+                f"{name} has no frames: expected PNG files in {folder}; unpack the frames there"
+            ) from error
+        found.append(PoseVideo(action=action, name=name, frames=tuple(frames), joints=joints))
+    return found
+
+
+def read_joints(path: Path) -> Float[np.ndarray, "frames 15 2"]:
+    """Column and row of each joint in each frame, pixels from 0, which may lie outside the image.
+
+    Raises:
+        DatasetError: the file is no MATLAB file or its `pos_img` is not 2 x 15 x frames.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path)
+    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a MATLAB file up to version 7 ({error}): copy it again"
+        ) from error
+    positions = content.get("pos_img")
+    if positions is None:
+        names = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+        raise DatasetError(f"{path} holds {names}, but `pos_img` is needed: copy it again")
+    positions = np.asarray(positions)
+    if positions.ndim == 2:  # MATLAB drops a last side of 1
+        positions = positions[..., None]
+    shape = positions.shape
+    is_number = positions.dtype.kind in "fiu"
+    if not is_number or len(shape) != 3 or shape[:2] != (2, NUM_JOINTS) or shape[2] == 0:
+        raise DatasetError(
+            f"pos_img of {path} is {' x '.join(map(str, shape))} of {positions.dtype}, but numbers "
+            f"2 x {NUM_JOINTS} x frames are needed: copy it again"
+        )
+    if not np.isfinite(positions).all():
+        raise DatasetError(f"pos_img of {path} holds values that are no numbers: copy it again")
+    return positions.transpose(2, 1, 0).astype(np.float64) - 1
+
+
+def _read_lists(root: Path, split: int) -> list[tuple[str, str]]:
+    """Action and name of each test video, each once."""
+    official = sorted((root / "splits").glob(f"*_test_split{split}.txt"))
+    single = root / f"testlist_split{split}.txt"
+    if official:
+        pairs = [pair for path in official for pair in _official_list(path, split)]
+        source = root / "splits"
+    elif single.is_file():
+        pairs = [_ends(line, single) for line in _lines(single)]
+        source = single
+    else:
+        raise DatasetError(
+            f"{root} has no list of test videos: expected splits/<action>_test_split{split}.txt "
+            f"or {single.name} in it"
+        )
+    if not pairs:
+        raise DatasetError(f"{source} names no test video: copy the lists again")
+    return list(dict.fromkeys(pairs))
+
+
+def _official_list(path: Path, split: int) -> Iterator[tuple[str, str]]:
+    action = path.name.removesuffix(f"_test_split{split}.txt")
+    for line in _lines(path):
+        words = line.split()
+        if len(words) != 2 or words[1] not in ("1", _TEST):
+            raise DatasetError(
+                f"{path} has the line {line!r}, but `<video>.avi 1` or `<video>.avi 2` is needed: "
+                "copy the lists again"
+            )
+        if words[1] == _TEST:
+            yield action, words[0].removesuffix(".avi")
+
+
+def _ends(line: str, path: Path) -> tuple[str, str]:
+    """The action and the video of the first path of a line that leads to joints or frames."""
+    for word in line.split():
+        parts = word.replace("\\", "/").strip("/").split("/")
+        for folder in (_JOINT_FOLDER, _FRAME_FOLDER):
+            if folder in parts[:-2]:
+                start = parts.index(folder)
+                return parts[start + 1], parts[start + 2]
+    raise DatasetError(
+        f"{path} has the line {line!r}, but a path with {_JOINT_FOLDER}/<action>/<video> or "
+        f"{_FRAME_FOLDER}/<action>/<video> is needed: copy the list again"
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,53 @@
+"""Which frames and annotations VIP (Video Instance-level Parsing) holds, from its folders.
+
+Zhou et al., "Adaptive temporal encoding network for video instance-level human parsing", ACM MM
+2018. Categories of parts are read; instances are not.
+"""
+
+from pathlib import Path
+
+from ino.data.vos import VideoSequence, read_sequence
+from ino.errors import DatasetError
+
+PARTS = (
+    *("background", "hat", "hair", "sun-glasses", "upper-clothes", "dress", "coat", "socks"),
+    *("pants", "gloves", "scarf", "skirt", "torso-skin", "face", "right-arm", "left-arm"),
+    *("right-leg", "left-leg", "right-shoe", "left-shoe"),
+)
+"""The names of the labels 0 to 19."""
+
+
+def read_vip(root: Path, *, split: str = "val") -> list[VideoSequence]:
+    """The videos of a split of VIP, in the order of its list.
+
+    Layout: `Images/<video>/*.jpg`, `Annotations/Category_ids/<video>/*.png` and
+    `lists/<split>_videos.txt` with a video a line, all in `root` or in `root`/VIP_Fine.
+
+    Args:
+        root: the folder that holds Images, or the one above it.
+        split: name of the list.
+
+    Raises:
+        DatasetError: the list, the frames of a video or the annotation of its first frame are
+            missing, or an annotation belongs to no frame.
+    """
+    folder = root / "VIP_Fine" if (root / "VIP_Fine").is_dir() else root
+    path = folder / "lists" / f"{split}_videos.txt"
+    if not path.is_file():
+        raise DatasetError(
+            f"{path} does not exist: expected the list of the {split} videos; give the folder "
+            "that holds Images, Annotations and lists"
+        )
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    names = list(dict.fromkeys(line.rstrip("/").split("/")[-1] for line in lines))
+    if not names:
+        raise DatasetError(f"{path} is empty: expected the name of a video on each line")
+    found = []
+    for name in names:
+        annotations = folder / "Annotations" / "Category_ids" / name
+        video = read_sequence(name, frames=folder / "Images" / name, annotations=annotations)
+        if 0 not in video.annotations:
+            first = annotations / f"{video.frames[0].stem}.png"
+            raise DatasetError(f"{name} has no annotation of its first frame: expected {first}")
+        found.append(video)
+    return found

@@ -1,0 +1,82 @@
+"""Labels of any kind carried through the frames of a video: images in, soft labels out.
+
+For tasks whose labels are not masks of objects, or whose papers feed the network square images.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ino.data.frame_folder import image_size, read_image
+from ino.errors import ConfigError
+from ino.models.devices import computes_in_bf16
+from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
+from ino.propagate.propagator import Propagator
+from ino.propagate.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What carries labels.
+
+    Attributes:
+        backbone: for instance from `ino.models.backbones.load_backbone`.
+        protocol: decides the context, the window, top-k and, without an input size, the input.
+        device: where everything is computed.
+        precision: of the network, as for `Tracker`.
+        input_size: side of the square that each frame is made, pixels, whatever its shape; None
+            leaves the size to the protocol.
+    """
+
+    backbone: FeatureBackbone
+    protocol: Protocol
+    device: torch.device | str = "cpu"
+    precision: Precision = "fp32"
+    input_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_size is not None and self.input_size < 1:
+            raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
+
+    def carry(
+        self,
+        frames: Sequence[Path],
+        first: Callable[[tuple[int, int]], Tensor],
+    ) -> Iterator[Float[Tensor, "rows columns channel"]]:
+        """The soft labels of each frame, those of the first one as given.
+
+        Args:
+            frames: images of one size.
+            first: labels of the first frame for a grid of rows and columns.
+
+        Raises:
+            VideoError: a frame is broken, too small, or of another size than the first.
+            ConfigError: the backbone does not fit the protocol.
+        """
+        protocol = self.protocol
+        if self.input_size is not None:
+            protocol = dataclasses.replace(
+                protocol, short_side=None, size_multiple=None, rounding="none", fixed_sizes=()
+            )
+        if isinstance(self.backbone, nn.Module):
+            self.backbone.to(self.device).eval()
+        extractor = FeatureExtractor(
+            self.backbone, protocol=protocol, device=self.device, precision=self.precision
+        )
+        screening = computes_in_bf16(torch.device(self.device))
+        propagator = Propagator(protocol, screening=screening)
+        size = image_size(frames[0])
+        for number, path in enumerate(frames):
+            frame = read_image(path, size=size)
+            if self.input_size is not None:
+                square = (self.input_size, self.input_size)
+                frame = cv2.resize(frame, square, interpolation=cv2.INTER_LINEAR)
+            features = extractor(frame)
+            grid = (features.shape[0], features.shape[1])
+            yield propagator.step(features, first(grid) if number == 0 else None)

@@ -20,8 +20,10 @@ from torch import Tensor
 from ino.propagate.protocols import WindowShape
 
 # What tiles cost beside their pairs of query and key, in pairs, measured on a CPU at 384
-# dimensions: a multiplication, a tile, and keys near a query that are looked at twice.
+# dimensions: a multiplication, reading a key, a tile, and keys near a query, which are looked at
+# twice.
 _PAIRS_PER_CALL = 10_000
+_PAIRS_PER_KEY = 60
 _PAIRS_PER_TILE = 40_000
 _NEIGHBOURHOOD = 10
 
@@ -175,9 +177,16 @@ def _cost(rows: list[Span], columns: list[Span]) -> float:
     again = sum(s.size * (s.size + _NEIGHBOURHOOD) for s in rows) * sum(
         s.size * (s.size + _NEIGHBOURHOOD) for s in columns
     )
+    keys = sum(s.num_keys for s in rows) * sum(s.num_keys for s in columns)
     calls = len(rows) * sum(s.num_keys / s.size for s in columns)
     tiles = len(rows) * len(columns)
-    return pairs + 2 * again + _PAIRS_PER_CALL * calls + _PAIRS_PER_TILE * tiles
+    return (
+        pairs
+        + 2 * again
+        + _PAIRS_PER_KEY * keys
+        + _PAIRS_PER_CALL * calls
+        + _PAIRS_PER_TILE * tiles
+    )
 
 
 def _spans(

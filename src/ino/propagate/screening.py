@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-NUM_SPLIT = 32
+NUM_SPLIT = 16
 """Axes along which features are held by two numbers."""
 
 _UNIT = 2.0**-8
@@ -108,23 +108,27 @@ def query_screen(
     return key._replace(values=values, length=values.float().norm(dim=1))
 
 
-def lowered_threshold(
-    kth: Float[Tensor, " queries"], query: Screen, key: Screen
+def least_similarity(
+    product: Float[Tensor, " queries"], query: Screen, key: Screen
 ) -> Float[Tensor, " queries"]:
-    """Products below this belong to keys that are surely less similar than k others.
+    """What a similarity, minus the guess, is at least if its product is this."""
+    return product - _UNIT * product.abs() - _largest_error(query, key)
 
-    Args:
-        kth: the k-th largest product, or less.
-        query: of the queries.
-        key: of a whole map.
-    """
+
+def least_product(
+    similarity: Float[Tensor, " queries"], query: Screen, key: Screen
+) -> Float[Tensor, " queries"]:
+    """What a product is at least if the similarity, minus the guess, is this."""
+    lowest = similarity - _largest_error(query, key)
+    return lowest - _UNIT * lowest.abs()
+
+
+def _largest_error(query: Screen, key: Screen) -> Float[Tensor, " queries"]:
+    """Of the product of each query with any key of the map, before the result is rounded."""
     rounding = query.lost * key.rest.max() + (query.rest + query.lost) * key.lost.max()
     # What two bf16 numbers leave of a number, and sums in fp32.
     unit = 2 * _UNIT**2 + 2.0**-24 * key.values.shape[1]
-    bound = rounding + unit * query.length * key.length.max()
-    # The k-th key may have gained as much by rounding as another key lost.
-    lowest = kth - _UNIT * kth.abs() - 2 * bound
-    return lowest - _UNIT * lowest.abs()
+    return rounding + unit * query.length * key.length.max()
 
 
 def _padded(parts: list[Tensor]) -> Float[Tensor, "tokens padded"]:

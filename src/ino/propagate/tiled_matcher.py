@@ -4,11 +4,10 @@ Queries are taken in tiles, and a tile meets one context frame after the other a
 that its windows reach: no affinity between all positions of two frames is ever stored. Similarities
 to a context frame are computed once, however many groups it belongs to.
 
-In a tile most keys are ruled out by a lower bound of the k-th best similarity: the k-th largest of
-the maxima of disjoint sets of keys. What is left, keys of which at least one query may have among
-its best, is ranked in fp32. With screening, similarities are first computed in bf16 and the bound
-is lowered by all that rounding can have done (see `screening`): the result is that of fp32, and
-only the time differs.
+In a tile most keys are ruled out by a lower bound of the k-th best similarity: that of the context
+frames before. What is left, keys that at least one query may have among its best, is ranked in
+fp32. With screening, similarities are first computed in bf16 and the bound is lowered by all that
+rounding can have done (see `screening`): the result is that of fp32, and only the time differs.
 """
 
 import logging
@@ -25,7 +24,8 @@ from ino.propagate.screening import (
     Axes,
     Screen,
     key_screen,
-    lowered_threshold,
+    least_product,
+    least_similarity,
     principal_axes,
     query_screen,
 )
@@ -130,15 +130,12 @@ class TiledMatcher:
         shared = set.intersection(*map(set, groups))
         order = sorted(range(len(keys)), key=lambda number: (number not in shared, -number))
         for tile in self._layout.tiles(radius=window.radius, max_pairs=self._max_pairs):
-            screen = self._screen(query, tile, latest=keys[order[0]])
-            search = _TileSearch(
-                query.exact[tile.queries], screen, tile, self._positions, self._layout.width, window
-            )
+            search = self._search(query, tile, window, latest=keys[order[0]])
             found = {}
             for number in order:
                 found[number] = search.find(keys[number], topk=self._topk)
                 if number in shared:
-                    search.keep_bound()
+                    search.bound_by(found[number], topk=self._topk)
             queries = self._positions[tile.queries]
             for index, group in enumerate(groups):
                 best, place = _best([found[number] for number in group], tokens, topk=self._topk)
@@ -146,14 +143,18 @@ class TiledMatcher:
                 position[index, queries, : best.shape[1]] = place
         return [Candidates(*one) for one in zip(similarity, position, strict=True)]
 
-    def _screen(self, query: FeatureMap, tile: Tile, *, latest: FeatureMap) -> Screen | None:
-        """That of a tile's queries; what `latest` holds at the same places is a good guess."""
-        if query.screen is None or self._axes is None:
-            return None
+    def _search(
+        self, query: FeatureMap, tile: Tile, window: Window, *, latest: FeatureMap
+    ) -> "_TileSearch":
+        assert self._layout is not None
         exact = query.exact[tile.queries]
-        guess = (exact @ latest.exact[tile.queries].T).amax(dim=1)
-        key = Screen(*(part[tile.queries] for part in query.screen))
-        return query_screen(exact, key, self._axes, guess=guess)
+        guess, screen = exact.new_zeros(len(exact)), None
+        if query.screen is not None and self._axes is not None:
+            # What the latest map holds at the same places is near the best.
+            guess = (exact @ latest.exact[tile.queries].T).amax(dim=1)
+            key = Screen(*(part[tile.queries] for part in query.screen))
+            screen = query_screen(exact, key, self._axes, guess=guess)
+        return _TileSearch(exact, guess, screen, tile, self._positions, self._layout.width, window)
 
 
 class _Found(NamedTuple):
@@ -169,6 +170,7 @@ class _TileSearch:
     def __init__(
         self,
         exact: Float[Tensor, "queries dim"],
+        guess: Float[Tensor, " queries"],
         screen: Screen | None,
         tile: Tile,
         positions: Int64[Tensor, " tokens"],
@@ -176,7 +178,7 @@ class _TileSearch:
         window: Window,
     ) -> None:
         self._keys = tile.keys
-        self._exact, self._screen = exact, screen
+        self._exact, self._guess, self._screen = exact, guess, screen
         first_look = exact if screen is None else screen.values
         self._places = torch.cat(
             [torch.arange(keys.start, keys.stop, device=positions.device) for keys in tile.keys]
@@ -194,15 +196,11 @@ class _TileSearch:
         # Rows beyond the keys stay as they are.
         self._similarity = first_look.new_full((padded, len(first_look)), -torch.inf)
         self._queries = first_look.T
-        self._bound = self._exact.new_empty(len(first_look), 0)
-        self._last_bound = self._bound
+        self._best = exact.new_empty(len(exact), 0)
 
     def find(self, key: FeatureMap, *, topk: int) -> _Found:
         """The keys of a map."""
         self._multiply(key)
-        maxima = self._similarity.unflatten(0, (_NUM_SETS, -1)).amax(dim=0).T
-        known = torch.cat([self._bound, maxima.to(self._bound.dtype)], dim=1)
-        self._last_bound = known.topk(min(topk, known.shape[1]), dim=1).values
         kept = self._above(self._threshold(key, topk=topk))
         if key.screen is None:
             return _Found(self._similarity[kept].T, self._positions[kept])
@@ -211,9 +209,10 @@ class _TileSearch:
             similarity += self._window[kept].T
         return _Found(similarity, self._positions[kept])
 
-    def keep_bound(self) -> None:
-        """Lets the last map's bound hold for all maps to come."""
-        self._bound = self._last_bound
+    def bound_by(self, found: _Found, *, topk: int) -> None:
+        """Lets the best keys that were found bound those of all maps to come."""
+        known = torch.cat([self._best, found.similarity], dim=1)
+        self._best = known.topk(min(topk, known.shape[1]), dim=1).values
 
     def _multiply(self, key: FeatureMap) -> None:
         values = key.exact if key.screen is None else key.screen.values
@@ -227,12 +226,19 @@ class _TileSearch:
 
     def _threshold(self, key: FeatureMap, *, topk: int) -> Float[Tensor, " queries"]:
         """What the first look must be, at least, for a key to be among the best."""
-        if self._last_bound.shape[1] < topk:
-            return self._last_bound.new_full((len(self._last_bound),), -torch.inf)
-        kth = self._last_bound[:, -1]
+        if self._best.shape[1] == topk:
+            kth = self._best[:, -1] - self._guess
+        else:
+            # The k-th largest of the maxima of disjoint sets of keys is not above the k-th best.
+            maxima = self._similarity.unflatten(0, (_NUM_SETS, -1)).amax(dim=0).T
+            if maxima.shape[1] < topk:
+                return self._guess.new_full(self._guess.shape, -torch.inf)
+            kth = maxima.to(self._guess.dtype).topk(topk, dim=1).values[:, -1]
+            if key.screen is not None and self._screen is not None:
+                kth = least_similarity(kth, self._screen, key.screen)
         if key.screen is None or self._screen is None:
             return kth
-        return lowered_threshold(kth, self._screen, key.screen)
+        return least_product(kth, self._screen, key.screen)
 
     def _above(self, threshold: Float[Tensor, " queries"]) -> Int64[Tensor, " keys"]:
         """The keys that reach the threshold of a query; whole stretches are ruled out first."""

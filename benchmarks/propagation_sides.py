@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ino.data.label_png import write_labels
 from ino.models.backbones import VitBackbone
-from ino.propagate.features import FeatureExtractor, input_size
+from ino.propagate.features import FeatureExtractor, Precision, input_size
 from ino.propagate.labels import harden_labels
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, get_protocol
@@ -59,20 +57,28 @@ class Size:
 class OurTracker:
     """The stages of `ino.propagate.tracker`."""
 
-    def __init__(self, size: Size, backbone: VitBackbone) -> None:
+    def __init__(
+        self,
+        size: Size,
+        backbone: VitBackbone,
+        *,
+        precision: Precision = "fp32",
+        screening: bool = False,
+    ) -> None:
         self._frame = size.frame
         self._protocol = size.protocol()
         self._backbone = backbone
-        self._extractor = FeatureExtractor(backbone, protocol=self._protocol)
-        self._propagator = Propagator(self._protocol)
+        self._extractor = FeatureExtractor(backbone, protocol=self._protocol, precision=precision)
+        self._propagator = Propagator(self._protocol, screening=screening)
 
     def prepare(self, frame: np.ndarray) -> Tensor:
         return self._extractor.prepare(frame)
 
-    @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
-        features = self._backbone(image, layer=self._protocol.layer)[0]
-        return F.normalize(features.float().permute(1, 2, 0), dim=-1).contiguous()
+        return self._extractor.read(image)
+
+    def remember(self, features: Tensor, soft: Tensor) -> None:
+        self._propagator.step(features)  # no quicker way is public
 
     def start(self, features: Tensor, soft: Tensor) -> None:
         self._propagator.step(features, soft)
@@ -112,6 +118,9 @@ class PlainTracker:
 
     def features(self, image: Tensor) -> Tensor:
         return plain_features(self._backbone.vit, image, layer=self._protocol.layer)
+
+    def remember(self, features: Tensor, soft: Tensor) -> None:
+        self._recent.append((features, soft))
 
     def start(self, features: Tensor, soft: Tensor) -> None:
         self._first = [(features, soft)]

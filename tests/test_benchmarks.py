@@ -30,7 +30,14 @@ CLAIMS = {
         "step_speedup_bf16_over_fp32_reference",
         "step_memory_ratio",
     ],
-    "propagation": ["propagation_speedup_fp32", "frame_speedup_fp32", "propagation_peak_gib"],
+    "propagation": [
+        "propagation_speedup_fp32",
+        "propagation_speedup",
+        "frame_speedup_fp32",
+        "frame_speedup_bf16",
+        "propagation_peak_gib",
+    ],
+    "propagation_sweep": ["speedup_160x240_3_8_2", "gib_160x240_3_None_2"],
     "scoring": [
         "scoring_speedup",
         "scoring_speedup_alone",

@@ -84,7 +84,11 @@ class FeatureExtractor:
             ConfigError: the backbone has no such layer as the protocol reads.
             VideoError: the frame is too small.
         """
-        image = self.prepare(frame)
+        return self.read(self.prepare(frame))
+
+    @torch.no_grad()
+    def read(self, image: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "rows cols d"]:
+        """Features of an image that `prepare` gave."""
         with torch.autocast(
             self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):

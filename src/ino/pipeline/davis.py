@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ino.data.background import in_background
 from ino.data.frame_folder import image_size, read_image
 from ino.data.label_png import read_labels, write_labels
 from ino.data.vos import VideoSequence, read_davis
@@ -79,8 +80,9 @@ def propagate_sequences(
         first = min(sequence.annotations)
         masks = {first: read_labels(sequence.annotations[first])}
         size = image_size(sequence.frames[0])
-        frames = (read_image(path, size=size) for path in sequence.frames)
-        results = tracker.track(frames, masks, num_frames=len(sequence.frames))
+        frames = in_background(read_image(path, size=size) for path in sequence.frames)
+        tracked = tracker.track(frames, masks, num_frames=len(sequence.frames))
+        results = in_background(tracked)
         for path, labels in zip(sequence.frames, results, strict=True):
             write_labels(folder / f"{path.stem}.png", labels)
             on_frame()

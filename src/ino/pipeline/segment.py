@@ -22,7 +22,7 @@ from ino.propagate.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-LOST = 0.3
+LOST = 0.5
 """An object of which less finds back to its reference gets a warning."""
 
 

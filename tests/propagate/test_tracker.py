@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from ino.errors import ConfigError, MaskError, VideoError
 from ino.models.backbones import ColorBackbone, load_backbone
@@ -277,3 +278,23 @@ def test_frames_smaller_than_the_stride(tracker):
     frame, mask = np.zeros((6, 40, 3), np.uint8), np.ones((6, 40), np.uint8)
     with pytest.raises(VideoError, match="6x40 pixels are too small"):
         next(tracker.track([frame], {0: mask}))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_gpu_gives_nearly_the_same_masks(video, precision):
+    frames, labels = video
+    protocol = get_protocol("ino-davis", short_side=4 * HEIGHT, radius=4)
+    on_cpu, on_gpu = (
+        list(
+            Tracker(
+                load_backbone("random:vit_nano/8"),
+                protocol=protocol,
+                device=device,
+                precision=precision,
+            ).track(frames, {0: labels[0]})
+        )
+        for device in ("cpu", "cuda")
+    )
+    assert np.mean(on_cpu[-1] != on_gpu[-1]) < (0.001 if precision == "fp32" else 0.05)

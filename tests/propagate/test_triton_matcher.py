@@ -80,3 +80,17 @@ def test_falls_back_to_one_map_at_a_time_where_memory_is_short(monkeypatch, capl
     found = match(matcher, maps, [[0, 1, 2]])[0]
     assert found.position.equal(expected.position)
     assert "one context frame at a time" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [Window(40), Window(12, "circle"), Window(None)])
+def test_a_whole_frame_on_the_gpu(window):
+    """480x854 pixels, 11 context frames of 384 dimensions, compiled, beside the plain matcher."""
+    maps = unit_maps(12, 60, 106, 384)
+    groups = [list(range(11)), [10]]
+    found = match(TritonMatcher(topk=5, window=window), maps, groups)
+    expected = match(TiledMatcher(topk=5, window=window), maps, groups)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.similarity, other.similarity, rtol=0, atol=2e-6)
+        assert (one.position == other.position).float().mean() > 0.9999  # but for rounding

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ino.errors import ConfigError
-from ino.propagate.protocols import PROTOCOLS, Protocol, get_protocol
+from ino.propagate.protocols import PROTOCOLS, Protocol, describe_protocol, get_protocol
 
 
 def test_ino_davis_is_the_table_of_the_released_code():
@@ -157,3 +157,12 @@ def test_kept_frames_can_come_from_yaml():
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown protocol 'davis'; choose one of ino-davis, "):
         get_protocol("davis")
+
+
+def test_a_protocol_in_one_line():
+    assert describe_protocol(get_protocol("dino")) == (
+        "dino (layer None, short_side 480, topk 5, num_context 7, window square, radius 12, "
+        "temperature 0.1), as named"
+    )
+    changed = describe_protocol(get_protocol("ino-davis", short_side=240, feedback="hard"))
+    assert changed.endswith(", with short_side 240 in place of 480, feedback hard in place of soft")

@@ -229,3 +229,20 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
     # Before a protocol is built, so that a value of a wrong type gets the same clear answer.
     check_values(name, overrides)
     return replace(PROTOCOLS[name], **overrides)
+
+
+def describe_protocol(protocol: Protocol) -> str:
+    """A line for people: the fields that are looked at first, then those that were replaced.
+
+    All fields of a protocol belong into files, by `dataclasses.asdict`.
+    """
+    shown = ("layer", "short_side", "topk", "num_context", "window", "radius", "temperature")
+    values = vars(protocol)
+    line = f"{protocol.name} (" + ", ".join(f"{name} {values[name]}" for name in shown) + ")"
+    named = vars(PROTOCOLS.get(protocol.name, protocol))
+    replaced = [
+        f"{name} {value} in place of {named[name]}"
+        for name, value in values.items()
+        if value != named[name]
+    ]
+    return line + (f", with {', '.join(replaced)}" if replaced else ", as named")

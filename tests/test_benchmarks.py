@@ -37,6 +37,7 @@ CLAIMS = {
         "frame_speedup_bf16",
         "propagation_peak_gib",
     ],
+    "tracking": ["frames_a_second", "share_of_bf16_peak"],
     "propagation_sweep": ["speedup_160x240_3_8_2", "gib_160x240_3_None_2"],
     "scoring": [
         "scoring_speedup",

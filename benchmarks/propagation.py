@@ -50,7 +50,7 @@ from report import (
 
 BACKBONE = "random:vit_small/8"
 FULL = Size(480, 854, num_context=10, repeats=3)
-QUICK = Size(240, 427, num_context=3, repeats=2)
+QUICK = Size(160, 288, num_context=2, repeats=2)
 NUM_COMPARED = 3
 FEATURE_TOLERANCE = 1e-5
 LARGEST_SHARE = 1e-3

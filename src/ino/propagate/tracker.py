@@ -14,7 +14,13 @@ from torch import nn
 from ino.errors import MaskError
 from ino.models.devices import computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
-from ino.propagate.given_masks import check_end, entering_objects, object_ids
+from ino.propagate.given_masks import (
+    check_end,
+    check_frame,
+    check_mask_size,
+    entering_objects,
+    object_ids,
+)
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.session import Session
 
@@ -181,6 +187,7 @@ class Tracker:
         # From each mask to half of the way to the next.
         edges = [0, *((a + b) // 2 + 1 for a, b in itertools.pairwise(numbers)), len(frames)]
         for number, (first, end) in zip(numbers, itertools.pairwise(edges), strict=True):
+            check_mask_size(masks[number], number, check_frame(frames[number], number, None))
             for path in (range(number, end), range(number, first - 1, -1)):
                 chosen = (frames[index] for index in path)
                 results = self.track(chosen, {0: masks[number]})

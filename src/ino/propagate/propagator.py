@@ -43,7 +43,7 @@ class Propagator:
 
         Args:
             protocol: decides the context, the window, top-k and temperature.
-            screening: compare features in bf16 first, see `TiledMatcher`.
+            screening: compare features in bf16 first on a CPU, see `TiledMatcher`.
             max_bytes: bound on temporary storage, see `TiledMatcher`.
         """
         self.memory = Memory(

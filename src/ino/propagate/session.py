@@ -119,7 +119,7 @@ class Session:
         return np.where(np.isin(mask, given), mask, others)
 
     def confidence(self) -> np.ndarray:
-        """The share of the winning label among all labels at each pixel of the last frame, 0..1;
+        """The share of the largest label among all labels at each pixel of the last frame, 0..1;
         0 before the first mask."""
         assert self._size is not None
         if not self._ids:

@@ -49,8 +49,8 @@ class Tracker:
             device: where everything is computed.
             precision: of the network; bf16 is quicker where the device multiplies in it, and
                 changes features by rounding.
-            screening: look for similar positions in bf16 before they are ranked in fp32, which
-                changes no result; None: where the device multiplies in bf16.
+            screening: on a CPU, look for similar positions in bf16 before they are ranked in fp32,
+                which changes no result; None: where the CPU multiplies in bf16.
 
         Raises:
             ConfigError: the protocol is unknown, or the backbone's stride does not fit it.
@@ -117,8 +117,9 @@ class Tracker:
         return session.add(mask)
 
     def confidence(self) -> np.ndarray:
-        """The share of the winning label among all labels at each pixel of the last frame: float32,
-        height x width, 0..1."""
+        """The share of the largest label among all labels at each pixel of the last frame: float32,
+        height x width, 0..1. Taken before the 0..1 step, so it may belong to another label than the
+        one that wins."""
         return self._running().confidence()
 
     def survival(self) -> dict[int, float]:

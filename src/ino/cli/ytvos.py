@@ -92,7 +92,12 @@ def score(options: Namespace) -> int:
     if split == "val" and not (chosen.root / split).is_dir():
         split = "valid"  # the option's default is the name of DAVIS
     scores = score_ytvos(
-        chosen.predictions, chosen.root, split=split, videos=chosen.sequences, seen=chosen.seen
+        chosen.predictions,
+        chosen.root,
+        split=split,
+        videos=chosen.sequences,
+        seen=chosen.seen,
+        workers=chosen.workers,
     )
     print_scores(scores, Console())
     if chosen.out is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ino.cli.tracking import backbone_of, progress
+from ino.cli.tracking import backbone_of, describe, progress
 
 
 def evaluate_jhmdb(options: Namespace) -> int:
@@ -63,7 +63,6 @@ def _evaluate(
             **options,
         )
     show(scores, Console())
-    fields = ", ".join(f"{name} {value}" for name, value in vars(protocol).items())
     size = f"{tracker.input_size}x{tracker.input_size}" if tracker.input_size else "by protocol"
-    print(f"weights {chosen.weights}; input {size}; protocol {fields}\nresults in {chosen.out}")
+    print(f"{describe(chosen, protocol)}\ninput {size}; results in {chosen.out}")
     return 0

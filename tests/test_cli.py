@@ -171,7 +171,7 @@ def test_a_video_cut_in_half_keeps_what_was_done(tmp_path, capsys, clip):
     write_labels(png, clip.labels[0])
     message = refused(capsys, "segment", path, "--mask", png, "--out", out, *FAST)
     written = sorted(p.name for p in (out / "masks").iterdir())
-    assert f"masks of the {len(written)} frames" in message
+    assert f"the masks of {len(written)} frames are in" in message
     assert 0 < len(written) < 48
     assert len(list(read_frames(out / "overlay.mp4"))) == len(written)
 

@@ -1,5 +1,6 @@
 """The command as a user meets it: options, results on disk, one line and status 2 for bad input."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from data.video_files import cut, write_sound, write_video
 from ino import cli
 from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip, write_davis_layout
-from ino.data.video import VideoWriter, read_frames
+from ino.data.video import VideoWriter, read_frames, read_info
 
 OPTIONS = Path(__file__).parent / "cli_options.txt"
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none"]
@@ -169,7 +171,7 @@ def test_a_video_cut_in_half_keeps_what_was_done(tmp_path, capsys, clip):
     write_labels(png, clip.labels[0])
     message = refused(capsys, "segment", path, "--mask", png, "--out", out, *FAST)
     written = sorted(p.name for p in (out / "masks").iterdir())
-    assert f"masks of the {len(written)} frames" in message
+    assert f"the masks of {len(written)} frames are in" in message
     assert 0 < len(written) < 48
     assert len(list(read_frames(out / "overlay.mp4"))) == len(written)
 
@@ -362,6 +364,35 @@ def test_segment_both_ways(tmp_path, video, clip):
     assert names == [f"{index:05d}.png" for index in range(6)]
     assert read_labels(out / "masks" / "00000.png").any()  # before the mask
     assert len(list(read_frames(out / "overlay.mp4"))) == 6
+
+
+def test_segment_both_ways_goes_by_frames_not_by_the_header(tmp_path, video, clip, monkeypatch):
+    write_labels(tmp_path / "mask.png", clip.labels[4])
+    stated = dataclasses.replace(read_info(video), num_frames=5)
+    monkeypatch.setattr("ino.pipeline.segment.read_info", lambda _: stated)
+    options = ["--mask", f"4={tmp_path / 'mask.png'}", "--both-ways", "--out", tmp_path / "out"]
+    assert run("segment", video, *options, *FAST) == 0
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 6
+
+
+def test_masks_of_a_video_that_breaks_off_are_kept(tmp_path, clip, mask, capsys):
+    (tmp_path / "frames").mkdir()
+    for index, frame in enumerate(clip.frames):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{index}.png")
+    (tmp_path / "frames" / "3.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    message = refused(capsys, "segment", tmp_path / "frames", "--mask", mask, "--out", out, *FAST)
+    assert "3.png cannot be read" in message
+    assert f"the masks of 3 frames are in {out / 'masks'}" in message
+    assert len(list((out / "masks").iterdir())) == 3
+    assert len(list(read_frames(out / "overlay.mp4"))) == 3
+
+
+def test_options_without_meaning_both_ways_are_told(tmp_path, video, clip, caplog):
+    write_labels(tmp_path / "mask.png", clip.labels[4])
+    options = ["--mask", f"4={tmp_path / 'mask.png'}", "--out", tmp_path / "out", *FAST]
+    assert run("segment", video, *options, "--both-ways", "--check-every", "2") == 0
+    assert "check_every have no meaning with both_ways and are skipped" in caplog.text
 
 
 def test_what_is_lost_is_told(tmp_path, capsys, caplog):

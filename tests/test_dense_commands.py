@@ -14,7 +14,7 @@ from ino.data.label_png import read_raw_labels, write_labels
 from ino.data.synthetic import generate_clip
 from ino.models.backbones import load_backbone
 from ino.pipeline.jhmdb import carry_joints, evaluate_jhmdb
-from ino.pipeline.soft_labels import Carrier
+from ino.pipeline.soft_labels import LabelTracker
 from ino.pipeline.vip import evaluate_vip
 from ino.propagate.joint_maps import JointMaps
 from ino.propagate.protocols import get_protocol
@@ -103,9 +103,9 @@ def sliding(num_frames: int, *, size: int = 80) -> list[np.ndarray]:
 
 @pytest.fixture
 def exact():
-    """A carrier that follows the blocks exactly."""
+    """A tracker that follows the blocks exactly."""
     protocol = get_protocol("ino-davis", topk=1, num_context=1, layer=None)
-    return Carrier(load_backbone("color"), protocol, input_size=80)
+    return LabelTracker(load_backbone("color"), protocol, input_size=80)
 
 
 def test_joints_follow_what_they_are_on(tmp_path, exact):
@@ -114,9 +114,9 @@ def test_joints_follow_what_they_are_on(tmp_path, exact):
     write_pose_video(tmp_path, "run", "slide", sliding(4), joints)
     write_official_list(tmp_path, "run", {"slide": 2})
     (video,) = read_jhmdb(tmp_path)
-    found = carry_joints(video, carrier=exact, maps=JointMaps(topk=1))
+    found = carry_joints(video, tracker=exact, maps=JointMaps(topk=1))
     np.testing.assert_allclose(found, joints, atol=1e-6)
-    scores = evaluate_jhmdb(tmp_path, out=tmp_path / "out", carrier=exact, maps=JointMaps(topk=1))
+    scores = evaluate_jhmdb(tmp_path, out=tmp_path / "out", tracker=exact, maps=JointMaps(topk=1))
     assert scores.pck(0.1) == 1
 
 
@@ -126,8 +126,8 @@ def test_parts_follow_what_they_are_on(tmp_path, exact):
     labels = {number: np.roll(first, 8 * number, axis=1) for number in range(4)}
     write_part_video(tmp_path, "videos1", sliding(4), labels)
     protocol = dataclasses.replace(exact.protocol, mask_down="nearest", mask_up="nearest")
-    carrier = dataclasses.replace(exact, protocol=protocol)
-    scores = evaluate_vip(tmp_path, out=tmp_path / "out", carrier=carrier)
+    tracker = dataclasses.replace(exact, protocol=protocol)
+    scores = evaluate_vip(tmp_path, out=tmp_path / "out", tracker=tracker)
     assert scores.mean_iou == 1
     assert scores.num_frames == 4
 
@@ -136,7 +136,7 @@ def test_void_of_the_first_frame_is_background(tmp_path, exact):
     first = np.full((80, 80), 255, dtype=np.uint8)
     first[16:40, 8:32] = 4
     write_part_video(tmp_path, "videos1", sliding(2), {0: first})
-    evaluate_vip(tmp_path, out=tmp_path / "out", carrier=exact)
+    evaluate_vip(tmp_path, out=tmp_path / "out", tracker=exact)
     written = read_raw_labels(tmp_path / "out/predictions/videos1/000000000001.png")
     assert set(np.unique(written)) == {0, 4}
 

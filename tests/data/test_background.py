@@ -45,3 +45,22 @@ def test_the_thread_ends_when_the_result_is_closed():
     assert threading.active_count() == before + 1
     results.close()
     assert threading.active_count() == before
+
+
+def test_closing_reaches_through_threads_behind_threads():
+    """The source is closed by the thread that reads it, and no thread is left."""
+    closed = []
+
+    def source():
+        try:
+            yield from range(10_000)
+        finally:
+            closed.append(threading.current_thread())
+
+    before = threading.active_count()
+    results = in_background(item for item in in_background(source()))
+    next(results)
+    results.close()
+    assert threading.active_count() == before
+    assert len(closed) == 1
+    assert closed[0] is not threading.current_thread()

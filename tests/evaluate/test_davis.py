@@ -256,7 +256,7 @@ def test_predictions_with_other_objects_are_refused(two_sequences, values, named
     labels = predicted["pigs"][2].copy()
     labels[0, : len(values)] = values
     write_labels(folder / "predicted" / "pigs" / "00002.png", labels)
-    with pytest.raises(MaskError, match=rf"pigs/00002\.png holds the objects {named}, .* object 2"):
+    with pytest.raises(MaskError, match=rf"pigs/00002\.png holds the objects {named}, .* are 1, 2"):
         score_davis(folder / "predicted", folder / "davis")
 
 

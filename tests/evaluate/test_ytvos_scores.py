@@ -166,7 +166,7 @@ def test_a_split_without_later_annotations_is_refused(data, tmp_path):
     [
         ("missing", r"0000000aaa lacks the predictions of 1 of 4 frames, the first .*00010\.png"),
         ("size", r"00010\.png is 20x56 \(height x width\), but the annotation is 40x56"),
-        ("object", r"00010\.png holds the objects 9, but .* hold 1, 2: leave out"),
+        ("object", r"00010\.png holds the objects 9, but .* are 1, 2: leave out"),
         ("folder", "is not a folder"),
     ],
 )

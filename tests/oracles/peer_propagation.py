@@ -125,7 +125,7 @@ def timecycle(features, first, *, num_context=7, topk=5, temperature=512**-0.5):
         total = total / len(context)
         for channel in range(first.shape[2]):
             values = total[..., channel] - total[..., channel].min()
-            if values.max() > 0:
+            if values.max() > 1e-5 * total[..., channel].max():  # else it is rounding
                 total[..., channel] = values / values.max()
         labels.append(total)
     return labels[num_copies:]

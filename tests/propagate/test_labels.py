@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ino.propagate.labels import enlarge_channel, harden_labels, soften_labels
+from ino.propagate.labels import enlarge_channel, harden_labels, soften_labels, stretch_labels
 
 
 def one_hot(labels, ids):
@@ -59,6 +59,16 @@ def test_an_object_that_fills_the_frame_stays(noise):
     soft[1, 2, 1] -= noise
     result = harden_labels(soft, ids=[0, 6], stride=8, size=(33, 41), normalize=True)
     assert (result == 6).all()
+
+
+def test_what_rounding_left_of_a_constant_is_not_stretched():
+    soft = torch.tensor([1.0, 0.25]).expand(4, 5, 2).clone()
+    soft[1, 2, 0] -= 1e-7
+    assert stretch_labels(soft, over="grid").equal(soft)
+    soft[1, 2, 1] += 0.01
+    stretched = stretch_labels(soft, over="grid")
+    assert stretched[..., 0].equal(soft[..., 0])
+    assert stretched[..., 1].sum() == stretched[1, 2, 1] == 1
 
 
 def test_254_objects():

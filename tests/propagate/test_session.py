@@ -221,3 +221,36 @@ def test_bf16_features_are_nearly_the_same(video):
         for precision in ("fp32", "bf16")
     )
     assert np.mean(exact[2] != rounded[2]) < 0.02
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_mask_added_on_the_frame_of_another_takes_its_place(backbone, name, video):
+    """The start says that both squares are object 1; what is added says which one is object 2."""
+    frames, labels = video
+    protocol = get_protocol(name, layer=1, short_side=4 * HEIGHT, size_multiple=None)
+    tracker = Tracker(backbone, protocol=protocol)
+    tracker.start(frames[0], labels[0])
+    expected = tracker.step(frames[1])
+    tracker.start(frames[0], np.minimum(labels[0], 1))
+    tracker.add(only(labels[0], 2))
+    found = tracker.step(frames[1])
+    for label in (1, 2):
+        assert iou(found, expected, label) > 0.8
+
+
+@pytest.mark.parametrize("name", ["mast", "corrflow"])
+def test_a_correction_with_hard_feedback_leaves_other_masks(backbone, name, video):
+    frames, labels = video
+    protocol = get_protocol(name, layer=1, short_side=4 * HEIGHT, size_multiple=None)
+    tracker = Tracker(backbone, protocol=protocol)
+    tracker.start(frames[0], labels[0])
+    tracker.step(frames[1])
+    before = tracker.step(frames[2])
+    for _ in range(3):
+        after = tracker.add(only(labels[2], 1))
+        np.testing.assert_array_equal(after == 2, (before == 2) & (labels[2] != 1))
+
+
+def test_both_ways_names_the_frame_of_a_mask_of_another_size(tracker, video):
+    with pytest.raises(MaskError, match="the mask of frame 5 is 9x9"):
+        list(tracker.track_both_ways(video[0], {5: np.ones((9, 9), np.uint8)}))

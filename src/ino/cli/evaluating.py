@@ -2,7 +2,7 @@
 
 from jsonargparse import Namespace
 
-from ino.cli.tracking import progress, tracker_of
+from ino.cli.tracking import describe, progress, tracker_of
 
 
 def evaluate_davis(options: Namespace) -> int:
@@ -29,8 +29,7 @@ def evaluate_davis(options: Namespace) -> int:
             **choice,
         )
     print_scores(scores, Console())
-    fields = ", ".join(f"{name} {value}" for name, value in vars(tracker.protocol).items())
-    print(f"weights {chosen.weights}; protocol {fields}\nresults in {chosen.out}")
+    print(f"{describe(chosen, tracker.protocol)}\nresults in {chosen.out}")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from ino.cli.tracking import progress, tracker_of
+from ino.cli.tracking import describe, progress, tracker_of
 from ino.errors import MaskError
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def evaluate(options: Namespace) -> int:
         )
     if result.scores is not None:
         print_scores(result.scores, Console())
-    fields = ", ".join(f"{name} {value}" for name, value in vars(tracker.protocol).items())
-    print(f"weights {chosen.weights}; protocol {fields}")
+    print(describe(chosen, tracker.protocol))
     if result.num_skipped:
         print(f"{result.num_skipped} of {result.num_videos} videos were done before")
     if result.scores is None:
@@ -92,7 +91,12 @@ def score(options: Namespace) -> int:
     if split == "val" and not (chosen.root / split).is_dir():
         split = "valid"  # the option's default is the name of DAVIS
     scores = score_ytvos(
-        chosen.predictions, chosen.root, split=split, videos=chosen.sequences, seen=chosen.seen
+        chosen.predictions,
+        chosen.root,
+        split=split,
+        videos=chosen.sequences,
+        seen=chosen.seen,
+        workers=chosen.workers,
     )
     print_scores(scores, Console())
     if chosen.out is not None:

@@ -17,9 +17,10 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
+from ino.data import frame_index
 from ino.data.container import NOMINAL_FPS, VideoFile
 from ino.data.frame_folder import image_size, is_image, list_images, read_image
-from ino.data.frame_index import check_numbers, count_frames, read_numbered
+from ino.data.frame_index import check_numbers, read_numbered
 from ino.errors import OutputError
 from ino.files import atomic_path
 
@@ -69,6 +70,18 @@ def read_info(path: Path) -> VideoInfo:
         height, width = file.to_rgb(next(file.decoded())).shape[:2]
     with VideoFile(path, num_threads=1) as file:  # counting packets begins at the start
         return VideoInfo(file.stated_num_frames(), file.fps, height, width)
+
+
+def count_frames(path: Path) -> int:
+    """The number of frames that `read_frames` gives, which the header of a file may not know.
+
+    Raises:
+        VideoError: the video cannot be read or is cut short.
+    """
+    if path.is_dir():
+        return len(list_images(path))
+    with VideoFile(path, num_threads=1) as file:
+        return frame_index.count_frames(file)
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
@@ -122,7 +135,7 @@ def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np
         size = image_size(images[0])
         return np.stack([read_image(images[index], size=size) for index in indices])
     with VideoFile(path, num_threads=1) as file:
-        return read_numbered(file, choose(count_frames(file), file.fps))
+        return read_numbered(file, choose(frame_index.count_frames(file), file.fps))
 
 
 class VideoWriter:

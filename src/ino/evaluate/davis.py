@@ -14,14 +14,11 @@ from statistics import fmean
 import numpy as np
 from jaxtyping import Float
 
+from ino.data.label_png import VOID, read_raw_labels, resolve_void
 from ino.data.vos import VideoSequence, read_davis
 from ino.errors import ConfigError, DatasetError, MaskError
-from ino.evaluate.frame_tasks import FrameTask, score_frames, split_frames
+from ino.evaluate.frame_tasks import FrameTask, score_tasks, split_frames
 from ino.evaluate.metrics import Summary, summarize
-from ino.evaluate.workers import run_tasks, usable_cores
-
-_FRAMES_PER_WORKER = 300
-"""Frames that are worth another process, whose start takes about half a second."""
 
 
 @dataclass(frozen=True)
@@ -125,32 +122,33 @@ def score_davis(
     tasks = [
         task
         for one in found
-        for task in split_frames(one, _scored(one), predictions / one.name, one_object=year == 2016)
+        for task in _tasks(one, predictions / one.name, one_object=year == 2016)
     ]
-    return DavisScores(objects=tuple(_score_tasks(tasks, workers, on_sequence)))
-
-
-def _score_tasks(
-    tasks: Sequence[FrameTask],
-    workers: int | None,
-    on_sequence: Callable[[str], None] | None,
-) -> list[ObjectScore]:
-    """The objects of all sequences; the portions of a sequence follow each other."""
-    if workers is None:
-        num_frames = sum(len(task.pairs) for task in tasks)
-        workers = min(usable_cores(), 1 + num_frames // _FRAMES_PER_WORKER)
     objects: list[ObjectScore] = []
-    parts: list[np.ndarray] = []
-    with closing(run_tasks(score_frames, tasks, workers=workers)) as results:
-        for task, part in zip(tasks, results, strict=True):
-            parts.append(part)
-            if not task.is_last:
-                continue
-            objects += _summaries(task.sequence, np.concatenate(parts, axis=-1))
-            parts.clear()
+    with closing(score_tasks(tasks, workers=workers)) as results:
+        for name, scores in results:
+            objects += _summaries(name, scores)
             if on_sequence is not None:
-                on_sequence(task.sequence)
-    return objects
+                on_sequence(name)
+    return DavisScores(objects=tuple(objects))
+
+
+def _tasks(sequence: VideoSequence, folder: Path, *, one_object: bool) -> list[FrameTask]:
+    """The scored frames; reads the first annotation, whose objects are those of the sequence."""
+    first = sequence.annotations[0]
+    raw = read_raw_labels(first)
+    truth = resolve_void(raw)
+    num_objects = int(truth[truth != VOID].max(initial=0))
+    if num_objects == 0:
+        raise DatasetError(f"{first} holds no object, so {sequence.name} has nothing to score")
+    return split_frames(
+        sequence.name,
+        [(path, folder / path.name) for path in _scored(sequence)],
+        objects=range(1, num_objects + 1),
+        # The first annotation tells for all what 255 means: a later one may be all void.
+        is_binary=truth is not raw,
+        one_object=one_object,
+    )
 
 
 def _scored(sequence: VideoSequence) -> list[Path]:

@@ -7,23 +7,20 @@ videos do; those of `valid` are known to its server only. Predictions are read f
 a time.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from jaxtyping import Float
 
-from ino.data.label_png import VOID, read_raw_labels, resolve_void
+from ino.data.label_png import read_raw_labels, resolve_void
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
 from ino.data.ytvos_categories import SeenCategories, seen_categories
 from ino.errors import ConfigError, DatasetError, MaskError
-from ino.evaluate.metrics import contour_accuracy, region_similarity
-
-_MAX_WORKERS = 8
+from ino.evaluate.frame_tasks import FrameTask, score_tasks, split_frames
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def score_ytvos(
         split: name of its folder.
         videos: the ones to score; all where None.
         seen: file that says which categories are seen (see `ino.data.ytvos_categories`).
-        workers: videos scored at a time; where None, one a processor, at most 8.
+        workers: processes that share the frames, as for `score_davis`.
         on_video: called with the name of each video once it is scored, in order.
 
     Raises:
@@ -144,14 +141,13 @@ def score_split(
     categories = seen_categories(
         split.folder.parent, videos=[video.name for video in scored], file=seen
     )
-    score = partial(_score_video, predictions=predictions, seen=categories)
+    tasks = [task for video in scored for task in _tasks(video, predictions / video.name)]
     objects: list[YtvosObjectScore] = []
-    # Threads, for decoding and the metrics' array operations run outside Python's lock.
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, _MAX_WORKERS)) as pool:
-        for video, scores in zip(scored, pool.map(score, scored), strict=True):
-            objects += scores
+    with closing(score_tasks(tasks, workers=workers)) as results:
+        for video, (name, scores) in zip(scored, results, strict=True):
+            objects += _means(video, scores, seen=categories)
             if on_video is not None:
-                on_video(video.name)
+                on_video(name)
     told = any(one.is_seen is not None for one in objects)
     return YtvosScores(tuple(objects), categories.source if categories and told else None)
 
@@ -174,54 +170,32 @@ def _check_complete(videos: Iterable[YtvosVideo], predictions: Path) -> None:
             )
 
 
-def _score_video(
-    video: YtvosVideo, *, predictions: Path, seen: SeenCategories | None
-) -> list[YtvosObjectScore]:
+def _tasks(video: YtvosVideo, folder: Path) -> list[FrameTask]:
     first = read_raw_labels(video.first_annotation)
-    is_binary = resolve_void(first) is not first  # 0 and 255: one object, here and in what follows
+    return split_frames(
+        video.name,
+        [(video.annotations[frame], folder / f"{frame}.png") for frame in _scored_frames(video)],
+        objects=tuple(video.entries),
+        is_binary=resolve_void(first) is not first,  # 0 and 255: one object, in all annotations
+    )
+
+
+def _means(
+    video: YtvosVideo, scores: Float[np.ndarray, "2 objects frames"], *, seen: SeenCategories | None
+) -> list[YtvosObjectScore]:
+    """Of each object over the frames after the one that it enters with, if there are any."""
     order = {frame: position for position, frame in enumerate(video.annotations)}
-    j: dict[int, list[float]] = {label: [] for label in video.entries}
-    f: dict[int, list[float]] = {label: [] for label in video.entries}
-    for frame in _scored_frames(video):
-        truth = read_raw_labels(video.annotations[frame])
-        if is_binary:
-            truth = resolve_void(truth)
-        path = predictions / video.name / f"{frame}.png"
-        prediction = _read_prediction(path, truth.shape, video)
-        void = truth == VOID
-        ignored = void if void.any() else None
-        for label, entry in video.entries.items():
-            if order[entry] < order[frame]:
-                masks = prediction == label, truth == label
-                j[label].append(region_similarity(*masks, ignored))
-                f[label].append(contour_accuracy(*masks, ignored))
-    scores = []
-    for label, values in j.items():
-        if not values:
+    frames = [order[frame] for frame in _scored_frames(video)]
+    means = []
+    for label, entry in video.entries.items():
+        after = [place for place, frame in enumerate(frames) if frame > order[entry]]
+        if not after:
             continue  # it enters with the last annotated frame
+        j, f = (fmean(values[after]) for values in scores[:, label - 1])
         category = video.categories.get(label)
         is_seen = None if seen is None or category is None else category in seen.names
-        one = (video.name, label, category, is_seen, len(values), fmean(values), fmean(f[label]))
-        scores.append(YtvosObjectScore(*one))
-    return scores
-
-
-def _read_prediction(path: Path, shape: tuple[int, ...], video: YtvosVideo) -> np.ndarray:
-    prediction = read_raw_labels(path)
-    if list(video.entries) == [1]:
-        prediction = resolve_void(prediction)
-    if prediction.shape != shape:
-        raise MaskError(
-            f"{path} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "
-            f"annotation is {shape[0]}x{shape[1]}: write predictions in the size of the annotation"
-        )
-    known = {0, *video.entries}
-    if extra := [int(label) for label in np.unique(prediction) if int(label) not in known]:
-        raise MaskError(
-            f"{path} holds the objects {', '.join(map(str, extra))}, but the annotations of "
-            f"{video.name} hold {', '.join(map(str, video.entries))}: leave out all others"
-        )
-    return prediction
+        means.append(YtvosObjectScore(video.name, label, category, is_seen, len(after), j, f))
+    return means
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -14,7 +14,7 @@ from ino.evaluate.jhmdb import score_jhmdb, video_joints
 from ino.evaluate.pose import PckRule, PoseScores
 from ino.files import atomic_path, new_folder
 from ino.pipeline.settings import OnFrame, write_settings
-from ino.pipeline.soft_labels import Carrier
+from ino.pipeline.soft_labels import LabelTracker
 from ino.propagate.joint_maps import JointMaps, draw_joints, locate_joints
 
 
@@ -22,7 +22,7 @@ def evaluate_jhmdb(
     root: Path,
     *,
     out: Path,
-    carrier: Carrier,
+    tracker: LabelTracker,
     split: int = 1,
     maps: JointMaps | None = None,
     rule: PckRule | None = None,
@@ -38,7 +38,7 @@ def evaluate_jhmdb(
     Args:
         root: the data set.
         out: folder of the results.
-        carrier: carries the maps of joints; papers take an input size of 320.
+        tracker: carries the maps of joints; papers take an input size of 320.
         split: 1, 2 or 3.
         maps: how joints become maps and maps become joints.
         rule: what counts.
@@ -59,13 +59,13 @@ def evaluate_jhmdb(
     choices = {"joint_maps": dataclasses.asdict(maps), "pck": dataclasses.asdict(rule)}
     write_settings(
         out / "settings.json",
-        carrier.protocol,
-        {**(settings or {}), **choices, "input_size": carrier.input_size},
+        tracker.protocol,
+        {**(settings or {}), **choices, "input_size": tracker.input_size},
     )
     for video in videos:
         folder = out / "predictions" / video.action
         folder.mkdir(parents=True, exist_ok=True)
-        joints = carry_joints(video, carrier=carrier, maps=maps, on_frame=on_frame)
+        joints = carry_joints(video, tracker=tracker, maps=maps, on_frame=on_frame)
         with atomic_path(folder / f"{video.name}.npy") as temporary:
             np.save(temporary, joints, allow_pickle=False)
     scores = score_jhmdb(out / "predictions", videos, rule=rule)
@@ -74,16 +74,16 @@ def evaluate_jhmdb(
 
 
 def carry_joints(
-    video: PoseVideo, *, carrier: Carrier, maps: JointMaps, on_frame: OnFrame = lambda: None
+    video: PoseVideo, *, tracker: LabelTracker, maps: JointMaps, on_frame: OnFrame = lambda: None
 ) -> np.ndarray:
     """Column and row of each joint in each annotated frame (frames x 15 x 2), pixels from 0."""
     truth = video_joints(video)
     size = image_size(video.frames[0])
     found = []
-    for soft in carrier.carry(
+    for soft in tracker.track(
         video.frames[: len(truth)],
         lambda grid: draw_joints(
-            truth[0], image_size=size, grid=grid, maps=maps, device=carrier.device
+            truth[0], image_size=size, grid=grid, maps=maps, device=tracker.device
         ),
     ):
         found.append(locate_joints(soft, image_size=size, maps=maps))

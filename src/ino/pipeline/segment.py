@@ -3,17 +3,25 @@
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from ino.data.background import in_background
 from ino.data.label_png import read_labels, write_labels
-from ino.data.video import VideoInfo, VideoWriter, read_clip, read_frames, read_info
+from ino.data.video import (
+    VideoInfo,
+    VideoWriter,
+    count_frames,
+    read_clip,
+    read_frames,
+    read_info,
+)
 from ino.errors import MaskError, VideoError
 from ino.evaluate.overlay import draw_overlay
 from ino.files import atomic_path, new_folder
@@ -66,6 +74,42 @@ def segment_video(
         OutputError: the folder holds something and `overwrite` is off, or cannot be written.
     """
     info = read_info(video)
+    _check_sizes(masks, info)
+    if both_ways:
+        if correct or check_every:
+            log.warning("correct and check_every have no meaning with both_ways and are skipped")
+        found = _carried_both_ways(video, masks, tracker)
+    else:
+        found = _carried_forward(video, masks, tracker, correct=correct, check_every=check_every)
+    with closing(in_background(found)) as results:
+        first = next(results)  # raises what is wrong with masks before anything is written
+        folder = new_folder(out, overwrite=overwrite) / "masks"
+        folder.mkdir(exist_ok=True)
+        write_settings(out / "settings.json", tracker.protocol, settings)
+        movie = out / "overlay.mp4"
+        in_order = overlay and not both_ways
+        with VideoWriter(movie, fps=info.fps) if in_order else nullcontext() as writer:
+            done, broken = _write(chain([first], results), folder, writer, on_frame)
+    _remove_stale(folder, done)
+    if check_every and not both_ways:
+        _report_survival(done, out / "survival.json")
+    if broken is not None:
+        raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
+    if overlay and both_ways:
+        _draw_afterwards(video, folder, movie, fps=info.fps)
+    return len(done)
+
+
+class _Carried(NamedTuple):
+    """A frame, its label map, and how much of each object finds back, if that was looked at."""
+
+    number: int
+    frame: np.ndarray
+    labels: np.ndarray
+    survival: dict[int, float] | None = None
+
+
+def _check_sizes(masks: Mapping[int, np.ndarray], info: VideoInfo) -> None:
     for index, mask in masks.items():
         if mask.shape != (info.height, info.width):
             raise MaskError(
@@ -73,58 +117,65 @@ def segment_video(
                 f"{info.height}x{info.width} (height x width); give a mask of the video's size or "
                 "pass --resize-mask"
             )
-    if both_ways:
-        return _segment_both_ways(
-            video,
-            masks,
-            info,
-            out=out,
-            tracker=tracker,
-            settings=settings,
-            overlay=overlay,
-            overwrite=overwrite,
-            on_frame=on_frame,
-        )
+
+
+def _carried_forward(
+    video: Path,
+    masks: Mapping[int, np.ndarray],
+    tracker: Tracker,
+    *,
+    correct: bool,
+    check_every: int,
+) -> Iterator[_Carried]:
+    """All frames in order, decoded ahead."""
     pending: deque[np.ndarray] = deque()
-    survival: dict[int, dict[int, float]] = {}
 
     def frames() -> Iterator[np.ndarray]:
         for frame in read_frames(video):
             pending.append(frame)
             yield frame
 
-    def tracked() -> Iterator[np.ndarray]:
-        decoded = in_background(frames())
-        given = tracker.track(decoded, masks, num_frames=info.num_frames or None, correct=correct)
-        for index, labels in enumerate(given):
-            if check_every and index % check_every == 0 and index > min(masks):
-                survival[index] = tracker.survival()
-            yield labels
+    num_frames = read_info(video).num_frames or None
+    with closing(in_background(frames())) as decoded:
+        results = tracker.track(decoded, masks, num_frames=num_frames, correct=correct)
+        for index, labels in enumerate(results):
+            checks = check_every and index % check_every == 0 and index > min(masks)
+            survival = tracker.survival() if checks else None
+            yield _Carried(index, pending.popleft(), labels, survival)
 
-    results = in_background(tracked())
-    labels = next(results, None)
-    folder = new_folder(out, overwrite=overwrite) / "masks"
-    folder.mkdir(exist_ok=True)
-    write_settings(out / "settings.json", tracker.protocol, settings)
-    count, broken = 0, None
-    with VideoWriter(out / "overlay.mp4", fps=info.fps) if overlay else nullcontext() as writer:
-        while labels is not None:
-            write_labels(folder / f"{count:05d}.png", labels)
-            frame = pending.popleft()
+
+def _carried_both_ways(
+    video: Path, masks: Mapping[int, np.ndarray], tracker: Tracker
+) -> Iterator[_Carried]:
+    """All frames, those nearest to the first mask first."""
+    frames = _Frames(video)
+    for index, labels in tracker.track_both_ways(frames, masks):
+        yield _Carried(index, frames[index], labels)
+
+
+def _write(
+    results: Iterable[_Carried], folder: Path, writer: VideoWriter | None, on_frame: OnFrame
+) -> tuple[dict[int, dict[int, float] | None], VideoError | None]:
+    """Writes masks and gives, by the frames' numbers, how much finds back; and why they end, if
+    the video broke off."""
+    done: dict[int, dict[int, float] | None] = {}
+    try:
+        for number, frame, labels, survival in results:
+            write_labels(folder / f"{number:05d}.png", labels)
             if writer is not None:
                 writer.write(draw_overlay(frame, labels))
-            count += 1
+            done[number] = survival
             on_frame()
-            try:
-                labels = next(results, None)
-            except VideoError as error:
-                broken, labels = error, None
-    _remove_stale(folder, count)
-    if check_every:
-        _report_survival(survival, out / "survival.json")
-    if broken is not None:
-        raise VideoError(f"{broken}; the masks of the {count} frames before it are in {folder}")
-    return count
+    except VideoError as error:
+        return done, error
+    return done, None
+
+
+def _draw_afterwards(video: Path, folder: Path, movie: Path, *, fps: float) -> None:
+    """The overlay from masks on disk, which came in another order than frames."""
+    with VideoWriter(movie, fps=fps) as writer:
+        for index, frame in enumerate(read_frames(video)):
+            writer.write(draw_overlay(frame, read_labels(folder / f"{index:05d}.png")))
 
 
 class _Frames(Sequence[np.ndarray]):
@@ -132,9 +183,9 @@ class _Frames(Sequence[np.ndarray]):
 
     _AT_ONCE = 16
 
-    def __init__(self, video: Path, num_frames: int) -> None:
+    def __init__(self, video: Path) -> None:
         self._video = video
-        self._num_frames = num_frames
+        self._num_frames = count_frames(video)
         self._first = -1
         self._kept = np.empty(0)
 
@@ -149,46 +200,16 @@ class _Frames(Sequence[np.ndarray]):
         return self._kept[index - first]
 
 
-def _segment_both_ways(
-    video: Path,
-    masks: Mapping[int, np.ndarray],
-    info: VideoInfo,
-    *,
-    out: Path,
-    tracker: Tracker,
-    settings: Mapping[str, Any] | None,
-    overlay: bool,
-    overwrite: bool,
-    on_frame: OnFrame,
-) -> int:
-    """As `segment_video`; masks come in any order, so the overlay is drawn when all are there."""
-    count = info.num_frames or sum(1 for _ in read_frames(video))
-    results = in_background(tracker.track_both_ways(_Frames(video, count), masks))
-    found = next(results, None)
-    folder = new_folder(out, overwrite=overwrite) / "masks"
-    folder.mkdir(exist_ok=True)
-    write_settings(out / "settings.json", tracker.protocol, settings)
-    while found is not None:
-        write_labels(folder / f"{found[0]:05d}.png", found[1])
-        on_frame()
-        found = next(results, None)
-    _remove_stale(folder, count)
-    if overlay:
-        with VideoWriter(out / "overlay.mp4", fps=info.fps) as writer:
-            for index, frame in enumerate(read_frames(video)):
-                writer.write(draw_overlay(frame, read_labels(folder / f"{index:05d}.png")))
-    return count
-
-
-def _remove_stale(folder: Path, count: int) -> None:
+def _remove_stale(folder: Path, done: Collection[int]) -> None:
     """Removes the masks of an earlier, longer result that this one overwrites."""
-    for stale in folder.glob("*.png"):
-        if stale.stem.isdecimal() and int(stale.stem) >= count:
-            stale.unlink()
+    for path in folder.glob("*.png"):
+        if path.stem.isdecimal() and int(path.stem) not in done:
+            path.unlink()
 
 
-def _report_survival(survival: Mapping[int, Mapping[int, float]], path: Path) -> None:
+def _report_survival(done: Mapping[int, Mapping[int, float] | None], path: Path) -> None:
     """Stores it and warns of objects that did not find back."""
+    survival = {number: found for number, found in done.items() if found is not None}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(survival, indent=2) + "\n", encoding="utf-8")
     for label in sorted({label for found in survival.values() for label in found}):

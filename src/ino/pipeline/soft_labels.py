@@ -22,8 +22,8 @@ from ino.propagate.protocols import Protocol
 
 
 @dataclass(frozen=True)
-class Carrier:
-    """What carries labels.
+class LabelTracker:
+    """Carries labels through videos under one protocol, as `Tracker` does masks of objects.
 
     Attributes:
         backbone: for instance from `ino.models.backbones.load_backbone`.
@@ -44,7 +44,7 @@ class Carrier:
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
 
-    def carry(
+    def track(
         self,
         frames: Sequence[Path],
         first: Callable[[tuple[int, int]], Tensor],

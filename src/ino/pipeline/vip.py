@@ -15,7 +15,7 @@ from ino.evaluate.dense_tables import write_parts_json
 from ino.evaluate.parts import PartScores, score_parts
 from ino.files import new_folder
 from ino.pipeline.settings import OnFrame, write_settings
-from ino.pipeline.soft_labels import Carrier
+from ino.pipeline.soft_labels import LabelTracker
 from ino.propagate.labels import harden_labels, soften_labels
 
 BACKGROUND = 0
@@ -25,7 +25,7 @@ def evaluate_vip(
     root: Path,
     *,
     out: Path,
-    carrier: Carrier,
+    tracker: LabelTracker,
     split: str = "val",
     first_frame: bool = True,
     settings: Mapping[str, Any] | None = None,
@@ -39,7 +39,7 @@ def evaluate_vip(
     Args:
         root: the data set.
         out: folder of the results.
-        carrier: carries the labels; papers take an input size of 560.
+        tracker: carries the labels; papers take an input size of 560.
         split: name of the list.
         first_frame: score the frame that was given too, as the released codes do.
         settings: stored beside the protocol, such as the name of the weights.
@@ -58,37 +58,37 @@ def evaluate_vip(
     new_folder(out, overwrite=overwrite)
     write_settings(
         out / "settings.json",
-        carrier.protocol,
-        {**(settings or {}), "input_size": carrier.input_size, "first_frame": first_frame},
+        tracker.protocol,
+        {**(settings or {}), "input_size": tracker.input_size, "first_frame": first_frame},
     )
     for video in videos:
-        carry_parts(video, out=out / "predictions", carrier=carrier, on_frame=on_frame)
+        carry_parts(video, out=out / "predictions", tracker=tracker, on_frame=on_frame)
     scores = score_parts(out / "predictions", videos, names=PARTS, first_frame=first_frame)
     write_parts_json(scores, out / "scores.json")
     return scores
 
 
 def carry_parts(
-    video: VideoSequence, *, out: Path, carrier: Carrier, on_frame: OnFrame = lambda: None
+    video: VideoSequence, *, out: Path, tracker: LabelTracker, on_frame: OnFrame = lambda: None
 ) -> None:
     """Carries the labels of a video's first frame into `out`/VIDEO/FRAME.png."""
     size = image_size(video.frames[0])
     given = _first_labels(video)
     ids = sorted({BACKGROUND, *map(int, np.unique(given))})
-    protocol = carrier.protocol
+    protocol = tracker.protocol
     folder = out / video.name
     folder.mkdir(parents=True, exist_ok=True)
-    results = carrier.carry(
+    results = tracker.track(
         video.frames,
         lambda grid: soften_labels(
-            given, ids=ids, grid=grid, method=protocol.mask_down, device=carrier.device
+            given, ids=ids, grid=grid, method=protocol.mask_down, device=tracker.device
         ),
     )
     for number, (path, soft) in enumerate(zip(video.frames, results, strict=True)):
         labels = harden_labels(
             soft,
             ids=ids,
-            stride=carrier.backbone.stride,
+            stride=tracker.backbone.stride,
             size=size,
             method=protocol.mask_up,
             normalize=protocol.normalize_output,

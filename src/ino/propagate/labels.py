@@ -17,7 +17,8 @@ from torch import Tensor
 from ino.propagate.protocols import MaskDown, MaskUp
 
 MIN_SPAN = 1e-5
-"""A channel whose values differ by less is constant but for rounding."""
+"""Labels that differ by less, or by less than this share of the largest, are constant but for
+rounding."""
 
 
 def soften_labels(
@@ -81,7 +82,7 @@ def _average_ids(
 def stretch_labels(
     soft: Float[Tensor, "rows columns channel"], *, over: Literal["grid", "channels"]
 ) -> Float[Tensor, "rows columns channel"]:
-    """Labels shifted and scaled to 0..1; what is constant stays as it is.
+    """Labels shifted and scaled to 0..1; what is constant but for rounding stays as it is.
 
     Args:
         soft: labels of feature positions.
@@ -91,7 +92,8 @@ def stretch_labels(
     dims = (0, 1) if over == "grid" else (2,)
     shifted = soft - soft.amin(dim=dims, keepdim=True)
     span = shifted.amax(dim=dims, keepdim=True)
-    return torch.where(span > 0, shifted / span, soft)
+    largest = soft.abs().amax(dim=dims, keepdim=True)
+    return torch.where(span > MIN_SPAN * largest, shifted / span, soft)
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class Propagator:
 
         Args:
             protocol: decides the context, the window, top-k and temperature.
-            screening: compare features in bf16 first, see `TiledMatcher`.
+            screening: compare features in bf16 first on a CPU, see `TiledMatcher`.
             max_bytes: bound on temporary storage, see `TiledMatcher`.
         """
         self.memory = Memory(
@@ -110,11 +110,21 @@ class Propagator:
         return self._scale(frame.soft, "positions")
 
     def _give(self, frame: MemoryFrame, new: Tensor, channels: list[int]) -> None:
-        """Writes given labels into a frame, which becomes their reference."""
+        """Writes given labels into a frame, which becomes their reference.
+
+        It stays the reference of labels that were given for it before, and shows these, not what
+        was predicted from them.
+        """
         known = frame.soft.shape[-1]
         total = new.sum(dim=-1, keepdim=True)
         corrected = [channel for channel in channels if channel < known]
-        soft = frame.soft * (1 - total)
+        soft = frame.soft.clone()
+        owned = set(channels)
+        for before in self.memory.references:
+            if before.frame.time == frame.time:
+                soft[..., before.channels] = before.copied.soft[..., before.channels]
+                owned.update(before.channels)
+        soft = soft * (1 - total)
         if corrected and 0 not in channels:
             soft[..., 0] += soft[..., corrected].sum(dim=-1)
         added = soft.new_zeros(*soft.shape[:2], max(0, max(channels) + 1 - known))
@@ -123,10 +133,11 @@ class Propagator:
         frame.soft = soft
         kept = MemoryFrame(frame.time, frame.features, soft)
         shown = MemoryFrame(frame.time, frame.features, self._scale(soft, "positions"))
-        reference = self.memory.introduce(shown, channels=channels, copied=kept)
+        reference = self.memory.introduce(shown, channels=sorted(owned), copied=kept)
         if self._protocol.reference_passed_on:
+            predicted = self._predict(frame, [reference])
             frame.soft = soft.clone()
-            frame.soft[..., channels] = self._predict(frame, [reference])[..., channels]
+            frame.soft[..., reference.channels] = predicted[..., reference.channels]
 
     def feed_back(self, labels: Float[Tensor, "height width channel"]) -> None:
         """Replaces what later frames take as labels of the last frame.

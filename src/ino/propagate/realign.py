@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from ino.propagate.tiles import tiles
+from ino.propagate.square_tiles import square_tiles
 
 _TILE = 16
 """Queries along a side of a tile of the coarse search."""
@@ -168,7 +168,7 @@ def _offsets_of_class(
 ) -> Float[Tensor, "height width 2"]:
     result = query.new_empty(*query.shape[:2], 2)
     padded = F.pad(key, [0, 0, radius, radius, radius, radius])
-    for tile in tiles(*query.shape[:2], radius=radius, side=_TILE):
+    for tile in square_tiles(*query.shape[:2], radius=radius, side=_TILE):
         similarity = tile.keys(padded) @ query[tile.rows, tile.columns].flatten(0, 1).T
         weights = similarity.masked_fill_(~tile.within(query.device), -math.inf).softmax(dim=0)
         # One axis after the other: a sum of all places at once would lose the weak ones in float32.

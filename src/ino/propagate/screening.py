@@ -40,7 +40,7 @@ class Screen(NamedTuple):
 
     Attributes:
         values: bf16.
-        length: of each row of `values`.
+        length: of each row of `values` and the feature itself, one behind the other.
         rest: length of what `values` holds of the axes that are not split.
         lost: length of what rounding took there.
     """
@@ -75,7 +75,7 @@ def key_screen(exact: Float[Tensor, "tokens dim"], axes: Axes) -> Screen:
     rest = first[:, NUM_SPLIT:].float()
     return Screen(
         values,
-        length=values.float().norm(dim=1),
+        length=_length(values, exact),
         rest=rest.norm(dim=1),
         lost=(rotated[:, NUM_SPLIT:] - rest).norm(dim=1),
     )
@@ -105,7 +105,7 @@ def query_screen(
         [_two_numbers(exact @ axes.center - guess), key.values.new_ones(len(exact), 2)], dim=1
     )
     values = _padded([first, second, split, own])
-    return key._replace(values=values, length=values.float().norm(dim=1))
+    return key._replace(values=values, length=_length(values, exact))
 
 
 def least_similarity(
@@ -126,9 +126,18 @@ def least_product(
 def _largest_error(query: Screen, key: Screen) -> Float[Tensor, " queries"]:
     """Of the product of each query with any key of the map, before the result is rounded."""
     rounding = query.lost * key.rest.max() + (query.rest + query.lost) * key.lost.max()
-    # What two bf16 numbers leave of a number, and sums in fp32.
+    # What two bf16 numbers leave of a number: along a split axis at most _UNIT^2 of each factor and
+    # of q' k', three times |q k| in all, where the lengths, which hold what is split twice, count
+    # |q k| four times. And sums in fp32: of the product, and of what is rounded to become `values`,
+    # which goes by the length of the features.
     unit = 2 * _UNIT**2 + 2.0**-24 * key.values.shape[1]
     return rounding + unit * query.length * key.length.max()
+
+
+def _length(
+    values: Float[Tensor, "tokens padded"], exact: Float[Tensor, "tokens dim"]
+) -> Float[Tensor, " tokens"]:
+    return torch.hypot(values.float().norm(dim=1).to(exact.dtype), exact.norm(dim=1))
 
 
 def _padded(parts: list[Tensor]) -> Float[Tensor, "tokens padded"]:

@@ -42,7 +42,9 @@ class Session:
         # Of the input before it is cropped, and the size at which labels are compared.
         self._whole: Size = (0, 0)
         self._compared: Size = (0, 0)
+        # Of the last frame.
         self._soft = torch.empty(0, 0, 0)
+        self._labels = np.empty((0, 0), dtype=np.uint8)
 
     @property
     def frame(self) -> int:
@@ -103,11 +105,13 @@ class Session:
         given = [BACKGROUND, *found] if set(objects) <= set(found) else found
         channels = [self._ids.index(label) for label in given]
         resized = resize_mask(mask, whole=self._whole, size=self._compared)
-        new = self._soften(resized, given)
+        self._soft = self._propagator.add(self._soften(resized, given), channels=channels)
         if self._protocol.feedback == "hard":
-            new = torch.zeros_like(new)
-        self._soft = self._propagator.add(new, channels=channels)
-        labels = self._settle(resized, given)
+            # Soft labels are those of the reduced mask now, which would change other objects.
+            labels = np.where(np.isin(self._labels, given), np.uint8(BACKGROUND), self._labels)
+        else:
+            labels = self._harden()
+        labels = self._settle(labels, resized, given)
         if not self._protocol.keep_given:
             return labels
         # What was drawn stays as it was drawn.
@@ -115,7 +119,7 @@ class Session:
         return np.where(np.isin(mask, given), mask, others)
 
     def confidence(self) -> np.ndarray:
-        """The share of the winning label among all labels at each pixel of the last frame, 0..1;
+        """The share of the largest label among all labels at each pixel of the last frame, 0..1;
         0 before the first mask."""
         assert self._size is not None
         if not self._ids:
@@ -153,11 +157,10 @@ class Session:
             if self._protocol.feedback == "hard":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
         self._soft = self._propagator.step(features, new)
-        return self._settle(mask, entering)
+        return self._settle(self._harden(), mask, entering)
 
-    def _settle(self, mask: np.ndarray | None, given: Sequence[int]) -> np.ndarray:
-        """The label map; where labels are fed back hard, with `given` ones as the mask says."""
-        labels = harden_labels(
+    def _harden(self) -> np.ndarray:
+        return harden_labels(
             self._soft,
             ids=self._ids,
             stride=self._extractor.stride,
@@ -165,10 +168,16 @@ class Session:
             method=self._protocol.mask_up,
             normalize=self._protocol.normalize_output,
         )
+
+    def _settle(
+        self, labels: np.ndarray, mask: np.ndarray | None, given: Sequence[int]
+    ) -> np.ndarray:
+        """The label map; where labels are fed back hard, with `given` ones as the mask says."""
         if self._protocol.feedback == "hard":
             if mask is not None:
                 labels = np.where(np.isin(mask, given), mask, labels)
             self._propagator.feed_back(self._soften(labels, self._ids))
+        self._labels = labels
         return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
 
     def _soften(

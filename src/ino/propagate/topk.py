@@ -28,12 +28,10 @@ class TopkCarrier:
         self._screening = screening
         self._max_bytes = max_bytes
         self._matcher: Matcher | None = None
-        self._size = (0, 0)
 
     def keep(self, features: Float[Tensor, "height width dim"]) -> FeatureMap:
         """What the memory holds of a frame."""
         if self._matcher is None:
-            self._size = (features.shape[0], features.shape[1])
             self._matcher = self._choose_matcher(features.device)
         return self._matcher.prepare(features)
 
@@ -78,7 +76,8 @@ class TopkCarrier:
         return TiledMatcher(
             topk=self._protocol.topk,
             window=window,
-            screening=self._screening,
+            # On CUDA products may be added up in bf16, which the bound of screening does not cover.
+            screening=self._screening and device.type == "cpu",
             max_bytes=self._max_bytes,
         )
 

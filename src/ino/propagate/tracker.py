@@ -14,7 +14,13 @@ from torch import nn
 from ino.errors import MaskError
 from ino.models.devices import computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
-from ino.propagate.given_masks import check_end, entering_objects, object_ids
+from ino.propagate.given_masks import (
+    check_end,
+    check_frame,
+    check_mask_size,
+    entering_objects,
+    object_ids,
+)
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.session import Session
 
@@ -43,8 +49,8 @@ class Tracker:
             device: where everything is computed.
             precision: of the network; bf16 is quicker where the device multiplies in it, and
                 changes features by rounding.
-            screening: look for similar positions in bf16 before they are ranked in fp32, which
-                changes no result; None: where the device multiplies in bf16.
+            screening: on a CPU, look for similar positions in bf16 before they are ranked in fp32,
+                which changes no result; None: where the CPU multiplies in bf16.
 
         Raises:
             ConfigError: the protocol is unknown, or the backbone's stride does not fit it.
@@ -111,8 +117,9 @@ class Tracker:
         return session.add(mask)
 
     def confidence(self) -> np.ndarray:
-        """The share of the winning label among all labels at each pixel of the last frame: float32,
-        height x width, 0..1."""
+        """The share of the largest label among all labels at each pixel of the last frame: float32,
+        height x width, 0..1. Taken before the 0..1 step, so it may belong to another label than the
+        one that wins."""
         return self._running().confidence()
 
     def survival(self) -> dict[int, float]:
@@ -181,6 +188,7 @@ class Tracker:
         # From each mask to half of the way to the next.
         edges = [0, *((a + b) // 2 + 1 for a, b in itertools.pairwise(numbers)), len(frames)]
         for number, (first, end) in zip(numbers, itertools.pairwise(edges), strict=True):
+            check_mask_size(masks[number], number, check_frame(frames[number], number, None))
             for path in (range(number, end), range(number, first - 1, -1)):
                 chosen = (frames[index] for index in path)
                 results = self.track(chosen, {0: masks[number]})

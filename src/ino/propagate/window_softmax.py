@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ino.propagate.protocols import Border
 from ino.propagate.realign import Moved
-from ino.propagate.tiles import Tile, tiles
+from ino.propagate.square_tiles import SquareTile, square_tiles
 
 DEFAULT_MAX_BYTES = 64 << 20
 """Bytes for the similarities of one tile."""
@@ -68,7 +68,7 @@ def window_labels(
     padded = [_pad(frame, radius=radius, border=border) for frame in frames]
     exists = F.pad(torch.ones_like(query[..., :1], dtype=torch.bool), _around(radius))
     side = _tile_side(radius, num_frames=len(frames), size=query.element_size(), limit=max_bytes)
-    for tile in tiles(height, width, radius=radius, side=side):
+    for tile in square_tiles(height, width, radius=radius, side=side):
         queries = query[tile.rows, tile.columns].flatten(0, 1)
         counts = tile.within(query.device)
         if border == "left-out":
@@ -102,7 +102,7 @@ def _around(radius: int) -> list[int]:
 def _logits(
     queries: Float[Tensor, "queries dim"],
     frame: WindowFrame,
-    tile: Tile,
+    tile: SquareTile,
     *,
     counts: Bool[Tensor, "keys queries"],
     border: Border,
@@ -117,7 +117,7 @@ def _logits(
 
 
 def _weighted(
-    weights: Float[Tensor, "places queries"], frame: WindowFrame, tile: Tile
+    weights: Float[Tensor, "places queries"], frame: WindowFrame, tile: SquareTile
 ) -> Float[Tensor, "queries channel"]:
     if frame.moved is not None:
         return frame.moved.sum_labels(weights.T, frame.labels, tile.rows, tile.columns)

@@ -1,4 +1,7 @@
-"""Queries in tiles, and the keys that their square windows reach."""
+"""Queries in tiles, and the keys that their square windows reach in a padded map.
+
+For softmaxes over whole windows. The search for the best k has tiles of its own, in `layout`.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 
-class Tile(NamedTuple):
+class SquareTile(NamedTuple):
     """Queries of a rectangle, and the rectangle of padded keys that their windows reach."""
 
     rows: slice
@@ -38,10 +41,10 @@ class Tile(NamedTuple):
         return (row[:, None, :, None] & column[None, :, None, :]).flatten(0, 1).flatten(1, 2)
 
 
-def tiles(height: int, width: int, *, radius: int, side: int) -> Iterator[Tile]:
+def square_tiles(height: int, width: int, *, radius: int, side: int) -> Iterator[SquareTile]:
     rows, columns = (
         [slice(start, min(start + side, length)) for start in range(0, length, side)]
         for length in (height, width)
     )
     for row, column in itertools.product(rows, columns):
-        yield Tile(row, column, radius)
+        yield SquareTile(row, column, radius)

@@ -122,7 +122,7 @@ def test_what_is_printed(made, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("evaluate", "ytvos", "--root", made, "--out", out, *FAST, "--videos", A1) == 0
     text = capsys.readouterr().out
-    assert "protocol name ino-ytvos" in text
+    assert "protocol ino-ytvos" in text
     assert "holds only the frames that objects enter with" in text
     assert "1 video, 4 masks, no faults" in text
     assert "no submission.zip: it needs all videos" in text
@@ -134,7 +134,7 @@ def test_the_truth_is_scored_where_it_is(made, tmp_path, capsys):
     assert run("evaluate", "ytvos", "--root", made, "--split", "mine", "--out", out, *FAST) == 0
     printed = capsys.readouterr().out
     assert "seen: the 65 categories of YouTube-VOS train; objects: 2 seen, 2 unseen" in printed
-    assert "protocol name ino-ytvos" in printed
+    assert "protocol ino-ytvos" in printed
     scores = json.loads((out / "scores.json").read_text())
     assert 0 < scores["global"]["Overall"] < 1
     assert scores["protocol"]["radius"] == 4

@@ -45,8 +45,9 @@ def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
 def describe(chosen: Namespace, protocol: Any) -> str:
     """What results were made with, for the screen."""
-    fields = ", ".join(f"{name} {value}" for name, value in vars(protocol).items())
-    return f"weights {chosen.weights}; protocol {fields}"
+    from ino.propagate.protocols import describe_protocol
+
+    return f"weights {chosen.weights}; protocol {describe_protocol(protocol)}"
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A video with its masks into a folder of results."""
 
+import dataclasses
 import json
 import logging
 from collections import deque
@@ -14,7 +15,7 @@ import numpy as np
 from ino.data.background import in_background
 from ino.data.label_png import read_labels, write_labels
 from ino.data.video import VideoInfo, VideoWriter, read_clip, read_frames, read_info
-from ino.errors import MaskError, VideoError
+from ino.errors import ConfigError, MaskError, VideoError
 from ino.evaluate.overlay import draw_overlay
 from ino.files import atomic_path, new_folder
 from ino.pipeline.settings import OnFrame, write_settings
@@ -61,11 +62,17 @@ def segment_video(
         on_frame: called after each frame.
 
     Raises:
-        VideoError: the video cannot be read, or breaks off; the masks up to there are kept.
+        ConfigError: `check_every` is negative.
+        VideoError: the video cannot be read, or breaks off; the masks up to there are kept, but
+            none are made of it with `both_ways`.
         MaskError: see `Tracker.track`.
         OutputError: the folder holds something and `overwrite` is off, or cannot be written.
     """
+    if check_every < 0:
+        raise ConfigError(f"check_every is 0 (never) or more frames, but it is {check_every}")
     info = read_info(video)
+    if both_ways or max(masks, default=0) >= info.num_frames:  # a header may be wrong
+        info = dataclasses.replace(info, num_frames=sum(1 for _ in read_frames(video)))
     for index, mask in masks.items():
         if mask.shape != (info.height, info.width):
             raise MaskError(
@@ -74,6 +81,8 @@ def segment_video(
                 "pass --resize-mask"
             )
     if both_ways:
+        if check_every or correct:
+            log.warning("with both ways, masks correct anyway and what finds back is not looked at")
         return _segment_both_ways(
             video,
             masks,
@@ -162,7 +171,7 @@ def _segment_both_ways(
     on_frame: OnFrame,
 ) -> int:
     """As `segment_video`; masks come in any order, so the overlay is drawn when all are there."""
-    count = info.num_frames or sum(1 for _ in read_frames(video))
+    count = info.num_frames
     results = in_background(tracker.track_both_ways(_Frames(video, count), masks))
     found = next(results, None)
     folder = new_folder(out, overwrite=overwrite) / "masks"

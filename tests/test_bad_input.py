@@ -5,13 +5,14 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from ino import cli
+from ino import Tracker, cli, load_backbone
 from ino.data.frame_folder import image_size
 from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip, write_davis_layout
@@ -21,6 +22,7 @@ from ino.data.ytvos_categories import seen_categories
 from ino.errors import ConfigError, DatasetError, OutputError, VideoError
 from ino.models.devices import choose_device
 from ino.pipeline.resuming import open_folder, read_finished
+from ino.pipeline.segment import segment_video
 from ino.propagate.protocols import get_protocol
 
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none"]
@@ -229,3 +231,25 @@ def test_json_of_endless_depth(tmp_path, clip):
 def test_a_list_of_what_is_done_that_is_no_text(tmp_path):
     (tmp_path / "finished.txt").write_bytes(b"\xff\xfe\none\n" + os.urandom(8))
     assert "one" in read_finished(tmp_path)
+
+
+def test_threads_end_with_an_output_that_fails(frames, monkeypatch):
+    """Whatever holds the error: threads that live on at the end of Python abort it."""
+    count = 0
+
+    def write(*_):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise OutputError("full")
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr("ino.data.video.VideoWriter.write", write)
+    tracker = Tracker(load_backbone("color"), protocol=get_protocol("ino-davis", short_side=None))
+    masks = {0: read_labels(frames.parent / "mask.png")}
+    try:
+        segment_video(frames, masks, out=frames.parent / "out", tracker=tracker)
+    except OutputError as error:
+        assert error.__traceback__ is not None
+        assert set(threading.enumerate()) <= before
+    assert count == 2

@@ -221,3 +221,16 @@ def test_bf16_features_are_nearly_the_same(video):
         for precision in ("fp32", "bf16")
     )
     assert np.mean(exact[2] != rounded[2]) < 0.02
+
+
+def test_questions_before_the_first_mask(tracker, video):
+    """Of a video whose mask comes later; what follows is not disturbed."""
+    frames, masks = video
+    expected = list(tracker.track(frames, {2: masks[0]}))
+    results = tracker.track(frames, {2: masks[0]})
+    found = [next(results)]
+    assert not tracker.confidence().any()
+    assert tracker.survival() == {}
+    with pytest.raises(MaskError, match="no mask came before it"):
+        tracker.add(masks[0])
+    np.testing.assert_array_equal([*found, *results], expected)

@@ -3,13 +3,13 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def in_background(items: Iterable[Item], *, ahead: int = 2) -> Iterator[Item]:
+def in_background(items: Iterable[Item], *, ahead: int = 2) -> Generator[Item, None, None]:
     """The same items in the same order, made in a thread, at most `ahead` of them before they are
     asked for. What the thread raises is raised here; it ends when the result is closed."""
     waiting: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue(ahead)
@@ -30,6 +30,9 @@ def in_background(items: Iterable[Item], *, ahead: int = 2) -> Iterator[Item]:
             put(None, last=True)
         except BaseException as error:  # whatever it is, the reader must hear of it
             put(None, error, last=True)
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # here, or a traceback could keep it and its own threads
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()

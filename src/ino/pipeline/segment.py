@@ -5,7 +5,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,13 @@ def segment_video(
             yield frame
 
     def tracked() -> Iterator[np.ndarray]:
-        decoded = in_background(frames())
-        given = tracker.track(decoded, masks, num_frames=info.num_frames or None, correct=correct)
-        for index, labels in enumerate(given):
-            if check_every and index % check_every == 0 and index > min(masks):
-                survival[index] = tracker.survival()
-            yield labels
+        length = info.num_frames or None
+        with closing(in_background(frames())) as decoded:
+            given = tracker.track(decoded, masks, num_frames=length, correct=correct)
+            for index, labels in enumerate(given):
+                if check_every and index % check_every == 0 and index > min(masks):
+                    survival[index] = tracker.survival()
+                yield labels
 
     results = in_background(tracked())
     labels = next(results, None)
@@ -116,7 +117,8 @@ def segment_video(
     folder.mkdir(exist_ok=True)
     write_settings(out / "settings.json", tracker.protocol, settings)
     count, broken = 0, None
-    with VideoWriter(out / "overlay.mp4", fps=info.fps) if overlay else nullcontext() as writer:
+    writing = VideoWriter(out / "overlay.mp4", fps=info.fps) if overlay else nullcontext()
+    with closing(results), writing as writer:
         while labels is not None:
             write_labels(folder / f"{count:05d}.png", labels)
             frame = pending.popleft()
@@ -177,10 +179,11 @@ def _segment_both_ways(
     folder = new_folder(out, overwrite=overwrite) / "masks"
     folder.mkdir(exist_ok=True)
     write_settings(out / "settings.json", tracker.protocol, settings)
-    while found is not None:
-        write_labels(folder / f"{found[0]:05d}.png", found[1])
-        on_frame()
-        found = next(results, None)
+    with closing(results):
+        while found is not None:
+            write_labels(folder / f"{found[0]:05d}.png", found[1])
+            on_frame()
+            found = next(results, None)
     _remove_stale(folder, count)
     if overlay:
         with VideoWriter(out / "overlay.mp4", fps=info.fps) as writer:

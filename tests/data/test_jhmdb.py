@@ -104,3 +104,10 @@ def test_lists_that_are_wrong(root, name, text, words):
     (root / name).write_text(text)
     with pytest.raises(DatasetError, match=words):
         read_jhmdb(root)
+
+
+def test_a_file_of_joints_that_is_empty(tmp_path):
+    path = tmp_path / "joint_positions.mat"
+    path.touch()
+    with pytest.raises(DatasetError, match="cannot be read as a MATLAB file"):
+        read_joints(path)

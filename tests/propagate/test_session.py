@@ -254,3 +254,16 @@ def test_a_correction_with_hard_feedback_leaves_other_masks(backbone, name, vide
 def test_both_ways_names_the_frame_of_a_mask_of_another_size(tracker, video):
     with pytest.raises(MaskError, match="the mask of frame 5 is 9x9"):
         list(tracker.track_both_ways(video[0], {5: np.ones((9, 9), np.uint8)}))
+
+
+def test_questions_before_the_first_mask(tracker, video):
+    """Of a video whose mask comes later; what follows is not disturbed."""
+    frames, masks = video
+    expected = list(tracker.track(frames, {2: masks[0]}))
+    results = tracker.track(frames, {2: masks[0]})
+    found = [next(results)]
+    assert not tracker.confidence().any()
+    assert tracker.survival() == {}
+    with pytest.raises(MaskError, match="no mask came before it"):
+        tracker.add(masks[0])
+    np.testing.assert_array_equal([*found, *results], expected)

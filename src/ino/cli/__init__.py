@@ -1,8 +1,12 @@
 """The command `ino`: parses, calls, prints. Heavy libraries are imported once a command runs."""
 
+import errno
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
@@ -27,6 +31,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ino: stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno in (None, errno.EBADF, errno.EFAULT):  # of a library; a fault of ours
+            raise
+        named = "" if error.filename is None else f" {str(error.filename)[:200]!r}"
+        print(
+            f"ino: cannot read or write{named} ({error.strerror}): check the path, its "
+            "permissions and the space on the disk",
+            file=sys.stderr,
+        )
+    except Exception as error:
+        if not _lacks_memory(error):
+            raise
+        print(
+            "ino: the memory does not hold this work: take smaller frames (--set short_side=...), "
+            "a smaller batch or a device with more memory",
+            file=sys.stderr,
+        )
     return 2
 
 
@@ -38,6 +59,24 @@ def _log_to_screen() -> None:
         handler.setFormatter(logging.Formatter("ino: %(message)s"))
         log.addHandler(handler)
         log.propagate = False
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+) -> None:
+    """A warning of ino as a line like those of errors, others with the line that they are from."""
+    if category is UserWarning and Path(__file__).parents[1] in Path(filename).parents:
+        logging.getLogger("ino").warning("%s", message)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether it is one of the ways in which Python, OpenCV and torch say so."""
+    words = str(error).lower()
+    signs = ("out of memory", "insufficient memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
 
 
 def _one_line(error: Exception) -> str:

@@ -41,12 +41,13 @@ def score(options: Namespace) -> int:
 
     from ino.evaluate.davis import score_davis
     from ino.evaluate.tables import print_scores, write_csv, write_json
+    from ino.files import new_folder
 
     choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
     scores = score_davis(chosen.predictions, chosen.root, workers=chosen.workers, **choice)
     print_scores(scores, Console())
     if chosen.out is not None:
-        chosen.out.mkdir(parents=True, exist_ok=True)
+        new_folder(chosen.out, overwrite=True)
         write_csv(scores, chosen.out, split=chosen.split)
         write_json(scores, chosen.out / "scores.json", protocol=None)
         print(f"results in {chosen.out}")

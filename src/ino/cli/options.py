@@ -71,6 +71,7 @@ def _segment_parser() -> ArgumentParser:
     parser.add_argument(
         "--mask",
         nargs="+",
+        action="extend",
         required=True,
         metavar="PNG",
         help="indexed PNG of frame 0, FRAME=PNG for another frame, or a folder of FRAME.png",
@@ -200,13 +201,15 @@ def _add_davis(parser: ArgumentParser) -> None:
     parser.add_argument("--year", type=int, default=2017, help="2016 or 2017")
     parser.add_argument("--split", type=str, default="val", help="name of the list of sequences")
     parser.add_argument("--resolution", type=str, default="480p", help="folder of that name")
-    parser.add_argument("--sequences", nargs="+", metavar="NAME", help="only these sequences")
+    parser.add_argument(
+        "--sequences", nargs="+", action="extend", metavar="NAME", help="only these"
+    )
 
 
 def _add_ytvos(parser: ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the split")
     parser.add_argument("--split", type=str, default="valid", help="name of the split's folder")
-    parser.add_argument("--videos", nargs="+", metavar="NAME", help="only these videos")
+    parser.add_argument("--videos", nargs="+", action="extend", metavar="NAME", help="only these")
 
 
 def _add_seen(parser: ArgumentParser) -> None:
@@ -235,7 +238,7 @@ def _add_tracker(parser: ArgumentParser) -> None:
         "timecycle",
     )
     parser.add_argument(
-        "--set", nargs="+", metavar="FIELD=VALUE", help="replace fields of the protocol"
+        "--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="replace protocol fields"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument(

@@ -56,8 +56,18 @@ def _overrides(texts: Sequence[str]) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         if not separator:
             raise ConfigError(f"--set {text} must be FIELD=VALUE, as in --set short_side=240")
-        overrides[name] = None if value.lower() == "none" else yaml.safe_load(value)
+        overrides[name] = None if value.lower() == "none" else _parsed(text, value)
     return overrides
+
+
+def _parsed(text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"--set {text[:80]} has no value of YAML after the =: give a number, a word, true, "
+            "false or null, as in --set short_side=240"
+        ) from error
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def score(options: Namespace) -> int:
 
     from ino.evaluate.ytvos import score_ytvos
     from ino.evaluate.ytvos_tables import print_scores, write_csv, write_json
+    from ino.files import new_folder
 
     split = chosen.split
     if split == "val" and not (chosen.root / split).is_dir():
@@ -100,7 +101,7 @@ def score(options: Namespace) -> int:
     )
     print_scores(scores, Console())
     if chosen.out is not None:
-        chosen.out.mkdir(parents=True, exist_ok=True)
+        new_folder(chosen.out, overwrite=True)
         write_csv(scores, chosen.out, split=split)
         write_json(scores, chosen.out / "scores.json", protocol=None)
         print(f"results in {chosen.out}")

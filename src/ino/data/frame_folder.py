@@ -41,10 +41,13 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image, read from its header.
 
     Raises:
-        VideoError: the file is not an image.
+        VideoError: the file is not an image, or is broken.
     """
     with _open(path) as image:
-        is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation
+        try:
+            is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation
+        except (OSError, SyntaxError, ValueError) as error:  # a PNG is read to its end for it
+            raise _broken(path, error) from error
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
@@ -67,13 +70,17 @@ def read_image(path: Path, *, size: tuple[int, int]) -> np.ndarray:
             else:
                 frame = np.array(upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise VideoError(f"{path} is broken ({error}): copy the image again") from error
+            raise _broken(path, error) from error
     if frame.shape[:2] != size:
         raise VideoError(
             f"{path} is {frame.shape[0]}x{frame.shape[1]}, but the folder's first image is "
             f"{size[0]}x{size[1]}: give images of one size (height x width)"
         )
     return frame
+
+
+def _broken(path: Path, error: Exception) -> VideoError:
+    return VideoError(f"{path} is broken ({error}): copy the image again")
 
 
 def _open(path: Path) -> Image.Image:

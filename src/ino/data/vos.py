@@ -140,7 +140,7 @@ def _sequence_name(line: str) -> str:
 def _read_meta(path: Path) -> list[str]:
     try:
         return sorted(json.loads(path.read_text(encoding="utf-8"))["videos"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"{path} is not the meta.json of YouTube-VOS, an object with `videos` in it: copy it "
             "again or delete it"

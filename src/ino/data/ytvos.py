@@ -129,16 +129,23 @@ def _read_meta(path: Path) -> _Meta | None:
         videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
         return {
             str(name): {
-                int(label): _Listed(one.get("category"), tuple(map(str, one.get("frames") or ())))
+                int(label): _Listed(_category(one), tuple(map(str, one.get("frames") or ())))
                 for label, one in video["objects"].items()
             }
             for name, video in videos.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f"{path} is not the meta.json of YouTube-VOS, in which each of `videos` has `objects` "
             "with a number each: copy it again, or delete it to go by the folders alone"
         ) from error
+
+
+def _category(listed: Mapping[str, object]) -> str | None:
+    category = listed.get("category")
+    if not isinstance(category, str | None):
+        raise TypeError(f"the category {category!r} is no text")
+    return category
 
 
 def _names(folder: Path, meta: _Meta | None, chosen: Sequence[str] | None) -> list[str]:

@@ -71,10 +71,13 @@ def _read_names(path: Path) -> frozenset[str]:
         else:
             lines = (line.partition("#")[0].strip() for line in text.splitlines())
             names = [line for line in lines if line]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a category is no text")
+        found = frozenset(names)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): {expected}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{path} does not tell which categories are seen: {expected}") from error
-    if not names:
+    if not found:
         raise DatasetError(f"{path} is empty: {expected}")
-    return frozenset(names)
+    return found

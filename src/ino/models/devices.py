@@ -17,8 +17,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).tolist()  # `meta` holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"the device {name!r} cannot be used here; pass --device cpu") from error
     return device
 

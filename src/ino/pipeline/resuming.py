@@ -49,7 +49,10 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
 def read_finished(out: Path) -> list[str]:
     """The names that were noted as done, in that order."""
     path = out / _FINISHED
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if not path.is_file():
+        return []
+    # A byte that is no text makes a name that no result has, which is done again.
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def note_finished(out: Path, name: str) -> None:
@@ -66,7 +69,7 @@ def note_finished(out: Path, name: str) -> None:
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     try:
         stored = _flat(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{path} is broken, so what made the results beside it cannot be told: choose another "
             "--out or pass --overwrite in place of --resume"

@@ -22,7 +22,7 @@ from ino.data.video import (
     read_frames,
     read_info,
 )
-from ino.errors import MaskError, VideoError
+from ino.errors import ConfigError, MaskError, VideoError
 from ino.evaluate.overlay import draw_overlay
 from ino.files import atomic_path, new_folder
 from ino.pipeline.settings import OnFrame, write_settings
@@ -73,6 +73,8 @@ def segment_video(
         MaskError: see `Tracker.track`.
         OutputError: the folder holds something and `overwrite` is off, or cannot be written.
     """
+    if check_every < 0:
+        raise ConfigError(f"check_every is 0 (never) or more frames, but it is {check_every}")
     info = read_info(video)
     _check_sizes(masks, info)
     if both_ways:
@@ -136,6 +138,8 @@ def _carried_forward(
             yield frame
 
     num_frames = read_info(video).num_frames or None
+    if num_frames is not None and max(masks, default=0) >= num_frames:
+        num_frames = count_frames(video)  # what a header states may be wrong
     with closing(in_background(frames())) as decoded:
         results = tracker.track(decoded, masks, num_frames=num_frames, correct=correct)
         for index, labels in enumerate(results):
@@ -185,7 +189,8 @@ class _Frames(Sequence[np.ndarray]):
 
     def __init__(self, video: Path) -> None:
         self._video = video
-        self._num_frames = count_frames(video)
+        # Read once, so that a video that breaks off is refused before anything is written.
+        self._num_frames = sum(1 for _ in read_frames(video))
         self._first = -1
         self._kept = np.empty(0)
 

@@ -19,6 +19,8 @@ _LEAST = {
     "realign_radius": 0,
     "realign_dilation": 1,
 }
+_MOST = 100_000
+"""Counts beyond it are slips of the hand, and memory would not hold them."""
 _OPTIONAL = ("layer", "short_side", "size_multiple", "radius", "realign_after")
 _SWITCHES = (
     "normalize_features",
@@ -58,6 +60,8 @@ def check_values(name: str, values: Mapping[str, Any]) -> None:
             expected = f"one of {', '.join(get_args(_CHOICES[field]))}"
         elif field == "temperature" and not (_is_number(value) and 0 < value < math.inf):
             expected = "a number above 0"
+        elif field == "temperature" and not 1e-30 <= value <= 1e30:
+            expected = "a number from 1e-30 to 1e30"  # float32 holds no more
         elif field in _SWITCHES and not isinstance(value, bool):
             expected = "true or false"
         elif field == "fixed_sizes" and not isinstance(value, tuple):
@@ -129,11 +133,14 @@ def _expect_count(value: Any, *, least: int, optional: bool) -> str | None:
     """What a count must be, where this value is not it."""
     if (value is None and optional) or _is_count(value, least=least):
         return None
-    return f"a whole number, {least} or more" + (", or none" if optional else "")
+    is_larger = _is_count(value, least=least, most=None)
+    numbers = f"from {least} to {_MOST}" if is_larger else f"{least} or more"
+    return f"a whole number, {numbers}" + (", or none" if optional else "")
 
 
-def _is_count(value: Any, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: Any, *, least: int, most: int | None = _MOST) -> bool:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return is_whole and value >= least and (most is None or value <= most)
 
 
 def _is_number(value: Any) -> bool:

@@ -97,6 +97,11 @@ class Session:
         """
         if self._size is None:
             raise MaskError("a mask was given before any frame: call start(frame, mask) first")
+        if not self._ids:
+            raise MaskError(
+                f"a mask was added to frame {self.frame}, but no mask came before it: give the "
+                "first one to start(frame, mask), or to track with its frame's number"
+            )
         found = object_ids(mask, self.frame)
         check_mask_size(mask, self.frame, self._size)
         mask = without_void(mask)
@@ -138,6 +143,8 @@ class Session:
         The way back is one step over all frames between, without a window. An object that is out of
         sight in the last frame does not find back.
         """
+        if not self._ids:
+            return {}
         found = self._propagator.survival()
         return {self._ids[channel]: value for channel, value in found.items() if channel}
 

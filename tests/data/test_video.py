@@ -11,6 +11,7 @@ from PIL import Image
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
 from ino.data.container import VideoFile
+from ino.data.synthetic import generate_clip
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
@@ -423,3 +424,16 @@ def test_real_clips_are_exact(shared_data):
         np.testing.assert_array_equal(
             read_clip(path, indices), np.stack([frames[index] for index in indices])
         )
+
+
+def test_the_same_frames_give_the_same_file(tmp_path):
+    """So that training on generated video repeats itself."""
+    clip = generate_clip(1, num_frames=16, height=128, width=160)
+    path = tmp_path / "video.mp4"
+    found = set()
+    for _ in range(10):
+        with VideoWriter(path, fps=8.0) as writer:
+            for frame in clip.frames:
+                writer.write(frame)
+        found.add(path.read_bytes())
+    assert len(found) == 1

@@ -208,9 +208,9 @@ class VideoWriter:
         self._encode(picture)
 
     def _add_stream(self, height: int, width: int) -> VideoStream:
-        stream = self._container.add_stream(
-            "libx264", rate=self._rate, options={"crf": "18", "preset": "fast"}
-        )
+        # With macroblock trees the encoder does not give the same video each time.
+        options = {"crf": "18", "preset": "fast", "x264-params": "mbtree=0"}
+        stream = self._container.add_stream("libx264", rate=self._rate, options=options)
         stream.height = height + height % 2
         stream.width = width + width % 2
         stream.pix_fmt = "yuv420p"

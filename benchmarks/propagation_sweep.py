@@ -78,7 +78,7 @@ FULL = [
     *(BASE._replace(objects=objects) for objects in (1, 50, 200)),
     Case(720, 1280, context=20, radius=50),
 ]
-QUICK = [Case(160, 240, context=3, radius=8), Case(160, 240, context=3, radius=None)]
+QUICK = [Case(160, 240, context=3, radius=8)]
 SIDES = ("ino", "ino fp32", "reference")
 
 

@@ -1,9 +1,10 @@
 """Chosen frames of a video file by exact frame number, without decoding the whole file.
 
-Frame numbers count decoded frames from 0. The times of all packets are read first (a whole file is
-read but not decoded, once, and remembered while the file stays the same); then decoding starts at
-the key frame before each wanted frame and ends with it. Where the times do not tell which frame is
-which, the file is decoded from its start: slower, and just as exact.
+Frame numbers count decoded frames from 0. The times of all frames come first: from the header of an
+MP4 or MOV file, else from all packets (a whole file is read but not decoded). They are remembered
+while the file stays the same. Then decoding starts at the key frame before each wanted frame and
+ends with it; frames in between that no other frame needs are passed over. Where the times do not
+tell which frame is which, the file is decoded from its start. All ways give the same frames.
 """
 
 from collections import OrderedDict
@@ -16,6 +17,7 @@ import av
 import numpy as np
 
 from ino.data.container import VideoFile
+from ino.data.mp4_header import read_header_frames
 from ino.errors import VideoError
 
 # One packet of these is one frame that is shown. VP8 (invisible frames) and MPEG-4 part 2 (packed
@@ -23,7 +25,10 @@ from ino.errors import VideoError
 _FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo"})
 # These containers store when a frame is shown; elsewhere (AVI) a parser guesses it.
 _STORES_TIME_SHOWN = frozenset({"mov", "matroska", "mpegts"})
-_NUM_REMEMBERED = 64
+# Their decoders can leave out frames that others do not refer to.
+_MARKS_UNREFERENCED = frozenset({"h264", "hevc"})
+_NUM_REMEMBERED = 1024  # files
+_MOST_FRAMES = 1 << 22  # of all of them: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,34 @@ def _table(file: VideoFile) -> _FrameTable:
     stat = file.path.stat()
     key = (file.path.absolute(), stat.st_size, stat.st_mtime_ns)
     if key not in _tables:
-        _tables[key] = _read_table(file)
-        if len(_tables) > _NUM_REMEMBERED:
-            _tables.popitem(last=False)
+        _tables[key] = _table_of_header(file) or _table_of_packets(file)
+        num_remembered = sum(len(table.shown) for table in _tables.values())
+        while len(_tables) > 1 and (
+            num_remembered > _MOST_FRAMES or len(_tables) > _NUM_REMEMBERED
+        ):
+            num_remembered -= len(_tables.popitem(last=False)[1].shown)
     _tables.move_to_end(key)
     return _tables[key]
 
 
-def _read_table(file: VideoFile) -> _FrameTable:
+def _table_of_header(file: VideoFile) -> _FrameTable | None:
+    """The table of a file whose header tells it, else None.
+
+    Raises:
+        VideoError: the file ends before its last frame.
+    """
+    frames = read_header_frames(file)
+    if frames is None:
+        return None
+    if frames.num_whole < len(frames.shown):
+        raise file.broken(frames.num_whole, "the file is cut short")
+    if not _times_tell_frames(file, frames.shown, frames.decoded, frames.is_key):
+        return None
+    keys = np.stack([frames.shown, frames.decoded], axis=1)[frames.is_key]
+    return _FrameTable(len(frames.shown), np.sort(frames.shown), keys[np.argsort(keys[:, 0])])
+
+
+def _table_of_packets(file: VideoFile) -> _FrameTable:
     shown, decoded, is_key, is_hidden = [], [], [], []
     try:
         for packet in file.packets():
@@ -100,7 +125,9 @@ def _read_table(file: VideoFile) -> _FrameTable:
         raise file.broken(len(shown), error.strerror) from error
     if not shown or file.is_cut(len(shown)):
         raise file.broken(len(shown), "the file is cut short")
-    if not _times_tell_frames(file, shown, decoded, is_key):
+    if None in shown or not _times_tell_frames(
+        file, np.array(shown), np.array(decoded), np.array(is_key)
+    ):
         with VideoFile(file.path, num_threads=file.num_threads) as fresh:
             num_frames = sum(1 for _ in fresh.decoded())
         return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
@@ -114,16 +141,15 @@ def _read_table(file: VideoFile) -> _FrameTable:
 
 
 def _times_tell_frames(
-    file: VideoFile, shown: list[int | None], decoded: list[int | None], is_key: list[bool]
+    file: VideoFile, shown: np.ndarray, decoded: np.ndarray, is_key: np.ndarray
 ) -> bool:
-    """Whether sorting the packets by time numbers the frames as decoding them does."""
+    """Whether sorting the frames by time numbers them as decoding does."""
     if file.stream.codec_context.codec.canonical_name not in _FRAME_PER_PACKET:
         return False
-    if _STORES_TIME_SHOWN.isdisjoint(file.formats) and shown != decoded:
+    if _STORES_TIME_SHOWN.isdisjoint(file.formats) and not np.array_equal(shown, decoded):
         return False
-    times = {time for time in shown if time is not None}
     # What is shown before the first key frame may not be decodable.
-    return len(times) == len(shown) and is_key[0] and shown[0] == min(times)
+    return bool(len(np.unique(shown)) == len(shown) and is_key[0] and shown[0] == shown.min())
 
 
 def _read_by_seeking(
@@ -138,9 +164,11 @@ def _read_by_seeking(
     for key, group in groupby(pairs, key=lambda pair: pair[0]):
         numbers = {int(table.shown[index]): index for _, index in group}
         key_shown, key_decoded = table.keys[key].tolist()
-        # Some containers are searched by decoding time and may lead to a later key frame first.
-        for target in dict.fromkeys((key_shown, key_decoded)):
-            found = _decode_from(file, target, key_shown, numbers)
+        # Some containers are searched by decoding time and may lead to a later key frame first. A
+        # decoder that passed frames over may have been misled about their order: it tries again.
+        targets = dict.fromkeys((key_shown, key_decoded))
+        for target, whole in [*((t, False) for t in targets), *((t, True) for t in targets)]:
+            found = _decode_from(file, target, (key_shown, key_decoded), numbers, whole=whole)
             if len(found) == len(numbers):
                 break
         else:
@@ -150,17 +178,25 @@ def _read_by_seeking(
 
 
 def _decode_from(
-    file: VideoFile, target: int, key_shown: int, numbers: dict[int, int]
+    file: VideoFile, target: int, key: tuple[int, int], numbers: dict[int, int], *, whole: bool
 ) -> dict[int, np.ndarray]:
-    """Frames by number, for `numbers` by time, decoded from the key frame at `key_shown`."""
+    """Frames by number, for `numbers` by time, decoded from the key frame at `key`.
+
+    Unless `whole`, frames that are not wanted and that no other frame refers to are left out.
+    """
+    context = file.stream.codec_context
+    leaves_out = not whole and context.codec.canonical_name in _MARKS_UNREFERENCED
     found: dict[int, np.ndarray] = {}
     missing = set(numbers)
     try:
         file.container.seek(target, stream=file.stream)
         for position, packet in enumerate(file.packets()):
             time = packet.pts
-            if time is None or (position == 0 and not (packet.is_keyframe and time <= key_shown)):
+            if time is None or (position == 0 and not (packet.is_keyframe and time <= key[0])):
                 break
+            if packet.dts == key[1] and time != key[0]:  # the header was not what it seemed
+                break
+            context.skip_frame = "NONREF" if leaves_out and time not in numbers else "DEFAULT"
             frames = file.stream.decode(packet)
             missing.discard(time)
             if not missing:  # the decoder holds all that is wanted: have it out, decode no more
@@ -172,6 +208,8 @@ def _decode_from(
                 break
     except av.FFmpegError:
         return {}
+    finally:
+        context.skip_frame = "DEFAULT"
     return found
 
 

@@ -19,6 +19,9 @@ from av.video.stream import VideoStream
 from ino.errors import VideoError
 
 NOMINAL_FPS = 24.0  # for what has no frame rate of its own
+# One packet of these is one frame that is shown. VP8 (invisible frames) and MPEG-4 part 2 (packed
+# B-frames) do not keep to that.
+_FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo"})
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
 
@@ -65,6 +68,11 @@ class VideoFile:
     def formats(self) -> frozenset[str]:
         """FFmpeg's names of the container's format, e.g. mov and mp4."""
         return frozenset(self.container.format.name.split(","))
+
+    @property
+    def has_frame_per_packet(self) -> bool:
+        """Whether each packet is one frame that is shown."""
+        return self.stream.codec_context.codec.canonical_name in _FRAME_PER_PACKET
 
     def stated_num_frames(self) -> int:
         """The number of frames in the header, or of packets where the header does not tell.

@@ -7,7 +7,6 @@ ends with it; frames in between that no other frame needs are passed over. Where
 tell which frame is which, the file is decoded from its start. All ways give the same frames.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,17 +17,15 @@ import numpy as np
 
 from ino.data.container import VideoFile
 from ino.data.mp4_header import read_header_frames
+from ino.data.remembered import Remembered
 from ino.errors import VideoError
 
-# One packet of these is one frame that is shown. VP8 (invisible frames) and MPEG-4 part 2 (packed
-# B-frames) do not keep to that.
-_FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo"})
 # These containers store when a frame is shown; elsewhere (AVI) a parser guesses it.
 _STORES_TIME_SHOWN = frozenset({"mov", "matroska", "mpegts"})
 # Their decoders can leave out frames that others do not refer to.
 _MARKS_UNREFERENCED = frozenset({"h264", "hevc"})
-_NUM_REMEMBERED = 1024  # files
-_MOST_FRAMES = 1 << 22  # of all of them: 32 MiB
+_MOST_REMEMBERED = 1 << 22  # frames of all files together: 32 MiB
+_WEIGHT = 64  # of a file beside its frames
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,9 @@ class _FrameTable:
     keys: np.ndarray
 
 
-_tables: OrderedDict[tuple[Path, int, int], _FrameTable] = OrderedDict()
+_tables: Remembered[_FrameTable] = Remembered(
+    most=_MOST_REMEMBERED, weigh=lambda table: _WEIGHT + len(table.shown)
+)
 
 
 def count_frames(file: VideoFile) -> int:
@@ -85,15 +84,7 @@ def check_numbers(path: Path, indices: Sequence[int], *, num_frames: int) -> Non
 def _table(file: VideoFile) -> _FrameTable:
     stat = file.path.stat()
     key = (file.path.absolute(), stat.st_size, stat.st_mtime_ns)
-    if key not in _tables:
-        _tables[key] = _table_of_header(file) or _table_of_packets(file)
-        num_remembered = sum(len(table.shown) for table in _tables.values())
-        while len(_tables) > 1 and (
-            num_remembered > _MOST_FRAMES or len(_tables) > _NUM_REMEMBERED
-        ):
-            num_remembered -= len(_tables.popitem(last=False)[1].shown)
-    _tables.move_to_end(key)
-    return _tables[key]
+    return _tables.get(key, lambda: _table_of_header(file) or _table_of_packets(file))
 
 
 def _table_of_header(file: VideoFile) -> _FrameTable | None:
@@ -144,7 +135,7 @@ def _times_tell_frames(
     file: VideoFile, shown: np.ndarray, decoded: np.ndarray, is_key: np.ndarray
 ) -> bool:
     """Whether sorting the frames by time numbers them as decoding does."""
-    if file.stream.codec_context.codec.canonical_name not in _FRAME_PER_PACKET:
+    if not file.has_frame_per_packet:
         return False
     if _STORES_TIME_SHOWN.isdisjoint(file.formats) and not np.array_equal(shown, decoded):
         return False

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ino.data.path_table import PathTable
 from ino.data.quarantine import quarantine
 from ino.data.video import read_chosen
 from ino.data.video_list import find_videos
@@ -120,13 +121,13 @@ class ClipDataset(Dataset[Tensor]):
 
     def __init__(
         self,
-        videos: Sequence[Path],
+        videos: Sequence[Path | str],
         *,
         sampling: ClipSampling,
         seed: int,
         quarantine: Path | None,
     ) -> None:
-        self._videos = list(videos)
+        self._videos = PathTable(videos)
         self._sampling = sampling
         self._seed = seed
         self._quarantine = quarantine
@@ -136,6 +137,11 @@ class ClipDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         """The number of clips an epoch."""
         return len(self._videos) * self._sampling.clips_per_video
+
+    @property
+    def digest(self) -> str:
+        """A short text that differs where the videos do."""
+        return self._videos.digest()
 
     @property
     def num_broken(self) -> int:
@@ -234,6 +240,11 @@ class ClipSampler(Sampler[tuple[int, int]]):
                 f"({batch_size} on each of {world_size} devices): give more videos, more clips "
                 "a video, or a smaller batch"
             )
+
+    @property
+    def num_clips(self) -> int:
+        """The number of clips an epoch, over all processes, before it is cut into batches."""
+        return self._num_clips
 
     @property
     def num_batches(self) -> int:

@@ -5,7 +5,6 @@ that differ in one running number, as nearly all do, are kept as that number's r
 takes the same few bytes however many frames it has.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +80,7 @@ def open_sequence(path: Path) -> FrameSequence | None:
         return None
     folder = path if is_folder else path.parent
     try:
-        key = (os.path.abspath(path), folder.stat().st_mtime_ns)  # moves when a name comes or goes
+        key = (path.absolute(), folder.stat().st_mtime_ns)  # moves when a name comes or goes
     except OSError as error:
         raise VideoError(f"the folder {folder} cannot be read: {error.strerror}") from error
     names = _names_in if is_folder else _matching

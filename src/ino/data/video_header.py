@@ -16,7 +16,7 @@ from ino.data.frame_sequence import open_sequence
 from ino.errors import VideoError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoHeader:
     """What is known of a video before it is read.
 
@@ -84,7 +84,7 @@ def _seconds(file: VideoFile, num_frames: int) -> float:
     return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
-def fault_of(path: Path) -> VideoHeader:
+def header_or_fault(path: Path) -> VideoHeader:
     """The header, or one that holds nothing but the reason why there is none."""
     try:
         return read_header(path)

@@ -80,7 +80,7 @@ def _walk(root: Path) -> Iterator[str]:
         # Sorted: of a folder that is reached twice, the same path is kept on every machine.
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         videos = [file for file in files if _has_suffix(file, VIDEO_SUFFIXES)]
-        yield from (os.path.join(folder, file) for file in videos)  # noqa: PTH118, text is quicker
+        yield from (os.path.join(folder, file) for file in videos)
         if not videos and sum(_has_suffix(file, IMAGE_SUFFIXES) for file in files) > 1:
             yield folder
 
@@ -93,7 +93,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _has_suffix(name: str, suffixes: frozenset[str]) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes  # noqa: PTH122
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
 
 
 def _read_list(path: Path) -> Iterator[Path]:

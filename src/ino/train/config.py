@@ -72,7 +72,10 @@ class DataConfig:
         fps: frames a second of a clip; 0 to go by `frame_step`. Set by `variant`.
         clips_per_video: clips of each video in an epoch.
         batch_size: clips of each device in a step.
-        num_workers: processes that decode, for each device.
+        num_workers: processes that decode, for each device; auto goes by the cores at hand.
+        prefetch: batches that each of them has ready.
+        index: file that keeps what headers of videos tell; auto is one in the user's cache, off
+            reads no header before training.
     """
 
     root: str | list[str] = field(default_factory=list)
@@ -81,7 +84,9 @@ class DataConfig:
     fps: float | None = None
     clips_per_video: int = 5
     batch_size: int = 4
-    num_workers: int = 4
+    num_workers: int | Literal["auto"] = "auto"
+    prefetch: int = 2
+    index: str = "auto"
 
 
 @dataclass

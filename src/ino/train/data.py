@@ -1,22 +1,60 @@
 """The clips of a run, in batches, as its configuration asks."""
 
+import json
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
-from ino.errors import ConfigError
-from ino.train.config import TrainConfig
+from ino.data.clips import ClipDataset, ClipSampler, ClipSampling
+from ino.data.cores import available_cores
+from ino.data.index_file import default_index
+from ino.data.quarantine import quarantine_all
+from ino.data.usable_videos import choose_usable
+from ino.data.video_index import VideoIndex, index_videos
+from ino.data.video_list import find_names
+from ino.errors import ConfigError, InoError, OutputError
+from ino.files import atomic_path
+from ino.train.config import DataConfig, TrainConfig
+
+VIDEOS_NAME = "videos.json"
+QUARANTINE_NAME = "quarantine.jsonl"
+_MOST_WORKERS = 16
+_LOG = logging.getLogger("ino")
 
 
-def build_data(
-    config: TrainConfig, fabric: Fabric, *, quarantine: Path
-) -> tuple[DataLoader, ClipSampler]:
-    """The clips of this process, in batches, and the sampler that says where in an epoch they are.
+@dataclass(frozen=True)
+class Clips:
+    """The clips of one process.
+
+    Attributes:
+        loader: its batches, from the position of `sampler` to the end of the epoch.
+        sampler: says where in an epoch it is.
+        digest: differs where the videos do.
+        left_out: why videos are known to be of no use, by path.
+    """
+
+    loader: DataLoader
+    sampler: ClipSampler
+    digest: str
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
+    """The clips of this process; the videos are looked for by the first process alone.
+
+    Args:
+        config: of the run.
+        fabric: devices and processes.
+        out: the run's folder, where videos are named that turn out to be of no use later.
 
     Raises:
-        VideoError: there are no videos.
+        VideoError: there are no videos, or most cannot be used.
         ConfigError: an epoch has fewer clips than a step.
     """
     data = config.data
@@ -28,17 +66,14 @@ def build_data(
         fps=data.fps or None,
         clips_per_video=data.clips_per_video,
     )
-    videos = find_videos([Path(root) for root in data.root])
+    names, left_out = _find_once(data, sampling, fabric)
     dataset = ClipDataset(
-        videos,
-        sampling=sampling,
-        seed=config.run.seed,
-        quarantine=quarantine,
+        names, sampling=sampling, seed=config.run.seed, quarantine=out / QUARANTINE_NAME
     )
     global_batch = data.batch_size * fabric.world_size
     if len(dataset) < global_batch:
         raise ConfigError(
-            f"an epoch has {len(dataset)} clips ({len(videos)} videos x data.clips_per_video "
+            f"an epoch has {len(dataset)} clips ({len(names)} videos x data.clips_per_video "
             f"{sampling.clips_per_video}), fewer than the {global_batch} of one step; "
             "raise data.clips_per_video or lower data.batch_size"
         )
@@ -53,9 +88,108 @@ def build_data(
         dataset,
         batch_size=data.batch_size,
         sampler=sampler,
-        num_workers=data.num_workers,
         collate_fn=list,
         drop_last=True,
-        persistent_workers=data.num_workers > 0,
+        **_loader_options(config, fabric),
     )
-    return loader, sampler
+    return Clips(loader, sampler, dataset.digest, left_out)
+
+
+def record_videos(clips: Clips, out: Path) -> None:
+    """Names in the run's folder what is left out, and warns if a resumed run has other videos.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    if clips.left_out:
+        quarantine_all(out / QUARANTINE_NAME, clips.left_out)
+    path = out / VIDEOS_NAME
+    now = {"clips_an_epoch": clips.sampler.num_clips, "digest": clips.digest}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = now
+    if before != now:
+        _LOG.warning(
+            "the videos are not those that the run began with (%s clips an epoch then, %s now): "
+            "it goes on with other clips than it would have had",
+            before.get("clips_an_epoch") if isinstance(before, dict) else "other",
+            now["clips_an_epoch"],
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(now) + "\n", encoding="utf-8")
+
+
+def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
+    """How many processes decode, and what they have ready; each decodes in one thread."""
+    num_workers = config.data.num_workers
+    on_device = fabric.device.type != "cpu"
+    if num_workers == "auto":
+        share = available_cores() // config.run.devices
+        # On a CPU the cores are for training, which takes many times what decoding does.
+        num_workers = max(1, min(_MOST_WORKERS, share if on_device else share // 4))
+    options: dict[str, Any] = {
+        "num_workers": num_workers,
+        "pin_memory": fabric.device.type == "cuda",
+    }
+    if num_workers:
+        options |= {"persistent_workers": True, "prefetch_factor": config.data.prefetch}
+    return options
+
+
+def _find_once(
+    data: DataConfig, sampling: ClipSampling, fabric: Fabric
+) -> tuple[list[str], dict[str, str]]:
+    """The videos and what is left out, found by the first process: all others have the same.
+
+    Raises:
+        InoError: in every process, what the first one raised.
+    """
+    found: Any = None
+    if fabric.is_global_zero:
+        try:
+            found = _find(data, sampling)
+        except InoError as error:
+            found = error
+    found = fabric.broadcast(found)
+    if isinstance(found, InoError):
+        raise found
+    return found
+
+
+def _find(data: DataConfig, sampling: ClipSampling) -> tuple[list[str], dict[str, str]]:
+    roots = [Path(root) for root in data.root]
+    console = Console(stderr=True)
+    if data.index == "off":
+        names = find_names(roots)
+        console.print(f"{len(names)} videos, none looked at before training")
+        return names, {}
+    usable, seconds, left_out = choose_usable(_index(roots, data.index, console), sampling)
+    line = f"{len(usable)} videos, {seconds / 3600:.1f} hours, {len(left_out)} left out"
+    if left_out:
+        line += f" ({QUARANTINE_NAME} says why)"
+    console.print(line, highlight=False, soft_wrap=True)
+    return usable, left_out
+
+
+def _index(roots: list[Path], name: str, console: Console) -> VideoIndex:
+    """The index of the videos; where its usual place cannot be written, one that is not kept."""
+    columns = ("headers", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def index(file: Path | None) -> VideoIndex:
+            return index_videos(
+                roots,
+                file=file,
+                on_found=lambda num_videos: bar.update(task, total=num_videos, completed=0),
+                on_header=lambda num_more: bar.advance(task, num_more),
+            )
+
+        if name != "auto":
+            return index(Path(name))
+        try:
+            return index(default_index(roots))
+        except OutputError as error:
+            _LOG.warning("%s; this time it is not kept", error)
+            return index(None)

@@ -20,14 +20,13 @@ from ino.models.student_teacher import StudentTeacher
 from ino.models.vit import build_vit
 from ino.train.checkpoint import RunState, restore_checkpoint
 from ino.train.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
-from ino.train.data import build_data
+from ino.train.data import build_data, record_videos
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
 from ino.train.resolve import differences
 from ino.train.schedules import Schedules
 
 CONFIG_NAME = "config.yaml"
-QUARANTINE_NAME = "quarantine.jsonl"
 
 
 @dataclass
@@ -54,9 +53,11 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     """
     fabric = build_fabric(config.run)
     fabric.launch()
-    loader, sampler = build_data(config, fabric, quarantine=out / QUARANTINE_NAME)
+    clips = build_data(config, fabric, out=out)
+    loader, sampler = clips.loader, clips.sampler
     if fabric.is_global_zero:
         prepare_folder(config, out=out, resume=resume)
+        record_videos(clips, out)
     fabric.barrier()
 
     torch.manual_seed(config.run.seed)

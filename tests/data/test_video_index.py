@@ -142,7 +142,9 @@ def test_what_was_read_outlives_an_interruption(videos, tmp_path, monkeypatch):
     assert 0 < len(looked_at) < len(expected)
 
 
-@pytest.mark.parametrize("damage", ["[1, 2]\n", "{}\n", "\x00\x00\n", "[null,0,0,0,0,0,0,0,null]\n"])
+@pytest.mark.parametrize(
+    "damage", ["[1, 2]\n", "{}\n", "\x00\x00\n", "[null,0,0,0,0,0,0,0,null]\n"]
+)
 @pytest.mark.parametrize("at_start", [True, False])
 def test_a_damaged_index_is_made_anew_with_a_warning(damage, at_start, videos, tmp_path, caplog):
     file = tmp_path / "index.jsonl"
@@ -214,7 +216,7 @@ def test_what_is_too_short_or_broken_is_left_out_with_the_reason(videos):
 
 def test_a_folder_of_nothing_usable_is_told(videos):
     index = index_videos([videos / "a.mp4"], file=None)
-    with pytest.raises(VideoError, match="1 of the 1 videos cannot be used .*has 10"):
+    with pytest.raises(VideoError, match=r"1 of the 1 videos cannot be used .*has 10"):
         choose_usable(index, ClipSampling(length=2, frame_step=100))
 
 

@@ -1,0 +1,95 @@
+"""`ino index` tells what is there; `ino train` uses it and leaves out what is of no use."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from data.video_files import FASTSTART, cut, moving_frames, write_video
+from ino.cli import main
+from ino.data.index_file import default_index
+from ino.train.loop import train
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """Four videos of use, one too short, one cut, one empty."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", moving_frames(12), container=FASTSTART)
+    write_video(folder / "short.mp4", moving_frames(2))
+    cut(folder / "half.mp4", folder / "0.mp4")
+    (folder / "zero.mp4").touch()
+    return folder
+
+
+def test_the_table_tells_number_length_size_and_what_is_broken(mixed, tmp_path, capsys):
+    broken = tmp_path / "broken.jsonl"
+    assert main(["index", str(mixed), "--broken", str(broken)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"videos +5\b", shown)
+    assert re.search(r"broken +2\b", shown)
+    assert "96x64" in shown
+    assert "half.mp4 breaks off" in shown
+    assert "7 headers read" in shown
+    lines = [json.loads(line) for line in broken.read_text().splitlines()]
+    assert {Path(line["path"]).name for line in lines} == {"half.mp4", "zero.mp4"}
+    main(["index", str(mixed)])
+    assert "2 headers read" in capsys.readouterr().out  # broken ones are tried again
+
+
+def test_training_leaves_out_at_once_what_headers_rule_out(mixed, config, tmp_path, capsys):
+    config.data.root = [str(mixed)]
+    config.run.max_steps = 1
+    out = tmp_path / "run"
+    train(config, out=out)
+    assert "4 videos, 0.0 hours, 3 left out (quarantine.jsonl says why)" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {Path(line["path"]).name for line in lines} == {"half.mp4", "short.mp4", "zero.mp4"}
+    assert all(line["reason"] for line in lines)
+    assert default_index([mixed]).exists()
+
+
+def test_a_resumed_run_with_other_videos_is_warned(config, videos, tmp_path, caplog):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{videos / f'{number}.mp4'}\n" for number in range(4)))
+    config.data.root = [str(names)]
+    config.run.max_steps = 1
+    out = tmp_path / "run"
+    train(config, out=out)
+    config.run.max_steps = 2
+    with caplog.at_level(logging.WARNING, logger="ino"):
+        train(config, out=out, resume=True)
+        assert caplog.messages == []
+        names.write_text(names.read_text() + f"{videos / '4.mp4'}\n")
+        train(config, out=out, resume=True)
+    assert [m for m in caplog.messages if "(4 clips an epoch then, 5 now)" in m]
+
+
+def test_training_without_an_index_finds_the_same_videos(config, videos, tmp_path, capsys):
+    config.run.max_steps = 1
+    config.data.index = "off"
+    train(config, out=tmp_path / "run")
+    assert "5 videos, none looked at" in capsys.readouterr().err
+    config.data.index = str(tmp_path / "kept.jsonl")
+    train(config, out=tmp_path / "other")
+    assert (tmp_path / "kept.jsonl").exists()
+    for name in ("videos.json", "log.jsonl"):
+        first, second = ((tmp_path / run / name).read_text() for run in ("run", "other"))
+        assert strip_seconds(first) == strip_seconds(second)
+
+
+def strip_seconds(text: str) -> str:
+    return re.sub(r'"seconds": [0-9.]+', "", text)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(config, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    config.run.max_steps = 1
+    with caplog.at_level(logging.WARNING, logger="ino"):
+        train(config, out=tmp_path / "run")
+    assert [message for message in caplog.messages if "this time it is not kept" in message]

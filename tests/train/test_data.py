@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,35 @@ def test_a_cache_that_cannot_be_written_stops_nothing(config, tmp_path, monkeypa
     with caplog.at_level(logging.WARNING, logger="ino"):
         train(config, out=tmp_path / "run")
     assert [message for message in caplog.messages if "this time it is not kept" in message]
+
+
+@pytest.fixture
+def shards(videos, tmp_path) -> str:
+    """The five videos in three shards, of which one is cut short and so has none."""
+    for shard, numbers in enumerate([(0, 1), (2, 3, 4), (0,)]):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for number in numbers:
+                archive.add(videos / f"{number}.mp4", f"{number}.mp4")
+    path = tmp_path / "2.tar"
+    path.write_bytes(path.read_bytes()[:1000])
+    return f"{tmp_path}/{{0..2}}.tar"
+
+
+def numbers_of(run: Path) -> list[str]:
+    return strip_seconds((run / "log.jsonl").read_text()).splitlines()
+
+
+def test_training_on_shards_resumes_in_the_middle_of_an_epoch(config, shards, tmp_path, capsys):
+    config.data.root = [shards]
+    config.data.clips_per_video = 3  # 7 steps an epoch
+    config.run.save_every = 1
+    config.run.max_steps = 9
+    train(config, out=tmp_path / "whole")
+    assert "5 videos in 2 shards, 1 left out" in capsys.readouterr().err
+    (line,) = (tmp_path / "whole" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"].endswith("2.tar")
+    for config.run.max_steps, config.data.num_workers in ((3, 0), (9, 2)):
+        train(config, out=tmp_path / "resumed", resume=True)
+    whole, resumed = numbers_of(tmp_path / "whole"), numbers_of(tmp_path / "resumed")
+    assert len(whole) == 9
+    assert resumed == whole

@@ -5,6 +5,7 @@ interlacing are left as they are. Where the picture's size changes midway, the f
 all. Frames by number: frame_index.py.
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,15 +33,17 @@ class VideoFile:
     Args:
         path: a file that FFmpeg can read.
         num_threads: decoder threads; 0 is one for each core.
+        content: the file's bytes, where they are at hand; `path` then only names them.
 
     Raises:
         VideoError: the file is missing, empty, not a video, or holds no pictures.
     """
 
-    def __init__(self, path: Path, *, num_threads: int = 0) -> None:
+    def __init__(self, path: Path, *, num_threads: int = 0, content: bytes | None = None) -> None:
         self.path = path
         self.num_threads = num_threads
-        self.container = _open(path)
+        self.content = content
+        self.container = _open(path, content)
         try:
             self.stream = _video_stream(self.container, path)
         except BaseException:
@@ -57,6 +60,19 @@ class VideoFile:
 
     def __exit__(self, *_: object) -> None:
         self.container.close()
+
+    def again(self) -> "VideoFile":
+        """The same file, opened anew."""
+        return VideoFile(self.path, num_threads=self.num_threads, content=self.content)
+
+    def as_bytes(self) -> io.BufferedIOBase:
+        """The file's bytes, to be closed after use."""
+        return self.path.open("rb") if self.content is None else io.BytesIO(self.content)
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self.path.stat().st_size if self.content is None else len(self.content)
 
     @property
     def fps(self) -> float:
@@ -145,7 +161,7 @@ class VideoFile:
             return True
         if "mp4" in self.formats and self.stream.frames:
             return num_packets < len(self.stream.index_entries)
-        return "matroska" in self.formats and _is_matroska_cut(self.path)
+        return "matroska" in self.formats and _is_matroska_cut(self)
 
     def broken(self, num_frames: int, reason: str | None) -> VideoError:
         """The error for a file of which only the first `num_frames` frames are whole."""
@@ -155,15 +171,16 @@ class VideoFile:
         )
 
 
-def _open(path: Path) -> InputContainer:
-    if not path.exists():
+def _open(path: Path, content: bytes | None) -> InputContainer:
+    if content is None and not path.exists():
         raise VideoError(f"{path} does not exist: give a video file or a folder of images")
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else len(content)) == 0:
             raise VideoError(f"{path} is empty (0 bytes): copy the file again")
         # Absolute, so that "a:b.mp4" is no protocol; a playlist may not lead to the network.
         return av.open(
-            str(path.absolute()),
+            str(path.absolute()) if content is None else io.BytesIO(content),
+            mode="r",
             options={"protocol_whitelist": "file"},
             metadata_errors="ignore",
         )
@@ -190,9 +207,9 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _is_matroska_cut(path: Path) -> bool:
+def _is_matroska_cut(video: VideoFile) -> bool:
     """Whether the file ends before the length that its Segment element states (RFC 8794)."""
-    with path.open("rb") as file:
+    with video.as_bytes() as file:
         position = 0
         for identity in (_EBML_HEADER, _EBML_SEGMENT):
             file.seek(position)
@@ -205,4 +222,4 @@ def _is_matroska_cut(path: Path) -> bool:
             if size == unknown:
                 return False
             position += 4 + num_bytes + size
-    return path.stat().st_size < position
+    return video.size < position

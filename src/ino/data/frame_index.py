@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import av
 import numpy as np
@@ -45,6 +46,8 @@ _tables: Remembered[_FrameTable] = Remembered(
     most=_MOST_REMEMBERED, weigh=lambda table: _WEIGHT + len(table.shown)
 )
 
+_tables_of_open: WeakKeyDictionary[VideoFile, _FrameTable] = WeakKeyDictionary()
+
 
 def count_frames(file: VideoFile) -> int:
     """The number of frames that decoding gives.
@@ -64,7 +67,7 @@ def read_numbered(file: VideoFile, indices: Sequence[int]) -> np.ndarray:
     table = _table(file)
     check_numbers(file.path, indices, num_frames=table.num_frames)
     wanted = sorted(set(indices))
-    frames = _read_by_seeking(file, table, wanted) or _read_through(file.path, wanted)
+    frames = _read_by_seeking(file, table, wanted) or _read_through(file, wanted)
     return np.stack([frames[index] for index in indices])
 
 
@@ -82,6 +85,10 @@ def check_numbers(path: Path, indices: Sequence[int], *, num_frames: int) -> Non
 
 
 def _table(file: VideoFile) -> _FrameTable:
+    if file.content is not None:  # it came with others and will not soon come again
+        if file not in _tables_of_open:
+            _tables_of_open[file] = _table_of_header(file) or _table_of_packets(file)
+        return _tables_of_open[file]
     stat = file.path.stat()
     key = (file.path.absolute(), stat.st_size, stat.st_mtime_ns)
     return _tables.get(key, lambda: _table_of_header(file) or _table_of_packets(file))
@@ -119,7 +126,7 @@ def _table_of_packets(file: VideoFile) -> _FrameTable:
     if None in shown or not _times_tell_frames(
         file, np.array(shown), np.array(decoded), np.array(is_key)
     ):
-        with VideoFile(file.path, num_threads=file.num_threads) as fresh:
+        with file.again() as fresh:
             num_frames = sum(1 for _ in fresh.decoded())
         return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
     keys = [
@@ -204,15 +211,17 @@ def _decode_from(
     return found
 
 
-def _read_through(path: Path, wanted: Iterable[int]) -> dict[int, np.ndarray]:
+def _read_through(file: VideoFile, wanted: Iterable[int]) -> dict[int, np.ndarray]:
     """Frames by number, decoded from the file's start."""
     missing = set(wanted)
     found: dict[int, np.ndarray] = {}
-    with VideoFile(path, num_threads=1) as file:
-        for index, frame in enumerate(file.decoded()):
+    with file.again() as fresh:
+        for index, frame in enumerate(fresh.decoded()):
             if index in missing:
-                found[index] = file.to_rgb(frame)
+                found[index] = fresh.to_rgb(frame)
                 missing.remove(index)
             if not missing:
                 return found
-    raise VideoError(f"{path} gives fewer frames than it did before: leave it as it is while used")
+    raise VideoError(
+        f"{file.path} gives fewer frames than it did before: leave it as it is while used"
+    )

@@ -9,7 +9,6 @@ are not covered, nor are headers that are compressed or do not agree with what F
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -48,19 +47,19 @@ def read_header_frames(file: VideoFile) -> HeaderFrames | None:
     decoded, ends, is_key, is_hidden = (np.array(column) for column in zip(*entries, strict=True))
     if is_hidden.any():  # an edit list hides frames and moves the times of others
         return None
-    offsets = _read_offsets(file.path, file.stream.id, num_frames=len(entries))
+    offsets = _read_offsets(file, file.stream.id, num_frames=len(entries))
     if offsets is None:
         return None
     # As FFmpeg does: decoding is put so early that no frame is shown before it.
     shown = decoded + offsets + max(0, -int(offsets.min()))
-    num_whole = int((ends <= file.path.stat().st_size).sum())
+    num_whole = int((ends <= file.size).sum())
     return HeaderFrames(shown, decoded, is_key, num_whole)
 
 
-def _read_offsets(path: Path, track: int, *, num_frames: int) -> np.ndarray | None:
+def _read_offsets(video: VideoFile, track: int, *, num_frames: int) -> np.ndarray | None:
     """From decoding to being shown, for each frame of a track, in its time base."""
     try:
-        movie = _read_movie(path)
+        movie = _read_movie(video)
         table = _sample_table(movie, track)
         times = None if table is None else _child(table, b"ctts")
         if table is None:
@@ -76,10 +75,10 @@ def _read_offsets(path: Path, track: int, *, num_frames: int) -> np.ndarray | No
     return np.repeat(runs[:, 1], runs[:, 0])
 
 
-def _read_movie(path: Path) -> memoryview:
+def _read_movie(video: VideoFile) -> memoryview:
     """The content of the box `moov`; empty where there is none."""
-    with path.open("rb") as file:
-        end = path.stat().st_size
+    with video.as_bytes() as file:
+        end = video.size
         position = 0
         while position + 8 <= end:
             file.seek(position)

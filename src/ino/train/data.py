@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.fabric import Fabric
 from rich.console import Console
@@ -14,7 +15,11 @@ from torch.utils.data import DataLoader
 from ino.data.clips import ClipDataset, ClipSampler, ClipSampling
 from ino.data.cores import available_cores
 from ino.data.index_file import default_index
+from ino.data.path_table import PathTable
 from ino.data.quarantine import quarantine_all
+from ino.data.shard_clips import ShardClips, ShardSchedule
+from ino.data.shard_survey import survey_shards
+from ino.data.shards import expand_shards, is_shards
 from ino.data.usable_videos import choose_usable
 from ino.data.video_index import VideoIndex, index_videos
 from ino.data.video_list import find_names
@@ -25,6 +30,7 @@ from ino.train.config import DataConfig, TrainConfig
 VIDEOS_NAME = "videos.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 _MOST_WORKERS = 16
+Found = TypeVar("Found")
 _LOG = logging.getLogger("ino")
 
 
@@ -40,7 +46,7 @@ class Clips:
     """
 
     loader: DataLoader
-    sampler: ClipSampler
+    sampler: ClipSampler | ShardSchedule
     digest: str
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -66,7 +72,9 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         fps=data.fps or None,
         clips_per_video=data.clips_per_video,
     )
-    names, left_out = _find_once(data, sampling, fabric)
+    if any(map(is_shards, data.root)):
+        return _shard_clips(config, sampling, fabric, out=out)
+    names, left_out = _once(fabric, lambda: _find(data, sampling))
     dataset = ClipDataset(
         names, sampling=sampling, seed=config.run.seed, quarantine=out / QUARANTINE_NAME
     )
@@ -93,6 +101,37 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         **_loader_options(config, fabric),
     )
     return Clips(loader, sampler, dataset.digest, left_out)
+
+
+def _shard_clips(
+    config: TrainConfig, sampling: ClipSampling, fabric: Fabric, *, out: Path
+) -> Clips:
+    """The clips of this process from tar shards, which are read from front to back."""
+    data = config.data
+    shards, num_videos, faults = _once(
+        fabric, lambda: survey_shards(expand_shards(data.root), num_stated=data.shard_videos)
+    )
+    schedule = ShardSchedule(
+        num_videos * sampling.clips_per_video,
+        num_shards=len(shards),
+        batch_size=data.batch_size,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    dataset = ShardClips(
+        shards,
+        schedule=schedule,
+        sampling=sampling,
+        seed=config.run.seed,
+        quarantine=out / QUARANTINE_NAME,
+    )
+    # The data set makes whole batches.
+    loader = DataLoader(
+        dataset, batch_size=None, collate_fn=list, **_loader_options(config, fabric)
+    )
+    if fabric.is_global_zero:
+        _tell(f"{num_videos} videos in {len(shards)} shards", faults)
+    return Clips(loader, schedule, PathTable(shards).digest(), faults)
 
 
 def record_videos(clips: Clips, out: Path) -> None:
@@ -137,10 +176,8 @@ def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
     return options
 
 
-def _find_once(
-    data: DataConfig, sampling: ClipSampling, fabric: Fabric
-) -> tuple[list[str], dict[str, str]]:
-    """The videos and what is left out, found by the first process: all others have the same.
+def _once(fabric: Fabric, find: Callable[[], Found]) -> Found:
+    """What the first process finds, in all of them: no two can differ.
 
     Raises:
         InoError: in every process, what the first one raised.
@@ -148,7 +185,7 @@ def _find_once(
     found: Any = None
     if fabric.is_global_zero:
         try:
-            found = _find(data, sampling)
+            found = find()
         except InoError as error:
             found = error
     found = fabric.broadcast(found)
@@ -158,24 +195,26 @@ def _find_once(
 
 
 def _find(data: DataConfig, sampling: ClipSampling) -> tuple[list[str], dict[str, str]]:
+    """The videos, and those left out with the reason."""
     roots = [Path(root) for root in data.root]
-    console = Console(stderr=True)
     if data.index == "off":
         names = find_names(roots)
-        console.print(f"{len(names)} videos, none looked at before training")
+        _tell(f"{len(names)} videos, none looked at before training", {})
         return names, {}
-    usable, seconds, left_out = choose_usable(_index(roots, data.index, console), sampling)
-    line = f"{len(usable)} videos, {seconds / 3600:.1f} hours, {len(left_out)} left out"
-    if left_out:
-        line += f" ({QUARANTINE_NAME} says why)"
-    console.print(line, highlight=False, soft_wrap=True)
+    usable, seconds, left_out = choose_usable(_index(roots, data.index), sampling)
+    _tell(f"{len(usable)} videos, {seconds / 3600:.1f} hours", left_out)
     return usable, left_out
 
 
-def _index(roots: list[Path], name: str, console: Console) -> VideoIndex:
+def _tell(found: str, left_out: dict[str, str]) -> None:
+    told = f", {len(left_out)} left out ({QUARANTINE_NAME} says why)" if left_out else ""
+    Console(stderr=True).print(found + told, highlight=False, soft_wrap=True)
+
+
+def _index(roots: list[Path], name: str) -> VideoIndex:
     """The index of the videos; where its usual place cannot be written, one that is not kept."""
     columns = ("headers", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
         def index(file: Path | None) -> VideoIndex:

@@ -92,6 +92,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
     not_negative = {
         "views.num_local": views.num_local,
         "data.num_workers": 0 if data.num_workers == "auto" else data.num_workers,
+        "data.shard_videos": data.shard_videos,
         "data.frame_step": data.frame_step,
         "data.fps": data.fps,
         **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipSampler
+from ino.data.shard_clips import ShardSchedule
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder
 from ino.models.checkpoints import list_checkpoints
@@ -35,7 +36,7 @@ class Run:
 
     fabric: Fabric
     loader: DataLoader
-    sampler: ClipSampler
+    sampler: ClipSampler | ShardSchedule
     network: nn.Module
     optimizer: Any
     state: RunState

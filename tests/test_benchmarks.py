@@ -45,6 +45,8 @@ CLAIMS = {
         "scoring_speedup_many",
         "scoring_memory_ratio",
     ],
+    "reading": ["access_speedup_short", "access_speedup_long", "one_thread_speedup"],
+    "indexing": ["index_speedup"],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 

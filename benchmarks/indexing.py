@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ino.data import video_index
@@ -32,11 +33,12 @@ from report import build_parser, conclude, describe_machine, peak_bytes, print_t
 NUM_FOLDERS = 400
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
     parser.add_argument("--videos", type=Path, help="read the headers of these")
     parser.add_argument("--start", type=Path, nargs=2, help="internal: index FOLDER in FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.start:
         return start(*options.start)
     machine = describe_machine(precision="none")

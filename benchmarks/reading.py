@@ -38,10 +38,11 @@ LENGTH, STEP = 4, 8
 SPAN = (LENGTH - 1) * STEP + 1
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
     parser.add_argument("--videos", type=Path, help="read these in place of the short videos")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     machine = describe_machine(precision="uint8")
     num_clips, seconds = (6, 60) if options.quick else (30, 600)

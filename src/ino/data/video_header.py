@@ -47,12 +47,30 @@ def read_header(path: Path) -> VideoHeader:
     if sequence is not None:
         seconds = len(sequence) / NOMINAL_FPS
         return VideoHeader(len(sequence), NOMINAL_FPS, *sequence.size, seconds)
+    return _of_container(path) or _of_stream(path)
+
+
+def _of_container(path: Path) -> VideoHeader | None:
+    """What an MP4 or MOV file's own header tells; None for others, or where it does not suffice."""
+    try:
+        with VideoFile(path, num_threads=1, decodes=False) as file:
+            if "mp4" not in file.formats or not file.stream.frames:
+                return None
+            return _header_of(file)
+    except VideoError:  # to be told by what opens it in full
+        return None
+
+
+def _of_stream(path: Path) -> VideoHeader:
     with VideoFile(path, num_threads=1) as file:
-        num_frames = _count_in_header(file)
-        context = file.stream.codec_context
-        return VideoHeader(
-            num_frames, file.fps, context.height, context.width, _seconds(file, num_frames)
-        )
+        return _header_of(file)
+
+
+def _header_of(file: VideoFile) -> VideoHeader:
+    num_frames = _count_in_header(file)
+    context = file.stream.codec_context
+    seconds = _seconds(file, num_frames)
+    return VideoHeader(num_frames, file.fps, context.height, context.width, seconds)
 
 
 def _count_in_header(file: VideoFile) -> int:

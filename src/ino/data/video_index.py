@@ -7,14 +7,18 @@ which the headers came.
 
 import logging
 import os
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from ino.data.cores import available_cores
 from ino.data.frame_sequence import is_pattern
 from ino.data.index_file import IndexDamagedError, Journal, Known, read_index, write_index
 from ino.data.video_header import VideoHeader, header_or_fault
@@ -74,27 +78,31 @@ def index_videos(
     names = find_names(roots)
     on_found(len(names))
     known = {} if file is None else _read_known(file)
-    table = _Columns(len(names))
+    table = _Columns()
     kept: list[tuple[str, Known]] = []
     num_read = 0
     with Journal(file) as journal:
-        for start, states in _look_at_all(names, known):
-            new = [
-                (os.path.abspath(names[start + place]), state)
-                for place, (state, is_new) in enumerate(states)
-                if is_new and not state.header.fault
-            ]
-            journal.add(new)
-            num_read += sum(is_new for _, is_new in states)
-            for place, (state, _) in enumerate(states, start=start):
-                table.set(place, state.header)
-                if file is not None and not state.header.fault:
-                    kept.append((os.path.abspath(names[place]), state))
+        for states in _look_at_all(names, known):
+            usable = [state for state in states if not state.known.header.fault]
+            journal.add((state.key, state.known) for state in usable if state.is_new)
+            num_read += sum(state.is_new for state in states)
+            for state in states:
+                table.append(state.known.header)
+            if file is not None:
+                kept += ((state.key, state.known) for state in usable)
             on_header(len(states))
-    index = VideoIndex(names, *table.columns, table.faults, num_read)
+    index = table.index_of(names, num_read=num_read)
     if file is not None and (num_read > len(index.faults) or len(kept) != len(known)):
         write_index(file, kept)
     return index
+
+
+class _State(NamedTuple):
+    """What is known of a video now, by its absolute path, and whether it had to be found out."""
+
+    key: str
+    known: Known
+    is_new: bool
 
 
 def _read_known(file: Path) -> dict[str, Known]:
@@ -111,61 +119,66 @@ def _read_known(file: Path) -> dict[str, Known]:
         ) from error
 
 
-def _look_at_all(
-    names: Sequence[str], known: dict[str, Known]
-) -> Iterator[tuple[int, list[tuple[Known, bool]]]]:
-    """Places and states of the videos, chunk by chunk in their order, found by several threads."""
-    num_threads = min(_MOST_THREADS, 4 * (os.cpu_count() or 1))
-    starts = iter(range(0, len(names), _CHUNK))
+def _look_at_all(names: Sequence[str], known: dict[str, Known]) -> Iterator[list[_State]]:
+    """The videos' states, chunk by chunk in their order, found by several threads."""
+    num_threads = min(_MOST_THREADS, 4 * available_cores())
+    chunks = (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
     executor = ThreadPoolExecutor(num_threads)
-
-    def submit(start: int):
-        return start, executor.submit(_look_at, names[start : start + _CHUNK], known)
-
     try:
-        # Few chunks ahead: a list of futures for all of them would take more than the index.
-        waiting = [submit(start) for start in islice(starts, 2 * num_threads)]
+        # Few chunks ahead: futures of all of them would take more than the index.
+        waiting = deque(
+            executor.submit(_look_at, chunk, known) for chunk in islice(chunks, 2 * num_threads)
+        )
         while waiting:
-            start, future = waiting.pop(0)
-            yield start, future.result()
-            waiting += [submit(start) for start in islice(starts, 1)]
+            yield waiting.popleft().result()
+            waiting.extend(executor.submit(_look_at, chunk, known) for chunk in islice(chunks, 1))
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _look_at(names: Sequence[str], known: dict[str, Known]) -> list[tuple[Known, bool]]:
-    """The state of each video, and whether it is new."""
+def _look_at(names: Sequence[str], known: dict[str, Known]) -> list[_State]:
     states = []
     for name in names:
         try:
             # A pattern's images come and go with the folder's time of change.
             stat = os.stat(Path(name).parent if "%" in name and is_pattern(Path(name)) else name)
-            state = stat.st_size, stat.st_mtime_ns
+            size, time = stat.st_size, stat.st_mtime_ns
         except OSError:  # the header's fault says so
-            state = 0, 0
-        before = known.get(os.path.abspath(name))
-        if before is not None and (before.size, before.time) == state:
-            states.append((before, False))
+            size = time = 0
+        key = os.path.abspath(name)
+        before = known.get(key)
+        if before is not None and before.size == size and before.time == time:
+            states.append(_State(key, before, False))
         else:
-            states.append((Known(*state, header_or_fault(Path(name))), True))
+            states.append(_State(key, Known(size, time, header_or_fault(Path(name))), True))
     return states
 
 
 class _Columns:
-    """Headers as columns."""
+    """Headers as columns, which take a fraction of the memory of as many objects."""
 
-    def __init__(self, num_videos: int) -> None:
-        self.columns = (
-            np.zeros(num_videos, np.int64),
-            np.zeros(num_videos),
-            np.zeros((num_videos, 2), np.int32),
-            np.zeros(num_videos),
-        )
-        self.faults: dict[int, str] = {}
+    def __init__(self) -> None:
+        self._num_frames = array("q")
+        self._fps = array("d")
+        self._sizes = array("i")
+        self._seconds = array("d")
+        self._faults: dict[int, str] = {}
 
-    def set(self, place: int, header: VideoHeader) -> None:
-        values = (header.num_frames, header.fps, (header.height, header.width), header.seconds)
-        for column, value in zip(self.columns, values, strict=True):
-            column[place] = value
+    def append(self, header: VideoHeader) -> None:
         if header.fault:
-            self.faults[place] = header.fault
+            self._faults[len(self._fps)] = header.fault
+        self._num_frames.append(header.num_frames)
+        self._fps.append(header.fps)
+        self._sizes.extend((header.height, header.width))
+        self._seconds.append(header.seconds)
+
+    def index_of(self, names: list[str], *, num_read: int) -> VideoIndex:
+        return VideoIndex(
+            names,
+            np.array(self._num_frames),
+            np.array(self._fps),
+            np.array(self._sizes).reshape(-1, 2),
+            np.array(self._seconds),
+            self._faults,
+            num_read,
+        )

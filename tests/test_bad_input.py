@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ino import Tracker, cli, load_backbone
+from command import refused, run
+from ino import Tracker, load_backbone
 from ino.data.frame_folder import image_size
 from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip, write_davis_layout
@@ -43,18 +44,6 @@ def frames(tmp_path, clip):
         Image.fromarray(frame).save(folder / f"{number}.png")
     write_labels(tmp_path / "mask.png", clip.labels[0])
     return folder
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments) -> str:
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ino: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def segment(frames, *options):

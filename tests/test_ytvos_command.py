@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import ino.pipeline.ytvos as pipeline
-from ino import Tracker, cli, evaluate_ytvos, load_backbone, score_davis
+from command import refused, run
+from ino import Tracker, evaluate_ytvos, load_backbone, score_davis
 from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip
 from ino.data.synthetic_ytvos import write_ytvos_layout
@@ -47,18 +48,6 @@ def done(made, tmp_path_factory):
     out = tmp_path_factory.mktemp("done") / "out"
     assert run("evaluate", "ytvos", "--root", made, "--out", out, *FAST) == 0
     return out
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments) -> str:
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ino: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def fast_tracker(**overrides) -> Tracker:

@@ -6,7 +6,7 @@ import pytest
 from ino.errors import MaskError, VideoError
 from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.tracker import Tracker
-from propagate.test_tracker import HEIGHT, WIDTH, iou, moving_squares
+from propagate.moving_squares import HEIGHT, WIDTH, iou
 
 
 @pytest.fixture
@@ -14,12 +14,6 @@ def tracker(backbone):
     """Sees frames four times as large, so that a feature is two pixels wide."""
     protocol = get_protocol("ino-davis", layer=1, short_side=4 * HEIGHT, radius=4)
     return Tracker(backbone, protocol=protocol)
-
-
-@pytest.fixture
-def video():
-    frames, labels = zip(*moving_squares(8), strict=True)
-    return list(frames), list(labels)
 
 
 def only(labels, label):

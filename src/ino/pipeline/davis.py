@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ino.data.background import in_background
-from ino.data.frame_folder import image_size, read_image
 from ino.data.label_png import read_labels, write_labels
 from ino.data.vos import VideoSequence, read_davis
 from ino.evaluate.davis import DavisScores, score_davis
 from ino.evaluate.tables import write_csv, write_json
 from ino.files import new_folder
+from ino.pipeline.carrying import carry_masks
 from ino.pipeline.settings import OnFrame, write_settings
 from ino.propagate.tracker import Tracker
 
@@ -79,10 +79,7 @@ def propagate_sequences(
         folder.mkdir(parents=True, exist_ok=True)
         first = min(sequence.annotations)
         masks = {first: read_labels(sequence.annotations[first])}
-        size = image_size(sequence.frames[0])
-        frames = in_background(read_image(path, size=size) for path in sequence.frames)
-        tracked = tracker.track(frames, masks, num_frames=len(sequence.frames))
-        results = in_background(tracked)
-        for path, labels in zip(sequence.frames, results, strict=True):
-            write_labels(folder / f"{path.stem}.png", labels)
-            on_frame()
+        with closing(carry_masks(sequence.frames, masks, tracker=tracker)) as results:
+            for path, labels in results:
+                write_labels(folder / f"{path.stem}.png", labels)
+                on_frame()

@@ -248,6 +248,22 @@ def test_videos_come_in_parts(made, done, tmp_path, capsys):
     assert (out / "submission.zip").read_bytes() == (done / "submission.zip").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_bytes(b""),
+        lambda path: write_labels(path, np.ones((8, 9), dtype=np.uint8)),
+    ],
+)
+def test_masks_that_broke_after_they_were_done_are_made_again(made, done, tmp_path, capsys, damage):
+    out = shutil.copytree(done, tmp_path / "out")
+    damage(out / "predictions" / A1 / "00010.png")
+    assert run("evaluate", "ytvos", "--root", made, "--out", out, *FAST, "--resume") == 0
+    assert "1 of 2 videos were done before" in capsys.readouterr().out
+    assert masks_of(out) == masks_of(done)
+
+
 def test_two_settings_are_never_mixed(made, done, tmp_path, capsys):
     out = shutil.copytree(done, tmp_path / "out")
     before = masks_of(out)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ino.data.frame_folder import image_size
-from ino.data.label_png import read_labels, write_labels
+from ino.data.label_png import is_whole_png, read_labels, write_labels
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
 from ino.errors import DatasetError, MaskError
 from ino.evaluate.submission import check_masks
@@ -155,7 +155,9 @@ def _propagate_all(split: YtvosSplit, out: Path, *, tracker: Tracker, on_frame: 
 
 
 def _is_whole(video: YtvosVideo, folder: Path) -> bool:
-    return all((folder / f"{frame}.png").is_file() for frame in video.submitted)
+    """Whether all masks are there, and whole still."""
+    size = image_size(video.first_annotation)
+    return all(is_whole_png(folder / f"{frame}.png", size=size) for frame in video.submitted)
 
 
 def _propagate(video: YtvosVideo, folder: Path, *, tracker: Tracker, on_frame: OnFrame) -> None:
@@ -179,5 +181,5 @@ def _propagate(video: YtvosVideo, folder: Path, *, tracker: Tracker, on_frame: O
                 write_labels(folder / f"{path.stem}.png", labels)
             on_frame()
     for stale in folder.glob("*.png"):
-        if stale.name not in wanted:
+        if stale.name not in wanted and not stale.name.startswith("."):
             stale.unlink()  # of an earlier result that this one overwrites

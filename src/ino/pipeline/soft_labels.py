@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ino.data.background import in_background
 from ino.data.frame_folder import image_size, read_image
 from ino.errors import ConfigError
-from ino.models.devices import computes_in_bf16
-from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
+from ino.models.devices import choose_device, computes_in_bf16
+from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol
 
@@ -45,6 +45,7 @@ class LabelTracker:
     def __post_init__(self) -> None:
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
+        choose_device(str(self.device))
 
     def track(
         self,
@@ -81,5 +82,6 @@ class LabelTracker:
                     square = (self.input_size, self.input_size)
                     frame = cv2.resize(frame, square, interpolation=cv2.INTER_LINEAR)
                 features = extractor(frame)
+                check_finite(features, str(frames[number]))
                 grid = (features.shape[0], features.shape[1])
                 yield propagator.step(features, first(grid) if number == 0 else None)

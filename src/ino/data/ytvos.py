@@ -152,6 +152,8 @@ def _names(folder: Path, meta: _Meta | None, chosen: Sequence[str] | None) -> li
     """The videos to read, after a look whether meta.json and the folders hold the same ones."""
     held = {part: set(folder_names(folder / part)) for part in ("JPEGImages", "Annotations")}
     known = set(meta) if meta is not None else held["Annotations"]
+    if meta is not None and not known:
+        raise DatasetError(f"{folder / 'meta.json'} lists no video: {_MEND}")
     if not known:
         raise DatasetError(f"{folder / 'Annotations'} holds no folder: expected one a video")
     if chosen is not None:

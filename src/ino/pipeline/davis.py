@@ -6,8 +6,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ino.data.label_png import read_labels, write_labels
+from ino.data.frame_folder import image_size
+from ino.data.label_png import VOID, read_labels, write_labels
 from ino.data.vos import VideoSequence, read_davis
+from ino.errors import DatasetError
 from ino.evaluate.davis import DavisScores, score_davis
 from ino.evaluate.tables import write_csv, write_json
 from ino.files import new_folder
@@ -73,7 +75,13 @@ def propagate_sequences(
     """Carries the given masks of each sequence through it, into `out`/SEQUENCE/FRAME.png.
 
     Only the annotation of a sequence's first annotated frame is given, as in DAVIS.
+
+    Raises:
+        DatasetError: such an annotation holds no object or is of another size than its frame; this
+            is told before anything is carried.
     """
+    for sequence in sequences:
+        _check_given(sequence)
     for sequence in sequences:
         folder = out / sequence.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,3 +91,20 @@ def propagate_sequences(
             for path, labels in results:
                 write_labels(folder / f"{path.stem}.png", labels)
                 on_frame()
+
+
+def _check_given(sequence: VideoSequence) -> None:
+    """Raises DatasetError unless the first annotation can be carried."""
+    first = min(sequence.annotations)
+    path, labels = sequence.annotations[first], read_labels(sequence.annotations[first])
+    size = image_size(sequence.frames[first])
+    if labels.shape != size:
+        raise DatasetError(
+            f"{path} is {labels.shape[0]}x{labels.shape[1]} (height x width), but its frame is "
+            f"{size[0]}x{size[1]}: give annotations in the size of the frames"
+        )
+    if not ((labels > 0) & (labels != VOID)).any():
+        raise DatasetError(
+            f"{path} holds no object, but it is the mask that is carried: copy the annotations of "
+            f"{sequence.name} again"
+        )

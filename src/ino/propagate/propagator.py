@@ -21,8 +21,8 @@ from ino.propagate.labels import stretch_labels
 from ino.propagate.memory import ContextFrame, Memory, MemoryFrame, Reference
 from ino.propagate.protocols import Protocol
 from ino.propagate.tiled_matcher import DEFAULT_MAX_BYTES
-from ino.propagate.topk import TopkCarrier
-from ino.propagate.whole import WholeCarrier
+from ino.propagate.topk_carrier import TopkCarrier
+from ino.propagate.whole_carrier import WholeCarrier
 
 
 class Propagator:

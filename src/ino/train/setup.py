@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ino.data.clips import ClipSampler
 from ino.data.shard_clips import ShardSchedule
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
 from ino.models.devices import computes_in_bf16
 from ino.models.head import ProjectionHead
@@ -170,6 +170,7 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     path = out / CONFIG_NAME
     if resume and path.exists():
         _check_same_run(config, path)
+        remove_leftovers(out)
     else:
         other = "choose another --out"
         continue_run = f"it holds a run; pass --resume to continue it or {other}"

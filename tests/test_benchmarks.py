@@ -28,7 +28,7 @@ CLAIMS = {
     "pretraining": [
         "step_speedup_fp32",
         "step_speedup_bf16",
-        "step_speedup_bf16_over_fp32_reference",
+        "step_speedup_bf16_both",
         "step_memory_ratio",
     ],
     "propagation": [
@@ -48,6 +48,11 @@ CLAIMS = {
     ],
     "reading": ["access_speedup_short", "access_speedup_long", "one_thread_speedup"],
     "indexing": ["index_speedup"],
+    "network": [
+        f"{name}_{precision}"
+        for precision in ("fp32", "bf16")
+        for name in ("channels_last", "two_at_once", "four_at_once", "compiled", "torch_attention")
+    ],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 

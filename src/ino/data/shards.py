@@ -6,6 +6,7 @@ in one folder of the tar file. Other members (labels, captions) are passed over.
 
 import contextlib
 import glob
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def read_shard(shard: str) -> Iterator[ShardVideo]:
             break
         except tarfile.TarError as error:
             raise ShardCutError(
-                f"the shard {shard} breaks off after {num_given} whole videos ({error}): copy it "
+                f"the shard {shard} breaks off after {num_given} whole videos ({reason_of(error)}): copy it "
                 "again to get the rest"
             ) from error
         except OSError as error:
@@ -206,4 +207,9 @@ def _is_hidden(name: str) -> bool:
 
 def reason_of(error: Exception) -> str:
     """What the system or the library says, short."""
-    return getattr(error, "strerror", None) or str(error)
+    words = str(error)
+    if "could not be opened" in words or "empty file" in words:
+        return "it is empty or no tar file"
+    if status := re.search(r"exit (-?\d+) \(read\)", words):
+        return f"what reads it ended with status {status[1]}"
+    return getattr(error, "strerror", None) or words

@@ -130,8 +130,8 @@ def read_shard(shard: str) -> Iterator[ShardVideo]:
             break
         except tarfile.TarError as error:
             raise ShardCutError(
-                f"the shard {shard} breaks off after {num_given} whole videos ({reason_of(error)}): copy it "
-                "again to get the rest"
+                f"the shard {shard} breaks off after {num_given} whole videos "
+                f"({reason_of(error)}): copy it again to get the rest"
             ) from error
         except OSError as error:
             if attempt + 1 == (_NUM_TRIES if is_remote(shard) else 1):

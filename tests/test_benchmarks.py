@@ -51,6 +51,8 @@ CLAIMS = {
         for precision in ("fp32", "bf16")
         for name in ("channels_last", "two_at_once", "four_at_once", "compiled", "torch_attention")
     ],
+    "reading": ["access_speedup_short", "access_speedup_long", "one_thread_speedup"],
+    "indexing": ["index_speedup"],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 

@@ -6,6 +6,9 @@ from typing import Any
 from ino.errors import ConfigError
 from ino.train.config import VARIANTS, LossConfig, TrainConfig, to_dict
 
+# Whatever these are, the clips are the same.
+_OF_NO_ACCOUNT = frozenset({"data.num_workers", "data.prefetch", "data.index"})
+
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """A copy in which every field that the variant sets has its value; checked.
@@ -82,6 +85,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
     positive = {
         "data.batch_size": data.batch_size,
         "data.clips_per_video": data.clips_per_video,
+        "data.prefetch": data.prefetch,
         "model.out_dim": model.out_dim,
         "model.hidden_dim": model.hidden_dim,
         "model.bottleneck_dim": model.bottleneck_dim,
@@ -93,7 +97,8 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
     rules += [(n, v, v > 0, "above 0") for n, v in positive.items()]
     not_negative = {
         "views.num_local": views.num_local,
-        "data.num_workers": data.num_workers,
+        "data.num_workers": 0 if data.num_workers == "auto" else data.num_workers,
+        "data.shard_videos": data.shard_videos,
         "data.frame_step": data.frame_step,
         "data.fps": data.fps,
         **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
@@ -122,7 +127,7 @@ def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any
             continue
         for name, was in value.items():
             matters = section != "run" or name in ("seed", "precision", "devices", "num_nodes")
-            matters = matters and (section, name) != ("data", "num_workers")
+            matters = matters and f"{section}.{name}" not in _OF_NO_ACCOUNT
             if matters and was != new[section][name]:
                 found.append((f"{section}.{name}", was, new[section][name]))
     return found

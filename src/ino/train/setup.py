@@ -13,7 +13,8 @@ from lightning.fabric.wrappers import _FabricModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
+from ino.data.clips import ClipSampler
+from ino.data.shard_clips import ShardSchedule
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
@@ -23,13 +24,13 @@ from ino.models.student_teacher import StudentTeacher
 from ino.models.vit import build_vit
 from ino.train.checkpoint import RunState, restore_checkpoint
 from ino.train.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
+from ino.train.data import build_data, record_videos
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
 from ino.train.resolve import differences
 from ino.train.schedules import Schedules
 
 CONFIG_NAME = "config.yaml"
-QUARANTINE_NAME = "quarantine.jsonl"
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Run:
 
     fabric: Fabric
     loader: DataLoader
-    sampler: ClipSampler
+    sampler: ClipSampler | ShardSchedule
     network: _FabricModule
     optimizer: Any
     state: RunState
@@ -56,9 +57,11 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     """
     fabric = build_fabric(config.run)
     fabric.launch()
-    loader, sampler = build_data(config, fabric, quarantine=out / QUARANTINE_NAME)
+    clips = build_data(config, fabric, out=out)
+    loader, sampler = clips.loader, clips.sampler
     if fabric.is_global_zero:
         prepare_folder(config, out=out, resume=resume)
+        record_videos(clips, out)
     fabric.barrier()
 
     torch.manual_seed(config.run.seed)
@@ -155,57 +158,6 @@ def compile_blocks(model: StudentTeacher, device: torch.device) -> None:
     for network in (model.student, model.teacher):
         for block in list(network.backbone.blocks)[:-1]:
             block.compile()
-
-
-def build_data(
-    config: TrainConfig, fabric: Fabric, *, quarantine: Path
-) -> tuple[DataLoader, ClipSampler]:
-    """The clips of this process, in batches, and the sampler that says where in an epoch they are.
-
-    Raises:
-        VideoError: there are no videos.
-        ConfigError: an epoch has fewer clips than a step.
-    """
-    data = config.data
-    if not data.root:
-        raise ConfigError("no videos were given; pass --data.root FOLDER")
-    sampling = ClipSampling(
-        length=data.clip_length,
-        frame_step=data.frame_step or None,
-        fps=data.fps or None,
-        clips_per_video=data.clips_per_video,
-    )
-    videos = find_videos([Path(root) for root in data.root])
-    dataset = ClipDataset(
-        videos,
-        sampling=sampling,
-        seed=config.run.seed,
-        quarantine=quarantine,
-    )
-    global_batch = data.batch_size * fabric.world_size
-    if len(dataset) < global_batch:
-        raise ConfigError(
-            f"an epoch has {len(dataset)} clips ({len(videos)} videos x data.clips_per_video "
-            f"{sampling.clips_per_video}), fewer than the {global_batch} of one step; "
-            "raise data.clips_per_video or lower data.batch_size"
-        )
-    sampler = ClipSampler(
-        len(dataset),
-        batch_size=data.batch_size,
-        seed=config.run.seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-    )
-    loader = DataLoader(
-        dataset,
-        batch_size=data.batch_size,
-        sampler=sampler,
-        num_workers=data.num_workers,
-        collate_fn=list,
-        drop_last=True,
-        persistent_workers=data.num_workers > 0,
-    )
-    return loader, sampler
 
 
 def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:

@@ -135,3 +135,22 @@ def test_crops_on_a_gpu_are_those_of_a_cpu(frame):
         torch.cuda.set_sync_debug_mode("default")
     # A level of difference before the colours, at most doubled by them.
     assert (found.cpu() - expected).abs().max() < 4 / 255 / 0.224
+
+
+def test_parts_change_nothing(frame, monkeypatch):
+    """Clips that are made into crops one after the other give what all at once give."""
+    clips = [frame.expand(2, -1, -1, -1), frame[:50].expand(2, -1, -1, -1), frame[None].flip(1)]
+    clips[2] = clips[2].expand(2, -1, -1, -1)
+
+    def draw():
+        return make_crops(
+            clips,
+            geometry=LOCAL,
+            photometric=Photometric(blur=0.5),
+            num_crops=3,
+            rng=np.random.default_rng(0),
+        )
+
+    at_once = draw()
+    monkeypatch.setattr("ino.data.views._CACHE_BYTES", 1)
+    torch.testing.assert_close(draw(), at_once, atol=1e-5, rtol=0)

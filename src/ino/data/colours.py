@@ -89,16 +89,17 @@ def change_colours(
     plan = _Plan.of(changes)
     numbers = torch.from_numpy(plan.numbers).to(levels.device, non_blocking=True)
     ranks, places, grey, blurred = numbers[:, :4].long().unbind(1)
-    levels = levels[ranks]  # a copy, which is changed in place
+    levels = levels.index_select(0, ranks)  # a copy, which is changed in place
     if plan.num_jittered:
         _jitter(levels, numbers[:, 4:], plan.turns)
     if plan.num_grey:
         rows = grey[: plan.num_grey]
-        levels[rows] = _luma(levels[rows])[:, None].expand(-1, 3, -1, -1)
+        luma = _luma(levels.index_select(0, rows))[:, None].expand(-1, 3, -1, -1)
+        levels.index_copy_(0, rows, luma)
     if plan.num_blurred:
         rows = blurred[: plan.num_blurred]
-        levels[rows] = blur(levels[rows], numbers[rows, -1])
-    return levels[places]
+        levels.index_copy_(0, rows, blur(levels.index_select(0, rows), numbers[rows, -1]))
+    return levels.index_select(0, places)
 
 
 @dataclass(frozen=True)
@@ -188,23 +189,22 @@ def turn_hue(
     v - c clamp(d - 1, 0, 1), d the distance of t and n on the circle.
     """
     red, green, blue = levels.unbind(1)
-    value = torch.maximum(red, green)
-    torch.maximum(value, blue, out=value)
-    least = torch.minimum(red, green)
-    torch.minimum(least, blue, out=least)
+    value, least = levels.amax(1), levels.amin(1)
     chroma = value - least
     # Without branches: the distance from red is 1 + (green + blue - red - least) / chroma, and
     # green or blue, whichever is more, tells the side.
-    hue = torch.sub(green, red).add_(blue - least).div_(chroma.clamp(min=_TINY)).add_(1)
+    hue = torch.sub(green, red).add_(blue).sub_(least).div_(chroma.clamp(min=_TINY)).add_(1)
     hue.copysign_(green - blue).add_(sixths[:, None, None])
     hue.sub_((hue / 6).floor_(), alpha=6)  # 0..6
-    low, high = torch.sub(least, chroma), torch.add(value, chroma)
-    distance = torch.sub(hue, 3).abs_().clamp_(1, 2)  # of the channel across the circle
-    torch.addcmul(low, chroma, distance, out=red)
-    torch.sub(hue, 2, out=distance).abs_().clamp_(1, 2)
-    torch.addcmul(high, chroma, distance, value=-1, out=green)
-    hue.sub_(4).abs_().clamp_(1, 2)
-    torch.addcmul(high, chroma, hue, value=-1, out=blue)
+    distances = torch.empty_like(levels)
+    torch.sub(hue, 3, out=distances[:, 0])  # from the other side of the circle
+    torch.sub(hue, 2, out=distances[:, 1])
+    torch.sub(hue, 4, out=distances[:, 2])
+    distances.abs_()
+    distances[:, 0].neg_().add_(3)
+    distances.clamp_(1, 2)
+    value.add_(chroma)
+    torch.addcmul(value[:, None], chroma[:, None], distances, value=-1, out=levels)
 
 
 def blur(

@@ -19,11 +19,11 @@ from ino.data.token_masks import draw_masks, draw_num_masked
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import InoError, TrainingError
 from ino.models.checkpoints import list_checkpoints
-from ino.models.student_teacher import Views
+from ino.models.student_teacher import Views, separate
 from ino.train.checkpoint import save_checkpoint
 from ino.train.config import TrainConfig
 from ino.train.log import RunLog
-from ino.train.objective import Terms
+from ino.train.objective import Targets, Terms
 from ino.train.optim import clip_gradients, set_rates
 from ino.train.resolve import resolve
 from ino.train.setup import Run, start
@@ -62,11 +62,10 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
             set_rates(run.state.optimizer, lr=lr, weight_decay=weight_decay)
             views = draw_views(config, clips, step=step, fabric=fabric)
 
-            student, teacher = run.network(views)
-            terms = objective(student, teacher)
+            targets = objective.targets(run.network(views, role="teacher"))
+            terms = _take_gradients(run, views, targets, num_parts=config.run.accumulate)
             numbers = _finite_numbers(terms, step=step)
 
-            fabric.backward(terms.loss)
             fabric.strategy.precision.unscale_gradients(run.state.optimizer)
             if step < frozen_steps:
                 model.student.head.last_layer.zero_grad()
@@ -82,6 +81,23 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
                 save_checkpoint(config, run.state, out=out, step=step + 1)
     fabric.barrier()
     return list_checkpoints(out)[-1]
+
+
+def _take_gradients(run: Run, views: Views, targets: Targets, *, num_parts: int) -> Terms:
+    """The terms of a step, whose gradients are then in the student.
+
+    Part after part, so that activations of one part are kept at a time; processes exchange
+    gradients in the last.
+    """
+    parts = list(separate(views, num_parts=num_parts))
+    found = []
+    for index, (clips, part) in enumerate(parts):
+        is_last = index + 1 == len(parts)
+        with run.fabric.no_backward_sync(run.network, enabled=not is_last):
+            terms = run.state.objective(run.network(part, role="student"), targets.of(clips))
+            run.fabric.backward(terms.loss / num_parts)
+        found.append(torch.stack(terms).detach())
+    return Terms(*(torch.stack(found).sum(dim=0) / num_parts).unbind())
 
 
 def _batches(run: Run) -> Iterator[list[Tensor]]:
@@ -103,7 +119,7 @@ def _batches(run: Run) -> Iterator[list[Tensor]]:
 
 
 def draw_views(config: TrainConfig, clips: list[Tensor], *, step: int, fabric: Fabric) -> Views:
-    """The crops and the mask of a step, drawn from seed, step and process.
+    """The crops and the masked positions of a step, drawn from seed, step and process.
 
     The number of masked positions is that of all processes; with `masking.shared`, so is the mask.
     """
@@ -119,7 +135,7 @@ def draw_views(config: TrainConfig, clips: list[Tensor], *, step: int, fabric: F
         probability=masking.probability if has_in_generative else 0.0,
         ratio=masking.ratio,
     )
-    mask = None
+    masked = None
     if num_masked:
         drawn = draw_masks(
             shared_rng if masking.shared else rng,
@@ -130,7 +146,8 @@ def draw_views(config: TrainConfig, clips: list[Tensor], *, step: int, fabric: F
             kind=masking.kind or "blockwise",
             shared=bool(masking.shared),
         )
-        mask = torch.from_numpy(drawn).to(fabric.device)
+        positions = np.nonzero(drawn)[1].reshape(len(clips), num_masked)
+        masked = torch.from_numpy(positions).to(fabric.device)
     colour = Photometric(flip=settings.flip, jitter=settings.jitter, grey=settings.grey)
     clips = [clip.to(fabric.device, non_blocking=True) for clip in clips]
     global_crops = make_crops(
@@ -149,7 +166,7 @@ def draw_views(config: TrainConfig, clips: list[Tensor], *, step: int, fabric: F
             num_crops=settings.num_local,
             rng=rng,
         )
-    return Views(global_crops, local_crops, mask)
+    return Views(global_crops, local_crops, masked)
 
 
 def _finite_numbers(terms: Terms, *, step: int) -> dict[str, float]:
@@ -158,7 +175,7 @@ def _finite_numbers(terms: Terms, *, step: int) -> dict[str, float]:
     Raises:
         TrainingError: one is not finite; the message names it and the step.
     """
-    numbers = terms.numbers()
+    numbers = dict(zip(Terms._fields, torch.stack(terms).tolist(), strict=True))
     broken = [name for name, value in numbers.items() if not math.isfinite(value)]
     if broken:
         term = next((name for name in broken if name != "loss"), "loss")

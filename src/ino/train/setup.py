@@ -1,5 +1,7 @@
 """What a run stands on before its first step: devices, folder, videos, networks."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -7,7 +9,8 @@ from typing import Any, cast
 import torch
 import yaml
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from lightning.fabric.wrappers import _FabricModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
@@ -36,7 +39,7 @@ class Run:
     fabric: Fabric
     loader: DataLoader
     sampler: ClipSampler
-    network: nn.Module
+    network: _FabricModule
     optimizer: Any
     state: RunState
     schedules: Schedules
@@ -60,11 +63,15 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
 
     torch.manual_seed(config.run.seed)
     model = build_model(config.model)
+    model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
+    if config.run.compile:
+        compile_blocks(model, fabric.device)
     inner_optimizer = build_optimizer(model.student)
     network, optimizer = fabric.setup(model, inner_optimizer)
     objective = Objective(
         config.loss,
         num_classes=config.model.out_dim,
+        num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     ).to(fabric.device)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
@@ -129,6 +136,25 @@ def build_model(config: ModelConfig) -> StudentTeacher:
         bottleneck_dim=config.bottleneck_dim,
     )
     return StudentTeacher(backbone, head)
+
+
+def compile_blocks(model: StudentTeacher, device: torch.device) -> None:
+    """Has torch compile the blocks of both networks where they stand; their names stay.
+
+    Not the last of each, whose shapes follow the number of masked positions of a step.
+
+    Raises:
+        ConfigError: there is no C++ compiler, which compiling for a CPU needs.
+    """
+    compilers = [os.environ.get("CXX") or "g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ConfigError(
+            "run.compile needs a C++ compiler on a CPU and none was found: install g++ or clang, "
+            "or leave run.compile off"
+        )
+    for network in (model.student, model.teacher):
+        for block in list(network.backbone.blocks)[:-1]:
+            block.compile()
 
 
 def build_data(

@@ -1,14 +1,17 @@
 """Clips from H.264 to normalised crops on one core, beside torchvision's transforms one by one.
 
-    python benchmarks/data.py [--quick] [--json FILE] [--threads N] [--data FOLDER]
+    python benchmarks/data.py [--quick] [--json FILE] [--threads N] [--keyframes N]
+        [--data FOLDER]
 
 The paper's views: clips of 4 frames, every 8th, of each frame one global crop of 224 pixels and 8
 local crops of 64, all flipped and coloured. Generated videos of 256x340 pixels, 10 s at 30 frames a
-second, encoded with x264's own settings, or the footage in a folder (--data). What a video's first
-clip costs to find its frames is counted. The plain sides open a fresh decoder for each clip, decode
-from the start of the video to the clip's last frame, and make one crop at a time: of PIL images, as
-the released code does, and of tensors of bytes, as torchvision's v2 does. All sides take the same
-frames and the same boxes, flips and changes; first their crops are compared.
+second, encoded with x264's own settings, a key frame every 250 (--keyframes); or the footage in a
+folder (--data). What it costs to find the frames of a video's first clip is counted.
+
+The plain sides open a fresh decoder for each clip, decode from the start of the video to the clip's
+last frame, and make one crop at a time: of PIL images, as the released code does, and of tensors of
+bytes, as torchvision's v2 does. All sides take the same frames and the same boxes, flips and
+changes; first their crops are compared.
 
 Seconds are those of the processor, so a rate is one of a core. Ratios: plain (PIL) over ino for
 everything (`data_speedup`), for decoding (`decode_speedup`) and for crops (`views_speedup`); for
@@ -157,12 +160,12 @@ def measure(jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
     return {name: one.a_clip(len(jobs)) for name, one in times.items()}
 
 
-def write_generated(folder: Path, size: Size) -> list[Path]:
+def write_generated(folder: Path, size: Size, *, keyframes: int) -> list[Path]:
     """Videos of generated scenes."""
     paths = [folder / f"{seed}.mp4" for seed in range(size.num_videos)]
     for seed, path in enumerate(paths):
         clip = generate_clip(seed, num_frames=size.num_frames, height=256, width=340)
-        write_h264(clip.frames, path, fps=FPS)
+        write_h264(clip.frames, path, fps=FPS, keyframes=keyframes)
     return paths
 
 
@@ -209,21 +212,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
     parser.set_defaults(threads=1)
+    parser.add_argument("--keyframes", type=int, default=250, metavar="N", help="frames apart")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="videos to read")
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
     torch.set_num_threads(options.threads)
     machine = describe_machine(precision="bytes and fp32")
     with tempfile.TemporaryDirectory() as folder:
-        generated = options.data is None
-        videos = (
-            write_generated(Path(folder), size) if generated else choose_footage(options.data, size)
-        )
-        clips_per_video = size.clips_per_video if generated else max(2, size.clips_per_video // 4)
-        jobs = draw_jobs(videos, clips_per_video=clips_per_video)
+        if options.data is None:
+            videos = write_generated(Path(folder), size, keyframes=options.keyframes)
+            what = f"{len(videos)} generated videos, key frames {options.keyframes} apart"
+            jobs = draw_jobs(videos, clips_per_video=size.clips_per_video)
+        else:
+            videos = choose_footage(options.data, size)
+            what = f"{len(videos)} given videos"
+            jobs = draw_jobs(videos, clips_per_video=2)
         differences = compare(jobs[-1])
         times = measure(jobs)
-    what = f"{len(videos)} {'generated' if generated else 'given'} videos, {len(jobs)} clips"
+    what += f", {len(jobs)} clips"
     conclude_with(times, differences=differences, machine=machine, what=what, options=options)
 
 

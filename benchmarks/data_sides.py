@@ -1,8 +1,8 @@
-"""The sides of the data benchmark: clips to normalised crops by ino, and one by one by torchvision.
+"""The sides of the data benchmark: clips to normalised crops by ino, and by torchvision one by one.
 
-All take the same frames, boxes, flips and colour changes; those of the plain sides were drawn before
-their time is taken. The plain sides open each video anew and decode from its start to the last frame
-of the clip.
+All take the same frames, boxes, flips and colour changes; those of the plain sides were drawn
+before their time is taken. The plain sides open each video anew and decode from its start to the
+last frame of the clip.
 """
 
 from collections.abc import Sequence
@@ -177,19 +177,19 @@ class BytesSide(PlainSide):
 
 def draw_numbers(clip: Tensor, kind: Kind, rng: np.random.Generator) -> Drawn:
     """The numbers that `make_crops` draws for a clip alone from this generator."""
-    shape = (len(clip), kind.num_crops, 1)
+    shape = (len(clip), kind.num_crops)
     heights, widths = (np.full(shape, side) for side in clip.shape[1:3])
     boxes = draw_boxes(rng, heights=heights, widths=widths, geometry=kind.geometry)
     flips = rng.random(shape) < kind.photometric.flip
     changes = draw_changes(rng, shape, photometric=kind.photometric)
-    alone = (slice(None), slice(None), 0)
-    return Drawn(boxes[alone], flips[alone], changes.of(alone))
+    return Drawn(boxes, flips, changes)
 
 
-def write_h264(frames: np.ndarray, path: Path, *, fps: int) -> None:
-    """Writes a video with x264's own settings: key frames up to 250 apart, B-frames, quality 23."""
+def write_h264(frames: np.ndarray, path: Path, *, fps: int, keyframes: int) -> None:
+    """Writes a video with x264's own settings (B-frames, quality 23) but for the most frames from
+    one key frame to the next, which are 250 where nothing is said."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
+        stream = container.add_stream("libx264", rate=fps, options={"g": str(keyframes)})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
 from ino.models.devices import computes_in_bf16
 from ino.models.head import ProjectionHead
@@ -218,6 +218,7 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     path = out / CONFIG_NAME
     if resume and path.exists():
         _check_same_run(config, path)
+        remove_leftovers(out)
     else:
         other = "choose another --out"
         continue_run = f"it holds a run; pass --resume to continue it or {other}"

@@ -28,7 +28,7 @@ CLAIMS = {
     "pretraining": [
         "step_speedup_fp32",
         "step_speedup_bf16",
-        "step_speedup_bf16_over_fp32_reference",
+        "step_speedup_bf16_both",
         "step_memory_ratio",
     ],
     "propagation": [
@@ -45,6 +45,11 @@ CLAIMS = {
         "scoring_speedup_alone",
         "scoring_speedup_many",
         "scoring_memory_ratio",
+    ],
+    "network": [
+        f"{name}_{precision}"
+        for precision in ("fp32", "bf16")
+        for name in ("channels_last", "two_at_once", "four_at_once", "compiled", "torch_attention")
     ],
     "data": [
         "data_speedup",

@@ -44,7 +44,7 @@ def test_heads_may_be_views_of_one_projection():
 
 @pytest.mark.parametrize("num_tokens", [65, 700])
 def test_bf16_is_near_to_the_equation(num_tokens):
-    """Affinities are rounded to bf16, to 2 ** -9 of their size, which torch's kernel does not do."""
+    """Affinities are rounded to bf16, by up to 2 ** -9 of their size; torch does not do that."""
     inputs = drawn(num_tokens, num_tokens)
     halves = [one.detach().bfloat16().requires_grad_() for one in inputs]
     results = []

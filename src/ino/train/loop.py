@@ -14,8 +14,9 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from ino.data.colours import PLAIN, Photometric
 from ino.data.token_masks import draw_masks, draw_num_masked
-from ino.data.views import PLAIN, CropGeometry, Photometric, make_crops
+from ino.data.views import CropGeometry, make_crops
 from ino.errors import InoError, TrainingError
 from ino.models.checkpoints import list_checkpoints
 from ino.models.student_teacher import Views, separate

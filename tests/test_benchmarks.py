@@ -68,7 +68,14 @@ CLAIMS = {
 def benchmark(monkeypatch):
     """Imports a module of the benchmarks, whose folder is no package."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
+
+    def load(name):
+        earlier = getattr(sys.modules.get(name), "__file__", None)
+        if name in sys.modules and (earlier is None or Path(earlier).parent != BENCHMARKS):
+            monkeypatch.delitem(sys.modules, name)  # the folder tests/data
+        return importlib.import_module(name)
+
+    return load
 
 
 @pytest.fixture

@@ -124,7 +124,8 @@ def shard(model: StudentTeacher, mesh: DeviceMesh) -> nn.Module:
     over = mesh["data_parallel"]
     for network in (model.student, model.teacher):
         for part in (*network.backbone.blocks, network.head, network.backbone):
-            fully_shard(part, mesh=over)
-    return model
+            # Without saying so, a part that is not within another stays whole after its forward.
+            fully_shard(part, mesh=over, reshard_after_forward=True)
+    return fully_shard(model, mesh=over)
 
 

@@ -29,10 +29,10 @@ from ino.train.config import (
     TrainConfig,
     ViewsConfig,
 )
-from ino.train.drawing import draw_views
-from ino.train.resolve import resolve
 from ino.train.devices import build_fabric
+from ino.train.drawing import draw_views
 from ino.train.networks import build_model
+from ino.train.resolve import resolve
 from report import (
     StageTimes,
     add_child,

@@ -36,7 +36,7 @@ class TrainingError(InoError):
     """Training cannot go on."""
 
 
-class Stopped(InoError):
+class StoppedError(InoError):
     """Training was asked to stop by a signal and did; `status` is the command's exit status."""
 
     def __init__(self, message: str, *, status: int) -> None:

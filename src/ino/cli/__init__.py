@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, Namespace
 
 from ino.cli import dense, evaluating, making, ytvos
 from ino.cli.options import build_parser
-from ino.errors import ConfigError, InoError, Stopped
+from ino.errors import ConfigError, InoError, StoppedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ino: {_one_line(error)} (ino --help shows the options)", file=sys.stderr)
     except InoError as error:
         print(f"ino: {_one_line(error)}", file=sys.stderr)
-        return error.status if isinstance(error, Stopped) else 2
+        return error.status if isinstance(error, StoppedError) else 2
     except KeyboardInterrupt:
         print("ino: stopped", file=sys.stderr)
         return 130

@@ -101,7 +101,8 @@ class StudentTeacher(nn.Module):
             momentum: 0..1.
             where: one truth value on the device; where it is false nothing changes.
         """
-        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
         if where is None:
             torch._foreach_lerp_(teacher, student, 1.0 - momentum)
             return

@@ -39,7 +39,7 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
         VideoError: there are no videos, or most of them are broken.
         OutputError: the folder holds a run and `resume` is off, or it cannot be written.
         TrainingError: loss or gradients stay not finite; the message names term and step.
-        Stopped: a signal asked the run to stop; it was saved.
+        StoppedError: a signal asked the run to stop; it was saved.
     """
     run = start(resolve(config), out=out, resume=resume)
     with (
@@ -62,7 +62,7 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
 def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals) -> None:
     """All steps that are left."""
     config, fabric, schedules = run.config, run.fabric, run.schedules
-    model, objective, optimizer, scaler = run.state
+    model, objective, optimizer, scaler, _ = run.state
     student_parameters = list(model.student.parameters())
     frozen_steps = (config.optim.freeze_last_layer_epochs or 0) * run.steps_per_epoch
     first_clip = fabric.global_rank * config.data.batch_size

@@ -187,7 +187,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line(config, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_write_that_fails_in_the_middle_is_told_and_leaves_nothing(config, tmp_path, capfd):
+def test_a_write_that_fails_in_the_middle_is_told_and_leaves_nothing(config, tmp_path):
     assert wait([start_training(config, tmp_path / "run", fault="full disk")]) == [2]
-    assert "cannot write" in capfd.readouterr().err
+    assert "cannot write" in (tmp_path / "run.error").read_text()
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ino: {_one_line(error)} (ino --help shows the options)", file=sys.stderr)
     except InoError as error:
         print(f"ino: {_one_line(error)}", file=sys.stderr)
-        return error.status if isinstance(error, StoppedError) else 2
+    except StoppedError as error:
+        print(f"ino: {_one_line(error)}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("ino: stopped", file=sys.stderr)
         return 130

@@ -92,7 +92,7 @@ def save_best(
     """
     content = _collect(config, state, step=step)
     path = out / "checkpoints" / BEST_NAME
-    if not writes or score <= best_score(path):
+    if not writes or not score > best_score(path):  # also where it is no number
         return False
     _write(content | {"score": score}, path)
     return True

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,63 @@ def test_worker_processes_change_nothing(config, tmp_path):
     assert_equal_states(
         read_checkpoint(alone), read_checkpoint(train(config, out=tmp_path / "workers"))
     )
+
+
+def assert_nearly_equal_states(first: dict, second: dict) -> None:
+    for network in ("student", "teacher", "objective"):
+        for name, value in first[network].items():
+            found = second[network][name]
+            if name.endswith("qkv.bias"):
+                # A softmax does not feel the keys' bias: its gradient is rounding, and AdamW makes
+                # steps of any gradient.
+                value, found = (torch.cat(x.chunk(3)[::2]) for x in (value, found))
+            torch.testing.assert_close(
+                found, value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_parts_of_a_step_add_up(config, tmp_path, variant):
+    """Centres and pairs are those of the whole step, however many parts it is gone through in."""
+    config.variant = variant
+    config.model.drop_path = 0.0  # drawn for each part
+    config.data.frame_step, config.data.fps = (0, 8.0) if variant == "released" else (1, 0.0)
+    whole = train(config, out=tmp_path / "whole")
+    config.run.accumulate = config.data.batch_size
+    parts = train(config, out=tmp_path / "parts")
+    assert config.run.accumulate > 1
+    assert_nearly_equal_states(read_checkpoint(whole), read_checkpoint(parts))
+
+
+def test_activation_checkpointing_changes_nothing(config, tmp_path):
+    whole = train(config, out=tmp_path / "whole")
+    config.run.activation_checkpointing = True
+    again = train(config, out=tmp_path / "again")
+    assert_equal_states(read_checkpoint(whole), read_checkpoint(again))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_blocks_train_to_the_same(config, tmp_path):
+    config.model.drop_path = 0.0
+    config.run.max_steps = 3
+    whole = train(config, out=tmp_path / "whole")
+    config.run.compile = True
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(to_dict(config)))
+    # In a process of its own, as shapes that are checked in tests cannot be compiled.
+    command = [sys.executable, "-m", "ino", "train", str(recipe), "--out", str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    compiled = read_checkpoint(tmp_path / "run/checkpoints/step_00000003.pt")
+    assert_nearly_equal_states(read_checkpoint(whole), compiled)
+
+
+def test_compiling_without_a_compiler_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    config.run.compile = True
+    with pytest.raises(ConfigError, match=r"install g\+\+"):
+        train(config, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])

@@ -1,11 +1,14 @@
 """The networks of a run: random, or started from weights."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ino.errors import CheckpointError
+from ino.errors import CheckpointError, ConfigError
 from ino.models.checkpoints import check_exact, position_side, read_checkpoint
 from ino.models.head import ProjectionHead
 from ino.models.student_teacher import Network, StudentTeacher
@@ -65,6 +68,25 @@ def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeach
         bottleneck_dim=config.bottleneck_dim,
     )
     return StudentTeacher(backbone, head)
+
+
+def compile_blocks(model: StudentTeacher, device: torch.device) -> None:
+    """Has torch compile the blocks of both networks where they stand; their names stay.
+
+    Not the last of each, whose shapes follow the number of masked positions of a step.
+
+    Raises:
+        ConfigError: there is no C++ compiler, which compiling for a CPU needs.
+    """
+    compilers = [os.environ.get("CXX") or "g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ConfigError(
+            "run.compile needs a C++ compiler on a CPU and none was found: install g++ or clang, "
+            "or leave run.compile off"
+        )
+    for network in (model.student, model.teacher):
+        for block in list(network.backbone.blocks)[:-1]:
+            block.compile()
 
 
 def _fill(network: Network, weights: NetworkWeights, source: Path) -> list[str]:

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 import yaml
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from lightning.fabric.wrappers import _FabricModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipSampler
@@ -19,7 +20,7 @@ from ino.train.checkpoint import RunState, remove_leftovers, restore_checkpoint
 from ino.train.config import TrainConfig, from_dict, to_dict
 from ino.train.data import build_data
 from ino.train.devices import build_fabric, is_restart, launch_name, with_processes
-from ino.train.networks import Origin, build_networks
+from ino.train.networks import Origin, build_networks, compile_blocks
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
 from ino.train.resolve import check_same_batch, differences
@@ -40,7 +41,7 @@ class Run:
     fabric: Fabric
     loader: DataLoader
     sampler: ClipSampler
-    network: nn.Module
+    network: _FabricModule
     state: RunState
     schedules: Schedules
     first_step: int
@@ -74,10 +75,14 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
         write_config(config, out=out, origin=origin)
         for note in () if saved else origin.notes:
             _LOG.warning("%s", note)
+    model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
+    if config.run.compile:
+        compile_blocks(model, fabric.device)
     network = fabric.setup_module(model)
     objective = Objective(
         config.loss,
         num_classes=config.model.out_dim,
+        num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     ).to(fabric.device)
     scaler = getattr(fabric.strategy.precision, "scaler", None)

@@ -101,7 +101,12 @@ def _operations(module: nn.Module, inputs: torch.Tensor) -> int:
 def measure_step(config: TrainConfig, *, repeats: int) -> float:
     """Seconds of a training step of one clip, crops not counted; the median."""
     torch.manual_seed(0)
-    side = OurStep(build_model(config.model), config.loss, bf16=computes_in_bf16(CPU))
+    side = OurStep(
+        build_model(config.model),
+        config.loss,
+        num_local=config.views.num_local,
+        bf16=computes_in_bf16(CPU),
+    )
     clip = torch.from_numpy(generate_clip(0, num_frames=4, height=256, width=340).frames)
     times = StageTimes()
     for step in range(repeats + 1):

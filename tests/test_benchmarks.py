@@ -46,6 +46,7 @@ CLAIMS = {
         "scoring_speedup_many",
         "scoring_memory_ratio",
     ],
+    "scaling": ["clip_teraoperations", "cpu_clips_a_second"],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 

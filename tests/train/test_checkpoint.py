@@ -11,7 +11,7 @@ from ino.train.resolve import resolve
 def test_the_best_is_kept_beside_the_newest(config, tmp_path):
     config = resolve(config)
     model = build_model(config.model)
-    objective = Objective(config.loss, num_classes=config.model.out_dim)
+    objective = Objective(config.loss, num_classes=config.model.out_dim, num_local=2)
     state = RunState(model, objective, build_optimizer(model.student), None, Origin())
     (tmp_path / "checkpoints").mkdir()
     best = tmp_path / "checkpoints" / "best.pt"

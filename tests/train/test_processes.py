@@ -58,7 +58,7 @@ def of_each(config, *, number: int):
     return shared
 
 
-@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+@pytest.mark.parametrize("strategy", ["auto", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(config, tmp_path, strategy):
     alone = read_checkpoint(train(config, out=tmp_path / "one"))
     config.run.strategy = strategy

@@ -7,10 +7,12 @@ import dataclasses
 import os
 from typing import Any, cast
 
+import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
@@ -46,6 +48,28 @@ def build_fabric(config: RunConfig) -> Fabric:
             f"{num_nodes} machine(s), strategy {config.strategy} and precision {config.precision}: "
             f"{error}"
         ) from error
+
+
+def launch(fabric: Fabric) -> None:
+    """Starts the processes of a run, or joins those that a launcher started."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    on_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    if isinstance(environment, TorchElasticEnvironment) and restart != "0" and on_one_machine:
+        # torchrun may keep its store over restarts, with the addresses of processes that are dead.
+        # The count of restarts is the same for all processes of one machine, but not of several.
+        store = TCPStore(environment.main_address, environment.main_port, is_master=False)
+        on_cuda = fabric.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.set_device(fabric.device)
+        torch.distributed.init_process_group(
+            "nccl" if on_cuda else "gloo",
+            store=PrefixStore(f"restart {restart}", store),
+            rank=environment.global_rank(),
+            world_size=environment.world_size(),
+            device_id=fabric.device if on_cuda else None,
+        )
+    fabric.launch()
 
 
 def count_processes(config: RunConfig) -> tuple[int, int]:

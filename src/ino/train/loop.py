@@ -82,7 +82,8 @@ def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals) -> None:
         views = draw_views(config, clips, step=step, device=fabric.device, first_clip=first_clip)
 
         centers = objective.centers()
-        targets = objective.targets(run.network(views, role="teacher"))
+        with torch.no_grad():  # around the call, or data-parallel training waits for its gradients
+            targets = objective.targets(run.network(views, role="teacher"))
         terms = _take_gradients(run, views, targets, num_parts=config.run.accumulate)
         if scaler is not None:
             scaler.unscale_(optimizer)

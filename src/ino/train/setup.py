@@ -19,7 +19,7 @@ from ino.models.checkpoints import list_checkpoints
 from ino.train.checkpoint import RunState, remove_leftovers, restore_checkpoint
 from ino.train.config import TrainConfig, from_dict, to_dict
 from ino.train.data import build_data
-from ino.train.devices import build_fabric, is_restart, launch_name, with_processes
+from ino.train.devices import build_fabric, is_restart, launch, launch_name, with_processes
 from ino.train.networks import Origin, build_networks, compile_blocks
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
@@ -60,7 +60,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
         InoError: see `ino.train.loop.train`.
     """
     fabric = build_fabric(config.run)
-    fabric.launch()
+    launch(fabric)
     config = with_processes(config, fabric)
     loader, sampler = build_data(config, fabric, quarantine=out / QUARANTINE_NAME)
     resume = resume or is_own_restart(out)

@@ -46,7 +46,12 @@ CLAIMS = {
         "scoring_speedup_many",
         "scoring_memory_ratio",
     ],
-    "scaling": ["clip_teraoperations", "cpu_clips_a_second"],
+    "scaling": [
+        "clip_teraoperations",
+        "cpu_clips_a_second",
+        "decode_clips_a_second_and_core",
+        "crop_clips_a_second_and_core",
+    ],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 

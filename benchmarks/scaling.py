@@ -145,7 +145,7 @@ def measure_data(config: TrainConfig, *, num_clips: int) -> tuple[float, float]:
 def duration(seconds: float) -> str:
     """Seconds in words."""
     hours = seconds / 3600
-    return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"
+    return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.0f} d"
 
 
 def print_costs(machines: list[Machine]) -> None:

@@ -28,7 +28,7 @@ CLAIMS = {
     "pretraining": [
         "step_speedup_fp32",
         "step_speedup_bf16",
-        "step_speedup_bf16_over_fp32_reference",
+        "step_speedup_bf16_both",
         "step_memory_ratio",
     ],
     "propagation": [
@@ -51,6 +51,10 @@ CLAIMS = {
         "cpu_clips_a_second",
         "decode_clips_a_second_and_core",
         "crop_clips_a_second_and_core",
+    "network": [
+        f"{name}_{precision}"
+        for precision in ("fp32", "bf16")
+        for name in ("channels_last", "two_at_once", "four_at_once", "compiled", "torch_attention")
     ],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipSampler
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
 from ino.train.checkpoint import RunState, remove_leftovers, restore_checkpoint
 from ino.train.config import TrainConfig, from_dict, to_dict

@@ -51,6 +51,7 @@ CLAIMS = {
         "cpu_clips_a_second",
         "decode_clips_a_second_and_core",
         "crop_clips_a_second_and_core",
+    ],
     "network": [
         f"{name}_{precision}"
         for precision in ("fp32", "bf16")

@@ -130,8 +130,11 @@ def restore_checkpoint(path: Path, state: RunState) -> int:
     return content["step"]
 
 
-def remove_leftovers(out: Path) -> None:
-    """Removes files that a killed process left half written among the checkpoints of a run."""
+def remove_half_written(out: Path) -> None:
+    """Removes checkpoints that a killed process left half written, also on another machine.
+
+    For the one process that writes the run's checkpoints, before it writes any.
+    """
     for path in (out / "checkpoints").glob(".*.pt"):
         path.unlink(missing_ok=True)
 

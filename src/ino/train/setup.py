@@ -16,7 +16,7 @@ from ino.data.clips import ClipSampler
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
-from ino.train.checkpoint import RunState, remove_leftovers, restore_checkpoint
+from ino.train.checkpoint import RunState, remove_half_written, restore_checkpoint
 from ino.train.config import TrainConfig, from_dict, to_dict
 from ino.train.data import build_data
 from ino.train.devices import build_fabric, is_restart, launch, launch_name, with_processes
@@ -127,6 +127,7 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     if resume and path.exists():
         _check_same_run(config, path)
         remove_leftovers(out)
+        remove_half_written(out)
     else:
         other = "choose another --out"
         continue_run = f"it holds a run; pass --resume to continue it or {other}"

@@ -7,9 +7,9 @@ One clip of 4 frames, 8 local crops of 64 pixels a frame, 30% of the positions m
 checked before anything is timed. Both sides take the same crops, in turns. Drawing the crops is
 timed as well but is no part of a ratio, as the reference has no code for it.
 
-Ratios: seconds of the reference in fp32 over those of ino, in fp32 and in bf16 (`step_speedup_fp32`,
-`step_speedup_bf16`), and with both in bf16 (`step_speedup_bf16_both`); the peak of resident memory
-of ino over that of the reference in fp32 (`step_memory_ratio`). A peak is that of a process that
+Ratios: seconds of the reference in fp32 over those of ino in fp32 (`step_speedup_fp32`) and in bf16
+(`step_speedup_bf16`), and with both in bf16 (`step_speedup_bf16_both`); the peak of resident memory
+of ino over that of the reference, in fp32 (`step_memory_ratio`). A peak is that of a process that
 does two steps, less that of one that only imports everything, draws crops and builds the networks.
 """
 

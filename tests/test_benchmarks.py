@@ -57,6 +57,15 @@ CLAIMS = {
         for precision in ("fp32", "bf16")
         for name in ("channels_last", "two_at_once", "four_at_once", "compiled", "torch_attention")
     ],
+    "reading": ["access_speedup_short", "access_speedup_long", "one_thread_speedup"],
+    "indexing": ["index_speedup"],
+    "data": [
+        "data_speedup",
+        "decode_speedup",
+        "views_speedup",
+        "views_speedup_uint8",
+        "data_speedup_uint8",
+    ],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 
@@ -183,6 +192,38 @@ def test_other_scores_are_found(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark("scoring_plain"), "plain_j", lambda *_: 0.5)
     with pytest.raises(benchmark("report").DifferentResultsError, match="differs"):
         scoring.compare(tmp_path, case)
+
+
+@pytest.fixture
+def clip_job(benchmark, tmp_path):
+    """A clip of a small H.264 video."""
+    sides = benchmark("data_sides")
+    clip = generate_clip(0, num_frames=40, height=96, width=128)
+    sides.write_h264(clip.frames, tmp_path / "0.mp4", fps=30, keyframes=250)
+    return sides.draw_jobs([tmp_path / "0.mp4"], clips_per_video=1)[0]
+
+
+def test_all_sides_make_the_same_crops(benchmark, clip_job):
+    data = benchmark("data")
+    found = data.compare(clip_job)
+    assert found.keys() == data.LARGEST_DIFFERENCES.keys()
+    times = data.measure([clip_job])
+    for stages in times.values():
+        assert stages["total"] == pytest.approx(sum(stages.values()) - stages["total"])
+
+
+@pytest.mark.parametrize("what", ["decode", "change_colours"])
+def test_other_crops_are_found(benchmark, clip_job, monkeypatch, what):
+    """Frames in another order, or colours left as they are."""
+    side = benchmark("data_sides").PlainSide
+    original = side.decode
+    wrong = {
+        "decode": lambda self, job: original(self, job)[::-1],
+        "change_colours": lambda self, image, *_: image,
+    }
+    monkeypatch.setattr(side, what, wrong[what])
+    with pytest.raises(benchmark("report").DifferentResultsError, match="levels"):
+        benchmark("data").compare(clip_job)
 
 
 def test_picture_of_scoring(benchmark, tmp_path):
@@ -321,4 +362,4 @@ def test_quick(name, tmp_path):
         assert math.isfinite(value)
         assert name == "learning" or value > 0, claim
         assert claim in result.stdout
-    assert content["machine"]["threads"] == 2
+    assert content["machine"]["threads"] == (1 if name == "data" else 2)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ino.data.clips import ClipSampler
+from ino.data.clip_sampler import ClipSampler
 from ino.errors import OutputError, StoppedError, TrainingError
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
 from ino.train import checkpoint, loop

@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from ino import __version__
+from ino.cli.indexing import index_parser
 
 PROTOCOL_DEFAULT = "ino-davis"
 YTVOS_PROTOCOL_DEFAULT = "ino-ytvos"
@@ -21,6 +22,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=True)
     commands.add_subcommand("demo", _demo_parser(), help="the whole story on generated video")
     commands.add_subcommand("train", _train_parser(), help="learn from unlabeled video")
+    commands.add_subcommand("index", index_parser(), help="tell what videos there are")
     commands.add_subcommand("segment", _segment_parser(), help="carry masks through a video")
     evaluate = _parser("Propagates the given masks of a data set and scores the result.")
     commands.add_subcommand("evaluate", evaluate, help="propagate and score a data set")
@@ -213,12 +215,8 @@ def _add_ytvos(parser: ArgumentParser) -> None:
 
 
 def _add_seen(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--seen",
-        type=Path,
-        metavar="FILE",
-        help="YouTube-VOS: seen categories, one a line, or a meta.json (default: train/meta.json)",
-    )
+    words = "YouTube-VOS: seen categories, one a line, or a meta.json (default: train/meta.json)"
+    parser.add_argument("--seen", type=Path, metavar="FILE", help=words)
 
 
 def _add_tracker(parser: ArgumentParser) -> None:

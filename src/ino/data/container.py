@@ -5,6 +5,7 @@ interlacing are left as they are. Where the picture's size changes midway, the f
 all. Frames by number: frame_index.py.
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from av.video.stream import VideoStream
 from ino.errors import VideoError
 
 NOMINAL_FPS = 24.0  # for what has no frame rate of its own
+# One packet of these is one frame that is shown. VP8 (invisible frames) and MPEG-4 part 2 (packed
+# B-frames) do not keep to that.
+_FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo"})
+_WITHOUT_DECODER = {"codec_whitelist": "none", "probesize": "32", "analyzeduration": "0"}
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
 
@@ -29,15 +34,26 @@ class VideoFile:
     Args:
         path: a file that FFmpeg can read.
         num_threads: decoder threads; 0 is one for each core.
+        content: the file's bytes, where they are at hand; `path` then only names them.
+        decodes: False for the container's own header alone: a tenth of the time, and what only a
+            decoder can tell is not there.
 
     Raises:
         VideoError: the file is missing, empty, not a video, or holds no pictures.
     """
 
-    def __init__(self, path: Path, *, num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_threads: int = 0,
+        content: bytes | None = None,
+        decodes: bool = True,
+    ) -> None:
         self.path = path
         self.num_threads = num_threads
-        self.container = _open(path)
+        self.content = content
+        self.container = _open(path, content, decodes=decodes)
         try:
             self.stream = _video_stream(self.container, path)
         except BaseException:
@@ -55,6 +71,19 @@ class VideoFile:
     def __exit__(self, *_: object) -> None:
         self.container.close()
 
+    def again(self) -> "VideoFile":
+        """The same file, opened anew."""
+        return VideoFile(self.path, num_threads=self.num_threads, content=self.content)
+
+    def as_bytes(self) -> io.BufferedIOBase:
+        """The file's bytes, to be closed after use."""
+        return self.path.open("rb") if self.content is None else io.BytesIO(self.content)
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self.path.stat().st_size if self.content is None else len(self.content)
+
     @property
     def fps(self) -> float:
         """Mean number of frames a second of the source's time; 24 where the file does not say."""
@@ -65,6 +94,11 @@ class VideoFile:
     def formats(self) -> frozenset[str]:
         """FFmpeg's names of the container's format, e.g. mov and mp4."""
         return frozenset(self.container.format.name.split(","))
+
+    @property
+    def has_frame_per_packet(self) -> bool:
+        """Whether each packet is one frame that is shown."""
+        return self.stream.codec_context.codec.canonical_name in _FRAME_PER_PACKET
 
     def stated_num_frames(self) -> int:
         """The number of frames in the header, or of packets where the header does not tell.
@@ -137,7 +171,7 @@ class VideoFile:
             return True
         if "mp4" in self.formats and self.stream.frames:
             return num_packets < len(self.stream.index_entries)
-        return "matroska" in self.formats and _is_matroska_cut(self.path)
+        return "matroska" in self.formats and _is_matroska_cut(self)
 
     def broken(self, num_frames: int, reason: str | None) -> VideoError:
         """The error for a file of which only the first `num_frames` frames are whole."""
@@ -147,16 +181,17 @@ class VideoFile:
         )
 
 
-def _open(path: Path) -> InputContainer:
-    if not path.exists():
+def _open(path: Path, content: bytes | None, *, decodes: bool) -> InputContainer:
+    if content is None and not path.exists():
         raise VideoError(f"{path} does not exist: give a video file or a folder of images")
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else len(content)) == 0:
             raise VideoError(f"{path} is empty (0 bytes): copy the file again")
         # Absolute, so that "a:b.mp4" is no protocol; a playlist may not lead to the network.
         return av.open(
-            str(path.absolute()),
-            options={"protocol_whitelist": "file"},
+            str(path.absolute()) if content is None else io.BytesIO(content),
+            mode="r",
+            options={"protocol_whitelist": "file", **({} if decodes else _WITHOUT_DECODER)},
             metadata_errors="ignore",
         )
     except (av.FFmpegError, OSError) as error:
@@ -182,9 +217,9 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _is_matroska_cut(path: Path) -> bool:
+def _is_matroska_cut(video: VideoFile) -> bool:
     """Whether the file ends before the length that its Segment element states (RFC 8794)."""
-    with path.open("rb") as file:
+    with video.as_bytes() as file:
         position = 0
         for identity in (_EBML_HEADER, _EBML_SEGMENT):
             file.seek(position)
@@ -197,4 +232,4 @@ def _is_matroska_cut(path: Path) -> bool:
             if size == unknown:
                 return False
             position += 4 + num_bytes + size
-    return path.stat().st_size < position
+    return video.size < position

@@ -3,6 +3,7 @@
 Its frame rate is nominal: images carry no time.
 """
 
+import io
 import re
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def list_images(folder: Path) -> list[Path]:
             f"the folder {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): "
             "give a folder that directly holds a video's frames"
         )
-    return sorted(images, key=_natural_key)
+    return sorted(images, key=lambda path: natural_key(path.name))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -43,7 +44,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         VideoError: the file is not an image, or is broken.
     """
-    with _open(path) as image:
+    with _open(path, path) as image:
         try:
             is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation
         except (OSError, SyntaxError, ValueError) as error:  # a PNG is read to its end for it
@@ -51,17 +52,20 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
-def read_image(path: Path, *, size: tuple[int, int]) -> np.ndarray:
+def read_image(
+    path: Path, *, size: tuple[int, int] | None, content: bytes | None = None
+) -> np.ndarray:
     """The image as uint8 RGB (height, width, 3); 16-bit images keep their upper 8 bits.
 
     Args:
         path: an image.
-        size: height and width that it must have.
+        size: height and width that it must have; None for any.
+        content: the image's bytes, where they are at hand; `path` then only names them.
 
     Raises:
         VideoError: the file is not a whole image or is of another size.
     """
-    with _open(path) as image:
+    with _open(path if content is None else io.BytesIO(content), path) as image:
         try:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):  # `convert` would saturate it
@@ -71,7 +75,7 @@ def read_image(path: Path, *, size: tuple[int, int]) -> np.ndarray:
                 frame = np.array(upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise _broken(path, error) from error
-    if frame.shape[:2] != size:
+    if size is not None and frame.shape[:2] != size:
         raise VideoError(
             f"{path} is {frame.shape[0]}x{frame.shape[1]}, but the folder's first image is "
             f"{size[0]}x{size[1]}: give images of one size (height x width)"
@@ -83,18 +87,19 @@ def _broken(path: Path, error: Exception) -> VideoError:
     return VideoError(f"{path} is broken ({error}): copy the image again")
 
 
-def _open(path: Path) -> Image.Image:
+def _open(source: Path | io.BytesIO, path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(source)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise VideoError(
             f"{path} cannot be read as an image: copy it again or remove it"
         ) from error
 
 
-def _natural_key(path: Path) -> list[tuple[int, int, str]]:
-    parts = re.split(r"(\d+)", path.name)
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """What to sort names by so that 2.jpg comes before 10.jpg."""
+    parts = re.split(r"(\d+)", name)
     # The name itself breaks ties such as 1.jpg and 01.jpg.
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts] + [
-        (2, 0, path.name)
+        (2, 0, name)
     ]

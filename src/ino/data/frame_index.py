@@ -1,29 +1,32 @@
 """Chosen frames of a video file by exact frame number, without decoding the whole file.
 
-Frame numbers count decoded frames from 0. The times of all packets are read first (a whole file is
-read but not decoded, once, and remembered while the file stays the same); then decoding starts at
-the key frame before each wanted frame and ends with it. Where the times do not tell which frame is
-which, the file is decoded from its start: slower, and just as exact.
+Frame numbers count decoded frames from 0. The times of all frames come first: from the header of an
+MP4 or MOV file, else from all packets (a whole file is read but not decoded). They are remembered
+while the file stays the same. Then decoding starts at the key frame before each wanted frame and
+ends with it; frames in between that no other frame needs are passed over. Where the times do not
+tell which frame is which, the file is decoded from its start. All ways give the same frames.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import av
 import numpy as np
 
 from ino.data.container import VideoFile
+from ino.data.mp4_header import read_header_frames
+from ino.data.remembered import Remembered
 from ino.errors import VideoError
 
-# One packet of these is one frame that is shown. VP8 (invisible frames) and MPEG-4 part 2 (packed
-# B-frames) do not keep to that.
-_FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo"})
 # These containers store when a frame is shown; elsewhere (AVI) a parser guesses it.
 _STORES_TIME_SHOWN = frozenset({"mov", "matroska", "mpegts"})
-_NUM_REMEMBERED = 64
+# Their decoders can leave out frames that others do not refer to.
+_MARKS_UNREFERENCED = frozenset({"h264", "hevc"})
+_MOST_REMEMBERED = 1 << 22  # frames of all files together: 32 MiB
+_WEIGHT = 64  # of a file beside its frames
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,11 @@ class _FrameTable:
     keys: np.ndarray
 
 
-_tables: OrderedDict[tuple[Path, int, int], _FrameTable] = OrderedDict()
+_tables: Remembered[_FrameTable] = Remembered(
+    most=_MOST_REMEMBERED, weigh=lambda table: _WEIGHT + len(table.shown)
+)
+
+_tables_of_open: WeakKeyDictionary[VideoFile, _FrameTable] = WeakKeyDictionary()
 
 
 def count_frames(file: VideoFile) -> int:
@@ -60,7 +67,7 @@ def read_numbered(file: VideoFile, indices: Sequence[int]) -> np.ndarray:
     table = _table(file)
     check_numbers(file.path, indices, num_frames=table.num_frames)
     wanted = sorted(set(indices))
-    frames = _read_by_seeking(file, table, wanted) or _read_through(file.path, wanted)
+    frames = _read_by_seeking(file, table, wanted) or _read_through(file, wanted)
     return np.stack([frames[index] for index in indices])
 
 
@@ -78,17 +85,33 @@ def check_numbers(path: Path, indices: Sequence[int], *, num_frames: int) -> Non
 
 
 def _table(file: VideoFile) -> _FrameTable:
+    if file.content is not None:  # it came with others and will not soon come again
+        if file not in _tables_of_open:
+            _tables_of_open[file] = _table_of_header(file) or _table_of_packets(file)
+        return _tables_of_open[file]
     stat = file.path.stat()
     key = (file.path.absolute(), stat.st_size, stat.st_mtime_ns)
-    if key not in _tables:
-        _tables[key] = _read_table(file)
-        if len(_tables) > _NUM_REMEMBERED:
-            _tables.popitem(last=False)
-    _tables.move_to_end(key)
-    return _tables[key]
+    return _tables.get(key, lambda: _table_of_header(file) or _table_of_packets(file))
 
 
-def _read_table(file: VideoFile) -> _FrameTable:
+def _table_of_header(file: VideoFile) -> _FrameTable | None:
+    """The table of a file whose header tells it, else None.
+
+    Raises:
+        VideoError: the file ends before its last frame.
+    """
+    frames = read_header_frames(file)
+    if frames is None:
+        return None
+    if frames.num_whole < len(frames.shown):
+        raise file.broken(frames.num_whole, "the file is cut short")
+    if not _times_tell_frames(file, frames.shown, frames.decoded, frames.is_key):
+        return None
+    keys = np.stack([frames.shown, frames.decoded], axis=1)[frames.is_key]
+    return _FrameTable(len(frames.shown), np.sort(frames.shown), keys[np.argsort(keys[:, 0])])
+
+
+def _table_of_packets(file: VideoFile) -> _FrameTable:
     shown, decoded, is_key, is_hidden = [], [], [], []
     try:
         for packet in file.packets():
@@ -100,8 +123,10 @@ def _read_table(file: VideoFile) -> _FrameTable:
         raise file.broken(len(shown), error.strerror) from error
     if not shown or file.is_cut(len(shown)):
         raise file.broken(len(shown), "the file is cut short")
-    if not _times_tell_frames(file, shown, decoded, is_key):
-        with VideoFile(file.path, num_threads=file.num_threads) as fresh:
+    if None in shown or not _times_tell_frames(
+        file, np.array(shown), np.array(decoded), np.array(is_key)
+    ):
+        with file.again() as fresh:
             num_frames = sum(1 for _ in fresh.decoded())
         return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
     keys = [
@@ -114,16 +139,15 @@ def _read_table(file: VideoFile) -> _FrameTable:
 
 
 def _times_tell_frames(
-    file: VideoFile, shown: list[int | None], decoded: list[int | None], is_key: list[bool]
+    file: VideoFile, shown: np.ndarray, decoded: np.ndarray, is_key: np.ndarray
 ) -> bool:
-    """Whether sorting the packets by time numbers the frames as decoding them does."""
-    if file.stream.codec_context.codec.canonical_name not in _FRAME_PER_PACKET:
+    """Whether sorting the frames by time numbers them as decoding does."""
+    if not file.has_frame_per_packet:
         return False
-    if _STORES_TIME_SHOWN.isdisjoint(file.formats) and shown != decoded:
+    if _STORES_TIME_SHOWN.isdisjoint(file.formats) and not np.array_equal(shown, decoded):
         return False
-    times = {time for time in shown if time is not None}
     # What is shown before the first key frame may not be decodable.
-    return len(times) == len(shown) and is_key[0] and shown[0] == min(times)
+    return bool(len(np.unique(shown)) == len(shown) and is_key[0] and shown[0] == shown.min())
 
 
 def _read_by_seeking(
@@ -138,9 +162,11 @@ def _read_by_seeking(
     for key, group in groupby(pairs, key=lambda pair: pair[0]):
         numbers = {int(table.shown[index]): index for _, index in group}
         key_shown, key_decoded = table.keys[key].tolist()
-        # Some containers are searched by decoding time and may lead to a later key frame first.
-        for target in dict.fromkeys((key_shown, key_decoded)):
-            found = _decode_from(file, target, key_shown, numbers)
+        # Some containers are searched by decoding time and may lead to a later key frame first. A
+        # decoder that passed frames over may have been misled about their order: it tries again.
+        targets = dict.fromkeys((key_shown, key_decoded))
+        for target, whole in [*((t, False) for t in targets), *((t, True) for t in targets)]:
+            found = _decode_from(file, target, (key_shown, key_decoded), numbers, whole=whole)
             if len(found) == len(numbers):
                 break
         else:
@@ -150,17 +176,25 @@ def _read_by_seeking(
 
 
 def _decode_from(
-    file: VideoFile, target: int, key_shown: int, numbers: dict[int, int]
+    file: VideoFile, target: int, key: tuple[int, int], numbers: dict[int, int], *, whole: bool
 ) -> dict[int, np.ndarray]:
-    """Frames by number, for `numbers` by time, decoded from the key frame at `key_shown`."""
+    """Frames by number, for `numbers` by time, decoded from the key frame at `key`.
+
+    Unless `whole`, frames that are not wanted and that no other frame refers to are left out.
+    """
+    context = file.stream.codec_context
+    leaves_out = not whole and context.codec.canonical_name in _MARKS_UNREFERENCED
     found: dict[int, np.ndarray] = {}
     missing = set(numbers)
     try:
         file.container.seek(target, stream=file.stream)
         for position, packet in enumerate(file.packets()):
             time = packet.pts
-            if time is None or (position == 0 and not (packet.is_keyframe and time <= key_shown)):
+            if time is None or (position == 0 and not (packet.is_keyframe and time <= key[0])):
                 break
+            if packet.dts == key[1] and time != key[0]:  # the header was not what it seemed
+                break
+            context.skip_frame = "NONREF" if leaves_out and time not in numbers else "DEFAULT"
             frames = file.stream.decode(packet)
             missing.discard(time)
             if not missing:  # the decoder holds all that is wanted: have it out, decode no more
@@ -172,18 +206,22 @@ def _decode_from(
                 break
     except av.FFmpegError:
         return {}
+    finally:
+        context.skip_frame = "DEFAULT"
     return found
 
 
-def _read_through(path: Path, wanted: Iterable[int]) -> dict[int, np.ndarray]:
+def _read_through(file: VideoFile, wanted: Iterable[int]) -> dict[int, np.ndarray]:
     """Frames by number, decoded from the file's start."""
     missing = set(wanted)
     found: dict[int, np.ndarray] = {}
-    with VideoFile(path, num_threads=1) as file:
-        for index, frame in enumerate(file.decoded()):
+    with file.again() as fresh:
+        for index, frame in enumerate(fresh.decoded()):
             if index in missing:
-                found[index] = file.to_rgb(frame)
+                found[index] = fresh.to_rgb(frame)
                 missing.remove(index)
             if not missing:
                 return found
-    raise VideoError(f"{path} gives fewer frames than it did before: leave it as it is while used")
+    raise VideoError(
+        f"{file.path} gives fewer frames than it did before: leave it as it is while used"
+    )

@@ -6,6 +6,7 @@ look at: it is never read to decide what to leave out.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ino.errors import OutputError
@@ -27,7 +28,19 @@ def quarantine(file: Path, video: Path, *, reason: str) -> bool:
     Raises:
         OutputError: the file cannot be written.
     """
-    line = json.dumps({"path": str(video), "reason": reason}, ensure_ascii=False) + "\n"
+    return quarantine_all(file, {str(video): reason}) == 1
+
+
+def quarantine_all(file: Path, reasons: Mapping[str, str]) -> int:
+    """How many of these videos are new to the file, to which they were then appended.
+
+    Args:
+        file: as above.
+        reasons: why each is left out, by its path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         with os.fdopen(descriptor, "r+b", buffering=0) as stream:
@@ -35,13 +48,20 @@ def quarantine(file: Path, video: Path, *, reason: str) -> bool:
                 fcntl.flock(stream, fcntl.LOCK_EX)  # released when the file is closed
             stream.seek(0)
             earlier = stream.read()
-            if str(video) in _named(earlier):
-                return False
-            # One write a line: lines of several processes never mix.
-            stream.write((b"\n" if _ends_torn(earlier) else b"") + line.encode())
+            named = _named(earlier)
+            lines = [_line(path, why) for path, why in reasons.items() if path not in named]
+            if lines:
+                # One write: lines of several processes never mix.
+                stream.write((b"\n" if _ends_torn(earlier) else b"") + b"".join(lines))
     except OSError as error:
         raise OutputError(f"cannot write the quarantine file {file}: {error.strerror}") from error
-    return True
+    return len(lines)
+
+
+def _line(path: str, reason: str) -> bytes:
+    return (json.dumps({"path": path, "reason": reason}, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"
+    )
 
 
 def _ends_torn(content: bytes) -> bool:

@@ -1,7 +1,8 @@
 """Video in, video out: what a video is, its frames, some of its frames, and a writer for H.264.
 
-A video is a file that FFmpeg reads or a folder that directly holds images. Frames are uint8 RGB
-(height, width, 3), numbered from 0 as they are shown. Sound is not read.
+A video is a file that FFmpeg reads, a folder that directly holds images, or a pattern of images
+(`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 as they are shown.
+Sound is not read.
 """
 
 import math
@@ -19,8 +20,9 @@ from av.video.stream import VideoStream
 
 from ino.data import frame_index
 from ino.data.container import NOMINAL_FPS, VideoFile
-from ino.data.frame_folder import image_size, is_image, list_images, read_image
+from ino.data.frame_folder import is_image, read_image
 from ino.data.frame_index import check_numbers, read_numbered
+from ino.data.frame_sequence import is_pattern, open_sequence
 from ino.errors import OutputError
 from ino.files import atomic_path
 
@@ -51,9 +53,11 @@ class VideoInfo:
 
 
 def is_video(path: Path) -> bool:
-    """Whether `path` is a file with a video's extension or a folder that directly holds images."""
+    """Whether `path` is a video file by its name, or a folder or pattern of images."""
     if path.is_dir():
         return any(is_image(entry) for entry in path.iterdir())
+    if is_pattern(path):
+        return True
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
@@ -63,9 +67,9 @@ def read_info(path: Path) -> VideoInfo:
     Raises:
         VideoError: `path` is missing, empty, not a video, or holds no frame.
     """
-    if path.is_dir():
-        images = list_images(path)
-        return VideoInfo(len(images), NOMINAL_FPS, *image_size(images[0]))
+    images = open_sequence(path)
+    if images is not None:
+        return VideoInfo(len(images), NOMINAL_FPS, *images.size)
     with VideoFile(path, num_threads=1) as file:
         height, width = file.to_rgb(next(file.decoded())).shape[:2]
     with VideoFile(path, num_threads=1) as file:  # counting packets begins at the start
@@ -78,8 +82,9 @@ def count_frames(path: Path) -> int:
     Raises:
         VideoError: the video cannot be read or is cut short.
     """
-    if path.is_dir():
-        return len(list_images(path))
+    images = open_sequence(path)
+    if images is not None:
+        return len(images)
     with VideoFile(path, num_threads=1) as file:
         return frame_index.count_frames(file)
 
@@ -91,11 +96,10 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
         VideoError: `path` is missing or not a video; or the video breaks off, after all frames
             that are whole were given.
     """
-    if path.is_dir():
-        images = list_images(path)
-        size = image_size(images[0])
+    images = open_sequence(path)
+    if images is not None:
         for image in images:
-            yield read_image(image, size=size)
+            yield read_image(image, size=images.size)
         return
     with VideoFile(path) as file:
         for frame in file.decoded():
@@ -128,12 +132,12 @@ def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np
     Raises:
         VideoError: as `read_clip`.
     """
-    if path.is_dir():
-        images = list_images(path)
+    images = open_sequence(path)
+    if images is not None:
         indices = choose(len(images), NOMINAL_FPS)
         check_numbers(path, indices, num_frames=len(images))
-        size = image_size(images[0])
-        return np.stack([read_image(images[index], size=size) for index in indices])
+        frames = {i: read_image(images[i], size=images.size) for i in sorted(set(indices))}
+        return np.stack([frames[index] for index in indices])
     with VideoFile(path, num_threads=1) as file:
         return read_numbered(file, choose(frame_index.count_frames(file), file.fps))
 

@@ -1,10 +1,9 @@
 """Global and local crops of the frames of clips, cut, resized, coloured and normalised in batches.
 
-Geometry is drawn as torchvision's RandomResizedCrop draws it and resized bicubically with
-antialiasing as Pillow does; colour follows torchvision's ColorJitter on float images, with
-parameters drawn for each crop and operations in one random order a batch. Randomness comes from
-one NumPy generator, so a step's views are a function of its seed on every device; with a
-`ClipRandom`, the crops of a clip do not depend on the other clips of the process.
+Geometry is drawn as torchvision's RandomResizedCrop draws it and resized as Pillow does
+(resampling.py); colour follows torchvision's transforms on float images (colours.py). Everything is
+drawn for each crop from NumPy generators, one for all clips or one for each, so a step's views are
+a function of its seeds on every device, and nothing that is drawn waits for the device.
 """
 
 import math
@@ -13,25 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from kornia.enhance import (
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_hue,
-    adjust_saturation_with_gray_subtraction,
-)
-from kornia.filters import gaussian_blur2d
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ino.data.clip_random import stream_of
+from ino.data.colours import Changes, Photometric, change_colours, draw_changes
+from ino.data.resampling import resize_boxes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-ATTEMPTS = 10
-BLUR_SIGMA = (0.1, 2.0)
-GREY_WEIGHTS = (0.299, 0.587, 0.114)
+_ATTEMPTS = 10
+_CACHE_BYTES = 6 << 20
 
 
 @dataclass(frozen=True)
@@ -43,59 +34,47 @@ class CropGeometry:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
 
-@dataclass(frozen=True)
-class Photometric:
-    """Probabilities and strengths of flip and colour changes; all 0 leaves a crop as it is."""
-
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grey: float = 0.2
-    blur: float = 0.0
-
-
-PLAIN = Photometric(flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
-
-
-def draw_box(
-    rng: np.random.Generator, *, height: int, width: int, geometry: CropGeometry
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width in pixels of a random crop of a frame.
+def draw_boxes(
+    rng: np.random.Generator,
+    *,
+    heights: Int[np.ndarray, "*batch"],
+    widths: Int[np.ndarray, "*batch"],
+    geometry: CropGeometry,
+) -> Int[np.ndarray, "*batch 4"]:
+    """Top, left, height and width in pixels of a random crop of each frame.
 
     Area and aspect are drawn up to ten times; if none fits, the largest centred crop whose aspect
     is within the range is taken, as torchvision does.
+
+    Args:
+        rng: where all randomness comes from.
+        heights: of the frames, in pixels.
+        widths: the same.
+        geometry: shares of area and aspects.
     """
-    low, high = math.log(geometry.ratio[0]), math.log(geometry.ratio[1])
-    for _ in range(ATTEMPTS):
-        area = height * width * rng.uniform(*geometry.scale)
-        aspect = math.exp(rng.uniform(low, high))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(height - crop_height + 1))
-            left = int(rng.integers(width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    aspect = min(max(width / height, geometry.ratio[0]), geometry.ratio[1])
-    crop_width = min(width, round(height * aspect))
-    crop_height = min(height, round(width / aspect))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+    drawn = (*heights.shape, _ATTEMPTS)
+    area = (heights * widths)[..., None] * rng.uniform(*geometry.scale, drawn)
+    low, high = geometry.ratio
+    aspect = np.exp(rng.uniform(math.log(low), math.log(high), drawn))
+    crop_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    crop_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    fits = (crop_heights > 0) & (crop_heights <= heights[..., None])
+    fits &= (crop_widths > 0) & (crop_widths <= widths[..., None])
+    first = fits.argmax(axis=-1)[..., None]
+    places = rng.random((2, *heights.shape))
 
-
-def resized_crop(
-    frame: UInt8[Tensor, "height width 3"], box: tuple[int, int, int, int], *, size: int
-) -> Float[Tensor, "3 size size"]:
-    """A box of a frame resized to a square, values 0..255.
-
-    On a CPU the rounding to whole levels is Pillow's; on other devices values are not rounded.
-    """
-    top, left, height, width = box
-    crop = frame[top : top + height, left : left + width].permute(2, 0, 1)[None]
-    if crop.device.type != "cpu":
-        crop = crop.float()
-    resized = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)
-    return resized[0].float().clamp(0, 255)
+    aspect = np.clip(widths / heights, low, high)
+    centred_heights = np.minimum(heights, np.rint(widths / aspect).astype(np.int64))
+    centred_widths = np.minimum(widths, np.rint(heights * aspect).astype(np.int64))
+    found = fits.any(axis=-1)
+    crop_heights = np.take_along_axis(crop_heights, first, axis=-1)[..., 0]
+    crop_widths = np.take_along_axis(crop_widths, first, axis=-1)[..., 0]
+    crop_heights = np.where(found, crop_heights, centred_heights)
+    crop_widths = np.where(found, crop_widths, centred_widths)
+    free_rows, free_columns = heights - crop_heights, widths - crop_widths
+    tops = np.where(found, np.floor(places[0] * (free_rows + 1)), free_rows // 2)
+    lefts = np.where(found, np.floor(places[1] * (free_columns + 1)), free_columns // 2)
+    return np.stack([tops, lefts, crop_heights, crop_widths], axis=-1).astype(np.int64)
 
 
 def make_crops(
@@ -104,94 +83,63 @@ def make_crops(
     geometry: CropGeometry,
     photometric: Photometric,
     num_crops: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | Sequence[np.random.Generator],
 ) -> Float[Tensor, "time {num_crops} clip 3 {geometry.size} {geometry.size}"]:
     """Random crops of every frame of every clip, normalised; every crop is drawn independently.
 
     Args:
-        clips: frames of each clip; sizes may differ between clips.
+        clips: frames of each clip, on one device; sizes may differ between clips.
         geometry: placement and size of the crops.
         photometric: flip and colour changes, drawn for each crop.
         num_crops: crops of each frame.
-        rng: where all randomness comes from; images are drawn for with the clip running fastest.
+        rng: where all randomness comes from: of all clips, or of each clip, whose crops then do
+            not depend on which other clips there are.
     """
-    crops = []
-    for index in range(len(clips[0])):
-        for _ in range(num_crops):
-            for place, clip in enumerate(clips):
-                height, width = clip.shape[1:3]
-                stream = stream_of(rng, place)
-                box = draw_box(stream, height=height, width=width, geometry=geometry)
-                crops.append(resized_crop(clip[index], box, size=geometry.size))
-    images = change_colours(torch.stack(crops) / 255, photometric, rng)
-    return normalize(images).unflatten(0, (len(clips[0]), num_crops, len(clips)))
-
-
-def change_colours(
-    images: Float[Tensor, "batch 3 height width"],
-    photometric: Photometric,
-    rng: np.random.Generator,
-) -> Float[Tensor, "batch 3 height width"]:
-    """Images in 0..1, each flipped, jittered, greyed and blurred with its own draw."""
-    num_images = len(images)
-
-    def chosen(probability: float) -> Tensor:
-        return torch.from_numpy(rng.random(num_images) < probability).to(images.device)
-
-    flipped = chosen(photometric.flip)
-    images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    jittered = torch.nonzero(chosen(photometric.jitter))[:, 0]
-    factors = _draw_factors(num_images, photometric, rng)
-    order = rng.permutation(len(factors))
-    if len(jittered):
-        chosen_factors = [factor[jittered.cpu()].to(images) for factor in factors]
-        images = images.index_copy(0, jittered, _jitter(images[jittered], chosen_factors, order))
-    grey = chosen(photometric.grey)
-    weights = images.new_tensor(GREY_WEIGHTS)[:, None, None]
-    luma = (images * weights).sum(dim=1, keepdim=True)
-    images = torch.where(grey[:, None, None, None], luma, images)
-    blurred = torch.nonzero(chosen(photometric.blur))[:, 0]
-    sigma = torch.from_numpy(rng.uniform(*BLUR_SIGMA, num_images)).to(images)
-    if len(blurred):
-        sigmas = sigma[blurred, None].expand(-1, 2)
-        side = min(13, 2 * (min(images.shape[-2:]) // 2) - 1)  # at most 3 sigma, padding fits
-        smooth = gaussian_blur2d(images[blurred], (side, side), sigmas)
-        images = images.index_copy(0, blurred, smooth)
-    return images
-
-
-def _draw_factors(
-    num_images: int, photometric: Photometric, rng: np.random.Generator
-) -> list[Float[Tensor, " image"]]:
-    """Factors of brightness, contrast and saturation around 1, and turns of the hue around 1.
-
-    Drawn for all images, changed or not, so that one image's draw does not move the others'.
-    """
-    names = ("brightness", "contrast", "saturation", "hue")
-    strengths = [getattr(photometric, name) for name in names]
-    return [torch.from_numpy(rng.uniform(1 - x, 1 + x, num_images)) for x in strengths]
-
-
-def _jitter(
-    images: Float[Tensor, "batch 3 height width"],
-    factors: list[Float[Tensor, " batch"]],
-    order: np.ndarray,
-) -> Float[Tensor, "batch 3 height width"]:
-    brightness, contrast, saturation = factors[:3]
-    hue = (factors[3] - 1) * (2 * math.pi)  # a turn of the colour circle is 1
-    operations = [
-        lambda x: adjust_brightness_accumulative(x, brightness),
-        lambda x: adjust_contrast_with_mean_subtraction(x, contrast),
-        lambda x: adjust_saturation_with_gray_subtraction(x, saturation),
-        lambda x: adjust_hue(x, hue),
+    shape = (len(clips[0]), num_crops, len(clips))
+    groups = [clips] if isinstance(rng, np.random.Generator) else [[clip] for clip in clips]
+    streams = [rng] if isinstance(rng, np.random.Generator) else rng
+    drawn = [
+        _draw(one, group, num_crops, geometry=geometry, photometric=photometric)
+        for one, group in zip(streams, groups, strict=True)
     ]
-    for index in order:
-        images = operations[index](images)
-    return images
+    boxes = np.concatenate([one[0] for one in drawn], axis=2)
+    flips = np.concatenate([one[1] for one in drawn], axis=2)
+    changes = Changes.joined([one[2] for one in drawn], axis=2)
+
+    crops = torch.empty((*shape, 3, geometry.size, geometry.size), device=clips[0].device)
+    step = len(clips)
+    if crops.device.type == "cpu":  # it is quickest with what its cache holds
+        step = max(1, _CACHE_BYTES * len(clips) // (crops.numel() * crops.element_size()))
+    for first in range(0, len(clips), step):
+        part = (slice(None), slice(None), slice(first, first + step))
+        levels = resize_boxes(clips[part[2]], boxes[part], flips[part], size=geometry.size)
+        levels = change_colours(levels.flatten(0, 2), changes.of(part))
+        crops[part] = normalize(levels).view_as(crops[part])
+    return crops
 
 
-def normalize(images: Float[Tensor, "*batch 3 height width"]) -> Tensor:
-    """Images in 0..1 shifted and scaled by ImageNet's mean and standard deviation."""
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = images.new_tensor(IMAGENET_STD)[:, None, None]
-    return (images - mean) / std
+def _draw(
+    rng: np.random.Generator,
+    clips: Sequence[Tensor],
+    num_crops: int,
+    *,
+    geometry: CropGeometry,
+    photometric: Photometric,
+) -> tuple[np.ndarray, np.ndarray, Changes]:
+    """Boxes, flips and changes of clips: arrays of (time, crop, clip)."""
+    shape = (len(clips[0]), num_crops, len(clips))
+    sizes = np.array([clip.shape[1:3] for clip in clips])
+    heights, widths = (np.broadcast_to(side, shape) for side in sizes.T)
+    boxes = draw_boxes(rng, heights=heights, widths=widths, geometry=geometry)
+    flips = rng.random(shape) < photometric.flip
+    return boxes, flips, draw_changes(rng, shape, photometric=photometric)
+
+
+def normalize(
+    levels: Float[Tensor, "images 3 height width"],
+) -> Float[Tensor, "images 3 height width"]:
+    """Images with levels 0..255, shifted and scaled by ImageNet's mean and deviation in place."""
+    # Numbers, not tensors of three: making those on a device waits for it.
+    for plane, mean, std in zip(levels.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True):
+        plane.sub_(255 * mean).div_(255 * std)
+    return levels

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ino.data.clips import ClipSampler
+from ino.data.clip_sampler import ClipSampler
+from ino.data.shard_clips import ShardSchedule
 from ino.errors import InoError, TrainingError
 
 _MOST_DEATHS = 3
@@ -18,7 +19,7 @@ _LOG = logging.getLogger("ino")
 
 def batches(
     loader: DataLoader,
-    sampler: ClipSampler,
+    sampler: ClipSampler | ShardSchedule,
     *,
     first_step: int,
     num_steps: int,

@@ -66,13 +66,17 @@ class DataConfig:
     """Which videos, and which of their frames make a clip.
 
     Args:
-        root: folders, video files or lists of them; a folder of images is one video.
+        root: folders, video files or lists of them, or tar shards; a folder of images is one video.
         clip_length: frames of a clip (L), even.
         frame_step: frames from one to the next in the source; 0 to go by `fps`. Set by `variant`.
         fps: frames a second of a clip; 0 to go by `frame_step`. Set by `variant`.
         clips_per_video: clips of each video in an epoch.
         batch_size: clips of each device in a step.
-        num_workers: processes that decode, for each device.
+        shard_videos: how many videos tar shards hold; 0 to count, which only files allow.
+        num_workers: processes that decode, for each device; auto goes by the cores at hand.
+        prefetch: batches that each of them has ready.
+        index: file that keeps what headers of videos tell; auto is one in the user's cache, off
+            reads no header before training.
     """
 
     root: str | list[str] = field(default_factory=list)
@@ -81,7 +85,10 @@ class DataConfig:
     fps: float | None = None
     clips_per_video: int = 5
     batch_size: int = 4
-    num_workers: int = 4
+    shard_videos: int = 0
+    num_workers: int | Literal["auto"] = "auto"
+    prefetch: int = 2
+    index: str = "auto"
 
 
 @dataclass

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ino.data.clip_random import ClipRandom
+from ino.data.clip_random import clip_streams
+from ino.data.colours import PLAIN, Photometric
 from ino.data.token_masks import draw_masks, draw_num_masked
-from ino.data.views import PLAIN, CropGeometry, Photometric, make_crops
+from ino.data.views import CropGeometry, make_crops
 from ino.models.student_teacher import Views
 from ino.train.config import TrainConfig
 
@@ -45,8 +46,9 @@ def draw_views(
         first_clip: place of the first clip in the global batch of the step.
     """
     settings = config.views
-    rng = ClipRandom([config.run.seed, step], num_clips=len(clips), first_clip=first_clip)
-    masked = _draw_masked(config, rng, step=step)
+    seed = [config.run.seed, step]
+    streams = clip_streams(seed, num_clips=len(clips), first_clip=first_clip)
+    masked = _draw_masked(config, streams, step=step)
     colour = Photometric(flip=settings.flip, jitter=settings.jitter, grey=settings.grey)
     clips = [clip.to(device, non_blocking=True) for clip in clips]
     global_crops = make_crops(
@@ -54,7 +56,7 @@ def draw_views(
         geometry=CropGeometry(settings.global_size, settings.global_scale),
         photometric=colour if settings.colour_on_global else PLAIN,
         num_crops=1,
-        rng=rng,
+        rng=streams,
     )[:, 0]
     local_crops = None
     if settings.num_local and config.loss.l2g > 0:
@@ -63,14 +65,14 @@ def draw_views(
             geometry=CropGeometry(settings.local_size, settings.local_scale),
             photometric=dataclasses.replace(colour, blur=settings.local_blur),
             num_crops=settings.num_local,
-            rng=rng,
+            rng=streams,
         )
     positions = None if masked is None else torch.from_numpy(masked).to(device)
     return Views(global_crops, local_crops, positions)
 
 
 def _draw_masked(
-    config: TrainConfig, rng: ClipRandom, *, step: int
+    config: TrainConfig, streams: Sequence[np.random.Generator], *, step: int
 ) -> Int[np.ndarray, "clips masked"] | None:
     """The masked positions of each clip, ascending."""
     masking = config.masking
@@ -96,7 +98,7 @@ def _draw_masked(
             shared=bool(masking.shared),
         )
         for stream, num_clips in (
-            [(shared_rng, len(rng.clips))] if masking.shared else [(one, 1) for one in rng.clips]
+            [(shared_rng, len(streams))] if masking.shared else [(one, 1) for one in streams]
         )
     ]
-    return np.nonzero(np.concatenate(masks))[1].reshape(len(rng.clips), num_masked)
+    return np.nonzero(np.concatenate(masks))[1].reshape(len(streams), num_masked)

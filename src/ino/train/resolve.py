@@ -7,6 +7,10 @@ from typing import Any
 from ino.errors import ConfigError
 from ino.train.config import VARIANTS, LossConfig, TrainConfig, to_dict
 
+# Whatever these are, the clips are the same.
+_OF_NO_ACCOUNT = frozenset({"data.num_workers", "data.prefetch", "data.index", "data.batch_size"})
+"""Fields that leave a run's numbers as they are; of the batch size see `check_same_batch`."""
+
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """A copy in which every field that the variant sets has its value; checked.
@@ -83,6 +87,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
     positive = {
         "data.batch_size": data.batch_size,
         "data.clips_per_video": data.clips_per_video,
+        "data.prefetch": data.prefetch,
         "model.out_dim": model.out_dim,
         "model.hidden_dim": model.hidden_dim,
         "model.bottleneck_dim": model.bottleneck_dim,
@@ -93,7 +98,8 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
     rules += [(n, v, v > 0, "above 0") for n, v in positive.items()]
     not_negative = {
         "views.num_local": views.num_local,
-        "data.num_workers": data.num_workers,
+        "data.num_workers": 0 if data.num_workers == "auto" else data.num_workers,
+        "data.shard_videos": data.shard_videos,
         "data.frame_step": data.frame_step,
         "data.fps": data.fps,
         **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
@@ -112,9 +118,6 @@ def _any_weight(loss: LossConfig) -> bool:
     return max(loss.g2g, loss.l2g, loss.masked, loss.affinity) > 0
 
 
-_FREE = {"data.num_workers", "data.batch_size"}
-"""Fields of no effect on the numbers; the batch size by itself is, see `check_same_batch`."""
-
 _RUN_MATTERS = {"run.seed", "run.precision"}
 
 
@@ -128,7 +131,7 @@ def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any
             continue
         for key, was in value.items():
             name = f"{section}.{key}"
-            matters = name in _RUN_MATTERS or (section != "run" and name not in _FREE)
+            matters = name in _RUN_MATTERS or (section != "run" and name not in _OF_NO_ACCOUNT)
             if matters and was != new[section][key]:
                 found.append((name, was, new[section][key]))
     return found

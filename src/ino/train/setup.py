@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipSampler
+from ino.data.shard_clips import ShardSchedule
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
 from ino.train.checkpoint import RunState, remove_half_written, restore_checkpoint
 from ino.train.config import TrainConfig, from_dict, to_dict
-from ino.train.data import build_data
+from ino.train.data import build_data, record_videos
 from ino.train.devices import build_fabric, is_restart, launch, launch_name, with_processes
 from ino.train.networks import Origin, build_networks, compile_blocks
 from ino.train.objective import Objective
@@ -27,7 +28,6 @@ from ino.train.resolve import check_same_batch, differences
 from ino.train.schedules import Schedules
 
 CONFIG_NAME = "config.yaml"
-QUARANTINE_NAME = "quarantine.jsonl"
 LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
 
 _LOG = logging.getLogger("ino")
@@ -40,7 +40,7 @@ class Run:
     config: TrainConfig
     fabric: Fabric
     loader: DataLoader
-    sampler: ClipSampler
+    sampler: ClipSampler | ShardSchedule
     network: _FabricModule
     state: RunState
     schedules: Schedules
@@ -62,10 +62,12 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     fabric = build_fabric(config.run)
     launch(fabric)
     config = with_processes(config, fabric)
-    loader, sampler = build_data(config, fabric, quarantine=out / QUARANTINE_NAME)
+    clips = build_data(config, fabric, out=out)
+    loader, sampler = clips.loader, clips.sampler
     resume = resume or is_own_restart(out)
     if fabric.is_global_zero:
         prepare_folder(config, out=out, resume=resume)
+        record_videos(clips, out)
     fabric.barrier()
     saved = fabric.broadcast(newest_checkpoint(out))
 

@@ -1,0 +1,128 @@
+"""`ino index` tells what is there; `ino train` uses it and leaves out what is of no use."""
+
+import json
+import logging
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from data.video_files import FASTSTART, cut, moving_frames, write_video
+from ino.cli import main
+from ino.data.index_file import default_index
+from ino.train.loop import train
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """Four videos of use, one too short, one cut, one empty."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", moving_frames(12), container=FASTSTART)
+    write_video(folder / "short.mp4", moving_frames(2))
+    cut(folder / "half.mp4", folder / "0.mp4")
+    (folder / "zero.mp4").touch()
+    return folder
+
+
+def test_the_table_tells_number_length_size_and_what_is_broken(mixed, tmp_path, capsys):
+    broken = tmp_path / "broken.jsonl"
+    assert main(["index", str(mixed), "--broken", str(broken)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"videos +5\b", shown)
+    assert re.search(r"broken +2\b", shown)
+    assert "96x64" in shown
+    assert "half.mp4 breaks off" in shown
+    assert "7 headers read" in shown
+    lines = [json.loads(line) for line in broken.read_text().splitlines()]
+    assert {Path(line["path"]).name for line in lines} == {"half.mp4", "zero.mp4"}
+    main(["index", str(mixed)])
+    assert "2 headers read" in capsys.readouterr().out  # broken ones are tried again
+
+
+def test_training_leaves_out_at_once_what_headers_rule_out(mixed, config, tmp_path, capsys):
+    config.data.root = [str(mixed)]
+    config.run.max_steps = 1
+    out = tmp_path / "run"
+    train(config, out=out)
+    assert "4 videos, 0.0 hours, 3 left out (quarantine.jsonl says why)" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {Path(line["path"]).name for line in lines} == {"half.mp4", "short.mp4", "zero.mp4"}
+    assert all(line["reason"] for line in lines)
+    assert default_index([mixed]).exists()
+
+
+def test_a_resumed_run_with_other_videos_is_warned(config, videos, tmp_path, caplog):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{videos / f'{number}.mp4'}\n" for number in range(4)))
+    config.data.root = [str(names)]
+    config.run.max_steps = 1
+    out = tmp_path / "run"
+    train(config, out=out)
+    config.run.max_steps = 2
+    with caplog.at_level(logging.WARNING, logger="ino"):
+        train(config, out=out, resume=True)
+        assert caplog.messages == []
+        names.write_text(names.read_text() + f"{videos / '4.mp4'}\n")
+        train(config, out=out, resume=True)
+    assert [m for m in caplog.messages if "(4 clips an epoch then, 5 now)" in m]
+
+
+def test_training_without_an_index_finds_the_same_videos(config, videos, tmp_path, capsys):
+    config.run.max_steps = 1
+    config.data.index = "off"
+    train(config, out=tmp_path / "run")
+    assert "5 videos, none looked at" in capsys.readouterr().err
+    config.data.index = str(tmp_path / "kept.jsonl")
+    train(config, out=tmp_path / "other")
+    assert (tmp_path / "kept.jsonl").exists()
+    for name in ("videos.json", "log.jsonl"):
+        first, second = ((tmp_path / run / name).read_text() for run in ("run", "other"))
+        assert strip_seconds(first) == strip_seconds(second)
+
+
+def strip_seconds(text: str) -> str:
+    return re.sub(r'"seconds": [0-9.]+', "", text)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(config, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    config.run.max_steps = 1
+    with caplog.at_level(logging.WARNING, logger="ino"):
+        train(config, out=tmp_path / "run")
+    assert [message for message in caplog.messages if "this time it is not kept" in message]
+
+
+@pytest.fixture
+def shards(videos, tmp_path) -> str:
+    """The five videos in three shards, of which one is cut short and so has none."""
+    for shard, numbers in enumerate([(0, 1), (2, 3, 4), (0,)]):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for number in numbers:
+                archive.add(videos / f"{number}.mp4", f"{number}.mp4")
+    path = tmp_path / "2.tar"
+    path.write_bytes(path.read_bytes()[:1000])
+    return f"{tmp_path}/{{0..2}}.tar"
+
+
+def numbers_of(run: Path) -> list[str]:
+    return strip_seconds((run / "log.jsonl").read_text()).splitlines()
+
+
+def test_training_on_shards_resumes_in_the_middle_of_an_epoch(config, shards, tmp_path, capsys):
+    config.data.root = [shards]
+    config.data.clips_per_video = 2  # 5 steps an epoch
+    config.run.save_every = 1
+    config.run.max_steps = 7
+    train(config, out=tmp_path / "whole")
+    assert "5 videos in 2 shards, 1 left out" in capsys.readouterr().err
+    (line,) = (tmp_path / "whole" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"].endswith("2.tar")
+    for config.run.max_steps, config.data.num_workers in ((3, 0), (7, 2)):
+        train(config, out=tmp_path / "resumed", resume=True)
+    whole, resumed = numbers_of(tmp_path / "whole"), numbers_of(tmp_path / "resumed")
+    assert len(whole) == 7
+    assert resumed == whole

@@ -1,9 +1,9 @@
 """What a pretraining costs: operations of a clip, clips a second here, and what follows from them.
 
-    python benchmarks/scaling.py
+    python benchmarks/scaling.py --threads 1
 
 Measured on this machine, ViT-S/8 with the paper's clips (4 frames, one crop of 224 pixels and 8 of
-64 each), in CPU seconds of one thread, which other work on the machine lengthens less than it does
+64 each), in CPU seconds of all threads, which other work on the machine lengthens less than it does
 those of a clock: a training step of one clip, decoding a clip of generated video of 340 x 256
 pixels, and cutting its crops. Counted: floating-point operations of a clip (a
 multiplication and an addition are two). Estimated, and named so: GPUs that compute at 40% of their
@@ -164,7 +164,7 @@ def print_costs(machines: list[Machine]) -> None:
 def main() -> None:
     """Measures, counts and prints."""
     options: argparse.Namespace = build_parser(__doc__).parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     precision = "bf16" if computes_in_bf16(CPU) else "fp32"
     machine = describe_machine(precision=precision)
     config = resolve(

@@ -46,6 +46,12 @@ CLAIMS = {
         "scoring_speedup_many",
         "scoring_memory_ratio",
     ],
+    "scaling": [
+        "clip_teraoperations",
+        "cpu_clips_a_second",
+        "decode_clips_a_second_and_core",
+        "crop_clips_a_second_and_core",
+    ],
     "network": [
         f"{name}_{precision}"
         for precision in ("fp32", "bf16")

@@ -6,6 +6,7 @@ CPU, so that images are sorted by when their hue turns and each step works on sl
 for a change that it does not have, and a device is never waited for.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,12 @@ class Changes:
     def of(self, images: tuple[slice, ...]) -> "Changes":
         """Those of some of the images."""
         return Changes(**{name: values[images] for name, values in vars(self).items()})
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Changes]", *, axis: int) -> "Changes":
+        """Those of the images of all parts, one after the other along an axis of the images."""
+        names = vars(parts[0])
+        return cls(**{n: np.concatenate([vars(p)[n] for p in parts], axis=axis) for n in names})
 
 
 def draw_changes(

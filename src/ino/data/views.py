@@ -2,8 +2,8 @@
 
 Geometry is drawn as torchvision's RandomResizedCrop draws it and resized as Pillow does
 (resampling.py); colour follows torchvision's transforms on float images (colours.py). Everything is
-drawn for each crop from one NumPy generator, so a step's views are a function of its seed on every
-device, and nothing that is drawn waits for the device.
+drawn for each crop from NumPy generators, one for all clips or one for each, so a step's views are
+a function of its seeds on every device, and nothing that is drawn waits for the device.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ino.data.colours import Photometric, change_colours, draw_changes
+from ino.data.colours import Changes, Photometric, change_colours, draw_changes
 from ino.data.resampling import resize_boxes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -83,7 +83,7 @@ def make_crops(
     geometry: CropGeometry,
     photometric: Photometric,
     num_crops: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | Sequence[np.random.Generator],
 ) -> Float[Tensor, "time {num_crops} clip 3 {geometry.size} {geometry.size}"]:
     """Random crops of every frame of every clip, normalised; every crop is drawn independently.
 
@@ -92,14 +92,19 @@ def make_crops(
         geometry: placement and size of the crops.
         photometric: flip and colour changes, drawn for each crop.
         num_crops: crops of each frame.
-        rng: where all randomness comes from.
+        rng: where all randomness comes from: of all clips, or of each clip, whose crops then do
+            not depend on which other clips there are.
     """
     shape = (len(clips[0]), num_crops, len(clips))
-    sizes = np.array([clip.shape[1:3] for clip in clips])
-    heights, widths = (np.broadcast_to(side, shape) for side in sizes.T)
-    boxes = draw_boxes(rng, heights=heights, widths=widths, geometry=geometry)
-    flips = rng.random(shape) < photometric.flip
-    changes = draw_changes(rng, shape, photometric=photometric)
+    groups = [clips] if isinstance(rng, np.random.Generator) else [[clip] for clip in clips]
+    streams = [rng] if isinstance(rng, np.random.Generator) else rng
+    drawn = [
+        _draw(one, group, num_crops, geometry=geometry, photometric=photometric)
+        for one, group in zip(streams, groups, strict=True)
+    ]
+    boxes = np.concatenate([one[0] for one in drawn], axis=2)
+    flips = np.concatenate([one[1] for one in drawn], axis=2)
+    changes = Changes.joined([one[2] for one in drawn], axis=2)
 
     crops = torch.empty((*shape, 3, geometry.size, geometry.size), device=clips[0].device)
     step = len(clips)
@@ -111,6 +116,23 @@ def make_crops(
         levels = change_colours(levels.flatten(0, 2), changes.of(part))
         crops[part] = normalize(levels).view_as(crops[part])
     return crops
+
+
+def _draw(
+    rng: np.random.Generator,
+    clips: Sequence[Tensor],
+    num_crops: int,
+    *,
+    geometry: CropGeometry,
+    photometric: Photometric,
+) -> tuple[np.ndarray, np.ndarray, Changes]:
+    """Boxes, flips and changes of clips: arrays of (time, crop, clip)."""
+    shape = (len(clips[0]), num_crops, len(clips))
+    sizes = np.array([clip.shape[1:3] for clip in clips])
+    heights, widths = (np.broadcast_to(side, shape) for side in sizes.T)
+    boxes = draw_boxes(rng, heights=heights, widths=widths, geometry=geometry)
+    flips = rng.random(shape) < photometric.flip
+    return boxes, flips, draw_changes(rng, shape, photometric=photometric)
 
 
 def normalize(

@@ -32,13 +32,18 @@ ARCHITECTURES = {
 }
 
 
-def build_vit(arch: str, *, patch_size: int = 8, drop_path: float = 0.0) -> "VisionTransformer":
+def build_vit(
+    arch: str, *, patch_size: int = 8, drop_path: float = 0.0, position_side: int | None = None
+) -> "VisionTransformer":
     """A ViT of a named width with 12 blocks and random weights.
 
     Args:
         arch: `vit_nano`, `vit_tiny`, `vit_small` or `vit_base`.
         patch_size: pixels a side of a patch, 8 or 16.
         drop_path: probability of dropping the last block's branches; earlier blocks less, linearly.
+        position_side: positions a side of the grid of position embeddings; None for that of
+            64 pixels. Weights made for another grid (DINO's for 224 pixels) keep theirs: nothing is
+            resampled until an input needs it, so that their features stay what they were.
 
     Raises:
         ConfigError: the name or the patch size is unknown.
@@ -49,7 +54,12 @@ def build_vit(arch: str, *, patch_size: int = 8, drop_path: float = 0.0) -> "Vis
         )
     if patch_size not in (8, 16):
         raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
-    return VisionTransformer(**ARCHITECTURES[arch], patch_size=patch_size, drop_path=drop_path)
+    return VisionTransformer(
+        **ARCHITECTURES[arch],
+        patch_size=patch_size,
+        drop_path=drop_path,
+        position_side=position_side,
+    )
 
 
 class VisionTransformer(timm_vit.VisionTransformer):
@@ -67,9 +77,10 @@ class VisionTransformer(timm_vit.VisionTransformer):
         depth: int = NUM_BLOCKS,
         patch_size: int = 8,
         drop_path: float = 0.0,
+        position_side: int | None = None,
     ) -> None:
         super().__init__(
-            img_size=POSITION_GRID_PIXELS,
+            img_size=position_side * patch_size if position_side else POSITION_GRID_PIXELS,
             patch_size=patch_size,
             embed_dim=embed_dim,
             depth=depth,

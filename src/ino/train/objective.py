@@ -43,6 +43,10 @@ class Terms(NamedTuple):
     masked: Tensor
     affinity: Tensor
 
+    def stacked(self) -> Tensor:
+        """The terms as one tensor without gradients, in the order of the fields."""
+        return torch.stack([term.detach().float() for term in self])
+
 
 class Objective(nn.Module):
     """Eq. 6 with the centres of class and patch tokens as its state."""
@@ -74,6 +78,20 @@ class Objective(nn.Module):
             )
         self.register_buffer("class_center", torch.zeros(num_classes))
         self.register_buffer("patch_center", torch.zeros(num_classes))
+
+    def centers(self) -> tuple[Tensor, Tensor]:
+        """Copies of the centres, for `put_back`."""
+        return self.class_center.clone(), self.patch_center.clone()
+
+    def put_back(self, centers: tuple[Tensor, Tensor], *, unless: Tensor) -> None:
+        """Undoes what a step did to the centres, unless the step is good; no device is waited for.
+
+        Args:
+            centers: as they were before the step.
+            unless: one truth value, on the device.
+        """
+        for center, earlier in zip((self.class_center, self.patch_center), centers, strict=True):
+            center.copy_(torch.where(unless, center, earlier))
 
     def targets(self, teacher: Logits) -> Targets:
         """What the teacher's outputs of a whole step ask of the student; moves the centres."""

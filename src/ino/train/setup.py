@@ -1,10 +1,9 @@
 """What a run stands on before its first step: devices, folder, videos, networks."""
 
-import os
-import shutil
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import yaml
@@ -18,35 +17,40 @@ from ino.data.shard_clips import ShardSchedule
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
-from ino.models.devices import computes_in_bf16
-from ino.models.head import ProjectionHead
-from ino.models.student_teacher import StudentTeacher
-from ino.models.vit import build_vit
-from ino.train.checkpoint import RunState, restore_checkpoint
-from ino.train.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
+from ino.train.checkpoint import RunState, remove_half_written, restore_checkpoint
+from ino.train.config import TrainConfig, from_dict, to_dict
 from ino.train.data import build_data, record_videos
+from ino.train.devices import build_fabric, is_restart, launch, launch_name, with_processes
+from ino.train.networks import Origin, build_networks, compile_blocks
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
-from ino.train.resolve import differences
+from ino.train.resolve import check_same_batch, differences
 from ino.train.schedules import Schedules
 
 CONFIG_NAME = "config.yaml"
+LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
+
+_LOG = logging.getLogger("ino")
 
 
 @dataclass
 class Run:
     """All that the loop works with; `state` is what a checkpoint keeps."""
 
+    config: TrainConfig
     fabric: Fabric
     loader: DataLoader
     sampler: ClipSampler | ShardSchedule
     network: _FabricModule
-    optimizer: Any
     state: RunState
     schedules: Schedules
     first_step: int
     num_steps: int
     steps_per_epoch: int
+
+    def reduce_mean(self, mean: Tensor) -> Tensor:
+        """A tensor averaged over all processes."""
+        return cast(Tensor, self.fabric.all_reduce(mean, reduce_op="mean"))
 
 
 def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
@@ -56,21 +60,27 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
         InoError: see `ino.train.loop.train`.
     """
     fabric = build_fabric(config.run)
-    fabric.launch()
+    launch(fabric)
+    config = with_processes(config, fabric)
     clips = build_data(config, fabric, out=out)
     loader, sampler = clips.loader, clips.sampler
+    resume = resume or is_own_restart(out)
     if fabric.is_global_zero:
         prepare_folder(config, out=out, resume=resume)
         record_videos(clips, out)
     fabric.barrier()
+    saved = fabric.broadcast(newest_checkpoint(out))
 
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model)
+    model, origin = build_networks(config, saved=saved)
+    if fabric.is_global_zero and origin.path:
+        write_config(config, out=out, origin=origin)
+        for note in () if saved else origin.notes:
+            _LOG.warning("%s", note)
     model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
     if config.run.compile:
         compile_blocks(model, fabric.device)
-    inner_optimizer = build_optimizer(model.student)
-    network, optimizer = fabric.setup(model, inner_optimizer)
+    network = fabric.setup_module(model)
     objective = Objective(
         config.loss,
         num_classes=config.model.out_dim,
@@ -78,9 +88,9 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     ).to(fabric.device)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
-    state = RunState(model, objective, inner_optimizer, scaler)
-    saved = list_checkpoints(out) if resume else []
-    first_step = restore_checkpoint(saved[-1], state) if saved else 0
+    # Fabric does not wrap the optimiser: a step is taken or not as the device decides.
+    state = RunState(model, objective, build_optimizer(model.student), scaler, origin)
+    first_step = restore_checkpoint(saved, state) if saved else 0
 
     steps_per_epoch = len(sampler) // config.data.batch_size
     frames_per_step = config.data.batch_size * config.data.clip_length * fabric.world_size
@@ -90,11 +100,11 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     num_steps = config.optim.epochs * steps_per_epoch
     num_steps = min(num_steps, config.run.max_steps or num_steps)
     return Run(
+        config,
         fabric,
         loader,
         sampler,
         network,
-        optimizer,
         state,
         schedules,
         first_step,
@@ -103,61 +113,9 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     )
 
 
-def build_fabric(config: RunConfig) -> Fabric:
-    """Lightning Fabric on the devices asked for; `auto` precision is resolved here.
-
-    Raises:
-        ConfigError: the device is not there or does not know the precision.
-    """
-    try:
-        fabric = Fabric(
-            accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes
-        )
-        precision = config.precision
-        if precision == "auto":
-            precision = "bf16-mixed" if computes_in_bf16(fabric.device) else "32-true"
-        return Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            precision=precision,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"cannot run on accelerator {config.accelerator} with {config.devices} device(s) and "
-            f"precision {config.precision}: {error}"
-        ) from error
-
-
-def build_model(config: ModelConfig) -> StudentTeacher:
-    """Student and teacher with equal random weights."""
-    backbone = build_vit(config.arch, patch_size=config.patch_size, drop_path=config.drop_path)
-    head = ProjectionHead(
-        backbone.embed_dim,
-        out_dim=config.out_dim,
-        hidden_dim=config.hidden_dim,
-        bottleneck_dim=config.bottleneck_dim,
-    )
-    return StudentTeacher(backbone, head)
-
-
-def compile_blocks(model: StudentTeacher, device: torch.device) -> None:
-    """Has torch compile the blocks of both networks where they stand; their names stay.
-
-    Not the last of each, whose shapes follow the number of masked positions of a step.
-
-    Raises:
-        ConfigError: there is no C++ compiler, which compiling for a CPU needs.
-    """
-    compilers = [os.environ.get("CXX") or "g++", "clang++"]
-    if device.type == "cpu" and not any(map(shutil.which, compilers)):
-        raise ConfigError(
-            "run.compile needs a C++ compiler on a CPU and none was found: install g++ or clang, "
-            "or leave run.compile off"
-        )
-    for network in (model.student, model.teacher):
-        for block in list(network.backbone.blocks)[:-1]:
-            block.compile()
+def newest_checkpoint(out: Path) -> Path | None:
+    """The checkpoint that the run in a folder continues from, if there is one."""
+    return next(reversed(list_checkpoints(out)), None)
 
 
 def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
@@ -171,13 +129,35 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     if resume and path.exists():
         _check_same_run(config, path)
         remove_leftovers(out)
+        remove_half_written(out)
     else:
         other = "choose another --out"
         continue_run = f"it holds a run; pass --resume to continue it or {other}"
         new_folder(out, advice=continue_run if list_checkpoints(out) else other)
     (out / "checkpoints").mkdir(exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    write_config(config, out=out)
+    if name := launch_name():
+        with atomic_path(out / LAUNCH_NAME) as temporary:
+            temporary.write_text(name, encoding="utf-8")
+
+
+def write_config(config: TrainConfig, *, out: Path, origin: Origin | None = None) -> None:
+    """Writes config.yaml, a recipe by itself; a comment names the weights that it started from."""
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    if origin is not None:
+        text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
+    with atomic_path(out / CONFIG_NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def is_own_restart(out: Path) -> bool:
+    """Whether torchrun or SLURM restarts the run that it started in this folder.
+
+    A command that was refused since the folder holds a run, and that is started anew because it
+    failed, is no restart of that run.
+    """
+    path = out / LAUNCH_NAME
+    return is_restart() and path.is_file() and path.read_text(encoding="utf-8") == launch_name()
 
 
 def _check_same_run(config: TrainConfig, path: Path) -> None:
@@ -189,3 +169,4 @@ def _check_same_run(config: TrainConfig, path: Path) -> None:
             f"the run in {path.parent} has {name} {old}, now it is {new}; resume with the same "
             "configuration or choose another --out"
         )
+    check_same_batch(earlier, config, run=path.parent)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.cli import dense, evaluating, making, ytvos
+from ino.cli import dense, evaluating, making, sweeping, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError
 
@@ -105,6 +105,7 @@ def _with_recipe(arguments: Sequence[str]) -> list[str]:
 COMMANDS = {
     "demo": making.demo,
     "train": making.train,
+    "sweep": sweeping.sweep,
     "segment": making.segment,
     "evaluate davis": evaluating.evaluate_davis,
     "evaluate ytvos": ytvos.evaluate,

@@ -29,9 +29,10 @@ from ino.train.config import (
     TrainConfig,
     ViewsConfig,
 )
-from ino.train.loop import draw_views
+from ino.train.drawing import draw_views
 from ino.train.resolve import resolve
-from ino.train.setup import build_fabric, build_model
+from ino.train.devices import build_fabric
+from ino.train.networks import build_model
 from report import (
     StageTimes,
     add_child,
@@ -94,7 +95,7 @@ class CropSource:
         self._fabric = build_fabric(config.run)
 
     def draw(self, step: int) -> Views:
-        return draw_views(self._config, self._clips, step=step, fabric=self._fabric)
+        return draw_views(self._config, self._clips, step=step, device=self._fabric.device)
 
 
 def measure_times(size: Size) -> tuple[dict[str, dict[str, float]], float, dict[str, float]]:

@@ -34,3 +34,11 @@ class OutputError(InoError):
 
 class TrainingError(InoError):
     """Training cannot go on."""
+
+
+class Stopped(InoError):
+    """Training was asked to stop by a signal and did; `status` is the command's exit status."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -17,7 +17,7 @@ from ino.models.checkpoints import read_checkpoint
 from ino.train import loop
 from ino.train.config import LossConfig, TrainConfig, to_dict
 from ino.train.loop import train
-from ino.train.setup import build_model
+from ino.train.networks import build_model
 
 
 def assert_equal_states(first: dict, second: dict) -> None:

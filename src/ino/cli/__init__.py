@@ -12,11 +12,15 @@ from jsonargparse import ArgumentError, Namespace
 
 from ino.cli import dense, evaluating, making, sweeping, ytvos
 from ino.cli.options import build_parser
-from ino.errors import ConfigError, InoError
+from ino.errors import ConfigError, InoError, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and gives its exit status: 0, 2 for what the user can mend, 130 stopped."""
+    """Runs a command and gives its exit status.
+
+    0; 2 for what the user can mend; 130 stopped by Ctrl-C; 75 training saved and stopped by SIGTERM
+    or SIGUSR1, to be resumed.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _log_to_screen()
     try:
@@ -28,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ino: {_one_line(error)} (ino --help shows the options)", file=sys.stderr)
     except InoError as error:
         print(f"ino: {_one_line(error)}", file=sys.stderr)
+        return error.status if isinstance(error, Stopped) else 2
     except KeyboardInterrupt:
         print("ino: stopped", file=sys.stderr)
         return 130

@@ -3,7 +3,8 @@
 Geometry is drawn as torchvision's RandomResizedCrop draws it and resized bicubically with
 antialiasing as Pillow does; colour follows torchvision's ColorJitter on float images, with
 parameters drawn for each crop and operations in one random order a batch. Randomness comes from
-one NumPy generator, so a step's views are a function of its seed on every device.
+one NumPy generator, so a step's views are a function of its seed on every device; with a
+`ClipRandom`, the crops of a clip do not depend on the other clips of the process.
 """
 
 import math
@@ -22,6 +23,8 @@ from kornia.enhance import (
 )
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
+
+from ino.data.clip_random import stream_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -110,14 +113,15 @@ def make_crops(
         geometry: placement and size of the crops.
         photometric: flip and colour changes, drawn for each crop.
         num_crops: crops of each frame.
-        rng: where all randomness comes from.
+        rng: where all randomness comes from; images are drawn for with the clip running fastest.
     """
     crops = []
     for index in range(len(clips[0])):
         for _ in range(num_crops):
-            for clip in clips:
+            for place, clip in enumerate(clips):
                 height, width = clip.shape[1:3]
-                box = draw_box(rng, height=height, width=width, geometry=geometry)
+                stream = stream_of(rng, place)
+                box = draw_box(stream, height=height, width=width, geometry=geometry)
                 crops.append(resized_crop(clip[index], box, size=geometry.size))
     images = change_colours(torch.stack(crops) / 255, photometric, rng)
     return normalize(images).unflatten(0, (len(clips[0]), num_crops, len(clips)))
@@ -137,8 +141,11 @@ def change_colours(
     flipped = chosen(photometric.flip)
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     jittered = torch.nonzero(chosen(photometric.jitter))[:, 0]
+    factors = _draw_factors(num_images, photometric, rng)
+    order = rng.permutation(len(factors))
     if len(jittered):
-        images = images.index_copy(0, jittered, _jitter(images[jittered], photometric, rng))
+        chosen_factors = [factor[jittered.cpu()].to(images) for factor in factors]
+        images = images.index_copy(0, jittered, _jitter(images[jittered], chosen_factors, order))
     grey = chosen(photometric.grey)
     weights = images.new_tensor(GREY_WEIGHTS)[:, None, None]
     luma = (images * weights).sum(dim=1, keepdim=True)
@@ -153,25 +160,32 @@ def change_colours(
     return images
 
 
+def _draw_factors(
+    num_images: int, photometric: Photometric, rng: np.random.Generator
+) -> list[Float[Tensor, " image"]]:
+    """Factors of brightness, contrast and saturation around 1, and turns of the hue around 1.
+
+    Drawn for all images, changed or not, so that one image's draw does not move the others'.
+    """
+    names = ("brightness", "contrast", "saturation", "hue")
+    strengths = [getattr(photometric, name) for name in names]
+    return [torch.from_numpy(rng.uniform(1 - x, 1 + x, num_images)) for x in strengths]
+
+
 def _jitter(
     images: Float[Tensor, "batch 3 height width"],
-    photometric: Photometric,
-    rng: np.random.Generator,
+    factors: list[Float[Tensor, " batch"]],
+    order: np.ndarray,
 ) -> Float[Tensor, "batch 3 height width"]:
-    def factors(strength: float) -> Tensor:
-        drawn = rng.uniform(1 - strength, 1 + strength, len(images))
-        return torch.from_numpy(drawn).to(images)
-
-    brightness, contrast = factors(photometric.brightness), factors(photometric.contrast)
-    saturation = factors(photometric.saturation)
-    hue = (factors(photometric.hue) - 1) * (2 * math.pi)  # a turn of the colour circle is 1
+    brightness, contrast, saturation = factors[:3]
+    hue = (factors[3] - 1) * (2 * math.pi)  # a turn of the colour circle is 1
     operations = [
         lambda x: adjust_brightness_accumulative(x, brightness),
         lambda x: adjust_contrast_with_mean_subtraction(x, contrast),
         lambda x: adjust_saturation_with_gray_subtraction(x, saturation),
         lambda x: adjust_hue(x, hue),
     ]
-    for index in rng.permutation(len(operations)):
+    for index in order:
         images = operations[index](images)
     return images
 

@@ -109,12 +109,21 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path)
     """Loads weights whose keys and shapes are exactly those of the module.
 
     Raises:
+        CheckpointError: see `check_exact`.
+    """
+    check_exact(module, weights, source=source)
+    module.load_state_dict(weights)
+
+
+def check_exact(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
+    """Checks that keys and shapes of weights are exactly those of the module.
+
+    Raises:
         CheckpointError: keys are missing, unexpected or of another shape; the message names them.
     """
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected == found:
-        module.load_state_dict(weights)
         return
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]

@@ -94,8 +94,17 @@ class StudentTeacher(nn.Module):
         return self.student(views, corrupt=True), teacher
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Teacher = momentum x teacher + (1 - momentum) x student, parameter by parameter."""
-        torch._foreach_lerp_(
-            list(self.teacher.parameters()), list(self.student.parameters()), 1.0 - momentum
-        )
+    def update_teacher(self, momentum: float, *, where: Tensor | None = None) -> None:
+        """Teacher = momentum x teacher + (1 - momentum) x student, parameter by parameter.
+
+        Args:
+            momentum: 0..1.
+            where: one truth value on the device; where it is false nothing changes.
+        """
+        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        if where is None:
+            torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+            return
+        steps = torch._foreach_sub(student, teacher)
+        torch._foreach_mul_(steps, where.float() * (1.0 - momentum))
+        torch._foreach_add_(teacher, steps)

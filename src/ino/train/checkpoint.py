@@ -1,18 +1,32 @@
 """Checkpoints of a run: whole or absent, and enough to continue to the same numbers.
 
-Randomness is a function of seed and step (see train.loop), so no generator's state is kept.
+Randomness is a function of seed, step and process (train.drawing), and so is the position in the
+data, so no generator's state is kept. Tensors are stored whole however they are spread over
+devices: a run may continue with another number of processes or another strategy.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ino.errors import CheckpointError, OutputError
 from ino.files import atomic_path
-from ino.models.checkpoints import FORMAT, VERSION, list_checkpoints, load_exactly, read_checkpoint
+from ino.models.checkpoints import (
+    FORMAT,
+    VERSION,
+    check_exact,
+    list_checkpoints,
+    read_checkpoint,
+)
 from ino.models.student_teacher import StudentTeacher
 from ino.train.config import TrainConfig, to_dict
 from ino.train.objective import Objective
+from ino.train.sharding import gather, load_module, load_optimizer
+
+BEST_NAME = "best.pt"
 
 
 class RunState(NamedTuple):
@@ -24,29 +38,69 @@ class RunState(NamedTuple):
     scaler: Any | None
 
 
-def save_checkpoint(config: TrainConfig, state: RunState, *, out: Path, step: int) -> Path:
+def save_checkpoint(
+    config: TrainConfig, state: RunState, *, out: Path, step: int, writes: bool = True
+) -> Path:
     """Writes the state after `step` steps and removes checkpoints beyond `run.keep`.
+
+    All processes must call it: what is spread over them is gathered.
+
+    Args:
+        config: of the run.
+        state: of the run.
+        out: folder of the run.
+        step: steps that were done.
+        writes: whether this process writes; one does.
 
     Raises:
         OutputError: it cannot be written (a full disk); earlier checkpoints stay.
     """
     path = out / "checkpoints" / f"step_{step:08d}.pt"
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": to_dict(config),
-        "step": step,
-        "student": state.model.student.state_dict(),
-        "teacher": state.model.teacher.state_dict(),
-        "objective": state.objective.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scaler": None if state.scaler is None else state.scaler.state_dict(),
-    }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    content = _collect(config, state, step=step)
+    if not writes:
+        return path
+    _write(content, path)
     for old in list_checkpoints(out)[: -config.run.keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def save_best(
+    config: TrainConfig,
+    state: RunState,
+    *,
+    out: Path,
+    step: int,
+    score: float,
+    writes: bool = True,
+) -> bool:
+    """Writes the state to checkpoints/best.pt if no earlier one of the run scored as high.
+
+    All processes must call it; the score of the one that writes decides. `run.keep` does not count
+    it, and a run does not resume from it.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        OutputError: see `save_checkpoint`.
+    """
+    content = _collect(config, state, step=step)
+    path = out / "checkpoints" / BEST_NAME
+    if not writes or score <= best_score(path):
+        return False
+    _write(content | {"score": score}, path)
+    return True
+
+
+def best_score(path: Path) -> float:
+    """The score that `save_best` stored, or minus infinity where there is none."""
+    if not path.exists():
+        return float("-inf")
+    try:
+        return float(read_checkpoint(path)["score"])
+    except (CheckpointError, KeyError):  # damaged since: the next one replaces it
+        return float("-inf")
 
 
 def restore_checkpoint(path: Path, state: RunState) -> int:
@@ -56,10 +110,54 @@ def restore_checkpoint(path: Path, state: RunState) -> int:
         CheckpointError: the file is not whole or belongs to another architecture.
     """
     content = read_checkpoint(path)
-    load_exactly(state.model.student, content["student"], source=path)
-    load_exactly(state.model.teacher, content["teacher"], source=path)
-    load_exactly(state.objective, content["objective"], source=path)
-    state.optimizer.load_state_dict(content["optimizer"])
+    modules = {
+        "student": state.model.student,
+        "teacher": state.model.teacher,
+        "objective": state.objective,
+    }
+    for name, module in modules.items():
+        check_exact(module, content[name], source=path)
+    for name, module in modules.items():
+        load_module(module, content[name])
+    load_optimizer(state.optimizer, content["optimizer"])
     if state.scaler is not None and content["scaler"] is not None:
         state.scaler.load_state_dict(content["scaler"])
     return content["step"]
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes files that a killed process left half written among the checkpoints of a run."""
+    for path in (out / "checkpoints").glob(".*.pt"):
+        path.unlink(missing_ok=True)
+
+
+def _collect(config: TrainConfig, state: RunState, *, step: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": to_dict(config),
+        "step": step,
+        "student": gather(state.model.student.state_dict()),
+        "teacher": gather(state.model.teacher.state_dict()),
+        "objective": state.objective.state_dict(),
+        "optimizer": gather(state.optimizer.state_dict()),
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+    }
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    with _torch_errors(path), atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+@contextlib.contextmanager
+def _torch_errors(path: Path) -> Iterator[None]:
+    """torch tells a failed write by a RuntimeError of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "write" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise OutputError(
+            f"cannot write {path}: the disk is full or failing (free space on it)"
+        ) from error

@@ -200,8 +200,10 @@ class RunConfig:
         seed: of weights, clips, crops and masks.
         max_steps: stop after this many steps; 0 for no limit. Schedules stay as they are.
         accelerator: auto, cpu, cuda or mps.
-        devices: processes on this machine.
-        num_nodes: machines.
+        strategy: ddp copies the networks to each device, fsdp cuts them over the devices; auto is
+            ddp for several devices.
+        devices: processes on each machine; 0 for those that torchrun or SLURM started, else one.
+        num_nodes: machines; 0 likewise.
         precision: auto is bf16-mixed on a device that computes in it, else 32-true.
         log_every: steps between lines on the screen and in TensorBoard.
         save_every: steps between checkpoints.
@@ -211,8 +213,9 @@ class RunConfig:
     seed: int = 0
     max_steps: int = 0
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = 1
-    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    devices: int = 0
+    num_nodes: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     log_every: int = 10
     save_every: int = 500
@@ -225,6 +228,8 @@ class TrainConfig:
 
     Args:
         variant: `paper` follows the paper's text, `released` computes what its code computes.
+        init: weights to start from instead of random ones: a run's folder, its checkpoint, or a
+            release of INO, iBOT or DINO.
         model: the networks.
         data: videos and clips.
         views: crops and colours.
@@ -235,6 +240,7 @@ class TrainConfig:
     """
 
     variant: Variant = "paper"
+    init: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)

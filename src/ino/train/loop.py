@@ -1,31 +1,27 @@
 """Pretraining by In-N-Out generative learning: the algorithm of section 3, step by step.
 
-All randomness of a step is drawn from (seed, step, process), so a run that was killed continues
-from its newest checkpoint to the same parameters as one that was not.
+All randomness of a step is drawn from (seed, step), so a run that was killed continues from its
+newest checkpoint to the same parameters as one that was not. Nothing in a step waits for the
+device; its numbers are read now and then, together.
 """
 
-import dataclasses
-import math
-from collections.abc import Iterator
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
-from lightning.fabric import Fabric
-from torch import Tensor
-
-from ino.data.token_masks import draw_masks, draw_num_masked
-from ino.data.views import PLAIN, CropGeometry, Photometric, make_crops
-from ino.errors import InoError, TrainingError
-from ino.models.checkpoints import list_checkpoints
-from ino.models.student_teacher import Views
-from ino.train.checkpoint import save_checkpoint
+from ino.errors import OutputError
+from ino.train.batches import batches
+from ino.train.checkpoint import restore_checkpoint, save_checkpoint
 from ino.train.config import TrainConfig
+from ino.train.drawing import draw_views, seed_drop_path
+from ino.train.health import MOST_IN_ROW, MOST_IN_ROW_FP16, Health, Unread
 from ino.train.log import RunLog
-from ino.train.objective import Terms
-from ino.train.optim import clip_gradients, set_rates
+from ino.train.optim import clip_gradients, set_rates, take_step
 from ino.train.resolve import resolve
-from ino.train.setup import Run, start
+from ino.train.setup import Run, newest_checkpoint, start
+from ino.train.stopping import StopSignals
+
+_LOG = logging.getLogger("ino")
 
 
 def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
@@ -35,134 +31,136 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
         config: as a recipe gives it.
         out: folder of the run, to which are written: config.yaml, log.jsonl (a line a step),
             tensorboard/, checkpoints/ and quarantine.jsonl (videos that could not be used).
-        resume: continue from the newest checkpoint in `out`, or start if there is none.
+        resume: continue from the newest checkpoint in `out`, or start if there is none. Where
+            torchrun or SLURM restarts the run that it started, this goes without saying.
 
     Raises:
         ConfigError: a value is out of range, or does not fit the run that is resumed.
         VideoError: there are no videos, or most of them are broken.
         OutputError: the folder holds a run and `resume` is off, or it cannot be written.
-        TrainingError: the loss is not finite; the message names term and step.
+        TrainingError: loss or gradients stay not finite; the message names term and step.
+        Stopped: a signal asked the run to stop; it was saved.
     """
-    config = resolve(config)
-    run = start(config, out=out, resume=resume)
-    fabric, model, objective = run.fabric, run.state.model, run.state.objective
+    run = start(resolve(config), out=out, resume=resume)
+    with (
+        StopSignals() as stop,
+        RunLog(
+            out,
+            first_step=run.first_step,
+            num_steps=run.num_steps,
+            log_every=run.config.run.log_every,
+            enabled=run.fabric.is_global_zero,
+        ) as log,
+    ):
+        _steps(run, out=out, log=log, stop=stop)
+    run.fabric.barrier()
+    checkpoint = newest_checkpoint(out)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals) -> None:
+    """All steps that are left."""
+    config, fabric, schedules = run.config, run.fabric, run.schedules
+    model, objective, optimizer, scaler = run.state
     student_parameters = list(model.student.parameters())
     frozen_steps = (config.optim.freeze_last_layer_epochs or 0) * run.steps_per_epoch
+    first_clip = fabric.global_rank * config.data.batch_size
+    health = Health(reduce_mean=run.reduce_mean, device=fabric.device)
+    most_skipped = MOST_IN_ROW if scaler is None else MOST_IN_ROW_FP16
+    unread = Unread()
     model.train()
-    with RunLog(
-        out,
+    for step, clips in enumerate(_batches(run), start=run.first_step):
+        lr, weight_decay, momentum = schedules.at(step)
+        set_rates(optimizer, lr=lr, weight_decay=weight_decay)
+        seed_drop_path(config.run.seed, step=step, rank=fabric.global_rank)
+        views = draw_views(config, clips, step=step, device=fabric.device, first_clip=first_clip)
+
+        centers = objective.centers()
+        student, teacher = run.network(views)
+        terms = objective(student, teacher)
+        fabric.backward(terms.loss)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if step < frozen_steps:
+            model.student.head.last_layer.zero_grad()
+        grad_norm = clip_gradients(student_parameters, max_norm=config.optim.clip_grad)
+
+        is_good, numbers = health.judge(terms, grad_norm, stop=stop.received is not None)
+        take_step(optimizer, where=is_good, scaler=scaler)
+        optimizer.zero_grad()
+        model.update_teacher(momentum, where=is_good)
+        objective.put_back(centers, unless=is_good)
+
+        rates = {"lr": lr, "weight_decay": weight_decay, "teacher_momentum": momentum}
+        unread.add(step, numbers, rates)
+        is_last, is_due = step + 1 == run.num_steps, (step + 1) % config.run.save_every == 0
+        if not (is_last or is_due or _reads(run, step, stop)):
+            continue
+        last = _write_unread(unread, log)
+        if last["skipped"] >= most_skipped and not is_last:
+            checkpoint = health.go_back(fabric.broadcast(newest_checkpoint(out)), last, step=step)
+            restore_checkpoint(checkpoint, run.state)
+        is_stopped = last["stop"] > 0 and not is_last
+        # A checkpoint is a state to go back to: none is written while steps are skipped.
+        if is_last or ((is_due or is_stopped) and not last["skipped"]):
+            _save(run, out=out, step=step + 1, must=is_last or is_stopped)
+        if is_stopped:
+            raise _stopped(run, stop, out=out)
+
+
+def _batches(run: Run):
+    return batches(
+        run.loader,
+        run.sampler,
         first_step=run.first_step,
         num_steps=run.num_steps,
-        log_every=config.run.log_every,
-        enabled=fabric.is_global_zero,
-    ) as log:
-        for step, clips in enumerate(_batches(run), start=run.first_step):
-            lr, weight_decay, momentum = run.schedules.at(step)
-            set_rates(run.state.optimizer, lr=lr, weight_decay=weight_decay)
-            views = draw_views(config, clips, step=step, fabric=fabric)
-
-            student, teacher = run.network(views)
-            terms = objective(student, teacher)
-            numbers = _finite_numbers(terms, step=step)
-
-            fabric.backward(terms.loss)
-            fabric.strategy.precision.unscale_gradients(run.state.optimizer)
-            if step < frozen_steps:
-                model.student.head.last_layer.zero_grad()
-            grad_norm = clip_gradients(student_parameters, max_norm=config.optim.clip_grad)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            model.update_teacher(momentum)
-
-            rates = {"lr": lr, "weight_decay": weight_decay, "teacher_momentum": momentum}
-            log.write(step, numbers | rates | {"grad_norm": grad_norm.item()})
-            is_last = step + 1 == run.num_steps
-            if fabric.is_global_zero and (is_last or (step + 1) % config.run.save_every == 0):
-                save_checkpoint(config, run.state, out=out, step=step + 1)
-    fabric.barrier()
-    return list_checkpoints(out)[-1]
-
-
-def _batches(run: Run) -> Iterator[list[Tensor]]:
-    """The clips of each step that is left, epoch after epoch."""
-    step = run.first_step
-    while step < run.num_steps:
-        epoch, batch = divmod(step, run.steps_per_epoch)
-        run.sampler.set_position(epoch, batch)
-        try:
-            for clips in run.loader:
-                yield clips
-                step += 1
-                if step == run.num_steps:
-                    return
-        except InoError as error:
-            # A worker process puts its whole traceback into the message.
-            kind = type(error)
-            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2]) from error
-
-
-def draw_views(config: TrainConfig, clips: list[Tensor], *, step: int, fabric: Fabric) -> Views:
-    """The crops and the mask of a step, drawn from seed, step and process.
-
-    The number of masked positions is that of all processes; with `masking.shared`, so is the mask.
-    """
-    settings, masking = config.views, config.masking
-    shared_rng = np.random.default_rng([config.run.seed, step, 0])
-    rng = np.random.default_rng([config.run.seed, step, 1 + fabric.global_rank])
-    torch.manual_seed(int(rng.integers(2**63)))  # drop path
-    side = settings.global_size // config.model.patch_size
-    has_in_generative = config.loss.masked > 0 or config.loss.affinity > 0
-    num_masked = draw_num_masked(
-        shared_rng,
-        num_tokens=side * side,
-        probability=masking.probability if has_in_generative else 0.0,
-        ratio=masking.ratio,
+        steps_per_epoch=run.steps_per_epoch,
     )
-    mask = None
-    if num_masked:
-        drawn = draw_masks(
-            shared_rng if masking.shared else rng,
-            num_clips=len(clips),
-            rows=side,
-            columns=side,
-            num_masked=num_masked,
-            kind=masking.kind or "blockwise",
-            shared=bool(masking.shared),
-        )
-        mask = torch.from_numpy(drawn).to(fabric.device)
-    colour = Photometric(flip=settings.flip, jitter=settings.jitter, grey=settings.grey)
-    clips = [clip.to(fabric.device, non_blocking=True) for clip in clips]
-    global_crops = make_crops(
-        clips,
-        geometry=CropGeometry(settings.global_size, settings.global_scale),
-        photometric=colour if settings.colour_on_global else PLAIN,
-        num_crops=1,
-        rng=rng,
-    )[:, 0]
-    local_crops = None
-    if settings.num_local and config.loss.l2g > 0:
-        local_crops = make_crops(
-            clips,
-            geometry=CropGeometry(settings.local_size, settings.local_scale),
-            photometric=dataclasses.replace(colour, blur=settings.local_blur),
-            num_crops=settings.num_local,
-            rng=rng,
-        )
-    return Views(global_crops, local_crops, mask)
 
 
-def _finite_numbers(terms: Terms, *, step: int) -> dict[str, float]:
-    """The terms by name.
+def _reads(run: Run, step: int, stop: StopSignals) -> bool:
+    """Whether the numbers of the steps so far are read now; equal on all processes.
+
+    On a CPU reading costs nothing. Elsewhere it waits for the device, so it goes with the lines of
+    the log, and a single process reads as well when it is asked to stop.
+    """
+    if run.fabric.device.type == "cpu" or step % run.config.run.log_every == 0:
+        return True
+    return run.fabric.world_size == 1 and stop.received is not None
+
+
+def _write_unread(unread: Unread, log: RunLog) -> Mapping[str, float]:
+    """Logs the steps that were not read yet and gives the numbers of the last."""
+    numbers: Mapping[str, float] = {}
+    for step, numbers in unread.read():
+        log.write(step, {name: value for name, value in numbers.items() if name != "stop"})
+    return numbers
+
+
+def _save(run: Run, *, out: Path, step: int, must: bool) -> None:
+    """Saves a checkpoint. A disk that is full costs it, and the run only if this is the last one.
 
     Raises:
-        TrainingError: one is not finite; the message names it and the step.
+        OutputError: it cannot be written and `must` be.
     """
-    numbers = terms.numbers()
-    broken = [name for name, value in numbers.items() if not math.isfinite(value)]
-    if broken:
-        term = next((name for name in broken if name != "loss"), "loss")
-        raise TrainingError(
-            f"the term {term} is {numbers[term]} at step {step}; the last checkpoint is whole: "
-            "resume from it with a lower optim.lr or with run.precision 32-true"
-        )
-    return numbers
+    failure = ""
+    writes = run.fabric.is_global_zero
+    try:
+        save_checkpoint(run.config, run.state, out=out, step=step, writes=writes)
+    except OutputError as error:
+        failure = str(error)
+        if not must:
+            _LOG.warning("%s; the run goes on and tries again at the next checkpoint", failure)
+    if must and (failure := run.fabric.broadcast(failure)):
+        raise OutputError(f"{failure}; earlier checkpoints are whole: make room and resume")
+
+
+def _stopped(run: Run, stop: StopSignals, *, out: Path) -> Exception:
+    run.fabric.barrier()
+    newest = newest_checkpoint(out)
+    where = "nothing was saved yet" if newest is None else f"{newest} is saved"
+    environment = getattr(run.fabric.strategy, "cluster_environment", None)
+    own_launch = environment is not None and not environment.creates_processes_externally
+    succeeds = own_launch and not run.fabric.is_global_zero
+    return stop.stopped(where=f"{where}: pass --resume to continue", succeeds=succeeds)

@@ -28,9 +28,9 @@ class Terms(NamedTuple):
     masked: Tensor
     affinity: Tensor
 
-    def numbers(self) -> dict[str, float]:
-        """The terms by name, read from the device at once."""
-        return dict(zip(self._fields, torch.stack(self).tolist(), strict=True))
+    def stacked(self) -> Tensor:
+        """The terms as one tensor without gradients, in the order of the fields."""
+        return torch.stack([term.detach().float() for term in self])
 
 
 class Objective(nn.Module):
@@ -73,6 +73,20 @@ class Objective(nn.Module):
         return Terms(
             out + config.masked * masked + config.affinity * affinity, g2g, l2g, masked, affinity
         )
+
+    def centers(self) -> tuple[Tensor, Tensor]:
+        """Copies of the centres, for `put_back`."""
+        return self.class_center.clone(), self.patch_center.clone()
+
+    def put_back(self, centers: tuple[Tensor, Tensor], *, unless: Tensor) -> None:
+        """Undoes what a step did to the centres, unless the step is good; no device is waited for.
+
+        Args:
+            centers: as they were before the step.
+            unless: one truth value, on the device.
+        """
+        for center, earlier in zip((self.class_center, self.patch_center), centers, strict=True):
+            center.copy_(torch.where(unless, center, earlier))
 
     def _out_generative(
         self, student: Logits, teacher: Logits, zero: Tensor

@@ -1,6 +1,7 @@
 """A configuration made whole by its variant and checked, or compared with another."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from ino.errors import ConfigError
@@ -81,8 +82,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
         "model.bottleneck_dim": model.bottleneck_dim,
         "optim.epochs": optim.epochs,
         **{f"loss.{n}": v for n, v in vars(loss).items() if n.endswith("temperature")},
-        **{f"run.{n}": getattr(run, n) for n in ("devices", "num_nodes", "log_every")},
-        **{f"run.{n}": getattr(run, n) for n in ("save_every", "keep")},
+        **{f"run.{n}": getattr(run, n) for n in ("log_every", "save_every", "keep")},
     }
     rules += [(n, v, v > 0, "above 0") for n, v in positive.items()]
     not_negative = {
@@ -92,7 +92,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
         "data.fps": data.fps,
         **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
         **{f"optim.{n}": v for n, v in vars(optim).items() if n != "epochs"},
-        **{f"run.{n}": getattr(run, n) for n in ("seed", "max_steps")},
+        **{f"run.{n}": getattr(run, n) for n in ("seed", "max_steps", "devices", "num_nodes")},
     }
     rules += [(n, v, v >= 0, "0 or more") for n, v in not_negative.items()]
     return rules
@@ -106,6 +106,12 @@ def _any_weight(loss: LossConfig) -> bool:
     return max(loss.g2g, loss.l2g, loss.masked, loss.affinity) > 0
 
 
+_FREE = {"data.num_workers", "data.batch_size"}
+"""Fields of no effect on the numbers; the batch size by itself is, see `check_same_batch`."""
+
+_RUN_MATTERS = {"run.seed", "run.precision"}
+
+
 def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any, Any]]:
     """Fields that change the numbers of a run and differ: name, earlier and later value."""
     found = []
@@ -114,9 +120,40 @@ def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any
         if not isinstance(value, dict):
             found += [(section, value, new[section])] if value != new[section] else []
             continue
-        for name, was in value.items():
-            matters = section != "run" or name in ("seed", "precision", "devices", "num_nodes")
-            matters = matters and (section, name) != ("data", "num_workers")
-            if matters and was != new[section][name]:
-                found.append((f"{section}.{name}", was, new[section][name]))
+        for key, was in value.items():
+            name = f"{section}.{key}"
+            matters = name in _RUN_MATTERS or (section != "run" and name not in _FREE)
+            if matters and was != new[section][key]:
+                found.append((name, was, new[section][key]))
     return found
+
+
+def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> None:
+    """Checks that a step has as many clips as before, over however many processes.
+
+    Args:
+        earlier: with the numbers of processes and machines that were found.
+        later: likewise.
+        run: named in the message.
+
+    Raises:
+        ConfigError: it has not; the message says which data.batch_size would do.
+    """
+    num_old, num_new = count_clips(earlier), count_clips(later)
+    if num_old == num_new:
+        return
+    per_process = later.data.batch_size
+    num_processes = num_new // per_process
+    advice = f"pass --data.batch_size {num_old // num_processes}"
+    if num_old % num_processes:
+        advice = f"use a number of processes that divides {num_old}"
+    raise ConfigError(
+        f"a step of the run in {run} has {num_old} clips, now it would have {num_new} "
+        f"({num_processes} processes x data.batch_size {per_process}): {advice} to continue it"
+    )
+
+
+def count_clips(config: TrainConfig) -> int:
+    """Clips of a step over all processes; their numbers must have been found."""
+    run = config.run
+    return config.data.batch_size * max(1, run.devices) * max(1, run.num_nodes)

@@ -10,39 +10,43 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, find_videos
+from ino.data.clips import ClipSampler
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder
 from ino.models.checkpoints import list_checkpoints
-from ino.models.devices import computes_in_bf16
-from ino.models.head import ProjectionHead
-from ino.models.student_teacher import StudentTeacher
-from ino.models.vit import build_vit
-from ino.train.checkpoint import RunState, restore_checkpoint
-from ino.train.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
+from ino.train.checkpoint import RunState, remove_leftovers, restore_checkpoint
+from ino.train.config import TrainConfig, from_dict, to_dict
+from ino.train.data import build_data
+from ino.train.devices import build_fabric, is_restart, launch_name, with_processes
+from ino.train.networks import build_networks
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
-from ino.train.resolve import differences
+from ino.train.resolve import check_same_batch, differences
 from ino.train.schedules import Schedules
 
 CONFIG_NAME = "config.yaml"
 QUARANTINE_NAME = "quarantine.jsonl"
+LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
 
 
 @dataclass
 class Run:
     """All that the loop works with; `state` is what a checkpoint keeps."""
 
+    config: TrainConfig
     fabric: Fabric
     loader: DataLoader
     sampler: ClipSampler
     network: nn.Module
-    optimizer: Any
     state: RunState
     schedules: Schedules
     first_step: int
     num_steps: int
     steps_per_epoch: int
+
+    def reduce_mean(self, mean: Tensor) -> Tensor:
+        """A tensor averaged over all processes."""
+        return cast(Tensor, self.fabric.all_reduce(mean, reduce_op="mean"))
 
 
 def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
@@ -53,24 +57,26 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     """
     fabric = build_fabric(config.run)
     fabric.launch()
+    config = with_processes(config, fabric)
     loader, sampler = build_data(config, fabric, quarantine=out / QUARANTINE_NAME)
+    resume = resume or is_own_restart(out)
     if fabric.is_global_zero:
         prepare_folder(config, out=out, resume=resume)
     fabric.barrier()
+    saved = fabric.broadcast(newest_checkpoint(out))
 
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model)
-    inner_optimizer = build_optimizer(model.student)
-    network, optimizer = fabric.setup(model, inner_optimizer)
+    model = build_networks(config, continues=saved is not None)
+    network = fabric.setup_module(model)
     objective = Objective(
         config.loss,
         num_classes=config.model.out_dim,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     ).to(fabric.device)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
-    state = RunState(model, objective, inner_optimizer, scaler)
-    saved = list_checkpoints(out) if resume else []
-    first_step = restore_checkpoint(saved[-1], state) if saved else 0
+    # Fabric does not wrap the optimiser: a step is taken or not as the device decides.
+    state = RunState(model, objective, build_optimizer(model.student), scaler)
+    first_step = restore_checkpoint(saved, state) if saved else 0
 
     steps_per_epoch = len(sampler) // config.data.batch_size
     frames_per_step = config.data.batch_size * config.data.clip_length * fabric.world_size
@@ -80,11 +86,11 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     num_steps = config.optim.epochs * steps_per_epoch
     num_steps = min(num_steps, config.run.max_steps or num_steps)
     return Run(
+        config,
         fabric,
         loader,
         sampler,
         network,
-        optimizer,
         state,
         schedules,
         first_step,
@@ -93,93 +99,9 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     )
 
 
-def build_fabric(config: RunConfig) -> Fabric:
-    """Lightning Fabric on the devices asked for; `auto` precision is resolved here.
-
-    Raises:
-        ConfigError: the device is not there or does not know the precision.
-    """
-    try:
-        fabric = Fabric(
-            accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes
-        )
-        precision = config.precision
-        if precision == "auto":
-            precision = "bf16-mixed" if computes_in_bf16(fabric.device) else "32-true"
-        return Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            precision=precision,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"cannot run on accelerator {config.accelerator} with {config.devices} device(s) and "
-            f"precision {config.precision}: {error}"
-        ) from error
-
-
-def build_model(config: ModelConfig) -> StudentTeacher:
-    """Student and teacher with equal random weights."""
-    backbone = build_vit(config.arch, patch_size=config.patch_size, drop_path=config.drop_path)
-    head = ProjectionHead(
-        backbone.embed_dim,
-        out_dim=config.out_dim,
-        hidden_dim=config.hidden_dim,
-        bottleneck_dim=config.bottleneck_dim,
-    )
-    return StudentTeacher(backbone, head)
-
-
-def build_data(
-    config: TrainConfig, fabric: Fabric, *, quarantine: Path
-) -> tuple[DataLoader, ClipSampler]:
-    """The clips of this process, in batches, and the sampler that says where in an epoch they are.
-
-    Raises:
-        VideoError: there are no videos.
-        ConfigError: an epoch has fewer clips than a step.
-    """
-    data = config.data
-    if not data.root:
-        raise ConfigError("no videos were given; pass --data.root FOLDER")
-    sampling = ClipSampling(
-        length=data.clip_length,
-        frame_step=data.frame_step or None,
-        fps=data.fps or None,
-        clips_per_video=data.clips_per_video,
-    )
-    videos = find_videos([Path(root) for root in data.root])
-    dataset = ClipDataset(
-        videos,
-        sampling=sampling,
-        seed=config.run.seed,
-        quarantine=quarantine,
-    )
-    global_batch = data.batch_size * fabric.world_size
-    if len(dataset) < global_batch:
-        raise ConfigError(
-            f"an epoch has {len(dataset)} clips ({len(videos)} videos x data.clips_per_video "
-            f"{sampling.clips_per_video}), fewer than the {global_batch} of one step; "
-            "raise data.clips_per_video or lower data.batch_size"
-        )
-    sampler = ClipSampler(
-        len(dataset),
-        batch_size=data.batch_size,
-        seed=config.run.seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-    )
-    loader = DataLoader(
-        dataset,
-        batch_size=data.batch_size,
-        sampler=sampler,
-        num_workers=data.num_workers,
-        collate_fn=list,
-        drop_last=True,
-        persistent_workers=data.num_workers > 0,
-    )
-    return loader, sampler
+def newest_checkpoint(out: Path) -> Path | None:
+    """The checkpoint that the run in a folder continues from, if there is one."""
+    return next(reversed(list_checkpoints(out)), None)
 
 
 def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
@@ -192,6 +114,7 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     path = out / CONFIG_NAME
     if resume and path.exists():
         _check_same_run(config, path)
+        remove_leftovers(out)
     else:
         other = "choose another --out"
         continue_run = f"it holds a run; pass --resume to continue it or {other}"
@@ -199,6 +122,19 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     (out / "checkpoints").mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    if name := launch_name():
+        with atomic_path(out / LAUNCH_NAME) as temporary:
+            temporary.write_text(name, encoding="utf-8")
+
+
+def is_own_restart(out: Path) -> bool:
+    """Whether torchrun or SLURM restarts the run that it started in this folder.
+
+    A command that was refused since the folder holds a run, and that is started anew because it
+    failed, is no restart of that run.
+    """
+    path = out / LAUNCH_NAME
+    return is_restart() and path.is_file() and path.read_text(encoding="utf-8") == launch_name()
 
 
 def _check_same_run(config: TrainConfig, path: Path) -> None:
@@ -210,3 +146,4 @@ def _check_same_run(config: TrainConfig, path: Path) -> None:
             f"the run in {path.parent} has {name} {old}, now it is {new}; resume with the same "
             "configuration or choose another --out"
         )
+    check_same_batch(earlier, config, run=path.parent)

@@ -1,0 +1,131 @@
+"""Processes and devices of a run: Lightning Fabric, its strategy, and what a launcher started.
+
+There is no launcher here: torchrun and SLURM start the processes, or Fabric those of one machine.
+"""
+
+import dataclasses
+import os
+from typing import Any, cast
+
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from ino.errors import ConfigError
+from ino.models.devices import computes_in_bf16
+from ino.models.student_teacher import StudentTeacher
+from ino.train.config import RunConfig, TrainConfig
+
+
+def build_fabric(config: RunConfig) -> Fabric:
+    """Lightning Fabric on the devices asked for; `auto` precision is resolved here.
+
+    Raises:
+        ConfigError: the device is not there, does not know the precision, or the number of
+            processes is not the one that the launcher started.
+    """
+    devices, num_nodes = count_processes(config)
+    settings: dict[str, Any] = {
+        "accelerator": config.accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+    }
+    try:
+        precision = config.precision
+        if precision == "auto":
+            device = Fabric(**settings).device
+            precision = "bf16-mixed" if computes_in_bf16(device) else "32-true"
+        strategy = _build_strategy(config.strategy, devices=devices, num_nodes=num_nodes)
+        return Fabric(**settings, strategy=strategy, precision=precision)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot run on accelerator {config.accelerator} with {devices} device(s) on "
+            f"{num_nodes} machine(s), strategy {config.strategy} and precision {config.precision}: "
+            f"{error}"
+        ) from error
+
+
+def count_processes(config: RunConfig) -> tuple[int, int]:
+    """Processes a machine, and machines; 0 in the configuration means those of the launcher.
+
+    Without torchrun or SLURM, 0 is one process on one machine.
+
+    Raises:
+        ConfigError: the configuration names other numbers than the launcher started.
+    """
+    found = _of_launcher()
+    devices, num_nodes = found or (config.devices or 1, config.num_nodes or 1)
+    for name, asked, is_there in (
+        ("devices", config.devices, devices),
+        ("num_nodes", config.num_nodes, num_nodes),
+    ):
+        if asked not in (0, is_there):
+            raise ConfigError(
+                f"run.{name} is {asked}, but the launcher (torchrun or SLURM) started {is_there}: "
+                f"leave run.{name} out or start as many"
+            )
+    return devices, num_nodes
+
+
+def _of_launcher() -> tuple[int, int] | None:
+    if TorchElasticEnvironment.detect():
+        on_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+        return on_machine, int(os.environ["WORLD_SIZE"]) // on_machine
+    if SLURMEnvironment.detect():
+        num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        on_machine = int(os.environ["SLURM_NTASKS"]) // num_nodes
+        return on_machine, num_nodes
+    return None
+
+
+def with_processes(config: TrainConfig, fabric: Fabric) -> TrainConfig:
+    """The configuration with the numbers of processes and machines that were found."""
+    devices, num_nodes = count_processes(config.run)
+    assert devices * num_nodes == fabric.world_size
+    run = dataclasses.replace(config.run, devices=devices, num_nodes=num_nodes)
+    return dataclasses.replace(config, run=run)
+
+
+def launch_name() -> str | None:
+    """What the launcher calls this start of a run and its restarts, if it gave it a name."""
+    if name := os.environ.get("TORCHELASTIC_RUN_ID"):
+        return f"torchrun {name}"
+    if name := os.environ.get("SLURM_JOB_ID"):
+        return f"slurm {name}"
+    return None
+
+
+def is_restart() -> bool:
+    """Whether torchrun or SLURM starts these processes anew after a failure or a requeue."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name) or 0) > 0 for name in names)
+
+
+def _build_strategy(name: str, *, devices: int, num_nodes: int) -> str | Strategy:
+    if name == "fsdp":
+        # Fabric's FSDPStrategy is FSDP1, whose flattened parameters cannot be clipped one by one.
+        return ModelParallelStrategy(
+            cast(Any, shard), data_parallel_size=devices * num_nodes, tensor_parallel_size=1
+        )
+    if name == "ddp":
+        return DDPStrategy()
+    return "auto"
+
+
+def shard(model: StudentTeacher, mesh: DeviceMesh) -> nn.Module:
+    """The model with the parameters of both networks cut into equal shards over all processes.
+
+    Blocks and heads are gathered one at a time. Student and teacher are cut alike, so that the
+    moving average, the optimiser and clipping work on each process's own shards.
+    """
+    over = mesh["data_parallel"]
+    for network in (model.student, model.teacher):
+        for part in (*network.backbone.blocks, network.head, network.backbone):
+            # Without saying so, a part that is not within another stays whole after its forward.
+            fully_shard(part, mesh=over, reshard_after_forward=True)
+    return fully_shard(model, mesh=over)
+
+

@@ -1,0 +1,114 @@
+"""Training in processes of its own, so that it can be killed, launched as several, or broken."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from ino.train.config import TrainConfig, from_dict, to_dict
+
+DEADLINE = 120  # seconds that a process may take on a busy machine
+
+
+def start_training(
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    environment: dict[str, str] | None = None,
+    fault: str = "",
+) -> BaseProcess:
+    """A process that trains, forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ino.train.loop"])
+    arguments = (to_dict(config), out, resume, environment or {}, fault)
+    process = context.Process(target=_train, args=arguments)
+    process.start()
+    return process
+
+
+def start_processes(
+    config: TrainConfig, out: Path, *, number: int, resume: bool = False, fault: str = ""
+) -> list[BaseProcess]:
+    """Processes that train together, with the environment that torchrun gives them."""
+    return [
+        start_training(config, out, resume=resume, environment=one, fault=fault)
+        for one in torchrun_environments(number)
+    ]
+
+
+def torchrun_environments(number: int) -> list[dict[str, str]]:
+    """What torchrun sets for each of so many processes on one machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+
+
+def wait(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Exit statuses; processes that take too long are killed and have -9."""
+    for process in processes:
+        process.join(DEADLINE)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def _train(
+    config: dict[str, Any], out: Path, resume: bool, environment: dict[str, str], fault: str
+) -> None:
+    import torch
+
+    from ino.errors import InoError
+    from ino.train.loop import train
+
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    if fault:
+        FAULTS[fault]()
+    try:
+        train(from_dict(config), out=out, resume=resume)
+    except InoError as error:
+        print(f"ino: {error}", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "status", 2))
+
+
+def _die_while_saving() -> None:
+    """SIGKILL when half of the second checkpoint is written."""
+    import torch
+
+    original, calls = torch.save, []
+
+    def save(content: Any, path: Path) -> None:
+        calls.append(path)
+        original(content, path)
+        if len(calls) == 2:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save
+
+
+def _full_disk() -> None:
+    """No file grows beyond 1 MB: a checkpoint's writing fails in the middle."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+
+
+FAULTS = {"die while saving": _die_while_saving, "full disk": _full_disk}

@@ -111,7 +111,7 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     assert configs["all"]["optim"]["epochs"] == 2
     assert configs["all"]["optim"]["warmup_epochs"] == 0.5
 
-    monkeypatch.setattr(sweeping, "train", None)
+    monkeypatch.setattr(sweeping, "pretrain", None)
     monkeypatch.setattr(sweeping, "evaluate_davis", None)
     assert run("sweep", file(), "--out", out) == 0
     assert capsys.readouterr().out == printed
@@ -138,20 +138,20 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, file, capsys, monkeypatch):
     out = tmp_path / "out"
-    original = sweeping.train
+    original = sweeping.pretrain
 
     def broken(config, **options):
         if config.loss.l2g == 0 and config.run.seed == 1:
             raise RuntimeError("no luck today")
         return original(config, **options)
 
-    monkeypatch.setattr(sweeping, "train", broken)
+    monkeypatch.setattr(sweeping, "pretrain", broken)
     sweep = file(baselines=[])
     assert run("sweep", sweep, "--out", out) == 1
     printed = capsys.readouterr().out
     assert "g2g/seed_1: failed: RuntimeError: no luck today" in printed
     assert "1 of 2" in printed
-    monkeypatch.setattr(sweeping, "train", original)
+    monkeypatch.setattr(sweeping, "pretrain", original)
     assert run("sweep", sweep, "--out", out) == 0
     assert not list(out.rglob("*.error.txt"))
 

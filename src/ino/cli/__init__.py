@@ -111,6 +111,7 @@ COMMANDS = {
     "demo": making.demo,
     "train": making.train,
     "sweep": sweeping.sweep,
+    "plot": sweeping.plot,
     "segment": making.segment,
     "evaluate davis": evaluating.evaluate_davis,
     "evaluate ytvos": ytvos.evaluate,

@@ -1,4 +1,4 @@
-"""The options of `ino sweep`, most of which replace a field of the sweep file."""
+"""The options of `ino sweep`, most of which replace a field of the sweep file, and `ino plot`."""
 
 from pathlib import Path
 
@@ -45,3 +45,16 @@ def config_fields() -> list[str]:
     from ino.train.recipes import flatten
 
     return [name for name, _ in flatten(to_dict(TrainConfig()))]
+
+
+def plot_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False,
+        description="Draws the curves of one or several runs: losses, targets, features, rates, "
+        "speed and scores.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, default=Path("curves.png"), help="PNG, PDF or SVG (default: curves.png)"
+    )
+    return parser

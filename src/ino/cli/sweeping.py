@@ -1,4 +1,4 @@
-"""The command `ino sweep`."""
+"""The commands that look at many runs: sweep and plot."""
 
 import time
 from collections.abc import Iterator
@@ -65,6 +65,15 @@ def sweep(options: Namespace) -> int:
         print(f"{cell.name}: {state_of(plan, cell, out=out)}")
     print(f"results in {out}")
     return 1 if failed else 0
+
+
+def plot(options: Namespace) -> int:
+    """Draws the curves of runs."""
+    from ino.train.curves import plot_runs
+
+    chosen = options.plot
+    print(f"curves in {plot_runs(chosen.runs, out=chosen.out)}")
+    return 0
 
 
 def _changed(option: str, value: Any) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
@@ -19,15 +20,16 @@ from pathlib import Path
 
 import torch
 
-from ino.errors import InoError
+from ino.errors import InoError, Stopped
 from ino.files import atomic_path
 from ino.models.backbones import load_backbone
 from ino.models.checkpoints import list_checkpoints
 from ino.models.devices import choose_device
 from ino.pipeline.davis import evaluate_davis
+from ino.pipeline.pretraining import pretrain
 from ino.pipeline.sweep_plan import Cell, Pass, Plan
 from ino.propagate.tracker import Tracker
-from ino.train.loop import train
+from ino.train.stopping import INTERRUPTED_STATUS, SAVED_STATUS
 
 OnCell = Callable[[Cell], None]
 
@@ -62,10 +64,12 @@ def run_cell(plan: Plan, cell: Cell, *, out: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         if cell.config is not None:
-            train(cell.config, out=folder, resume=True)
+            pretrain(cell.config, out=folder, resume=True)
         for one in plan.passes_of(cell):
             if not (folder / one.name / "scores.json").is_file():
                 _score(plan, cell, one, folder=folder)
+    except Stopped:
+        raise
     except InoError as error:
         _write(failure, f"{' '.join(str(error).split())}\n")
     except Exception as error:  # the other cells go on, and the whole story is kept
@@ -135,7 +139,7 @@ def _run_at_once(plan: Plan, cells: list[Cell], *, out: Path, jobs: int, on_cell
                 assert isinstance(sentinel, int)
                 cell, process = running.pop(sentinel)
                 process.join()
-                if process.exitcode:
+                if process.exitcode and process.exitcode not in (SAVED_STATUS, INTERRUPTED_STATUS):
                     words = f"its process ended with status {process.exitcode}"
                     _write(error_file(cell, out=out), f"{words}; see {log_file(cell, out=out)}\n")
                 on_cell(cell)
@@ -156,7 +160,10 @@ def _run_alone(plan: Plan, cell: Cell, out: Path, threads: int) -> None:
     path = log_file(cell, out=out)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as log, _output_to(log.fileno()):
-        run_cell(plan, cell, out=out)
+        try:
+            run_cell(plan, cell, out=out)
+        except Stopped as stopped:
+            sys.exit(stopped.status)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from ino.data.clips import find_videos
 from ino.data.vos import read_davis
 from ino.errors import ConfigError
 from ino.models.checkpoints import NetworkName
+from ino.pipeline.settings import sized_protocol
 from ino.pipeline.sweep_file import EvaluationConfig, SweepConfig, label_of
-from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.protocols import Protocol
 from ino.train.config import TrainConfig, to_dict
 from ino.train.length import with_steps
 from ino.train.recipes import as_options, flatten, load_recipe
@@ -191,7 +192,6 @@ def _baselines(sweep: SweepConfig, common: Mapping[str, Any]) -> Iterator[Cell]:
 
 
 def _passes(chosen: EvaluationConfig) -> Iterator[Pass]:
-    named = get_protocol(chosen.protocol)
     sides = chosen.short_side if isinstance(chosen.short_side, list) else [chosen.short_side]
     networks: list[NetworkName] = (
         chosen.network if isinstance(chosen.network, list) else [chosen.network]
@@ -200,13 +200,9 @@ def _passes(chosen: EvaluationConfig) -> Iterator[Pass]:
         raise ConfigError("evaluation needs one short_side and one network or several of them")
     for side, network in itertools.product(dict.fromkeys(sides), dict.fromkeys(networks)):
         fields = dict(chosen.set)
-        if side is not None:
-            fields["short_side"] = side
-            if named.radius and named.short_side and isinstance(side, int):
-                fields.setdefault("radius", round(named.radius * side / named.short_side))
         if chosen.radius is not None:
             fields["radius"] = chosen.radius
-        protocol = get_protocol(chosen.protocol, **fields)
+        protocol = sized_protocol(chosen.protocol, short_side=side, **fields)
         yield Pass(f"davis_{protocol.short_side or 'native'}_{network}", network, protocol)
 
 

@@ -40,17 +40,19 @@ class CollapseMonitor:
         found = []
         for kind, judge in _KINDS.items():
             words = judge(self, numbers)
+            if words is None:
+                continue
             self._seen[kind] = self._seen.get(kind, 0) + 1 if words else 0
             if self._seen[kind] == PATIENCE:
                 found.append(f"at step {step} {words}")
         return found
 
 
-def _uniform(monitor: CollapseMonitor, numbers: Mapping[str, float], name: str) -> str:
+def _uniform(monitor: CollapseMonitor, numbers: Mapping[str, float], name: str) -> str | None:
     most = math.log(monitor.num_classes)
-    entropy = numbers.get(f"entropy_{name}", 0.0)
-    if entropy < UNIFORM * most:
-        return ""
+    entropy = numbers.get(f"entropy_{name}")
+    if entropy is None or entropy < UNIFORM * most:
+        return None if entropy is None else ""
     return (
         f"the teacher's outputs for {name} tokens are nearly uniform (entropy {entropy:.2f} of at "
         f"most {most:.2f} nats): the network learns nothing from them; lower "
@@ -58,31 +60,33 @@ def _uniform(monitor: CollapseMonitor, numbers: Mapping[str, float], name: str) 
     )
 
 
-def _constant(monitor: CollapseMonitor, numbers: Mapping[str, float], name: str) -> str:
+def _constant(monitor: CollapseMonitor, numbers: Mapping[str, float], name: str) -> str | None:
     information = numbers.get(f"information_{name}")
-    if information is None or _uniform(monitor, numbers, name):
+    if information is None:
+        return None
+    if _uniform(monitor, numbers, name):
         return ""
     most = math.log(min(monitor.num_views, monitor.num_classes))
     if information >= CONSTANT * most:
         return ""
     return (
-        f"the teacher's outputs for {name} tokens are nearly the same whatever it sees (information "
-        f"{max(0.0, information):.2f} of at most {most:.2f} nats): one answer takes all; lower "
-        "optim.lr, or loss.center_momentum, so that the centre follows"
+        f"the teacher's outputs for {name} tokens are nearly the same whatever it sees "
+        f"(information {max(0.0, information):.2f} of at most {most:.2f} nats): one answer "
+        "takes all; lower optim.lr, or loss.center_momentum, so that the centre follows"
     )
 
 
-def _low_rank(monitor: CollapseMonitor, numbers: Mapping[str, float]) -> str:
+def _low_rank(monitor: CollapseMonitor, numbers: Mapping[str, float]) -> str | None:
     rank = numbers.get("rank_patch")
     if rank is None or rank >= max(1.5, LOW_RANK * monitor.width):
-        return ""
+        return None if rank is None else ""
     return (
         f"features lie along few directions (effective rank {rank:.1f} of {monitor.width}): they "
         "will not tell one thing from another; lower optim.lr, or start anew with another run.seed"
     )
 
 
-_KINDS: dict[str, Callable[[CollapseMonitor, Mapping[str, float]], str]] = {
+_KINDS: dict[str, Callable[[CollapseMonitor, Mapping[str, float]], str | None]] = {
     "uniform class": lambda monitor, numbers: _uniform(monitor, numbers, "class"),
     "uniform patch": lambda monitor, numbers: _uniform(monitor, numbers, "patch"),
     "constant class": lambda monitor, numbers: _constant(monitor, numbers, "class"),

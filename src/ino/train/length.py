@@ -7,7 +7,7 @@ from pathlib import Path
 from ino.data.clips import find_videos
 from ino.errors import ConfigError
 from ino.train.config import TrainConfig
-from ino.train.resolve import resolve
+from ino.train.resolve import count_clips, resolve
 
 
 def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
@@ -29,7 +29,7 @@ def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
     config = resolve(config)
     data, optim, run = config.data, config.optim, config.run
     num_clips = len(find_videos([Path(root) for root in data.root])) * data.clips_per_video
-    clips_per_step = data.batch_size * run.devices * run.num_nodes
+    clips_per_step = count_clips(config)
     if num_clips < clips_per_step:
         raise ConfigError(
             f"an epoch has {num_clips} clips, fewer than the {clips_per_step} of one step; raise "

@@ -8,6 +8,7 @@ These numbers cost more than a term of the loss, so they are taken on some steps
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def target_numbers(targets: Float[Tensor, "*views classes"], *, name: str) -> di
     return {f"entropy_{name}": entropy, f"information_{name}": _entropy(flat.mean(0)) - entropy}
 
 
-def divergences(numbers: dict[str, float]) -> dict[str, float]:
+def divergences(numbers: Mapping[str, float]) -> dict[str, float]:
     """Kullback-Leibler divergences of the student from its targets, in nats.
 
     A term of the loss is a cross-entropy, the entropy of the targets, which the student cannot

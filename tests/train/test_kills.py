@@ -68,9 +68,7 @@ def test_a_kill_while_saving_leaves_whole_checkpoints(config, tmp_path):
     assert_same_run(tmp_path / "whole", out)
 
 
-@pytest.mark.parametrize(
-    ("name", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)]
-)
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
 def test_a_signal_saves_after_the_step(config, tmp_path, monkeypatch, name, status):
     train(config, out=tmp_path / "whole")
     out = tmp_path / "stopped"

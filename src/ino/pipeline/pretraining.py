@@ -17,6 +17,7 @@ from ino.propagate.tracker import Tracker
 from ino.train.config import TrainConfig
 from ino.train.loop import train
 from ino.train.resolve import resolve
+from ino.train.wandb_run import check_wandb
 from ino.train.watching import Evaluate
 
 FOLDER = "evaluations"
@@ -35,6 +36,7 @@ def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
         InoError: see `train`.
     """
     config = resolve(config)
+    check_wandb(config.run.wandb)
     evaluate = build_evaluation(config, out=out) if config.run.eval_every else None
     return train(config, out=out, resume=resume, evaluate=evaluate)
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -24,11 +25,12 @@ class Panel:
     title: str
     names: tuple[str, ...]
     unit: str = ""
-    log: bool = False
+    scale: Literal["linear", "from 0", "log"] = "linear"
 
 
 PANELS = (
     Panel("loss", ("loss",)),
+    Panel("J&F on labelled sequences", ("eval_jf",), "percent"),
     Panel("global to global", ("g2g",), "nats"),
     Panel("local to global", ("l2g",), "nats"),
     Panel("masked prediction", ("masked",), "nats"),
@@ -36,15 +38,14 @@ PANELS = (
     Panel("entropy of targets", ("entropy_class", "entropy_patch"), "nats"),
     Panel("student from target, KL", ("kl_g2g", "kl_l2g", "kl_masked"), "nats"),
     Panel("information of targets", ("information_class", "information_patch"), "nats"),
-    Panel("spread of tokens", ("std_class", "std_patch"), "0 all the same, 1 everywhere"),
+    Panel("spread of tokens", ("std_class", "std_patch"), "0 same, 1 all ways"),
     Panel("effective rank of patch tokens", ("rank_patch",), "directions"),
-    Panel("gradient norm", ("grad_norm",), log=True),
+    Panel("gradient norm", ("grad_norm",), scale="log"),
     Panel("learning rate", ("lr",)),
     Panel("weight decay", ("weight_decay",)),
     Panel("teacher momentum", ("teacher_momentum",)),
-    Panel("clips a second", ("clips_per_second",)),
-    Panel("waiting for data", ("waiting",), "share of time"),
-    Panel("J&F on labelled sequences", ("eval_jf",), "percent"),
+    Panel("clips a second", ("clips_per_second",), scale="from 0"),
+    Panel("waiting for data", ("waiting",), "share of time", scale="from 0"),
 )
 COLUMNS = 3
 STYLES = ("-", "--", ":")
@@ -175,8 +176,10 @@ def _draw_panel(axes: Axes, panel: Panel, histories: Sequence[History]) -> None:
             short = name.partition("_")[2]
             axes.plot([], [], color="0.35", linestyle=styles[name], label=short)
         axes.legend(frameon=False, fontsize=8, handlelength=2.2, borderaxespad=0.2)
-    if panel.log:
+    if panel.scale == "log":
         axes.set_yscale("log")
+    elif panel.scale == "from 0":
+        axes.set_ylim(bottom=0)
     axes.set_title(panel.title, fontsize=10, loc="left", fontweight="bold")
     axes.set_ylabel(panel.unit, fontsize=8)
     axes.set_xlabel("step", fontsize=8)

@@ -127,5 +127,3 @@ def shard(model: StudentTeacher, mesh: DeviceMesh) -> nn.Module:
             # Without saying so, a part that is not within another stays whole after its forward.
             fully_shard(part, mesh=over, reshard_after_forward=True)
     return fully_shard(model, mesh=over)
-
-

@@ -104,9 +104,7 @@ class Unread:
     def __init__(self) -> None:
         self._steps: list[tuple[int, dict[str, Tensor], dict[str, float]]] = []
 
-    def add(
-        self, step: int, on_device: Mapping[str, Tensor], known: Mapping[str, float]
-    ) -> None:
+    def add(self, step: int, on_device: Mapping[str, Tensor], known: Mapping[str, float]) -> None:
         """Keeps the numbers of a step: single values on the device, and others that are known."""
         self._steps.append((step, dict(on_device), dict(known)))
 

@@ -74,4 +74,3 @@ def clip_gradients(parameters: Iterable[nn.Parameter], *, max_norm: float) -> Te
         scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(scales.unbind()))
     return norms.norm()
-

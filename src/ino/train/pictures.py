@@ -80,8 +80,8 @@ def _enlarged(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _grid(crops: list[np.ndarray], *, width: int) -> np.ndarray:
-    """Crops in rows of at most `width` pixels."""
-    columns = max(1, (width + GAP) // (crops[0].shape[1] + GAP))
+    """Crops in rows of about `width` pixels."""
+    columns = max(1, round((width + GAP) / (crops[0].shape[1] + GAP)))
     rows = [crops[start : start + columns] for start in range(0, len(crops), columns)]
     return _joined([_joined(row, axis=1) for row in rows], axis=0)
 

@@ -29,10 +29,10 @@ from ino.train.config import (
     TrainConfig,
     ViewsConfig,
 )
-from ino.train.drawing import draw_views
-from ino.train.resolve import resolve
 from ino.train.devices import build_fabric
+from ino.train.drawing import draw_views
 from ino.train.networks import build_model
+from ino.train.resolve import resolve
 from report import (
     StageTimes,
     add_child,
@@ -105,7 +105,7 @@ def measure_times(size: Size) -> tuple[dict[str, dict[str, float]], float, dict[
     model = build_model(config.model)
     source = CropSource(config)
     sides = {
-        name: kind(copy.deepcopy(model), config.loss, bf16=bf16)
+        name: kind(copy.deepcopy(model), config.loss, num_local=config.views.num_local, bf16=bf16)
         for name, (kind, bf16) in SIDES.items()
     }
     differences = warm_up(sides, source.draw(0))
@@ -148,7 +148,7 @@ def run_child(name: str, size: Size) -> None:
     views = [source.draw(step) for step in range(2)]
     if name != "baseline":
         kind, bf16 = SIDES[name]
-        side = kind(model, config.loss, bf16=bf16)
+        side = kind(model, config.loss, num_local=config.views.num_local, bf16=bf16)
         for step in range(2):
             side.to_gradients(views[step], StageTimes())
             side.update(StageTimes())

@@ -22,7 +22,6 @@ from reference import (
     plain_propagation,
     plain_writing,
     square_window,
-    switch_off_fused_attention,
 )
 from report import StageTimes
 
@@ -103,7 +102,6 @@ class PlainTracker:
     """The same by `reference`."""
 
     def __init__(self, size: Size, backbone: VitBackbone) -> None:
-        switch_off_fused_attention(backbone)
         self._frame = size.frame
         self._protocol = size.protocol()
         self._backbone = backbone

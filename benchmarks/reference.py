@@ -8,7 +8,7 @@ blocks are those of `ino.models`; only fp32 on a CPU was measured with it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ino.data.label_png import davis_palette
+from ino.models.block import Block
 from ino.models.head import ProjectionHead
 from ino.models.student_teacher import Network
 from ino.models.vit import VisionTransformer
@@ -26,17 +27,39 @@ STUDENT_TEMPERATURE = 0.1
 CENTER_MOMENTUM = 0.9
 
 
-def switch_off_fused_attention(module: nn.Module) -> None:
-    """Makes attention softmax(Q K^T) V in three operations, from now on."""
-    for part in module.modules():
-        if "fused_attn" in vars(part):
-            vars(part)["fused_attn"] = False
+def plain_block(block: Block, tokens: Tensor) -> Tensor:
+    """A block for all tokens, its attention in three operations that store the whole matrix."""
+    normed = block.norm1(tokens)
+    query, key, value = (
+        block.attn.qkv(normed).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    )
+    affinity = torch.softmax(query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1), dim=-1)
+    mixed = (affinity @ value).transpose(1, 2).flatten(2)
+    tokens = tokens + block.drop_path1(block.attn.proj(mixed))
+    return tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
+
+
+def plain_blocks(
+    vit: VisionTransformer, images: Tensor, mask: Tensor | None = None
+) -> list[Tensor]:
+    """The tokens after each of all blocks, before the final norm."""
+    patches = vit.patch_embed(images)
+    if mask is not None:
+        patches[mask.unflatten(1, patches.shape[1:3])] = vit.mask_token.to(patches.dtype)
+    tokens = vit._pos_embed(patches)
+    outputs = []
+    for block in vit.blocks.children():
+        tokens = plain_block(cast(Block, block), tokens)
+        outputs.append(tokens)
+    return outputs
 
 
 def plain_logits(network: Network, crops: Tensor, mask: Tensor | None = None) -> Tensor:
     """(crop, batch, 1 + tokens, classes): the head on every token of (crop, batch, 3, h, w)."""
     repeated = None if mask is None else mask.repeat(len(crops), 1)
-    tokens = network.backbone(crops.flatten(0, 1), repeated)
+    tokens = network.backbone.norm(
+        plain_blocks(network.backbone, crops.flatten(0, 1), repeated)[-1]
+    )
     logits = _plain_head(network.head, tokens)
     full_precision = torch.promote_types(logits.dtype, torch.float32)  # the losses' own
     return logits.to(full_precision).unflatten(0, crops.shape[:2])
@@ -164,11 +187,7 @@ def plain_average(teacher: nn.Module, student: nn.Module, *, momentum: float) ->
 @torch.no_grad()
 def plain_features(vit: VisionTransformer, image: Tensor, *, layer: int) -> Tensor:
     """(rows, columns, dim) L2-normalised features of a block; all blocks are run."""
-    tokens = vit._pos_embed(vit.patch_embed(image))
-    outputs = []
-    for block in vit.blocks.children():
-        tokens = block(tokens)
-        outputs.append(vit.norm(tokens))
+    outputs = [vit.norm(tokens) for tokens in plain_blocks(vit, image)]
     grid = [side // vit.patch_size for side in image.shape[-2:]]
     return F.normalize(outputs[layer - 1][0, 1:], dim=-1).unflatten(0, grid)
 

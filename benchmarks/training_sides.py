@@ -6,7 +6,7 @@ Each takes views to gradients, stage by stage, and then updates its networks.
 import torch
 from torch import Tensor
 
-from ino.models.student_teacher import StudentTeacher, Views
+from ino.models.student_teacher import StudentTeacher, Views, separate
 from ino.train.config import LossConfig
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer, clip_gradients, set_rates
@@ -15,7 +15,6 @@ from reference import (
     plain_clip,
     plain_logits,
     plain_losses,
-    switch_off_fused_attention,
 )
 from report import StageTimes, require_close
 
@@ -26,9 +25,12 @@ TOLERANCE = 1e-5
 class OurStep:
     """The steps of `ino.train.loop`."""
 
-    def __init__(self, model: StudentTeacher, config: LossConfig, *, bf16: bool = False) -> None:
+    def __init__(
+        self, model: StudentTeacher, config: LossConfig, *, num_local: int, bf16: bool = False
+    ) -> None:
         self.student = model.train().student
-        self.centers = Objective(config, num_classes=model.student.head.last_layer.out_features)
+        num_classes = model.student.head.last_layer.out_features
+        self.centers = Objective(config, num_classes=num_classes, num_local=num_local)
         self._model = model
         self._bf16 = bf16
         self._optimizer = build_optimizer(model.student)
@@ -36,16 +38,20 @@ class OurStep:
 
     def to_gradients(self, views: Views, times: StageTimes) -> Tensor:
         """The loss, whose gradients are then in the student."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
-            with times.stage("teacher forward"), torch.no_grad():
-                teacher = self._model.teacher(views._replace(local_crops=None), corrupt=False)
-            with times.stage("student forward"):
-                student = self._model.student(views, corrupt=True)
-        with times.stage("losses"):
-            loss = self.centers(student, teacher).loss
-        with times.stage("backward"):
-            loss.backward()
-        return loss.detach()
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16)
+        with times.stage("teacher and targets"):
+            with autocast:
+                teacher = self._model(views, role="teacher")
+            targets = self.centers.targets(teacher)
+        losses = []
+        with times.stage("student and gradients"):
+            for clips, part in separate(views):
+                with autocast:
+                    student = self._model(part, role="student")
+                loss = self.centers(student, targets.of(clips)).loss
+                loss.backward()
+                losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def update(self, times: StageTimes) -> None:
         """Clips, steps and averages."""
@@ -67,9 +73,11 @@ class Centers:
 class PlainStep:
     """The same by `reference`, which has `variant: released` written into it."""
 
-    def __init__(self, model: StudentTeacher, config: LossConfig, *, bf16: bool = False) -> None:
+    def __init__(
+        self, model: StudentTeacher, config: LossConfig, *, num_local: int, bf16: bool = False
+    ) -> None:
         assert config.center_update == "group"
-        switch_off_fused_attention(model)
+        assert num_local > 0
         self.student = model.train().student
         self.centers = Centers(model.student.head.last_layer.out_features)
         self._teacher = model.teacher
@@ -80,25 +88,25 @@ class PlainStep:
     def to_gradients(self, views: Views, times: StageTimes) -> Tensor:
         """The loss, whose gradients are then in the student."""
         assert views.local_crops is not None
-        assert views.mask is not None
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
-            with times.stage("teacher forward"), torch.no_grad():
-                teacher = plain_logits(self._teacher, views.global_crops)
-            with times.stage("student forward"):
-                student = plain_logits(self.student, views.global_crops, views.mask)
+        assert views.masked is not None
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16)
+        mask = plain_mask(views, patch_size=self.student.backbone.patch_size)
+        with times.stage("teacher and targets"), torch.no_grad(), autocast:
+            teacher = plain_logits(self._teacher, views.global_crops)
+        with times.stage("student and gradients"):
+            with autocast:
+                student = plain_logits(self.student, views.global_crops, mask)
                 local = plain_logits(self.student, views.local_crops.flatten(0, 1))
-        with times.stage("losses"):
             losses = plain_losses(
                 teacher,
                 student,
                 local.unflatten(0, views.local_crops.shape[:2]),
-                views.mask,
+                mask,
                 class_center=self.centers.class_center,
                 patch_center=self.centers.patch_center,
             )
             self.centers.class_center = losses.class_center
             self.centers.patch_center = losses.patch_center
-        with times.stage("backward"):
             losses.loss.backward()
         return losses.loss.detach()
 
@@ -109,6 +117,15 @@ class PlainStep:
             self._optimizer.step()
             self._optimizer.zero_grad()
             plain_average(self._teacher, self.student, momentum=MOMENTUM)
+
+
+def plain_mask(views: Views, *, patch_size: int) -> Tensor:
+    """(batch, tokens): True where the student does not see the patch."""
+    height, width = views.global_crops.shape[-2:]
+    mask = torch.zeros(len(views.masked), height * width // patch_size**2, dtype=torch.bool)
+    for row, positions in zip(mask, views.masked, strict=True):
+        row[positions] = True
+    return mask
 
 
 def require_equal_gradients(ours: OurStep, plain: PlainStep, views: Views) -> dict[str, float]:

@@ -23,7 +23,10 @@ def start_training(
     environment: dict[str, str] | None = None,
     fault: str = "",
 ) -> BaseProcess:
-    """A process that trains, forked from one that has imported everything."""
+    """A process that trains, forked from one that has imported everything.
+
+    An error that is for the user goes to the file OUT.error, and its status is the process's.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ino.train.loop"])
     arguments = (to_dict(config), out, resume, environment or {}, fault)
@@ -73,7 +76,7 @@ def _train(
 ) -> None:
     import torch
 
-    from ino.errors import InoError
+    from ino.errors import InoError, StoppedError
     from ino.train.loop import train
 
     torch.set_num_threads(1)
@@ -82,9 +85,9 @@ def _train(
         FAULTS[fault]()
     try:
         train(from_dict(config), out=out, resume=resume)
-    except InoError as error:
-        print(f"ino: {error}", file=sys.stderr, flush=True)
-        sys.exit(getattr(error, "status", 2))
+    except (InoError, StoppedError) as error:
+        out.with_suffix(".error").write_text(str(error))
+        sys.exit(error.status if isinstance(error, StoppedError) else 2)
 
 
 def _die_while_saving() -> None:

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -71,10 +72,8 @@ def model() -> StudentTeacher:
 @pytest.fixture
 def views() -> Views:
     """Two clips of four frames with different masks of nine positions."""
-    mask = torch.zeros(2, 36, dtype=torch.bool)
-    mask[0, :9] = True
-    mask[1, 5:14] = True
-    return Views(torch.randn(4, 2, 3, 48, 48), torch.randn(4, 3, 2, 3, 16, 16), mask)
+    masked = torch.stack([torch.arange(9), torch.arange(5, 14)])
+    return Views(torch.randn(4, 2, 3, 48, 48), torch.randn(4, 3, 2, 3, 16, 16), masked)
 
 
 RELEASED = LossConfig(center_update="group", out_mean="joint", affinity_on="logits")
@@ -84,8 +83,8 @@ def test_reference_trains_as_ours_does(benchmark, model, views):
     """Loss, gradients, centres and, after two steps, both networks."""
     sides = benchmark("training_sides")
     plain_model = copy.deepcopy(model)
-    ours = sides.OurStep(model, RELEASED)
-    plain = sides.PlainStep(plain_model, RELEASED)
+    ours = sides.OurStep(model, RELEASED, num_local=3)
+    plain = sides.PlainStep(plain_model, RELEASED, num_local=3)
     for _ in range(2):
         found = sides.require_equal_gradients(ours, plain, views)
         assert set(found) == {"loss", "gradients", "class_center", "patch_center"}
@@ -96,12 +95,17 @@ def test_reference_trains_as_ours_does(benchmark, model, views):
         torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
 
 
-def test_reference_attends_without_fusion(benchmark, model):
+def test_reference_attends_without_fusion(benchmark, model, views, monkeypatch):
     """Both ways of attention are really there to be compared."""
     sides = benchmark("training_sides")
-    plain = sides.PlainStep(copy.deepcopy(model), RELEASED)
-    assert not any(block.attn.fused_attn for block in plain.student.backbone.blocks)
-    assert all(block.attn.fused_attn for block in model.student.backbone.blocks)
+    fused = Mock(wraps=F.scaled_dot_product_attention)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    sides.PlainStep(copy.deepcopy(model), RELEASED, num_local=3).to_gradients(
+        views, sides.StageTimes()
+    )
+    assert fused.call_count == 0
+    sides.OurStep(model, RELEASED, num_local=3).to_gradients(views, sides.StageTimes())
+    assert fused.call_count == 2 * 3  # blocks times teacher, local and global crops
 
 
 @pytest.mark.parametrize(
@@ -111,8 +115,8 @@ def test_reference_attends_without_fusion(benchmark, model):
 )
 def test_comparison_finds_another_objective(benchmark, model, views, changed):
     sides = benchmark("training_sides")
-    ours = sides.OurStep(model, LossConfig(**{**vars(RELEASED), **changed}))
-    plain = sides.PlainStep(copy.deepcopy(model), RELEASED)
+    ours = sides.OurStep(model, LossConfig(**{**vars(RELEASED), **changed}), num_local=3)
+    plain = sides.PlainStep(copy.deepcopy(model), RELEASED, num_local=3)
     with pytest.raises(benchmark("report").DifferentResultsError, match="differ by"):
         sides.require_equal_gradients(ours, plain, views)
 

@@ -388,11 +388,11 @@ def test_masks_of_a_video_that_breaks_off_are_kept(tmp_path, clip, mask, capsys)
     assert len(list(read_frames(out / "overlay.mp4"))) == 3
 
 
-def test_options_without_meaning_both_ways_are_told(tmp_path, video, clip, caplog):
+def test_options_without_meaning_both_ways_are_told(tmp_path, video, clip, capsys):
     write_labels(tmp_path / "mask.png", clip.labels[4])
     options = ["--mask", f"4={tmp_path / 'mask.png'}", "--out", tmp_path / "out", *FAST]
     assert run("segment", video, *options, "--both-ways", "--check-every", "2") == 0
-    assert "check_every have no meaning with both_ways and are skipped" in caplog.text
+    assert "check_every have no meaning with both_ways and are skipped" in capsys.readouterr().err
 
 
 def test_what_is_lost_is_told(tmp_path, capsys, caplog):

@@ -36,8 +36,12 @@ class TrainingError(InoError):
     """Training cannot go on."""
 
 
-class Stopped(InoError):
-    """Training was asked to stop by a signal and did; `status` is the command's exit status."""
+class StoppedError(Exception):
+    """Training was asked to stop by a signal and did; `status` is the command's exit status.
+
+    No `InoError`, as KeyboardInterrupt is no Exception: what goes on after a failed run must not go
+    on after this.
+    """
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)

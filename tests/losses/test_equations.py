@@ -12,7 +12,7 @@ from ino.losses.out_generative import (
     by_pairs,
     frame_pairs,
     global_to_global_loss,
-    joint_mean,
+    joint_weights,
     local_to_global_loss,
 )
 from oracles import objective as oracle
@@ -39,7 +39,8 @@ def test_out_generative_terms_equal_the_equations(time, batch, crops, classes):
     expected = torch.autograd.grad(sum(means), (student, local), retain_graph=True)
     torch.testing.assert_close(found, expected)
     joint = torch.stack(terms[0] + terms[1]).mean()
-    torch.testing.assert_close(joint_mean(g2g, l2g, num_local=crops), joint)
+    weights = joint_weights(num_local=crops)
+    torch.testing.assert_close(weights[0] * g2g + weights[1] * l2g, joint)
 
 
 @pytest.mark.parametrize(("time", "batch", "masked", "classes"), SHAPES)
@@ -142,7 +143,6 @@ def test_extreme_logits_stay_finite():
 
 
 def test_no_term_counts_with_weight_zero():
-    g2g, l2g = torch.tensor(2.0), torch.tensor(5.0)
-    assert joint_mean(g2g, l2g, num_local=8, weight_l2g=0.0).item() == 2
-    assert joint_mean(g2g, l2g, num_local=8, weight_g2g=0.0).item() == 5
-    assert joint_mean(g2g, l2g, num_local=8, weight_g2g=0.0, weight_l2g=0.0).item() == 0
+    assert joint_weights(num_local=8, weight_l2g=0.0) == (1, 0)
+    assert joint_weights(num_local=8, weight_g2g=0.0) == (0, 1)
+    assert joint_weights(num_local=8, weight_g2g=0.0, weight_l2g=0.0) == (0, 0)

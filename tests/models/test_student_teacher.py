@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ino.models.head import ProjectionHead
-from ino.models.student_teacher import StudentTeacher, Views
+from ino.models.student_teacher import StudentTeacher, Views, separate
 from ino.models.vit import build_vit
 
 
@@ -16,14 +16,17 @@ def model():
 
 @pytest.fixture
 def views():
-    mask = torch.zeros(3, 16, dtype=torch.bool)
-    mask[0, [1, 5]] = mask[1, [0, 15]] = mask[2, [7, 8]] = True
-    return Views(torch.randn(4, 3, 3, 32, 32), torch.randn(4, 2, 3, 3, 16, 16), mask)
+    masked = torch.tensor([[1, 5], [0, 15], [7, 8]])
+    return Views(torch.randn(4, 3, 3, 32, 32), torch.randn(4, 2, 3, 3, 16, 16), masked)
+
+
+def both(model, views):
+    return model(views, role="student"), model(views, role="teacher")
 
 
 def test_outputs_are_those_of_the_whole_head_at_the_positions_read(model, views):
     model.eval()
-    student, teacher = model(views)
+    student, teacher = both(model, views)
     assert student.local_class.shape == (4, 2, 3, 12)
     assert teacher.local_class is None
     for network, logits, corrupt in (
@@ -31,27 +34,53 @@ def test_outputs_are_those_of_the_whole_head_at_the_positions_read(model, views)
         (model.teacher, teacher, False),
     ):
         for frame in range(4):
-            mask = views.mask if corrupt else None
-            outputs = network.head(network.backbone(views.global_crops[frame], mask))
+            mask = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, views.masked, True)
+            seen = mask if corrupt else None
+            outputs = network.head(network.backbone(views.global_crops[frame], seen))
             torch.testing.assert_close(logits.global_class[frame], outputs[:, 0])
             for clip in range(3):
-                expected = outputs[clip, 1:][views.mask[clip]]
+                expected = outputs[clip, 1:][mask[clip]]
                 torch.testing.assert_close(logits.patch[frame, clip], expected)
     crop = model.student.head(model.student.backbone(views.local_crops[2, 1]))[:, 0]
     torch.testing.assert_close(student.local_class[2, 1], crop)
 
 
-@pytest.mark.parametrize("without", ["local_crops", "mask"])
+@pytest.mark.parametrize("without", ["local_crops", "global_crops", "masked"])
 def test_views_may_lack_parts(model, views, without):
-    student, _ = model(views._replace(**{without: None}))
+    student = model(views._replace(**{without: None}), role="student")
     assert (student.local_class is None) == (without == "local_crops")
-    assert (student.patch is None) == (without == "mask")
+    assert (student.global_class is None) == (without == "global_crops")
+    assert (student.patch is None) == (without != "local_crops")
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_parts_have_the_gradients_of_the_whole(model, views, num_parts):
+    """Of a loss that is a sum over outputs, as every term is a mean over clips."""
+    model.eval()
+
+    def gradients(*parts):
+        model.zero_grad()
+        for part in parts:
+            logits = [one for one in model(part, role="student") if one is not None]
+            sum(one.square().sum() for one in logits).backward()
+        return [parameter.grad for parameter in model.student.parameters()]
+
+    parts = list(separate(views, num_parts=num_parts))
+    assert [clips for clips, _ in parts] == [
+        slice(start, start + 3 // num_parts)
+        for start in range(0, 3, 3 // num_parts)
+        for _ in ("local", "global")
+    ]
+    whole = gradients(views)
+    for found, expected in zip(gradients(*(part for _, part in parts)), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is not None for p in model.student.parameters())
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_no_gradient_reaches_the_teacher_and_all_of_the_student_gets_one(model, views, masked):
     model.train()
-    student, teacher = model(views if masked else views._replace(mask=None))
+    student, teacher = both(model, views if masked else views._replace(masked=None))
     loss = sum(part.square().sum() for part in student if part is not None)
     loss = loss + sum(part.sum() for part in teacher if part is not None)
     loss.backward()
@@ -64,7 +93,7 @@ def test_the_teacher_starts_equal_and_drops_no_path(model, views):
     model.train()
     assert not model.teacher.training
     assert not model.teacher.backbone.training
-    first, second = model(views)[1], model(views)[1]
+    first, second = (model(views, role="teacher") for _ in range(2))
     assert torch.equal(first.global_class, second.global_class)
     states = zip(model.student.parameters(), model.teacher.parameters(), strict=True)
     assert all(torch.equal(student, teacher) for student, teacher in states)

@@ -44,8 +44,8 @@ def assert_parameters(network: torch.nn.Module, expected: dict, prefix: str, ato
 def step_views(inputs: dict, iteration: int) -> Views:
     crops = torch.from_numpy(inputs["global_f16"][iteration].astype(np.float32))[:, 0]
     local = torch.from_numpy(inputs["local_f16"][iteration].astype(np.float32))
-    mask = torch.from_numpy(inputs["mask"][iteration]).expand(crops.shape[1], -1)
-    return Views(crops, local, mask)
+    masked = torch.from_numpy(inputs["mask"][iteration]).nonzero()[:, 0]
+    return Views(crops, local, masked.expand(crops.shape[1], -1))
 
 
 def test_two_iterations(numbers):
@@ -56,7 +56,9 @@ def test_two_iterations(numbers):
     load(model.student, numbers["weights"], "student.")
     load(model.teacher, numbers["weights"], "teacher.")
     objective = Objective(
-        LossConfig(center_update="group", out_mean="joint", affinity_on="logits"), num_classes=96
+        LossConfig(center_update="group", out_mean="joint", affinity_on="logits"),
+        num_classes=96,
+        num_local=2,
     )
     optimizer = build_optimizer(model.student)
     schedules = Schedules(
@@ -80,10 +82,11 @@ def test_two_iterations(numbers):
         assert expected[1].tolist() == pytest.approx([lr, 0.0])
         assert momentum == pytest.approx(result["momentum"][iteration])
         set_rates(optimizer, lr=lr, weight_decay=weight_decay)
-        student, teacher = model(step_views(numbers["inputs"], iteration))
+        views = step_views(numbers["inputs"], iteration)
+        student, teacher = model(views, role="student"), model(views, role="teacher")
         if iteration == 0:
             check_forward(numbers, student, teacher)
-        terms = objective(student, teacher)
+        terms = objective(student, objective.targets(teacher))
         check_losses(result, iteration, terms, objective)
         terms.loss.backward()
         if iteration == 0:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import DEADLINE, start_processes, start_training, wait
+from torch.utils.data import DataLoader
 
-from ino.errors import OutputError, Stopped, TrainingError
+from ino.data.clips import ClipSampler
+from ino.errors import OutputError, StoppedError, TrainingError
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
 from ino.train import checkpoint, loop
+from ino.train.batches import batches
 from ino.train.loop import train
+from processes import DEADLINE, start_processes, start_training, wait
+from tiny_run import tiny_config
 
 
 def assert_same_run(whole: Path, out: Path, *, num_steps: int = 8) -> None:
@@ -28,6 +32,14 @@ def assert_same_run(whole: Path, out: Path, *, num_steps: int = 8) -> None:
     lines = (out / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(num_steps))
     assert all(path.name.startswith("step_") for path in (out / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory) -> Path:
+    """The run of `config` that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny_config(videos), out=out)
+    return out
 
 
 def num_logged(out: Path) -> int:
@@ -56,8 +68,7 @@ def test_twenty_kills_at_random_moments_change_nothing(config, tmp_path):
     assert_same_run(tmp_path / "whole", out, num_steps=30)
 
 
-def test_a_kill_while_saving_leaves_whole_checkpoints(config, tmp_path):
-    train(config, out=tmp_path / "whole")
+def test_a_kill_while_saving_leaves_whole_checkpoints(config, whole, tmp_path):
     out = tmp_path / "killed"
     assert wait([start_training(config, out, fault="die while saving")]) == [-signal.SIGKILL]
     names = sorted(path.name for path in (out / "checkpoints").iterdir())
@@ -65,12 +76,11 @@ def test_a_kill_while_saving_leaves_whole_checkpoints(config, tmp_path):
     assert names[0].startswith(".step_00000006")
     assert read_checkpoint(out / "checkpoints" / names[-1])["step"] == 3
     train(config, out=out, resume=True)
-    assert_same_run(tmp_path / "whole", out)
+    assert_same_run(whole, out)
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
-def test_a_signal_saves_after_the_step(config, tmp_path, monkeypatch, name, status):
-    train(config, out=tmp_path / "whole")
+def test_a_signal_saves_after_the_step(config, whole, tmp_path, monkeypatch, name, status):
     out = tmp_path / "stopped"
     original = loop.draw_views
 
@@ -81,13 +91,13 @@ def test_a_signal_saves_after_the_step(config, tmp_path, monkeypatch, name, stat
 
     before = signal.getsignal(signal.Signals[name])
     monkeypatch.setattr(loop, "draw_views", signalled)
-    with pytest.raises(Stopped, match=rf"by {name}; .*step_00000005\.pt is saved") as stopped:
+    with pytest.raises(StoppedError, match=rf"by {name}; .*step_00000005\.pt is saved") as stopped:
         train(config, out=out)
     assert stopped.value.status == status
     assert signal.getsignal(signal.Signals[name]) == before
     monkeypatch.setattr(loop, "draw_views", original)
     train(config, out=out, resume=True)
-    assert_same_run(tmp_path / "whole", out)
+    assert_same_run(whole, out)
 
 
 @pytest.mark.slow
@@ -122,22 +132,15 @@ def test_a_decoding_process_that_is_killed_is_replaced(config, tmp_path, monkeyp
     assert_same_run(tmp_path / "whole", tmp_path / "run", num_steps=4)
 
 
-def test_decoding_processes_that_keep_dying_stop_the_run(config, tmp_path, monkeypatch):
-    class Dying(list):
-        num_workers = 1
-
+def test_decoding_processes_that_keep_dying_stop_the_run():
+    class Dying(DataLoader):
         def __iter__(self):
             raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
 
-    monkeypatch.setattr("ino.train.setup.build_data", replaced_loader(Dying()))
+    sampler = ClipSampler(4, batch_size=2, seed=0)
+    loader = Dying([0, 1], num_workers=1)
     with pytest.raises(TrainingError, match=r"died 4 times near step 0.*data\.num_workers"):
-        train(config, out=tmp_path / "run")
-
-
-def replaced_loader(loader):
-    from ino.train.data import build_data
-
-    return lambda *args, **kwargs: (loader, build_data(*args, **kwargs)[1])
+        next(batches(loader, sampler, first_step=0, num_steps=2, steps_per_epoch=2))
 
 
 def test_an_error_of_a_worker_is_no_death(config, tmp_path, monkeypatch):
@@ -151,8 +154,9 @@ def test_an_error_of_a_worker_is_no_death(config, tmp_path, monkeypatch):
         train(config, out=tmp_path / "run")
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(config, tmp_path, monkeypatch, caplog):
-    train(config, out=tmp_path / "whole")
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    config, whole, tmp_path, monkeypatch, caplog
+):
     original = checkpoint.torch.save
 
     def full_once(content, path):
@@ -164,7 +168,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(config, tmp_path, monkey
     monkeypatch.setattr(checkpoint.torch, "save", full_once)
     train(config, out=tmp_path / "run")
     assert "No space left on device; the run goes on" in caplog.text
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
 
 
 def test_a_disk_that_stays_full_ends_the_run_in_one_line(config, tmp_path, monkeypatch):
@@ -183,7 +187,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line(config, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_write_that_fails_in_the_middle_is_told_and_leaves_nothing(config, tmp_path, capfd):
+def test_a_write_that_fails_in_the_middle_is_told_and_leaves_nothing(config, tmp_path):
     assert wait([start_training(config, tmp_path / "run", fault="full disk")]) == [2]
-    assert "cannot write" in capfd.readouterr().err
+    assert "cannot write" in (tmp_path / "run.error").read_text()
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,8 @@ import pytest
 import torch
 import yaml
 
-from ino.errors import ConfigError, OutputError, TrainingError
+from ino.errors import ConfigError, OutputError
 from ino.models.checkpoints import read_checkpoint
-from ino.train import loop
 from ino.train.config import LossConfig, TrainConfig, to_dict
 from ino.train.loop import train
 from ino.train.networks import build_model
@@ -88,6 +88,63 @@ def test_worker_processes_change_nothing(config, tmp_path):
     )
 
 
+def assert_nearly_equal_states(first: dict, second: dict) -> None:
+    for network in ("student", "teacher", "objective"):
+        for name, value in first[network].items():
+            found = second[network][name]
+            if name.endswith("qkv.bias"):
+                # A softmax does not feel the keys' bias: its gradient is rounding, and AdamW makes
+                # steps of any gradient.
+                value, found = (torch.cat(x.chunk(3)[::2]) for x in (value, found))
+            torch.testing.assert_close(
+                found, value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_parts_of_a_step_add_up(config, tmp_path, variant):
+    """Centres and pairs are those of the whole step, however many parts it is gone through in."""
+    config.variant = variant
+    config.model.drop_path = 0.0  # drawn for each part
+    config.data.frame_step, config.data.fps = (0, 8.0) if variant == "released" else (1, 0.0)
+    whole = train(config, out=tmp_path / "whole")
+    config.run.accumulate = config.data.batch_size
+    parts = train(config, out=tmp_path / "parts")
+    assert config.run.accumulate > 1
+    assert_nearly_equal_states(read_checkpoint(whole), read_checkpoint(parts))
+
+
+def test_activation_checkpointing_changes_nothing(config, tmp_path):
+    whole = train(config, out=tmp_path / "whole")
+    config.run.activation_checkpointing = True
+    again = train(config, out=tmp_path / "again")
+    assert_equal_states(read_checkpoint(whole), read_checkpoint(again))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs a C++ compiler")
+def test_compiled_blocks_train_to_the_same(config, tmp_path):
+    config.model.drop_path = 0.0
+    config.run.max_steps = 3
+    whole = train(config, out=tmp_path / "whole")
+    config.run.compile = True
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(to_dict(config)))
+    # In a process of its own, as shapes that are checked in tests cannot be compiled.
+    command = [sys.executable, "-m", "ino", "train", str(recipe), "--out", str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    compiled = read_checkpoint(tmp_path / "run/checkpoints/step_00000003.pt")
+    assert_nearly_equal_states(read_checkpoint(whole), compiled)
+
+
+def test_compiling_without_a_compiler_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    config.run.compile = True
+    with pytest.raises(ConfigError, match=r"install g\+\+"):
+        train(config, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_both_variants_learn_something(config, tmp_path, variant):
     config.variant = variant
@@ -131,23 +188,6 @@ def test_the_last_layer_waits_for_an_epoch(config, tmp_path):
     name = "head.last_layer.weight"
     assert torch.equal(start[name], initial[name])
     assert not torch.equal(free[name], initial[name])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(
-    config, tmp_path, monkeypatch
-):
-    original = loop.draw_views
-
-    def broken(*args, step, **kwargs):
-        views = original(*args, step=step, **kwargs)
-        if step == 4:
-            views.local_crops[0, 0, 0, 0, 0, 0] = float("nan")
-        return views
-
-    monkeypatch.setattr(loop, "draw_views", broken)
-    with pytest.raises(TrainingError, match=r"l2g is nan at step 4"):
-        train(config, out=tmp_path / "run")
-    assert read_checkpoint(tmp_path / "run/checkpoints/step_00000003.pt")["step"] == 3
 
 
 def test_a_folder_with_a_run_is_not_overwritten(config, tmp_path):

@@ -18,14 +18,13 @@ def normalised(levels):
 
 def test_pixels_come_back_and_masked_patches_are_grey():
     levels = torch.randint(0, 256, (2, 1, 3, MIN_SIDE, MIN_SIDE)).float()
-    mask = torch.zeros(1, (MIN_SIDE // 8) ** 2, dtype=torch.bool)
-    mask[0, 1] = True  # first row, second column
-    sheet = contact_sheet(normalised(levels), None, mask, patch_size=8)
+    masked = torch.tensor([[1, 20]])  # first row, second column; second row, first column
+    sheet = contact_sheet(normalised(levels), None, masked, patch_size=8)
     for frame in range(2):
         left = GAP + frame * (MIN_SIDE + GAP)
         shown = sheet[GAP : GAP + MIN_SIDE, left : left + MIN_SIDE]
         expected = levels[frame, 0].permute(1, 2, 0).numpy().astype(np.uint8)
-        expected[:8, 8:16] = 128
+        expected[:8, 8:16] = expected[8:16, :8] = 128
         np.testing.assert_array_equal(shown, expected)
 
 

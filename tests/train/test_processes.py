@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from processes import DEADLINE, start_processes, torchrun_environments, wait
 
 from ino.errors import ConfigError, OutputError
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
 from ino.train.config import RunConfig, to_dict
 from ino.train.devices import build_fabric, count_processes, launch_name
 from ino.train.loop import train
+from processes import DEADLINE, start_processes, torchrun_environments, wait
 
 TOLERANCE = 1e-5
 

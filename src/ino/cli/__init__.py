@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, Namespace
 
 from ino.cli import dense, evaluating, making, sweeping, ytvos
 from ino.cli.options import build_parser
-from ino.errors import ConfigError, InoError, Stopped
+from ino.errors import ConfigError, InoError, StoppedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ino: {_one_line(error)} (ino --help shows the options)", file=sys.stderr)
     except InoError as error:
         print(f"ino: {_one_line(error)}", file=sys.stderr)
-        return error.status if isinstance(error, Stopped) else 2
+    except StoppedError as error:
+        print(f"ino: {_one_line(error)}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("ino: stopped", file=sys.stderr)
         return 130

@@ -30,7 +30,7 @@ class ClipRandom(np.random.Generator):
         ]
 
     def random(self, size: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Numbers in 0..1: as many as there are clips, or a multiple with the clip running fastest."""
+        """Numbers in 0..1: a multiple of the number of clips, with the clip running fastest."""
         return self._by_clip(size, lambda rng, count: rng.random(count))
 
     def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:

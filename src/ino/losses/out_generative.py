@@ -54,18 +54,19 @@ def local_to_global_loss(
     return -(mean_target * log_probs).sum(dim=-1).mean()
 
 
-def joint_mean(
-    global_to_global: Float[Tensor, ""],
-    local_to_global: Float[Tensor, ""],
-    *,
-    num_local: int,
-    weight_g2g: float = 1.0,
-    weight_l2g: float = 1.0,
-) -> Float[Tensor, ""]:
-    """One mean over all terms of a pair, 2 global and 4M local, as the released code takes it.
+def joint_weights(
+    *, num_local: int, weight_g2g: float = 1.0, weight_l2g: float = 1.0
+) -> tuple[float, float]:
+    """Weights of both means that make their sum one mean over all terms of a pair.
 
-    A term of weight 0 does not count; with both at 0 the result is 0.
+    There are 2 global and 4M local terms (the released code takes the mean so). A term of weight 0
+    does not count; with both at 0, both are 0.
+
+    Args:
+        num_local: local crops of each frame (M).
+        weight_g2g: weight of a global term.
+        weight_l2g: weight of a local term.
     """
     num_g2g, num_l2g = 2 * weight_g2g, 4 * num_local * weight_l2g
-    total = num_g2g * global_to_global + num_l2g * local_to_global
-    return total / ((num_g2g + num_l2g) or 1.0)
+    total = (num_g2g + num_l2g) or 1.0
+    return num_g2g / total, num_l2g / total

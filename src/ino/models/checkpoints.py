@@ -4,6 +4,8 @@ A run's checkpoint holds everything needed to continue (train.checkpoint writes 
 for inference. Readers for other projects' releases are not here yet.
 """
 
+import argparse
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -26,10 +28,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, truncated, would run code, or is no run's checkpoint.
     """
+    content = load_plain(path)
+    if content.get("format") != FORMAT:
+        found = ", ".join(list(content)[:4])
+        raise CheckpointError(
+            f"{path} is not a checkpoint of ino train: expected the key 'format', found {found}"
+        )
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {content.get('version')}, this ino reads {VERSION}"
+        )
+    return content
+
+
+def load_plain(path: Path) -> dict[str, Any]:
+    """The dictionary in a file; only tensors, plain values and argparse's namespaces are unpickled.
+
+    The last are in the releases of DINO, iBOT and INO; they hold values and run nothing.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, would run code, or holds something else.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give a checkpoint or a run's folder")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path):
             raise CheckpointError(_not_whole(path)) from error
@@ -39,14 +63,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(_not_whole(path)) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = ", ".join(list(content)[:4]) if isinstance(content, dict) else type(content)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(
-            f"{path} is not a checkpoint of ino train: expected the key 'format', found {found}"
-        )
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint version {content.get('version')}, this ino reads {VERSION}"
+            f"{path} is not a checkpoint: expected a dictionary by name, found {type(content)}"
         )
     return content
 
@@ -98,11 +117,31 @@ def load_vit(
         raise CheckpointError(
             f"{path} lacks {error}, which every checkpoint of ino train has; it is damaged"
         ) from error
-    vit = build_vit(arch, patch_size=patch_size)
     prefix = "backbone."
     backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    vit = build_vit(arch, patch_size=patch_size, position_side=position_side(backbone))
     load_exactly(vit, backbone, source=path)
     return vit.eval(), content["config"]
+
+
+def position_side(backbone: dict[str, Tensor]) -> int | None:
+    """Positions a side of the grid for which a backbone's position embeddings were made.
+
+    None where there are none.
+
+    Raises:
+        CheckpointError: the grid is not square.
+    """
+    if "pos_embed" not in backbone:
+        return None
+    num_positions = backbone["pos_embed"].shape[1] - 1
+    side = math.isqrt(max(0, num_positions))
+    if side * side != num_positions or side == 0:
+        raise CheckpointError(
+            f"the weights have position embeddings for {num_positions} patches, expected those of "
+            "a square grid: use weights of a plain ViT"
+        )
+    return side
 
 
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:

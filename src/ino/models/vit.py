@@ -6,25 +6,23 @@ scale-factor form of DINO's and INO's released code, which timm's own resampling
 (features change by 1 to 4% of their maximum).
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from timm.layers import trunc_normal_
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ino.errors import ConfigError
+from ino.models.block import Block
 
 POSITION_GRID_PIXELS = 64
 """Position embeddings are created for inputs of this many pixels a side."""
 
 NUM_BLOCKS = 12
-
-SHORT_SEQUENCE = 256
-"""Tokens. Forward and backward of 24 x 3 heads and 145 tokens, bf16, one thread of an AMD EPYC: 41
-ms fused, 18 ms plain; at 785 tokens they are equal and the plain one stores much more."""
 
 ARCHITECTURES = {
     "vit_nano": {"embed_dim": 96, "num_heads": 3},
@@ -34,13 +32,18 @@ ARCHITECTURES = {
 }
 
 
-def build_vit(arch: str, *, patch_size: int = 8, drop_path: float = 0.0) -> "VisionTransformer":
+def build_vit(
+    arch: str, *, patch_size: int = 8, drop_path: float = 0.0, position_side: int | None = None
+) -> "VisionTransformer":
     """A ViT of a named width with 12 blocks and random weights.
 
     Args:
         arch: `vit_nano`, `vit_tiny`, `vit_small` or `vit_base`.
         patch_size: pixels a side of a patch, 8 or 16.
         drop_path: probability of dropping the last block's branches; earlier blocks less, linearly.
+        position_side: positions a side of the grid of position embeddings; None for that of
+            64 pixels. Weights made for another grid (DINO's for 224 pixels) keep theirs: nothing is
+            resampled until an input needs it, so that their features stay what they were.
 
     Raises:
         ConfigError: the name or the patch size is unknown.
@@ -51,7 +54,12 @@ def build_vit(arch: str, *, patch_size: int = 8, drop_path: float = 0.0) -> "Vis
         )
     if patch_size not in (8, 16):
         raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
-    return VisionTransformer(**ARCHITECTURES[arch], patch_size=patch_size, drop_path=drop_path)
+    return VisionTransformer(
+        **ARCHITECTURES[arch],
+        patch_size=patch_size,
+        drop_path=drop_path,
+        position_side=position_side,
+    )
 
 
 class VisionTransformer(timm_vit.VisionTransformer):
@@ -69,9 +77,10 @@ class VisionTransformer(timm_vit.VisionTransformer):
         depth: int = NUM_BLOCKS,
         patch_size: int = 8,
         drop_path: float = 0.0,
+        position_side: int | None = None,
     ) -> None:
         super().__init__(
-            img_size=POSITION_GRID_PIXELS,
+            img_size=position_side * patch_size if position_side else POSITION_GRID_PIXELS,
             patch_size=patch_size,
             embed_dim=embed_dim,
             depth=depth,
@@ -79,6 +88,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
             num_classes=0,
             drop_path_rate=drop_path,
             dynamic_img_size=True,
+            block_fn=Block,
         )
         self.depth = depth
         self.patch_size = patch_size
@@ -92,7 +102,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
         mask: Bool[Tensor, "batch tokens"] | None = None,
         *,
         num_blocks: int | None = None,
-    ) -> Float[Tensor, "batch class_and_tokens dim"]:
+        read: Int[Tensor, "batch read"] | None = None,
+    ) -> Float[Tensor, "batch class_and_read dim"]:
         """The class token and the patch tokens of a block, final norm applied.
 
         Args:
@@ -100,29 +111,31 @@ class VisionTransformer(timm_vit.VisionTransformer):
             mask: positions, row by row, whose patch embedding the mask token replaces before the
                 position embedding is added (section 3.3).
             num_blocks: run only this many blocks; all of them by default.
+            read: positions of the patch tokens that are wanted, counted from 0; all by default. The
+                last block then computes these and the class token only.
         """
         patches = self.patch_embed(images)  # (b, h, w, d)
         if mask is not None:
             token = self.mask_token.to(patches.dtype)
             patches = torch.where(mask.reshape(*patches.shape[:3], 1), token, patches)
         tokens = self._pos_embed(patches)
-        fused = not _plain_attention_is_faster(tokens)
-        for block in cast(list[Any], list(self.blocks)[:num_blocks]):
-            block.attn.fused_attn = fused
-            tokens = block(tokens)
-        return self.norm(tokens)
+        *earlier, last = cast(list[Block], list(self.blocks)[:num_blocks])
+        for block in earlier:
+            tokens = self._run(block, tokens)
+        if read is not None:
+            read = F.pad(read + 1, (1, 0))  # the class token, at 0, and those after it
+        return self.norm(self._run(last, tokens, read))
+
+    def _run(self, block: Block, *inputs: Tensor | None) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _pos_embed(self, x: Float[Tensor, "batch rows columns dim"]) -> Tensor:
         """Adds the class token and the position embeddings; timm's own methods call it as well."""
         batch, rows, columns, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.reshape(batch, -1, dim)], dim=1)
         return tokens + interpolate_positions(self.pos_embed, rows=rows, columns=columns)
-
-
-def _plain_attention_is_faster(tokens: Tensor) -> bool:
-    """Whether timm's unfused attention beats torch's fused one: few tokens in bf16 on a CPU."""
-    on_cpu = tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return on_cpu and tokens.shape[1] <= SHORT_SEQUENCE
 
 
 def interpolate_positions(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ino.errors import InoError, Stopped
+from ino.errors import InoError, StoppedError
 from ino.files import atomic_path
 from ino.models.backbones import load_backbone
 from ino.models.checkpoints import list_checkpoints
@@ -68,7 +68,7 @@ def run_cell(plan: Plan, cell: Cell, *, out: Path) -> None:
         for one in plan.passes_of(cell):
             if not (folder / one.name / "scores.json").is_file():
                 _score(plan, cell, one, folder=folder)
-    except Stopped:
+    except StoppedError:
         raise
     except InoError as error:
         _write(failure, f"{' '.join(str(error).split())}\n")
@@ -162,7 +162,7 @@ def _run_alone(plan: Plan, cell: Cell, out: Path, threads: int) -> None:
     with path.open("a", encoding="utf-8") as log, _output_to(log.fileno()):
         try:
             run_cell(plan, cell, out=out)
-        except Stopped as stopped:
+        except StoppedError as stopped:
             sys.exit(stopped.status)
 
 

@@ -23,6 +23,7 @@ from ino.models.checkpoints import (
 )
 from ino.models.student_teacher import StudentTeacher
 from ino.train.config import TrainConfig, to_dict
+from ino.train.networks import Origin
 from ino.train.objective import Objective
 from ino.train.sharding import gather, load_module, load_optimizer
 
@@ -30,12 +31,16 @@ BEST_NAME = "best.pt"
 
 
 class RunState(NamedTuple):
-    """What a checkpoint keeps, beside the step and the configuration; `scaler` only for fp16."""
+    """What a checkpoint keeps, beside the step and the configuration; `scaler` only for fp16.
+
+    `origin` tells from which weights the run started.
+    """
 
     model: StudentTeacher
     objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: Any | None
+    origin: Origin
 
 
 def save_checkpoint(
@@ -87,7 +92,7 @@ def save_best(
     """
     content = _collect(config, state, step=step)
     path = out / "checkpoints" / BEST_NAME
-    if not writes or score <= best_score(path):
+    if not writes or not score > best_score(path):  # also where it is no number
         return False
     _write(content | {"score": score}, path)
     return True
@@ -136,6 +141,7 @@ def _collect(config: TrainConfig, state: RunState, *, step: int) -> dict[str, An
         "format": FORMAT,
         "version": VERSION,
         "config": to_dict(config),
+        "init": state.origin._asdict(),
         "step": step,
         "student": gather(state.model.student.state_dict()),
         "teacher": gather(state.model.teacher.state_dict()),

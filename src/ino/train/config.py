@@ -205,6 +205,11 @@ class RunConfig:
         devices: processes on each machine; 0 for those that torchrun or SLURM started, else one.
         num_nodes: machines; 0 likewise.
         precision: auto is bf16-mixed on a device that computes in it, else 32-true.
+        accumulate: parts of a step's clips that are gone through one after the other, to save
+            memory; a divisor of data.batch_size. The numbers stay the same to rounding.
+        activation_checkpointing: compute the student's blocks again for gradients instead of
+            keeping their activations: less memory, a quarter more time.
+        compile: have torch compile the blocks.
         log_every: steps between lines on the screen and in TensorBoard.
         save_every: steps between checkpoints.
         keep: checkpoints kept, the newest.
@@ -226,6 +231,9 @@ class RunConfig:
     devices: int = 0
     num_nodes: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    accumulate: int = 1
+    activation_checkpointing: bool = False
+    compile: bool = False
     log_every: int = 10
     save_every: int = 500
     keep: int = 2

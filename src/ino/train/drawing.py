@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int
 from torch import Tensor
 
 from ino.data.clip_random import ClipRandom
@@ -33,7 +33,7 @@ def draw_views(
     device: torch.device,
     first_clip: int = 0,
 ) -> Views:
-    """The crops and the mask of a step.
+    """The crops and the masked positions of a step.
 
     The number of masked positions is that of all processes; with `masking.shared`, so is the mask.
 
@@ -46,7 +46,7 @@ def draw_views(
     """
     settings = config.views
     rng = ClipRandom([config.run.seed, step], num_clips=len(clips), first_clip=first_clip)
-    mask = _draw_mask(config, rng, step=step)
+    masked = _draw_masked(config, rng, step=step)
     colour = Photometric(flip=settings.flip, jitter=settings.jitter, grey=settings.grey)
     clips = [clip.to(device, non_blocking=True) for clip in clips]
     global_crops = make_crops(
@@ -65,14 +65,14 @@ def draw_views(
             num_crops=settings.num_local,
             rng=rng,
         )
-    return Views(
-        global_crops, local_crops, None if mask is None else torch.from_numpy(mask).to(device)
-    )
+    positions = None if masked is None else torch.from_numpy(masked).to(device)
+    return Views(global_crops, local_crops, positions)
 
 
-def _draw_mask(
+def _draw_masked(
     config: TrainConfig, rng: ClipRandom, *, step: int
-) -> Bool[np.ndarray, "clips tokens"] | None:
+) -> Int[np.ndarray, "clips masked"] | None:
+    """The masked positions of each clip, ascending."""
     masking = config.masking
     shared_rng = np.random.default_rng([config.run.seed, step, 0])
     side = config.views.global_size // config.model.patch_size
@@ -99,4 +99,4 @@ def _draw_mask(
             [(shared_rng, len(rng.clips))] if masking.shared else [(one, 1) for one in rng.clips]
         )
     ]
-    return np.concatenate(masks)
+    return np.nonzero(np.concatenate(masks))[1].reshape(len(rng.clips), num_masked)

@@ -6,16 +6,21 @@ device; its numbers are read now and then, together.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ino.errors import OutputError
+from ino.models.student_teacher import Views, separate
 from ino.train.batches import batches
 from ino.train.checkpoint import restore_checkpoint, save_checkpoint
 from ino.train.config import TrainConfig
 from ino.train.drawing import draw_views, seed_drop_path
 from ino.train.health import MOST_IN_ROW, MOST_IN_ROW_FP16, Health, Unread
 from ino.train.log import RunLog
+from ino.train.objective import Targets, Terms
 from ino.train.optim import clip_gradients, set_rates, take_step
 from ino.train.resolve import count_clips, resolve
 from ino.train.setup import Run, newest_checkpoint, start
@@ -44,7 +49,7 @@ def train(
         VideoError: there are no videos, or most of them are broken.
         OutputError: the folder holds a run and `resume` is off, or it cannot be written.
         TrainingError: loss or gradients stay not finite; the message names term and step.
-        Stopped: a signal asked the run to stop; it was saved.
+        StoppedError: a signal asked the run to stop; it was saved.
     """
     run = start(resolve(config), out=out, resume=resume)
     with (
@@ -70,7 +75,7 @@ def train(
 def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch) -> None:
     """All steps that are left."""
     config, fabric, schedules = run.config, run.fabric, run.schedules
-    model, objective, optimizer, scaler = run.state
+    model, objective, optimizer, scaler, _ = run.state
     student_parameters = list(model.student.parameters())
     frozen_steps = (config.optim.freeze_last_layer_epochs or 0) * run.steps_per_epoch
     first_clip = fabric.global_rank * config.data.batch_size
@@ -85,9 +90,8 @@ def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch)
         views = draw_views(config, clips, step=step, device=fabric.device, first_clip=first_clip)
 
         centers = objective.centers()
-        student, teacher = run.network(views)
-        terms = objective(student, teacher)
-        fabric.backward(terms.loss)
+        targets = objective.targets(run.network(views, role="teacher"))
+        terms = _take_gradients(run, views, targets, num_parts=config.run.accumulate)
         if scaler is not None:
             scaler.unscale_(optimizer)
         if step < frozen_steps:
@@ -101,7 +105,7 @@ def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch)
         objective.put_back(centers, unless=is_good)
 
         rates = {"lr": lr, "weight_decay": weight_decay, "teacher_momentum": momentum}
-        looks = watch.look(step, views, teacher, centers)
+        looks = watch.look(step, views, targets)
         unread.add(step, numbers | looks, rates | watch.score(step))
         is_last, is_due = step + 1 == run.num_steps, (step + 1) % config.run.save_every == 0
         if not (is_last or is_due or _reads(run, step, stop)):
@@ -118,7 +122,24 @@ def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch)
             raise _stopped(run, stop, out=out)
 
 
-def _batches(run: Run):
+def _take_gradients(run: Run, views: Views, targets: Targets, *, num_parts: int) -> Terms:
+    """The terms of a step, whose gradients are then in the student.
+
+    Part after part, so that activations of one part are kept at a time; processes exchange
+    gradients in the last.
+    """
+    parts = list(separate(views, num_parts=num_parts))
+    found = []
+    for index, (clips, part) in enumerate(parts):
+        is_last = index + 1 == len(parts)
+        with run.fabric.no_backward_sync(run.network, enabled=not is_last):
+            terms = run.state.objective(run.network(part, role="student"), targets.of(clips))
+            run.fabric.backward(terms.loss / num_parts)
+        found.append(terms.stacked())
+    return Terms(*(torch.stack(found).sum(dim=0) / num_parts).unbind())
+
+
+def _batches(run: Run) -> Iterator[list[Tensor]]:
     return batches(
         run.loader,
         run.sampler,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ino.losses.affinity import affinity_loss
@@ -12,15 +13,29 @@ from ino.losses.masked import masked_prediction_loss
 from ino.losses.out_generative import (
     by_pairs,
     global_to_global_loss,
-    joint_mean,
+    joint_weights,
     local_to_global_loss,
 )
 from ino.models.student_teacher import Logits
 from ino.train.config import LossConfig
 
 
+class Targets(NamedTuple):
+    """What the student is to say: the teacher's distributions, and its logits of masked patches."""
+
+    class_pairs: Float[Tensor, "pair 2 batch classes"]
+    patch: Float[Tensor, "time batch masked classes"] | None
+    patch_logits: Float[Tensor, "time batch masked classes"] | None
+
+    def of(self, clips: slice) -> "Targets":
+        """Those of some of the clips."""
+        patch = None if self.patch is None else self.patch[:, clips]
+        logits = None if self.patch_logits is None else self.patch_logits[:, clips]
+        return Targets(self.class_pairs[:, :, clips], patch, logits)
+
+
 class Terms(NamedTuple):
-    """The objective and its terms, before weights; a term that a step does not have is 0."""
+    """The objective and its terms, before weights; a term that the views do not have is 0."""
 
     loss: Tensor
     g2g: Tensor
@@ -44,35 +59,25 @@ class Objective(nn.Module):
         config: LossConfig,
         *,
         num_classes: int,
+        num_local: int,
         reduce_mean: Callable[[Tensor], Tensor] = lambda mean: mean,
     ) -> None:
         """Args:
         config: weights, temperatures and the points on which the variants differ.
         num_classes: outputs of the head.
+        num_local: local crops of each frame, which the joint mean counts.
         reduce_mean: averages a mean over all processes, for the centres.
         """
         super().__init__()
         self.config = config
         self.reduce_mean = reduce_mean
+        self.weight_g2g, self.weight_l2g = config.g2g, config.l2g
+        if config.out_mean == "joint":
+            self.weight_g2g, self.weight_l2g = joint_weights(
+                num_local=num_local, weight_g2g=config.g2g, weight_l2g=config.l2g
+            )
         self.register_buffer("class_center", torch.zeros(num_classes))
         self.register_buffer("patch_center", torch.zeros(num_classes))
-
-    def forward(self, student: Logits, teacher: Logits) -> Terms:
-        """The objective of a step; moves the centres."""
-        config = self.config
-        zero = student.global_class.new_zeros(())
-        g2g, l2g = self._out_generative(student, teacher, zero)
-        masked, affinity = self._in_generative(student, teacher, zero)
-        if config.out_mean == "joint":
-            num_local = 0 if student.local_class is None else student.local_class.shape[1]
-            out = joint_mean(
-                g2g, l2g, num_local=num_local, weight_g2g=config.g2g, weight_l2g=config.l2g
-            )
-        else:
-            out = config.g2g * g2g + config.l2g * l2g
-        return Terms(
-            out + config.masked * masked + config.affinity * affinity, g2g, l2g, masked, affinity
-        )
 
     def centers(self) -> tuple[Tensor, Tensor]:
         """Copies of the centres, for `put_back`."""
@@ -88,44 +93,60 @@ class Objective(nn.Module):
         for center, earlier in zip((self.class_center, self.patch_center), centers, strict=True):
             center.copy_(torch.where(unless, center, earlier))
 
-    def _out_generative(
-        self, student: Logits, teacher: Logits, zero: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        config = self.config
-        targets = self._targets("class_center", by_pairs(teacher.global_class))
-        temperature = config.student_temperature
-        g2g = l2g = zero
-        if config.g2g:
+    def targets(self, teacher: Logits) -> Targets:
+        """What the teacher's outputs of a whole step ask of the student; moves the centres."""
+        assert teacher.global_class is not None
+        class_pairs = self._centered("class_center", by_pairs(teacher.global_class))
+        patch = None if teacher.patch is None else self._centered("patch_center", teacher.patch)
+        return Targets(class_pairs, patch, teacher.patch)
+
+    def forward(self, student: Logits, targets: Targets) -> Terms:
+        """The objective, or the part of it that these outputs of the student have.
+
+        Args:
+            student: outputs of all views, or of the local or the global crops alone; the terms of
+                both parts add up to those of all views.
+            targets: of the same clips.
+        """
+        config, temperature = self.config, self.config.student_temperature
+        terms = dict.fromkeys(
+            ("g2g", "l2g", "masked", "affinity"), targets.class_pairs.new_zeros(())
+        )
+        if student.global_class is not None and config.g2g:
             pairs = by_pairs(student.global_class)
-            g2g = global_to_global_loss(targets, pairs, temperature=temperature)
-        if config.l2g and student.local_class is not None:
-            pairs = by_pairs(student.local_class)
-            l2g = local_to_global_loss(targets, pairs, temperature=temperature)
-        return g2g, l2g
-
-    def _in_generative(
-        self, student: Logits, teacher: Logits, zero: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        config = self.config
-        if student.patch is None or teacher.patch is None:
-            return zero, zero
-        targets = self._targets("patch_center", teacher.patch)
-        temperature = config.student_temperature
-        masked = affinity = zero
-        if config.masked:
-            masked = masked_prediction_loss(targets, student.patch, temperature=temperature)
-        if config.affinity:
-            compared = (teacher.patch, student.patch)
-            if config.affinity_on == "distributions":
-                compared = (targets, torch.softmax(student.patch / temperature, dim=-1))
-            affinity = affinity_loss(
-                *compared,
-                teacher_temperature=config.affinity_teacher_temperature,
-                student_temperature=config.affinity_student_temperature,
+            terms["g2g"] = global_to_global_loss(
+                targets.class_pairs, pairs, temperature=temperature
             )
-        return masked, affinity
+        if student.local_class is not None and config.l2g:
+            pairs = by_pairs(student.local_class)
+            terms["l2g"] = local_to_global_loss(targets.class_pairs, pairs, temperature=temperature)
+        if student.patch is not None:
+            assert targets.patch is not None
+            assert targets.patch_logits is not None
+            if config.masked:
+                terms["masked"] = masked_prediction_loss(
+                    targets.patch, student.patch, temperature=temperature
+                )
+            if config.affinity:
+                compared = (targets.patch_logits, student.patch)
+                if config.affinity_on == "distributions":
+                    compared = (targets.patch, torch.softmax(student.patch / temperature, dim=-1))
+                terms["affinity"] = affinity_loss(
+                    *compared,
+                    teacher_temperature=config.affinity_teacher_temperature,
+                    student_temperature=config.affinity_student_temperature,
+                )
+        loss = (
+            self.weight_g2g * terms["g2g"]
+            + self.weight_l2g * terms["l2g"]
+            + config.masked * terms["masked"]
+            + config.affinity * terms["affinity"]
+        )
+        if not loss.requires_grad:  # no term reads these outputs: all gradients are 0
+            loss = loss + sum(0.0 * part.sum() for part in student if part is not None)
+        return Terms(loss, **terms)
 
-    def _targets(self, center: str, logits: Tensor) -> Tensor:
+    def _centered(self, center: str, logits: Tensor) -> Tensor:
         """Targets by the named centre, which moves."""
         targets, moved = centered_targets(
             logits,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +21,7 @@ _PAPER, _MASKED = 255, 128
 def contact_sheet(
     global_crops: Float[Tensor, "time batch 3 height width"],
     local_crops: Float[Tensor, "time crop batch 3 local_height local_width"] | None,
-    mask: Bool[Tensor, "batch tokens"] | None,
+    masked: Int[Tensor, "batch masked"] | None,
     *,
     patch_size: int,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
@@ -33,7 +33,7 @@ def contact_sheet(
     Args:
         global_crops: normalised.
         local_crops: normalised; None where there are none.
-        mask: True where the student does not see the patch; None where it sees all.
+        masked: patches that the student does not see, counted row by row; None where it sees all.
         patch_size: pixels a side of a patch.
     """
     num_frames, num_clips, _, height, width = global_crops.shape
@@ -43,9 +43,10 @@ def contact_sheet(
         columns = []
         for frame in range(num_frames):
             crop = _pixels(global_crops[frame, clip])
-            if mask is not None:
-                rows = mask[clip].reshape(height // patch_size, width // patch_size)
-                crop[_enlarged(rows.cpu().numpy(), patch_size)] = _MASKED
+            if masked is not None:
+                hidden = np.zeros((height // patch_size, width // patch_size), dtype=bool)
+                hidden.flat[masked[clip].cpu().numpy()] = True
+                crop[_enlarged(hidden, patch_size)] = _MASKED
             parts = [_enlarged(crop, scale)]
             if local_crops is not None:
                 small = [_enlarged(_pixels(one), scale) for one in local_crops[frame, :, clip]]

@@ -57,6 +57,12 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
             bool(data.frame_step) != bool(data.fps),
             "one above 0 and the other 0",
         ),
+        (
+            "run.accumulate",
+            run.accumulate,
+            run.accumulate > 0 and data.batch_size % run.accumulate == 0,
+            f"a divisor of data.batch_size {data.batch_size}",
+        ),
         ("loss weights", "all 0", _any_weight(loss), "above 0 for at least one term"),
     ]
     for name, size in (("global", views.global_size), ("local", views.local_size)):

@@ -1,13 +1,15 @@
 """What a run stands on before its first step: devices, folder, videos, networks."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import yaml
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from lightning.fabric.wrappers import _FabricModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipSampler
@@ -18,7 +20,7 @@ from ino.train.checkpoint import RunState, remove_leftovers, restore_checkpoint
 from ino.train.config import TrainConfig, from_dict, to_dict
 from ino.train.data import build_data
 from ino.train.devices import build_fabric, is_restart, launch_name, with_processes
-from ino.train.networks import build_networks
+from ino.train.networks import Origin, build_networks, compile_blocks
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
 from ino.train.resolve import check_same_batch, differences
@@ -27,6 +29,8 @@ from ino.train.schedules import Schedules
 CONFIG_NAME = "config.yaml"
 QUARANTINE_NAME = "quarantine.jsonl"
 LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
+
+_LOG = logging.getLogger("ino")
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Run:
     fabric: Fabric
     loader: DataLoader
     sampler: ClipSampler
-    network: nn.Module
+    network: _FabricModule
     state: RunState
     schedules: Schedules
     first_step: int
@@ -66,16 +70,24 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     saved = fabric.broadcast(newest_checkpoint(out))
 
     torch.manual_seed(config.run.seed)
-    model = build_networks(config, continues=saved is not None)
+    model, origin = build_networks(config, saved=saved)
+    if fabric.is_global_zero and origin.path:
+        write_config(config, out=out, origin=origin)
+        for note in () if saved else origin.notes:
+            _LOG.warning("%s", note)
+    model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
+    if config.run.compile:
+        compile_blocks(model, fabric.device)
     network = fabric.setup_module(model)
     objective = Objective(
         config.loss,
         num_classes=config.model.out_dim,
+        num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     ).to(fabric.device)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     # Fabric does not wrap the optimiser: a step is taken or not as the device decides.
-    state = RunState(model, objective, build_optimizer(model.student), scaler)
+    state = RunState(model, objective, build_optimizer(model.student), scaler, origin)
     first_step = restore_checkpoint(saved, state) if saved else 0
 
     steps_per_epoch = len(sampler) // config.data.batch_size
@@ -120,11 +132,19 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
         continue_run = f"it holds a run; pass --resume to continue it or {other}"
         new_folder(out, advice=continue_run if list_checkpoints(out) else other)
     (out / "checkpoints").mkdir(exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    write_config(config, out=out)
     if name := launch_name():
         with atomic_path(out / LAUNCH_NAME) as temporary:
             temporary.write_text(name, encoding="utf-8")
+
+
+def write_config(config: TrainConfig, *, out: Path, origin: Origin | None = None) -> None:
+    """Writes config.yaml, a recipe by itself; a comment names the weights that it started from."""
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    if origin is not None:
+        text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
+    with atomic_path(out / CONFIG_NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def is_own_restart(out: Path) -> bool:

@@ -6,7 +6,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from ino.errors import Stopped
+from ino.errors import StoppedError
 
 SAVED_STATUS = 75
 """Exit status after SIGTERM or SIGUSR1: sysexits' EX_TEMPFAIL, "try again later". A batch script
@@ -46,7 +46,7 @@ class StopSignals:
     ) -> None:
         self._put_back()
 
-    def stopped(self, *, where: str, succeeds: bool) -> Stopped:
+    def stopped(self, *, where: str, succeeds: bool) -> StoppedError:
         """The error that ends a run that was asked to stop.
 
         Args:
@@ -56,7 +56,7 @@ class StopSignals:
         """
         status = INTERRUPTED_STATUS if self.received == signal.SIGINT else SAVED_STATUS
         name = "a signal" if self.received is None else self.received.name
-        return Stopped(f"stopped by {name}; {where}", status=0 if succeeds else status)
+        return StoppedError(f"stopped by {name}; {where}", status=0 if succeeds else status)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ino.models.student_teacher import Logits, Views
+from ino.models.student_teacher import Views
 from ino.train.checkpoint import save_best
 from ino.train.collapse import CollapseMonitor
 from ino.train.log import RunLog
 from ino.train.monitors import divergences, feature_numbers, target_numbers
+from ino.train.objective import Targets
 from ino.train.pictures import contact_sheet, write_sheet
 from ino.train.setup import Run
 from ino.train.sharding import gather
@@ -48,31 +49,25 @@ class Watch:
         )
 
     @torch.no_grad()
-    def look(
-        self, step: int, views: Views, teacher: Logits, centers: tuple[Tensor, Tensor]
-    ) -> dict[str, Tensor]:
+    def look(self, step: int, views: Views, targets: Targets) -> dict[str, Tensor]:
         """Numbers of targets and features, on the device, where the step is due; else nothing.
 
         Args:
             step: counted from 0.
             views: of the step.
-            teacher: its outputs.
-            centers: of class and patch tokens, before the step moved them.
+            targets: of the step.
         """
         run, every = self._run, self._run.config.run.pictures_every
         if every and step % every == 0 and run.fabric.is_global_zero:
             self._picture(step, views)
         if not self._log.is_due(step):
             return {}
-        found: dict[str, Tensor] = {}
-        outputs = {"class": teacher.global_class, "patch": teacher.patch}
-        for (name, logits), center in zip(outputs.items(), centers, strict=True):
-            if logits is not None:
-                temperature = run.config.loss.teacher_temperature
-                targets = torch.softmax((logits.float() - center) / temperature, dim=-1)
-                found |= target_numbers(targets, name=name)
+        found = target_numbers(targets.class_pairs, name="class")
+        if targets.patch is not None:
+            found |= target_numbers(targets.patch, name="patch")
         backbone = run.state.model.teacher.backbone
         if not isinstance(next(backbone.parameters()), DTensor):  # cut over devices: no part runs
+            assert views.global_crops is not None
             with run.fabric.autocast():
                 found |= feature_numbers(backbone, views.global_crops)
         return found
@@ -106,10 +101,11 @@ class Watch:
         return found
 
     def _picture(self, step: int, views: Views) -> None:
+        assert views.global_crops is not None
         sheet = contact_sheet(
             views.global_crops,
             views.local_crops,
-            views.mask,
+            views.masked,
             patch_size=self._run.config.model.patch_size,
         )
         path = write_sheet(sheet, out=self._out, step=step)

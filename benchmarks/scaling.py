@@ -1,0 +1,201 @@
+"""What a pretraining costs: operations of a clip, clips a second here, and what follows from them.
+
+    python benchmarks/scaling.py
+
+Measured on this machine, ViT-S/8 with the paper's clips (4 frames, one crop of 224 pixels and 8 of
+64 each): a training step of one clip, decoding a clip of generated video of 340 x 256 pixels on one
+thread, and cutting its crops on one thread. Counted: floating-point operations of a clip (a
+multiplication and an addition are two). Estimated, and named so: GPUs that compute at 40% of their
+peak, wait for nothing and lose nothing to their number. Times are quotients: clips of a training
+/ clips a second.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ino.data.clips import ClipDataset, ClipSampling
+from ino.data.synthetic import generate_clip
+from ino.data.video import VideoWriter
+from ino.models.devices import computes_in_bf16
+from ino.train.config import (
+    DataConfig,
+    MaskingConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from ino.train.drawing import draw_views
+from ino.train.networks import build_model
+from ino.train.resolve import resolve
+from report import StageTimes, build_parser, conclude, describe_machine, print_table
+from training_sides import OurStep
+
+MASKED_SHARE = 0.15  # masks of 0.1 to 0.5 of the positions, in half of the steps
+CPU = torch.device("cpu")
+
+
+class Training(NamedTuple):
+    """A data set and how often it is gone through."""
+
+    name: str
+    num_videos: int
+    clips_per_video: int
+    epochs: int
+
+    @property
+    def num_clips(self) -> int:
+        return self.num_videos * self.clips_per_video * self.epochs
+
+
+TRAININGS = (
+    Training("Kinetics-400", 240_000, 5, 25),
+    Training("Kinetics-700", 545_000, 5, 25),
+    Training("100 million clips", 20_000_000, 5, 1),
+)
+
+
+class Machine(NamedTuple):
+    """Clips a second of a machine, and how that is known."""
+
+    name: str
+    clips_a_second: float
+    source: str
+
+
+H100_PEAK = 989e12
+"""Operations a second of an H100 SXM in bf16 without sparsity, by its data sheet."""
+
+ASSUMED_SHARE = 0.4
+
+
+def count_operations(config: TrainConfig) -> float:
+    """Floating-point operations of one clip: student forward and backward, teacher forward."""
+    network = build_model(config.model).student
+    sizes = (config.views.global_size, config.views.local_size)
+    crops = [torch.zeros(1, 3, size, size) for size in sizes]
+    of_crop = [_operations(network.backbone, crop) for crop in crops]
+    of_token = _operations(network.head, torch.zeros(1, network.backbone.embed_dim))
+    length, num_local = config.data.clip_length, config.views.num_local
+    positions = (config.views.global_size // config.model.patch_size) ** 2
+    masked = MASKED_SHARE * positions
+    teacher = length * (of_crop[0] + (1 + masked) * of_token)
+    student = teacher + length * num_local * (of_crop[1] + of_token)
+    return teacher + 3 * student  # a backward pass is two forward passes
+
+
+def _operations(module: nn.Module, inputs: torch.Tensor) -> int:
+    # torch does not count its fused attention of the CPU.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        module(inputs)
+    return counter.get_total_flops()
+
+
+def measure_step(config: TrainConfig, *, repeats: int) -> float:
+    """Seconds of a training step of one clip, crops not counted; the median."""
+    torch.manual_seed(0)
+    side = OurStep(build_model(config.model), config.loss, bf16=computes_in_bf16(CPU))
+    clip = torch.from_numpy(generate_clip(0, num_frames=4, height=256, width=340).frames)
+    times = StageTimes()
+    for step in range(repeats + 1):
+        views = draw_views(config, [clip], step=step, device=CPU)
+        kept = times if step else StageTimes()  # the first warms up
+        side.to_gradients(views, kept)
+        side.update(kept)
+    return times.medians()["total"]
+
+
+def measure_data(config: TrainConfig, *, num_clips: int) -> tuple[float, float]:
+    """Seconds of one thread to decode a clip from a file, and to cut its crops; means."""
+    sampling = ClipSampling(length=config.data.clip_length, frame_step=config.data.frame_step)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{index}.mp4" for index in range(4)]
+        for index, path in enumerate(paths):
+            frames = generate_clip(index, num_frames=150, height=256, width=340).frames
+            with VideoWriter(path, fps=30.0) as writer:
+                for frame in frames:
+                    writer.write(frame)
+        dataset = ClipDataset(paths, sampling=sampling, seed=0, quarantine=None)
+        dataset[0, 0]
+        start = time.perf_counter()
+        clips = [dataset[epoch, epoch % len(paths)] for epoch in range(1, num_clips + 1)]
+        decode = (time.perf_counter() - start) / num_clips
+    start = time.perf_counter()
+    for step, clip in enumerate(clips):
+        draw_views(config, [clip], step=step, device=CPU)
+    crops = (time.perf_counter() - start) / num_clips
+    torch.set_num_threads(threads)
+    return decode, crops
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    hours = seconds / 3600
+    return f"{hours:,.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
+
+
+def print_costs(machines: list[Machine]) -> None:
+    """A row a machine and a column a training."""
+    rows = []
+    for machine in machines:
+        cells = [machine.name, machine.source, f"{machine.clips_a_second:,.2f}"]
+        for training in TRAININGS:
+            seconds = training.num_clips / machine.clips_a_second
+            cells.append(duration(seconds))
+        rows.append(cells)
+    names = [f"{one.name} ({one.num_clips / 1e6:.0f} M clips)" for one in TRAININGS]
+    print_table("Wall time", ["machine", "known by", "clips a second", *names], rows)
+
+
+def main() -> None:
+    """Measures, counts and prints."""
+    options: argparse.Namespace = build_parser(__doc__).parse_args()
+    torch.set_num_threads(options.threads)
+    precision = "bf16" if computes_in_bf16(CPU) else "fp32"
+    machine = describe_machine(precision=precision)
+    config = resolve(
+        TrainConfig(
+            model=ModelConfig(arch="vit_tiny" if options.quick else "vit_small"),
+            data=DataConfig(batch_size=1),
+            masking=MaskingConfig(probability=1.0, ratio=(MASKED_SHARE, MASKED_SHARE)),
+            run=RunConfig(accelerator="cpu"),
+        )
+    )
+    operations = count_operations(config)
+    seconds = measure_step(config, repeats=1 if options.quick else 5)
+    decode, crops = measure_data(config, num_clips=4 if options.quick else 40)
+    estimate = ASSUMED_SHARE * H100_PEAK / operations
+    machines = [Machine(f"this CPU, {options.threads} threads", 1 / seconds, "measured")]
+    machines += [Machine(f"{count} x H100", estimate * count, "estimate") for count in (1, 8, 64)]
+    print_costs(machines)
+    rows = [
+        ["operations of a clip", f"{operations / 1e12:.2f} T"],
+        ["step of a clip, this CPU", f"{seconds:.2f} s"],
+        ["its operations a second", f"{operations / seconds / 1e9:.0f} G"],
+        ["decoding a clip, one thread", f"{1000 * decode:.1f} ms"],
+        ["crops of a clip, one thread", f"{1000 * crops:.1f} ms"],
+        ["threads that decode for one H100 at that estimate", f"{estimate * decode:.1f}"],
+        ["threads that decode and crop for it", f"{estimate * (decode + crops):.1f}"],
+    ]
+    print_table("Where the bottleneck is", ["what", "how much"], rows)
+    ratios = {
+        "clip_teraoperations": operations / 1e12,
+        "cpu_clips_a_second": 1 / seconds,
+        "decode_clips_a_second_and_thread": 1 / decode,
+        "crop_clips_a_second_and_thread": 1 / crops,
+    }
+    measured = {"step_seconds": seconds, "decode_seconds": decode, "crop_seconds": crops}
+    conclude("scaling", ratios=ratios, machine=machine, measured=measured, path=options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Runs that start from weights instead of random numbers."""
+
+import hashlib
+
+import pytest
+import torch
+import yaml
+
+from ino.errors import CheckpointError
+from ino.models.checkpoints import read_checkpoint
+from ino.models.vit import build_vit
+from ino.train.loop import train
+from ino.train.networks import build_networks
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A backbone as DINO releases it: a grid for 224 pixels, no mask token, no head."""
+    weights = build_vit("vit_nano", position_side=28).state_dict()
+    del weights["mask_token"]
+    path = tmp_path / "released.pth"
+    torch.save(weights, path)
+    return path
+
+
+def test_an_own_run_gives_student_teacher_and_heads(config, tmp_path):
+    config.run.max_steps = 3
+    earlier = read_checkpoint(train(config, out=tmp_path / "first"))
+    config.init = str(tmp_path / "first")
+    model, origin = build_networks(config, saved=None)
+    for network in ("student", "teacher"):
+        weights = getattr(model, network).state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in earlier[network].items())
+    assert origin.notes == ()
+    assert not torch.equal(
+        earlier["student"]["head.mlp.0.weight"], earlier["teacher"]["head.mlp.0.weight"]
+    )
+
+
+def test_a_release_starts_a_run_that_resumes(config, released, tmp_path, caplog):
+    config.init = str(released)
+    config.run.max_steps = 2
+    out = tmp_path / "run"
+    train(config, out=out)
+    assert "no mask token: it starts random" in caplog.text
+    assert "the head of" in caplog.text
+    assert "there is none: it starts random" in caplog.text
+    digest = hashlib.sha256(released.read_bytes()).hexdigest()
+    text = (out / "config.yaml").read_text()
+    assert text.startswith(f"# started from {released}, sha256 {digest}\n")
+    assert yaml.safe_load(text)["init"] == str(released)
+    released.unlink()  # a checkpoint holds all that is needed
+    config.run.max_steps = 3
+    content = read_checkpoint(train(config, out=out, resume=True))
+    assert content["student"]["backbone.pos_embed"].shape == (1, 785, 96)
+    assert (content["step"], content["init"]["sha256"]) == (3, digest)
+    assert (out / "config.yaml").read_text().startswith(f"# started from {released}, sha256")
+
+
+def test_learning_starts_at_the_weights(config, released, tmp_path):
+    config.init, config.run.max_steps, config.optim.lr = str(released), 1, 0.0
+    content = read_checkpoint(train(config, out=tmp_path / "run"))
+    for name, value in torch.load(released).items():
+        for network in ("student", "teacher"):
+            assert torch.equal(content[network][f"backbone.{name}"], value)
+
+
+def test_another_architecture_says_which_options_fit(config, released):
+    config.init, config.model.arch = str(released), "vit_tiny"
+    with pytest.raises(CheckpointError, match=r"--model\.arch vit_nano --model\.patch_size 8"):
+        build_networks(config, saved=None)
+
+
+def test_unknown_tensors_are_an_error(config, released):
+    weights = torch.load(released)
+    torch.save(weights | {"blocks.0.gamma": torch.zeros(1)}, released)
+    config.init = str(released)
+    with pytest.raises(CheckpointError, match=r"unexpected blocks\.0\.gamma"):
+        build_networks(config, saved=None)
+
+
+def test_heads_of_other_sizes_start_random(config, tmp_path):
+    config.run.max_steps = 1
+    train(config, out=tmp_path / "first")
+    config.init, config.model.out_dim = str(tmp_path / "first"), 48
+    _, origin = build_networks(config, saved=None)
+    (note,) = origin.notes
+    assert r"last_layer.weight is (32, 16) instead of (48, 16): it starts random" in note

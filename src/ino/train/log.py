@@ -165,7 +165,9 @@ class RunLog:
             speed = f"{numbers['clips_per_second']:.1f} clips/s"
             left = f"{_clock(numbers['seconds_left'])} left"
             self._progress.console.print(
-                f"step {step} {shown} lr {numbers['lr']:.2e} {speed}, {left}", highlight=False
+                f"step {step} {shown} lr {numbers['lr']:.2e} {speed}, {left}",
+                highlight=False,
+                soft_wrap=True,
             )
 
 

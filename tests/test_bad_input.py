@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ino import Tracker, cli, load_backbone
+from command import refused, run
+from ino import Tracker, load_backbone
 from ino.data.frame_folder import image_size
 from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip, write_davis_layout
@@ -43,18 +45,6 @@ def frames(tmp_path, clip):
         Image.fromarray(frame).save(folder / f"{number}.png")
     write_labels(tmp_path / "mask.png", clip.labels[0])
     return folder
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments) -> str:
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ino: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def segment(frames, *options):
@@ -156,6 +146,37 @@ def test_scores_that_cannot_be_written(tmp_path, capsys, clip, layout):
 
 
 # ---- files
+
+
+@pytest.mark.parametrize("mask", ["", "3="])
+def test_masks_without_a_name(capsys, frames, mask):
+    message = refused(capsys, *segment(frames, "--mask", mask))
+    assert f"--mask {mask!r} names no file" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros((48, 64), np.uint8), "holds no object"),
+        (np.ones((10, 12), np.uint8), r"is 10x12 \(height x width\), but its frame is 48x64"),
+    ],
+)
+def test_first_masks_of_davis_are_looked_at_before_work(tmp_path, capsys, clip, labels, words):
+    """The file is named, of the second sequence too, and nothing was carried before."""
+    write_davis_layout({"one": clip, "two": clip}, tmp_path / "davis")
+    path = tmp_path / "davis" / "Annotations" / "480p" / "two" / "00000.png"
+    write_labels(path, labels)
+    options = ["--root", tmp_path / "davis", "--out", tmp_path / "out", *FAST]
+    message = refused(capsys, "evaluate", "davis", *options)
+    assert re.search(rf"two/00000\.png {words}", message), message
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_list_of_no_videos(tmp_path, clip):
+    write_ytvos_layout({"one": clip}, tmp_path)
+    (tmp_path / "valid" / "meta.json").write_text('{"videos": {}}')
+    with pytest.raises(DatasetError, match=r"meta\.json lists no video"):
+        read_ytvos_split(tmp_path)
 
 
 def test_a_first_image_that_is_cut(capsys, frames):

@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+from command import refused, run
 from data.video_files import cut, write_sound, write_video
 from ino import cli
 from ino.data.label_png import read_labels, write_labels
@@ -51,19 +52,6 @@ def mask(tmp_path, clip):
 def davis(tmp_path, clip):
     write_davis_layout({"one": clip}, tmp_path / "davis")
     return tmp_path / "davis"
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments) -> str:
-    """The one line that a command with bad input prints; it must exit with status 2."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ino: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 # ---- results

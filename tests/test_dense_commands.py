@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from command import run
 from dense_layouts import write_official_list, write_part_video, write_pose_video
-from ino import cli
 from ino.data.jhmdb import read_jhmdb
 from ino.data.label_png import read_raw_labels, write_labels
 from ino.data.synthetic import generate_clip
@@ -20,10 +20,6 @@ from ino.propagate.joint_maps import JointMaps
 from ino.propagate.protocols import get_protocol
 
 FAST = ["--weights", "color", "--device", "cpu", "--input-size", "64"]
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

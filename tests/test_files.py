@@ -2,11 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from ino.errors import OutputError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, remove_leftovers
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -83,6 +86,49 @@ def test_long_names_can_be_written(tmp_path):
     with atomic_path(path) as temporary:
         temporary.write_text("text")
     assert path.is_file()
+
+
+WRITES = """
+import sys, time
+from pathlib import Path
+from ino.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print(temporary, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_killed_processes_left_is_removed_and_no_other_file(tmp_path):
+    """Two processes write in the folder; one is killed before the next run begins."""
+    (tmp_path / "masks").mkdir()
+    targets = [tmp_path / "overlay.mp4", tmp_path / "masks" / "00000.png"]
+    writers, temporaries = [], []
+    for target in targets:
+        command = [sys.executable, "-c", WRITES, str(target)]
+        writers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        temporaries.append(Path(writers[-1].stdout.readline().strip()))
+    try:
+        with atomic_path(tmp_path / "mine.txt") as own:
+            own.touch()
+            far = tmp_path / ".overlay.00000000-1234567-0123abcd.mp4"  # of another machine
+            hidden = tmp_path / ".overlay.0123abcd.mp4"
+            for path in (far, hidden):
+                path.touch()
+            writers[0].kill()
+            writers[0].wait()
+            assert all(path.exists() for path in temporaries)
+            new_folder(tmp_path, overwrite=True)
+            assert [path.exists() for path in temporaries] == [False, True]
+            assert all(path.exists() for path in (own, far, hidden))
+        writers[1].kill()
+        writers[1].wait()
+        remove_leftovers(tmp_path)
+        assert not temporaries[1].exists()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
 
 
 def test_a_new_folder_is_created_with_its_parents(tmp_path):

@@ -117,6 +117,28 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     assert capsys.readouterr().out == printed
 
 
+def test_a_sweep_that_was_stopped_does_nothing_twice(tmp_path, file, monkeypatch):
+    out = tmp_path / "out"
+    sweep = file(seeds=[0], baselines=[])
+    original, trained = sweeping.pretrain, []
+
+    def stopped(config, **options):
+        if trained:
+            raise KeyboardInterrupt
+        trained.append(config.loss.l2g)
+        return original(config, **options)
+
+    monkeypatch.setattr(sweeping, "pretrain", stopped)
+    assert run("sweep", sweep, "--out", out) == 130
+    scores = out / "g2g/seed_0/davis_48_student/scores.json"
+    written = scores.stat().st_mtime_ns
+    monkeypatch.setattr(sweeping, "pretrain", lambda c, **o: trained.append(1) or original(c, **o))
+    assert run("sweep", sweep, "--out", out) == 0
+    assert trained == [0, 1]
+    assert scores.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, file):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     changes = {"seeds": [0], "steps": 8, "baselines": []}
@@ -279,6 +301,17 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_first_run(
     out = tmp_path / "out"
     assert re.search(words, refused(capsys, "sweep", file(**changes), "--out", out))
     assert not out.exists()
+
+
+def test_the_file_in_the_manual_can_be_used(tmp_path, data):
+    manual = Path(__file__).parent.parent / "docs" / "training.md"
+    (text,) = re.findall(r"```yaml\n(.*?)```", manual.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "sweep.yaml").write_text(text)
+    changes = {"evaluation.root": str(data / "davis"), "evaluation.sequences": ["one"]}
+    sweep = read_sweep(str(tmp_path / "sweep.yaml"), changes)
+    plan = plan_sweep(sweep, {"data.root": str(data / "videos"), "data.batch_size": 2})
+    assert len(plan.cells) == 1 + 3 + 2 * 2 * 3
+    assert len(plan.passes) == 4
 
 
 def test_other_bad_input_is_refused_in_one_line(tmp_path, file, capsys):

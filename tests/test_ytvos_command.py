@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 import zipfile
 from pathlib import Path
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 
 import ino.pipeline.ytvos as pipeline
-from ino import Tracker, cli, evaluate_ytvos, load_backbone, score_davis
+from command import refused, run
+from ino import Tracker, evaluate_ytvos, load_backbone, score_davis
+from ino.data.frame_folder import read_image
 from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip
 from ino.data.synthetic_ytvos import write_ytvos_layout
 from ino.data.ytvos import read_ytvos_split
-from ino.errors import VideoError
+from ino.errors import OutputError, VideoError
+from ino.pipeline import carrying
 from ino.propagate.protocols import get_protocol
+from ino.propagate.session import Session
 
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=4"]
 A1, B2 = "0000000aaa", "00000000bb"
@@ -47,18 +52,6 @@ def done(made, tmp_path_factory):
     out = tmp_path_factory.mktemp("done") / "out"
     assert run("evaluate", "ytvos", "--root", made, "--out", out, *FAST) == 0
     return out
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments) -> str:
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ino: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def fast_tracker(**overrides) -> Tracker:
@@ -110,7 +103,7 @@ def test_masks_are_those_of_the_tracker_on_all_frames(done, made, tmp_path):
     """Equal to a run over every frame by hand, from which each fifth mask is taken."""
     video = read_ytvos_split(made).videos[1]
     assert video.name == A1
-    frames = [pipeline.read_image(path, size=(48, 64)) for path in video.frames]
+    frames = [read_image(path, size=(48, 64)) for path in video.frames]
     masks = {int(f): read_labels(path) for f, path in video.annotations.items()}
     for number, labels in enumerate(fast_tracker().track(frames, masks)):
         if number % 5 == 0:
@@ -164,20 +157,50 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
     write_ytvos_layout({"long": clip}, tmp_path / "data")
     alive: list[weakref.ref] = []
     most = 0
-    read = pipeline.read_image
 
     def watched(path, *, size):
         nonlocal most
-        frame = read(path, size=size)
+        frame = read_image(path, size=size)
         alive.append(weakref.ref(frame))
         most = max(most, sum(ref() is not None for ref in alive))
         return frame
 
-    monkeypatch.setattr(pipeline, "read_image", watched)
+    monkeypatch.setattr(carrying, "read_image", watched)
     tracker = fast_tracker(num_context=2)
     evaluate_ytvos(tmp_path / "data", out=tmp_path / "out", tracker=tracker)
     assert len(alive) == 56
-    assert most <= 3
+    assert most <= 6  # two are read ahead, one waits for its place, and what the tracker holds
+
+
+def test_reading_carrying_and_writing_overlap(made, tmp_path, monkeypatch):
+    """Each has a thread, and these are gone at the end, also where writing fails."""
+    threads: dict[str, set[int]] = {"read": set(), "write": set(), "track": set()}
+
+    def noting(name, function):
+        def noted(*arguments, **options):
+            threads[name].add(threading.get_ident())
+            return function(*arguments, **options)
+
+        return noted
+
+    monkeypatch.setattr(carrying, "read_image", noting("read", read_image))
+    monkeypatch.setattr(pipeline, "write_labels", noting("write", write_labels))
+    tracker = fast_tracker()
+    monkeypatch.setattr(Session, "step", noting("track", Session.step))
+    before = set(threading.enumerate())
+    evaluate_ytvos(made, out=tmp_path / "out", tracker=tracker, videos=[A1])
+    assert threads["write"] == {threading.get_ident()}
+    assert [len(one) for one in threads.values()] == [1, 1, 1]
+    assert len(set.union(*threads.values())) == 3
+
+    def stop():
+        raise OutputError("full")
+
+    try:
+        evaluate_ytvos(made, out=tmp_path / "other", tracker=tracker, on_frame=stop)
+    except OutputError as error:
+        assert error.__traceback__ is not None
+        assert set(threading.enumerate()) <= before
 
 
 # ---- runs that stop and go on
@@ -223,6 +246,22 @@ def test_videos_come_in_parts(made, done, tmp_path, capsys):
     assert run(*arguments) == 0
     assert "1 of 2 videos were done before" in capsys.readouterr().out
     assert (out / "submission.zip").read_bytes() == (done / "submission.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_bytes(b""),
+        lambda path: write_labels(path, np.ones((8, 9), dtype=np.uint8)),
+    ],
+)
+def test_masks_that_broke_after_they_were_done_are_made_again(made, done, tmp_path, capsys, damage):
+    out = shutil.copytree(done, tmp_path / "out")
+    damage(out / "predictions" / A1 / "00010.png")
+    assert run("evaluate", "ytvos", "--root", made, "--out", out, *FAST, "--resume") == 0
+    assert "1 of 2 videos were done before" in capsys.readouterr().out
+    assert masks_of(out) == masks_of(done)
 
 
 def test_two_settings_are_never_mixed(made, done, tmp_path, capsys):

@@ -4,13 +4,20 @@ Nothing here knows what is in a file: the caller writes to the temporary path th
 """
 
 import os
+import re
 import secrets
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ino.errors import OutputError
+
+_LEFTOVER = re.compile(
+    r"\.(?P<machine>[0-9a-f]{8})-(?P<process>[1-9][0-9]*)-[0-9a-f]{8}(\.[^.]*)?$"
+)
 
 
 @contextmanager
@@ -20,7 +27,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file is synced to disk and renamed when the block ends without an exception, and removed
     otherwise, so that `path` is never half written and an older file stays until the new one is
     whole. The temporary name begins with a dot and keeps the suffix, for libraries that tell the
-    format by it. A link is followed: the file it points to is replaced.
+    format by it; what a process that was killed left is found by `remove_leftovers`. A link is
+    followed: the file it points to is replaced.
 
     Args:
         path: where the file will be; its folder must exist.
@@ -34,7 +42,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise OutputError(
             f"cannot write {path}: there is something that is not a file; name a file"
         )
-    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}{target.suffix}")
+    mark = f"{_machine():08x}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = target.with_name(f".{target.stem[:40]}.{mark}{target.suffix}")
     try:
         yield temporary
         _sync(temporary)
@@ -54,8 +63,8 @@ def new_folder(
 ) -> Path:
     """The folder `path`, created with its parents if needed, empty and writable.
 
-    Hidden files do not count. Nothing is ever deleted: with `overwrite` the files that are there
-    stay until a result of the same name replaces them.
+    Hidden files do not count. Nothing is ever deleted but `remove_leftovers`: with `overwrite` the
+    files that are there stay until a result of the same name replaces them.
 
     Args:
         path: the folder to create.
@@ -77,7 +86,46 @@ def new_folder(
         raise OutputError(f"cannot write to the folder {path}: {reason}") from error
     if not is_empty and not overwrite:
         raise OutputError(f"{path} is not empty: {advice}")
+    remove_leftovers(path)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left of files in a folder of results and two levels below.
+
+    The name of a temporary file says which process of which machine writes it. Files of processes
+    that run are left alone, and so are those of other machines, where that cannot be told.
+    """
+    for pattern in (".*", "*/.*", "*/*/.*"):
+        for path in folder.glob(pattern):
+            marks = _LEFTOVER.search(path.name)
+            if marks is None or int(marks["machine"], 16) != _machine():
+                continue
+            if not _runs(int(marks["process"])):
+                with suppress(OSError):  # another process may do the same at this moment
+                    path.unlink()
+
+
+def _machine() -> int:
+    """A number for this machine; processes of two containers never see each other's numbers."""
+    try:
+        space = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:  # not Linux
+        space = 0
+    return zlib.crc32(f"{socket.gethostname()} {space}".encode())
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of that number runs, as far as can be told."""
+    if os.name != "posix":
+        return True  # there a signal of 0 would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:

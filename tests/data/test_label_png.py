@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ino.data.label_png import (
     davis_palette,
+    is_whole_png,
     labels_from_colors,
     read_labels,
     read_raw_labels,
@@ -205,3 +206,21 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
         write_labels(path, np.zeros((2, 2), dtype=np.uint8))
     assert read_labels(path).tolist() == [[1, 1], [1, 1]]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_not_whole_is_noticed_without_decoding(tmp_path):
+    """Cut at each byte, and with each byte changed."""
+    path = tmp_path / "mask.png"
+    write_labels(path, (np.arange(48).reshape(6, 8) % 5).astype(np.uint8))
+    whole = path.read_bytes()
+    assert is_whole_png(path, size=(6, 8))
+    assert not is_whole_png(path, size=(8, 6))
+    assert not is_whole_png(tmp_path / "absent.png", size=(6, 8))
+    assert not is_whole_png(tmp_path, size=(6, 8))
+    for place in range(len(whole) - 12):  # the last 12 bytes mark the end and hold no pixel
+        for damaged in (
+            whole[:place],
+            whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
+        ):
+            path.write_bytes(damaged)
+            assert not is_whole_png(path, size=(6, 8)), place

@@ -155,7 +155,8 @@ def as_jpeg(path):
         ),
         (lambda p: shutil.copy(p, p.parents[1]), "no such video", "the top holds 00010.png"),
         (lambda p: p.write_bytes(p.read_bytes()[:90]), "broken masks", "a1/00010.png cannot be"),
-        (lambda p: p.write_bytes(b""), "broken masks", "write it again"),
+        (lambda p: p.write_bytes(b""), "broken masks", "a1/00010.png is not an image: write it"),
+        (lambda p: p.write_text("text"), "broken masks", "a1/00010.png is not an image: write it"),
         (as_grey, "not indexed", "a1/00010.png is a PNG image of mode L: expected an indexed PNG"),
         (as_colours, "not indexed", "mode RGB"),
         (as_jpeg, "not indexed", "a JPEG image of mode L"),
@@ -262,6 +263,16 @@ def test_other_files_in_a_zip(work):
         "too many frames": 1,
         "no such video": 1,
     }
+
+
+def test_a_name_that_a_zip_holds_twice(work):
+    path = pack(work)
+    with zipfile.ZipFile(path, "a") as packed, pytest.warns(UserWarning, match="Duplicate name"):
+        packed.writestr("Annotations/a1/00005.png", b"x")
+    report = check(work, "one.zip")
+    assert report.faults["files of one name"].count == 1
+    (sentence,) = report.faults["files of one name"].shown
+    assert "one.zip holds Annotations/a1/00005.png more than once" in sentence
 
 
 def test_a_zip_that_is_damaged_inside(work):

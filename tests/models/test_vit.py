@@ -115,18 +115,18 @@ def test_unknown_architectures_are_refused(arch, patch_size):
         build_vit(arch, patch_size=patch_size)
 
 
-@pytest.mark.parametrize("size", [64, 136])  # 65 and 290 tokens: plain and fused attention
 @torch.no_grad()
-def test_attention_in_bf16_is_that_of_fp32_whatever_computes_it(size, monkeypatch):
+def test_attention_in_bf16_is_that_of_fp32_whatever_computes_it(monkeypatch):
     torch.manual_seed(0)
     vit = build_vit("vit_nano").eval()
-    images = torch.randn(2, 3, size, size)
-    exact = vit(images)
+    images = torch.randn(2, 3, 64, 64)
     fused = Mock(wraps=F.scaled_dot_product_attention)
     monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    exact = vit(images)
+    assert fused.call_count == 12
     with torch.autocast("cpu", torch.bfloat16):
         found = vit(images)
-    assert fused.call_count == (12 if size == 136 else 0)
+    assert fused.call_count == 12
     assert (found - exact).norm() < 0.02 * exact.norm()
 
 

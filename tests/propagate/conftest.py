@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from propagate.moving_squares import moving_squares
+
 
 class PatchBackbone(nn.Module):
     """Two layers of random features of 8 x 8 patches."""
@@ -26,3 +28,9 @@ class PatchBackbone(nn.Module):
 @pytest.fixture
 def backbone() -> PatchBackbone:
     return PatchBackbone()
+
+
+@pytest.fixture
+def video():
+    frames, labels = zip(*moving_squares(8), strict=True)
+    return list(frames), list(labels)

@@ -6,7 +6,7 @@ import pytest
 from ino.errors import MaskError, VideoError
 from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.tracker import Tracker
-from propagate.test_tracker import HEIGHT, WIDTH, iou, moving_squares
+from propagate.moving_squares import HEIGHT, WIDTH, iou
 
 
 @pytest.fixture
@@ -14,12 +14,6 @@ def tracker(backbone):
     """Sees frames four times as large, so that a feature is two pixels wide."""
     protocol = get_protocol("ino-davis", layer=1, short_side=4 * HEIGHT, radius=4)
     return Tracker(backbone, protocol=protocol)
-
-
-@pytest.fixture
-def video():
-    frames, labels = zip(*moving_squares(8), strict=True)
-    return list(frames), list(labels)
 
 
 def only(labels, label):
@@ -267,3 +261,63 @@ def test_questions_before_the_first_mask(tracker, video):
     with pytest.raises(MaskError, match="no mask came before it"):
         tracker.add(masks[0])
     np.testing.assert_array_equal([*found, *results], expected)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_mask_added_twice_is_a_mask_added_once(backbone, name, at, video):
+    """On the frame of the start and on a later one: results, confidence and what follows."""
+    frames, labels = video
+    short_side = None if get_protocol(name).short_side is None else HEIGHT
+    protocol = get_protocol(name, layer=1, short_side=short_side, size_multiple=None)
+    found = []
+    for times in (1, 3):
+        tracker = Tracker(backbone, protocol=protocol)
+        result = tracker.start(frames[0], labels[0])
+        if at:
+            result = tracker.step(frames[1])
+        for _ in range(times):
+            result = tracker.add(only(labels[at], 1))
+        found.append([result, tracker.confidence(), tracker.step(frames[2]), tracker.confidence()])
+    for once, thrice in zip(*found, strict=True):
+        np.testing.assert_array_equal(once, thrice)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_masks_added_one_after_the_other_are_their_union(backbone, name, video):
+    """One corrects object 1, the other brings object 3 and covers a part of the first."""
+    frames, labels = video
+    short_side = None if get_protocol(name).short_side is None else HEIGHT
+    protocol = get_protocol(name, layer=1, short_side=short_side, size_multiple=None)
+    first = only(labels[1], 1)
+    first[28:36, 10:20] = 1
+    second = np.zeros_like(first)
+    second[30:40, 6:16] = 3
+    found = []
+    for masks in ([first, second], [np.where(second > 0, second, first)]):
+        tracker = Tracker(backbone, protocol=protocol)
+        tracker.start(frames[0], labels[0])
+        tracker.step(frames[1])
+        for mask in masks:
+            result = tracker.add(mask)
+        found.append([result, tracker.confidence(), *map(tracker.step, frames[2:4])])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_later_mask_replaces_the_objects_that_it_holds(tracker, video):
+    """Object 4, wholly covered by what comes later, is gone; 1 is where it was given last."""
+    frames, labels = video
+    tracker.start(frames[0], labels[0])
+    tracker.step(frames[1])
+    wrong = np.zeros_like(labels[1])
+    wrong[26:40, 4:18] = 1
+    wrong[2:4, 2:4] = 4
+    tracker.add(wrong)
+    right = only(labels[1], 1)
+    right[:6, :10] = 1
+    result = tracker.add(right)
+    np.testing.assert_array_equal(result == 1, right == 1)
+    assert not (result == 4).any()
+    assert (result == 2).any()
+    assert not (tracker.step(frames[2]) == 4).any()

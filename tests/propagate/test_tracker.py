@@ -6,22 +6,7 @@ from ino.errors import ConfigError, MaskError, VideoError
 from ino.models.backbones import ColorBackbone, load_backbone
 from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.tracker import Tracker
-
-HEIGHT, WIDTH = 45, 69
-
-
-def moving_squares(num_frames, *, height=HEIGHT, width=WIDTH):
-    """Frames and labels of two textured squares (1 and 2) on noise; they move 2 pixels a frame."""
-    rng = np.random.default_rng(3)
-    background = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
-    textures = [rng.integers(130, 256, (14, 14, 3), dtype=np.uint8) for _ in range(2)]
-    for time in range(num_frames):
-        frame, labels = background.copy(), np.zeros((height, width), dtype=np.uint8)
-        for label, (top, left) in enumerate(((4, 2 * time + 2), (26, 50 - 2 * time)), start=1):
-            place = slice(top, top + 14), slice(left, left + 14)
-            frame[place] = textures[label - 1]
-            labels[place] = label
-        yield frame, labels
+from propagate.moving_squares import HEIGHT, WIDTH, iou, moving_squares
 
 
 @pytest.fixture
@@ -34,16 +19,6 @@ def fine_tracker(backbone):
     """Sees frames four times as large, so that a feature is two pixels wide."""
     protocol = get_protocol("ino-davis", layer=1, short_side=4 * HEIGHT, radius=4)
     return Tracker(backbone, protocol=protocol)
-
-
-@pytest.fixture
-def video():
-    frames, labels = zip(*moving_squares(8), strict=True)
-    return list(frames), list(labels)
-
-
-def iou(found, truth, label):
-    return ((found == label) & (truth == label)).sum() / ((found == label) | (truth == label)).sum()
 
 
 def test_objects_are_followed(fine_tracker, video):

@@ -88,6 +88,8 @@ def read_masks(given: Sequence[str]) -> dict[int, Any]:
 def _mask_paths(given: Sequence[str]) -> Iterator[tuple[int, Path]]:
     for text in given:
         frame, separator, name = text.partition("=")
+        if not text or (separator and not name):
+            raise MaskError(f"--mask {text!r} names no file: give PNG, FRAME=PNG or a folder")
         if separator and frame.isdecimal():
             yield int(frame), Path(name)
         elif (folder := Path(text)).is_dir():

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ino.data.frame_folder import list_images
+from ino.data.mat_file import read_arrays
 from ino.errors import DatasetError, VideoError
 
 NUM_JOINTS = 15
@@ -68,24 +69,25 @@ def read_joints(path: Path) -> Float[np.ndarray, "frames 15 2"]:
     Raises:
         DatasetError: the file is no MATLAB file or its `pos_img` is not 2 x 15 x frames.
     """
-    from scipy.io import loadmat
-
     try:
-        content = loadmat(path)
-    except Exception as error:  # scipy lets out whatever broken bytes lead to
+        content = read_arrays(path)
+    except (ValueError, OSError) as error:
         raise DatasetError(
-            f"{path} cannot be read as a MATLAB file up to version 7 ({error}): copy it again"
+            f"{path} cannot be read as a MATLAB file of version 5 to 7 ({error}): copy it again"
         ) from error
-    positions = content.get("pos_img")
-    if positions is None:
-        names = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+    if "pos_img" not in content:
+        names = ", ".join(content) or "nothing"
         raise DatasetError(f"{path} holds {names}, but `pos_img` is needed: copy it again")
-    positions = np.asarray(positions)
+    positions = content["pos_img"]
+    if positions is None:
+        raise DatasetError(
+            f"pos_img of {path} is no array of numbers, but 2 x {NUM_JOINTS} x frames of them are "
+            "needed: copy it again"
+        )
     if positions.ndim == 2:  # MATLAB drops a last side of 1
         positions = positions[..., None]
     shape = positions.shape
-    is_number = positions.dtype.kind in "fiu"
-    if not is_number or len(shape) != 3 or shape[:2] != (2, NUM_JOINTS) or shape[2] == 0:
+    if len(shape) != 3 or shape[:2] != (2, NUM_JOINTS) or shape[2] == 0:
         raise DatasetError(
             f"pos_img of {path} is {' x '.join(map(str, shape))} of {positions.dtype}, but numbers "
             f"2 x {NUM_JOINTS} x frames are needed: copy it again"

@@ -5,7 +5,6 @@ appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree 
 The folder of all frames beside it is optional. No frame is decoded here.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from ino.data.frame_folder import list_images
 from ino.data.label_png import VOID, read_labels
 from ino.data.vos import VideoSequence, folder_names, read_sequence
+from ino.data.ytvos_meta import Listed, Meta, read_meta
 from ino.errors import DatasetError, VideoError
 
 _WORKERS = 8
@@ -71,17 +71,6 @@ class YtvosSplit:
     is_whole: bool
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """An object of meta.json."""
-
-    category: str | None
-    frames: tuple[str, ...]
-
-
-_Meta = Mapping[str, Mapping[int, _Listed]]  # for each video its objects
-
-
 def read_ytvos_split(
     root: Path, *, split: str = "valid", videos: Sequence[str] | None = None
 ) -> YtvosSplit:
@@ -107,7 +96,7 @@ def read_ytvos_split(
                 f"{needed} does not exist: expected {split}/JPEGImages and {split}/Annotations in "
                 f"{root}{advice}"
             )
-    meta = _read_meta(folder / "meta.json")
+    meta = read_meta(folder / "meta.json")
     names = _names(folder, meta, videos)
     frames_folder = _frames_folder(root, split)
     read = partial(_read_video, folder=folder, frames_folder=frames_folder, meta=meta)
@@ -122,36 +111,12 @@ def _frames_folder(root: Path, split: str) -> Path:
     return next((path for path in candidates if (path / "JPEGImages").is_dir()), root / split)
 
 
-def _read_meta(path: Path) -> _Meta | None:
-    if not path.is_file():
-        return None
-    try:
-        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
-        return {
-            str(name): {
-                int(label): _Listed(_category(one), tuple(map(str, one.get("frames") or ())))
-                for label, one in video["objects"].items()
-            }
-            for name, video in videos.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DatasetError(
-            f"{path} is not the meta.json of YouTube-VOS, in which each of `videos` has `objects` "
-            "with a number each: copy it again, or delete it to go by the folders alone"
-        ) from error
-
-
-def _category(listed: Mapping[str, object]) -> str | None:
-    category = listed.get("category")
-    if not isinstance(category, str | None):
-        raise TypeError(f"the category {category!r} is no text")
-    return category
-
-
-def _names(folder: Path, meta: _Meta | None, chosen: Sequence[str] | None) -> list[str]:
+def _names(folder: Path, meta: Meta | None, chosen: Sequence[str] | None) -> list[str]:
     """The videos to read, after a look whether meta.json and the folders hold the same ones."""
     held = {part: set(folder_names(folder / part)) for part in ("JPEGImages", "Annotations")}
     known = set(meta) if meta is not None else held["Annotations"]
+    if meta is not None and not known:
+        raise DatasetError(f"{folder / 'meta.json'} lists no video: {_MEND}")
     if not known:
         raise DatasetError(f"{folder / 'Annotations'} holds no folder: expected one a video")
     if chosen is not None:
@@ -177,7 +142,7 @@ def _names(folder: Path, meta: _Meta | None, chosen: Sequence[str] | None) -> li
     return sorted(known)
 
 
-def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: _Meta | None) -> YtvosVideo:
+def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: Meta | None) -> YtvosVideo:
     images = folder / "JPEGImages" / name
     sequence = read_sequence(name, frames=images, annotations=folder / "Annotations" / name)
     stems = [path.stem for path in sequence.frames]
@@ -220,7 +185,7 @@ def _entries(annotations: Mapping[str, Path]) -> dict[int, str]:
 
 
 def _check_objects(
-    name: str, entries: Mapping[int, str], listed: Mapping[int, _Listed], *, folder: Path
+    name: str, entries: Mapping[int, str], listed: Mapping[int, Listed], *, folder: Path
 ) -> None:
     annotations = folder / "Annotations" / name
     if missing := sorted(set(listed) - set(entries)):

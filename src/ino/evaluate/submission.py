@@ -6,6 +6,7 @@ folder a video can be looked at before it is packed. The server tells little and
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -91,6 +92,13 @@ def _packed_masks(
     """The files below `Annotations`; None, and a fault, where the whole zip file is built wrong."""
     names = [one.filename for one in packed.infolist() if not one.is_dir()]
     inside = [name for name in names if name.startswith(f"{TOP}/")]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        report.fault(
+            "files of one name",
+            f"{path} holds {twice[0]} more than once, and which one counts is not known: pack each "
+            "mask once, into a new zip file",
+            count=len(twice),
+        )
     for name in sorted(set(names) - set(inside)) if inside else ():
         report.fault(
             "other files", f"{path} holds {name}: expected {TOP}/ alone at the top; leave it out"

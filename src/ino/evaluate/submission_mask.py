@@ -48,6 +48,9 @@ def check_mask(
     try:
         with Image.open(io.BytesIO(read())) as image:
             image.load()
+    except Image.UnidentifiedImageError:  # its own words name an object of Python, not the file
+        report.fault("broken masks", f"{name} is not an image: write it again")
+        return set()
     except _UNREADABLE as error:
         report.fault("broken masks", f"{name} cannot be read ({error}): write it again")
         return set()

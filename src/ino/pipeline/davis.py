@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ino.data.background import in_background
-from ino.data.frame_folder import image_size, read_image
-from ino.data.label_png import read_labels, write_labels
+from ino.data.frame_folder import image_size
+from ino.data.label_png import VOID, read_labels, write_labels
 from ino.data.vos import VideoSequence, read_davis
+from ino.errors import DatasetError
 from ino.evaluate.davis import DavisScores, score_davis
 from ino.evaluate.tables import write_csv, write_json
 from ino.files import new_folder
+from ino.pipeline.carrying import carry_masks
 from ino.pipeline.settings import OnFrame, write_settings
 from ino.propagate.tracker import Tracker
 
@@ -73,16 +75,36 @@ def propagate_sequences(
     """Carries the given masks of each sequence through it, into `out`/SEQUENCE/FRAME.png.
 
     Only the annotation of a sequence's first annotated frame is given, as in DAVIS.
+
+    Raises:
+        DatasetError: such an annotation holds no object or is of another size than its frame; this
+            is told before anything is carried.
     """
+    for sequence in sequences:
+        _check_given(sequence)
     for sequence in sequences:
         folder = out / sequence.name
         folder.mkdir(parents=True, exist_ok=True)
         first = min(sequence.annotations)
         masks = {first: read_labels(sequence.annotations[first])}
-        size = image_size(sequence.frames[0])
-        frames = in_background(read_image(path, size=size) for path in sequence.frames)
-        tracked = tracker.track(frames, masks, num_frames=len(sequence.frames))
-        results = in_background(tracked)
-        for path, labels in zip(sequence.frames, results, strict=True):
-            write_labels(folder / f"{path.stem}.png", labels)
-            on_frame()
+        with closing(carry_masks(sequence.frames, masks, tracker=tracker)) as results:
+            for path, labels in results:
+                write_labels(folder / f"{path.stem}.png", labels)
+                on_frame()
+
+
+def _check_given(sequence: VideoSequence) -> None:
+    """Raises DatasetError unless the first annotation can be carried."""
+    first = min(sequence.annotations)
+    path, labels = sequence.annotations[first], read_labels(sequence.annotations[first])
+    size = image_size(sequence.frames[first])
+    if labels.shape != size:
+        raise DatasetError(
+            f"{path} is {labels.shape[0]}x{labels.shape[1]} (height x width), but its frame is "
+            f"{size[0]}x{size[1]}: give annotations in the size of the frames"
+        )
+    if not ((labels > 0) & (labels != VOID)).any():
+        raise DatasetError(
+            f"{path} holds no object, but it is the mask that is carried: copy the annotations of "
+            f"{sequence.name} again"
+        )

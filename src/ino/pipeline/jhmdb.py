@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,14 @@ def carry_joints(
     truth = video_joints(video)
     size = image_size(video.frames[0])
     found = []
-    for soft in tracker.track(
+    tracked = tracker.track(
         video.frames[: len(truth)],
         lambda grid: draw_joints(
             truth[0], image_size=size, grid=grid, maps=maps, device=tracker.device
         ),
-    ):
-        found.append(locate_joints(soft, image_size=size, maps=maps))
-        on_frame()
+    )
+    with closing(tracked) as results:
+        for soft in results:
+            found.append(locate_joints(soft, image_size=size, maps=maps))
+            on_frame()
     return np.stack(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ino.errors import ConfigError, OutputError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, remove_leftovers
 
 _FINISHED = "finished.txt"
 _MISSING = object()
@@ -34,6 +34,7 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
     stored = out / "settings.json"
     if resume and stored.is_file():
         check_settings(stored, json.loads(settings))
+        remove_leftovers(out)
         return
     if resume:
         advice = "it has no settings.json that tells how it was made; choose another --out"

@@ -4,7 +4,8 @@ For tasks whose labels are not masks of objects, or whose papers feed the networ
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ino.data.background import in_background
 from ino.data.frame_folder import image_size, read_image
 from ino.errors import ConfigError
-from ino.models.devices import computes_in_bf16
-from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
+from ino.models.devices import choose_device, computes_in_bf16
+from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol
 
@@ -43,13 +45,15 @@ class LabelTracker:
     def __post_init__(self) -> None:
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
+        choose_device(str(self.device))
 
     def track(
         self,
         frames: Sequence[Path],
         first: Callable[[tuple[int, int]], Tensor],
-    ) -> Iterator[Float[Tensor, "rows columns channel"]]:
-        """The soft labels of each frame, those of the first one as given.
+    ) -> Generator[Float[Tensor, "rows columns channel"]]:
+        """The soft labels of each frame, those of the first one as given; images are read ahead
+        in a thread, which ends when the result is closed.
 
         Args:
             frames: images of one size.
@@ -72,11 +76,12 @@ class LabelTracker:
         screening = computes_in_bf16(torch.device(self.device))
         propagator = Propagator(protocol, screening=screening)
         size = image_size(frames[0])
-        for number, path in enumerate(frames):
-            frame = read_image(path, size=size)
-            if self.input_size is not None:
-                square = (self.input_size, self.input_size)
-                frame = cv2.resize(frame, square, interpolation=cv2.INTER_LINEAR)
-            features = extractor(frame)
-            grid = (features.shape[0], features.shape[1])
-            yield propagator.step(features, first(grid) if number == 0 else None)
+        with closing(in_background(read_image(path, size=size) for path in frames)) as images:
+            for number, frame in enumerate(images):
+                if self.input_size is not None:
+                    square = (self.input_size, self.input_size)
+                    frame = cv2.resize(frame, square, interpolation=cv2.INTER_LINEAR)
+                features = extractor(frame)
+                check_finite(features, str(frames[number]))
+                grid = (features.shape[0], features.shape[1])
+                yield propagator.step(features, first(grid) if number == 0 else None)

@@ -1,6 +1,7 @@
 """VIP from the data set to mean IoU: carry the first part labels, then score what is on disk."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +79,25 @@ def carry_parts(
     protocol = tracker.protocol
     folder = out / video.name
     folder.mkdir(parents=True, exist_ok=True)
-    results = tracker.track(
+    tracked = tracker.track(
         video.frames,
         lambda grid: soften_labels(
             given, ids=ids, grid=grid, method=protocol.mask_down, device=tracker.device
         ),
     )
-    for number, (path, soft) in enumerate(zip(video.frames, results, strict=True)):
-        labels = harden_labels(
-            soft,
-            ids=ids,
-            stride=tracker.backbone.stride,
-            size=size,
-            method=protocol.mask_up,
-            normalize=protocol.normalize_output,
-        )
-        keep = number == 0 and protocol.keep_given
-        write_labels(folder / f"{path.stem}.png", given if keep else labels)
-        on_frame()
+    with closing(tracked) as results:
+        for number, (path, soft) in enumerate(zip(video.frames, results, strict=True)):
+            labels = harden_labels(
+                soft,
+                ids=ids,
+                stride=tracker.backbone.stride,
+                size=size,
+                method=protocol.mask_up,
+                normalize=protocol.normalize_output,
+            )
+            keep = number == 0 and protocol.keep_given
+            write_labels(folder / f"{path.stem}.png", given if keep else labels)
+            on_frame()
 
 
 def _check_sizes(videos: Sequence[VideoSequence]) -> None:

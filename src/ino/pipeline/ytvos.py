@@ -7,18 +7,20 @@ the server asks for are written. A run that was killed goes on where it stopped.
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ino.data.frame_folder import image_size, read_image
-from ino.data.label_png import read_labels, write_labels
+from ino.data.frame_folder import image_size
+from ino.data.label_png import is_whole_png, read_labels, write_labels
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
 from ino.errors import DatasetError, MaskError
 from ino.evaluate.submission import check_masks
 from ino.evaluate.submission_report import SubmissionReport
 from ino.evaluate.ytvos import YtvosScores, score_split
 from ino.evaluate.ytvos_tables import write_csv, write_json
+from ino.pipeline.carrying import carry_masks
 from ino.pipeline.resuming import note_finished, open_folder, read_finished
 from ino.pipeline.settings import OnFrame, settings_text
 from ino.pipeline.submission import pack_submission
@@ -153,7 +155,9 @@ def _propagate_all(split: YtvosSplit, out: Path, *, tracker: Tracker, on_frame: 
 
 
 def _is_whole(video: YtvosVideo, folder: Path) -> bool:
-    return all((folder / f"{frame}.png").is_file() for frame in video.submitted)
+    """Whether all masks are there, and whole still."""
+    size = image_size(video.first_annotation)
+    return all(is_whole_png(folder / f"{frame}.png", size=size) for frame in video.submitted)
 
 
 def _propagate(video: YtvosVideo, folder: Path, *, tracker: Tracker, on_frame: OnFrame) -> None:
@@ -170,13 +174,12 @@ def _propagate(video: YtvosVideo, folder: Path, *, tracker: Tracker, on_frame: O
                 f"are {size[0]}x{size[1]}: copy both from the same release"
             )
         masks[positions[frame]] = read_labels(given)
-    frames = (read_image(path, size=size) for path in video.frames)
     wanted = {f"{frame}.png" for frame in video.submitted}
-    results = tracker.track(frames, masks, num_frames=len(video.frames))
-    for path, labels in zip(video.frames, results, strict=True):
-        if f"{path.stem}.png" in wanted:
-            write_labels(folder / f"{path.stem}.png", labels)
-        on_frame()
+    with closing(carry_masks(video.frames, masks, tracker=tracker)) as results:
+        for path, labels in results:
+            if f"{path.stem}.png" in wanted:
+                write_labels(folder / f"{path.stem}.png", labels)
+            on_frame()
     for stale in folder.glob("*.png"):
-        if stale.name not in wanted:
+        if stale.name not in wanted and not stale.name.startswith("."):
             stale.unlink()  # of an earlier result that this one overwrites

@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from typing import Literal, runtime_checkable
+from typing import Literal, get_args, runtime_checkable
 from typing import Protocol as StructuralType
 
 import cv2
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ino.errors import ConfigError, VideoError
+from ino.errors import ConfigError, InoError, VideoError
 from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
@@ -39,6 +39,15 @@ class FeatureBackbone(StructuralType):
     def __call__(self, images: Tensor, *, layer: int | None) -> Tensor: ...
 
 
+def check_finite(features: Float[Tensor, "rows cols d"], image: str) -> None:
+    """Raises InoError, with the words that name the image, where a feature is no finite number."""
+    if not features.sum().isfinite():  # one number to look at, and none that is not shows in it
+        raise InoError(
+            f"the network's features of {image} hold values that are no finite numbers: the "
+            "weights are broken, or too large for the precision; try precision fp32 or others"
+        )
+
+
 class FeatureExtractor:
     """Frame by frame, the features that a protocol compares."""
 
@@ -59,8 +68,18 @@ class FeatureExtractor:
             precision: of the network.
 
         Raises:
-            ConfigError: the backbone's stride does not fit the protocol.
+            ConfigError: the backbone is none or its stride does not fit the protocol, or the
+                precision is unknown.
         """
+        if not isinstance(backbone, FeatureBackbone):
+            raise ConfigError(
+                f"the backbone is {type(backbone).__name__}, but a network with a stride, a mean "
+                "and a std is needed, such as load_backbone gives"
+            )
+        if precision not in get_args(Precision):
+            raise ConfigError(
+                f"the precision is {precision!r}; give {' or '.join(get_args(Precision))}"
+            )
         self.stride = backbone.stride
         multiple = protocol.size_multiple or backbone.stride
         if multiple % self.stride:

@@ -1,7 +1,8 @@
 """Checks of the frames and masks that are given to a tracker, and what masks hold."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -21,10 +22,17 @@ def entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict[
     Raises:
         MaskError: there is no mask, or one is malformed or without objects.
     """
+    if not isinstance(masks, Mapping):
+        raise MaskError(
+            f"masks are {type(masks).__name__}, but they must be given by the number of their "
+            "frame, as in {0: mask}"
+        )
     if not masks:
         raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
     known: set[int] = set()
     entering = {}
+    for index in masks:
+        check_number(index)
     for index in sorted(masks):
         if index < 0:
             raise MaskError(f"a mask was given for frame {index}, but frames are counted from 0")
@@ -46,10 +54,10 @@ def object_ids(mask: np.ndarray, index: int) -> list[int]:
     Raises:
         MaskError: it is no label map, or holds no object.
     """
-    if mask.ndim != 2 or mask.dtype != np.uint8:
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.uint8:
         raise MaskError(
             f"the mask of frame {index} must be uint8 height x width, one object number a pixel, "
-            f"but it is {mask.dtype} of shape {mask.shape}"
+            f"but it is {_kind(mask)}"
         )
     counts = np.bincount(mask.ravel(), minlength=256)
     ids = [int(label) for label in np.flatnonzero(counts) if label not in (BACKGROUND, VOID)]
@@ -59,6 +67,27 @@ def object_ids(mask: np.ndarray, index: int) -> list[int]:
             "to 254 (255 is void)"
         )
     return ids
+
+
+def check_number(index: object) -> None:
+    """Raises MaskError unless it can be the number of a frame."""
+    if not isinstance(index, Integral) or isinstance(index, bool):
+        raise MaskError(
+            f"a mask was given for frame {index!r}, but frames are whole numbers, counted from 0"
+        )
+
+
+def check_frames(frames: object, *, iterator: bool) -> None:
+    """Raises VideoError unless frames can be taken from it one after the other, or by number."""
+    if not isinstance(frames, Iterable if iterator else Sequence | np.ndarray):
+        needed = "something to iterate over" if iterator else "a sequence, such as a list,"
+        raise VideoError(f"frames are {type(frames).__name__}, but {needed} is needed")
+
+
+def _kind(given: object) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} of shape {given.shape}"
+    return f"{type(given).__name__} and no array of numpy"
 
 
 def without_void(mask: np.ndarray) -> np.ndarray:
@@ -72,10 +101,10 @@ def check_frame(frame: np.ndarray, index: int, size: tuple[int, int] | None) -> 
     Raises:
         VideoError: they are not, or it is no RGB image.
     """
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+    is_array = isinstance(frame, np.ndarray)
+    if not is_array or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise VideoError(
-            f"frame {index} must be uint8 height x width x 3 (RGB), but it is {frame.dtype} of "
-            f"shape {frame.shape}"
+            f"frame {index} must be uint8 height x width x 3 (RGB), but it is {_kind(frame)}"
         )
     found = (frame.shape[0], frame.shape[1])
     if size is not None and found != size:

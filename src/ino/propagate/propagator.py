@@ -21,8 +21,8 @@ from ino.propagate.labels import stretch_labels
 from ino.propagate.memory import ContextFrame, Memory, MemoryFrame, Reference
 from ino.propagate.protocols import Protocol
 from ino.propagate.tiled_matcher import DEFAULT_MAX_BYTES
-from ino.propagate.topk import TopkCarrier
-from ino.propagate.whole import WholeCarrier
+from ino.propagate.topk_carrier import TopkCarrier
+from ino.propagate.whole_carrier import WholeCarrier
 
 
 class Propagator:
@@ -61,6 +61,8 @@ class Propagator:
             else WholeCarrier(protocol, max_bytes=max_bytes)
         )
         self._time = 0
+        # Of the last frame, before any labels were given for it.
+        self._predicted = torch.empty(0, 0, 0)
 
     @property
     def num_channels(self) -> int:
@@ -84,7 +86,7 @@ class Propagator:
         known = self.num_channels
         empty = features.new_zeros(*features.shape[:2], known)
         frame = MemoryFrame(self._time, self._carrier.keep(features), empty)
-        frame.soft = self._predict(frame, self.memory.references)
+        frame.soft = self._predicted = self._predict(frame, self.memory.references)
         if new is not None:
             self._give(frame, new, list(range(known, known + new.shape[-1])))
         self.memory.store(frame)
@@ -98,33 +100,26 @@ class Propagator:
         """Soft labels of the last frame with given ones in place of predicted ones.
 
         The frame becomes the reference of these channels. Where an object leaves a position that it
-        was predicted at, the position falls to the background.
+        was predicted at, the position falls to the background. What was given for this frame before
+        is forgotten.
 
         Args:
             new: labels, 0 to 1.
-            channels: theirs; those that are not known yet follow the known ones.
+            channels: theirs, with all that were given for this frame before; those that are not
+                known yet follow the known ones.
         """
         frame = self.memory.take_back()
+        frame.soft = self._predicted
         self._give(frame, new, list(channels))
         self.memory.store(frame)
         return self._scale(frame.soft, "positions")
 
     def _give(self, frame: MemoryFrame, new: Tensor, channels: list[int]) -> None:
-        """Writes given labels into a frame, which becomes their reference.
-
-        It stays the reference of labels that were given for it before, and shows these, not what
-        was predicted from them.
-        """
+        """Writes given labels into a frame, which becomes their reference."""
         known = frame.soft.shape[-1]
         total = new.sum(dim=-1, keepdim=True)
         corrected = [channel for channel in channels if channel < known]
-        soft = frame.soft.clone()
-        owned = set(channels)
-        for before in self.memory.references:
-            if before.frame.time == frame.time:
-                soft[..., before.channels] = before.copied.soft[..., before.channels]
-                owned.update(before.channels)
-        soft = soft * (1 - total)
+        soft = frame.soft * (1 - total)
         if corrected and 0 not in channels:
             soft[..., 0] += soft[..., corrected].sum(dim=-1)
         added = soft.new_zeros(*soft.shape[:2], max(0, max(channels) + 1 - known))
@@ -133,7 +128,7 @@ class Propagator:
         frame.soft = soft
         kept = MemoryFrame(frame.time, frame.features, soft)
         shown = MemoryFrame(frame.time, frame.features, self._scale(soft, "positions"))
-        reference = self.memory.introduce(shown, channels=sorted(owned), copied=kept)
+        reference = self.memory.introduce(shown, channels=sorted(channels), copied=kept)
         if self._protocol.reference_passed_on:
             predicted = self._predict(frame, [reference])
             frame.soft = soft.clone()

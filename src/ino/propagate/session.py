@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ino.errors import MaskError
-from ino.propagate.features import FeatureExtractor
+from ino.propagate.features import FeatureExtractor, check_finite
 from ino.propagate.given_masks import (
     BACKGROUND,
     check_frame,
@@ -44,7 +44,9 @@ class Session:
         self._compared: Size = (0, 0)
         # Of the last frame.
         self._soft = torch.empty(0, 0, 0)
-        self._labels = np.empty((0, 0), dtype=np.uint8)
+        self._predicted = np.empty((0, 0), dtype=np.uint8)
+        self._given = np.empty((0, 0), dtype=np.uint8)
+        self._given_ids: list[int] = []
 
     @property
     def frame(self) -> int:
@@ -64,19 +66,25 @@ class Session:
         Raises:
             VideoError: the frame is not such an image.
             MaskError: the mask has another size.
+            InoError: the network's features of it are no numbers.
         """
         size = check_frame(frame, self._num_frames, self._size)
         if mask is not None:
             check_mask_size(mask, self._num_frames, size)
             mask = without_void(mask)
+        features = None
+        if self._ids or new_ids:
+            # Before anything is changed: a frame that is refused leaves no trace.
+            features = self._extractor(frame)
+            check_finite(features, f"frame {self._num_frames}")
         self._size = size
         self._num_frames += 1
-        if not (self._ids or new_ids):
+        if features is None:
             return np.zeros(size, dtype=np.uint8)
         is_first = not self._ids
         entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
         self._ids += entering
-        labels = self._advance(frame, mask if new_ids else None, entering)
+        labels = self._advance(features, mask if new_ids else None, entering)
         if is_first and self._protocol.keep_given:
             assert mask is not None
             return mask
@@ -87,7 +95,9 @@ class Session:
 
         Objects that are not known yet enter. A known one is corrected: from here on this frame is
         its reference. Other objects stay where they were predicted, unless the mask covers them.
-        A mask that holds all known objects decides the background, too.
+        A mask that holds all known objects decides the background, too. Masks that are given for
+        one frame after the other count as one, in which a later mask covers the earlier ones and
+        replaces the objects that it holds.
 
         Args:
             mask: a label map of the frame's size.
@@ -104,24 +114,25 @@ class Session:
             )
         found = object_ids(mask, self.frame)
         check_mask_size(mask, self.frame, self._size)
-        mask = without_void(mask)
         self._ids += [label for label in found if label not in self._ids]
-        objects = [label for label in self._ids if label != BACKGROUND]
-        given = [BACKGROUND, *found] if set(objects) <= set(found) else found
+        mask = without_void(mask)
+        earlier = _without(self._given, found)
+        mask = self._given = np.where(mask == BACKGROUND, earlier, mask)
+        objects = self._given_ids = sorted({*self._given_ids, *found})
+        given = [BACKGROUND, *objects] if {BACKGROUND, *objects} >= set(self._ids) else objects
         channels = [self._ids.index(label) for label in given]
         resized = resize_mask(mask, whole=self._whole, size=self._compared)
         self._soft = self._propagator.add(self._soften(resized, given), channels=channels)
         if self._protocol.feedback == "hard":
             # Soft labels are those of the reduced mask now, which would change other objects.
-            labels = np.where(np.isin(self._labels, given), np.uint8(BACKGROUND), self._labels)
+            labels = _without(self._predicted, given)
         else:
             labels = self._harden()
         labels = self._settle(labels, resized, given)
         if not self._protocol.keep_given:
             return labels
         # What was drawn stays as it was drawn.
-        others = np.where(np.isin(labels, found), np.uint8(BACKGROUND), labels)
-        return np.where(np.isin(mask, given), mask, others)
+        return np.where(np.isin(mask, given), mask, _without(labels, objects))
 
     def confidence(self) -> np.ndarray:
         """The share of the largest label among all labels at each pixel of the last frame, 0..1;
@@ -149,22 +160,25 @@ class Session:
         return {self._ids[channel]: value for channel, value in found.items() if channel}
 
     def _advance(
-        self, frame: np.ndarray, mask: np.ndarray | None, entering: Sequence[int]
+        self, features: torch.Tensor, mask: np.ndarray | None, entering: Sequence[int]
     ) -> np.ndarray:
         """Label map of the next frame, objects introduced by `mask`."""
-        features = self._extractor(frame)
         assert self._size is not None
         self._whole = self._compared = self._size
         if self._protocol.masks_at == "input":
             self._whole, self._compared = self._extractor.sizes(self._size)
         new = None
+        self._given_ids = [label for label in entering if label != BACKGROUND]
+        self._given = np.zeros(self._size, dtype=np.uint8)
         if mask is not None:
+            self._given = np.where(np.isin(mask, entering), mask, self._given)
             mask = resize_mask(mask, whole=self._whole, size=self._compared)
             new = self._soften(mask, entering, grid=(features.shape[0], features.shape[1]))
             if self._protocol.feedback == "hard":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
         self._soft = self._propagator.step(features, new)
-        return self._settle(self._harden(), mask, entering)
+        self._predicted = self._harden()
+        return self._settle(self._predicted, mask, entering)
 
     def _harden(self) -> np.ndarray:
         return harden_labels(
@@ -184,7 +198,6 @@ class Session:
             if mask is not None:
                 labels = np.where(np.isin(mask, given), mask, labels)
             self._propagator.feed_back(self._soften(labels, self._ids))
-        self._labels = labels
         return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
 
     def _soften(
@@ -197,3 +210,8 @@ class Session:
             method=self._protocol.mask_down,
             device=self._device,
         )
+
+
+def _without(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """The labels with background in place of these."""
+    return np.where(np.isin(labels, ids), np.uint8(BACKGROUND), labels)

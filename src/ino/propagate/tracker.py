@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ino.errors import MaskError
-from ino.models.devices import computes_in_bf16
+from ino.errors import ConfigError, MaskError
+from ino.models.devices import choose_device, computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
 from ino.propagate.given_masks import (
     check_end,
     check_frame,
+    check_frames,
     check_mask_size,
+    check_number,
     entering_objects,
     object_ids,
 )
@@ -46,23 +48,29 @@ class Tracker:
         Args:
             backbone: for instance from `ino.models.backbones.load_backbone`.
             protocol: one of `ino.propagate.protocols`, or its name.
-            device: where everything is computed.
+            device: where everything is computed; auto: CUDA, MPS or the CPU, what there is.
             precision: of the network; bf16 is quicker where the device multiplies in it, and
                 changes features by rounding.
             screening: on a CPU, look for similar positions in bf16 before they are ranked in fp32,
                 which changes no result; None: where the CPU multiplies in bf16.
 
         Raises:
-            ConfigError: the protocol is unknown, or the backbone's stride does not fit it.
+            ConfigError: the protocol, the device or the precision is unknown, or the backbone does
+                not fit the protocol.
         """
-        if isinstance(backbone, nn.Module):
-            backbone.to(device).eval()
         self.protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+        if not isinstance(self.protocol, Protocol):
+            raise ConfigError(
+                f"the protocol is {self.protocol!r}; give a name such as ino-davis, or what "
+                "get_protocol gives"
+            )
         self.precision: Precision = precision
-        self._device = torch.device(device)
+        self._device = choose_device(str(device))
         self._extractor = FeatureExtractor(
             backbone, protocol=self.protocol, device=self._device, precision=precision
         )
+        if isinstance(backbone, nn.Module):
+            backbone.to(self._device).eval()
         self._screening = computes_in_bf16(self._device) if screening is None else screening
         self._session: Session | None = None
 
@@ -96,7 +104,9 @@ class Tracker:
 
         Objects that are not known yet enter. A known one is corrected: from here on this frame is
         its reference. Other objects stay where they were predicted, unless the mask covers them. A
-        mask that holds all known objects decides the background, too.
+        mask that holds all known objects decides the background, too. Masks that are given for one
+        frame after the other, by `start` too, count as one, in which a later mask covers the
+        earlier ones and replaces the objects that it holds.
 
         Args:
             mask: as for `start`.
@@ -107,6 +117,8 @@ class Tracker:
             MaskError: the mask cannot be used, or belongs to another frame.
         """
         session = self._running()
+        if frame is not None:
+            check_number(frame)
         if frame is not None and frame != session.frame:
             when = "has passed" if frame < session.frame else "has not come yet"
             raise MaskError(
@@ -161,6 +173,7 @@ class Tracker:
             ConfigError: the backbone has no such layer as the protocol reads (found at the first
                 mask).
         """
+        check_frames(frames, iterator=True)
         entering = entering_objects(masks, correct=correct)
         if num_frames is not None:
             check_end(masks, num_frames)
@@ -182,6 +195,7 @@ class Tracker:
             MaskError: as `track`.
             VideoError: as `track`.
         """
+        check_frames(frames, iterator=False)
         entering_objects(masks, correct=True)
         check_end(masks, len(frames))
         numbers = sorted(masks)

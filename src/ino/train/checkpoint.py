@@ -130,12 +130,6 @@ def restore_checkpoint(path: Path, state: RunState) -> int:
     return content["step"]
 
 
-def remove_leftovers(out: Path) -> None:
-    """Removes files that a killed process left half written among the checkpoints of a run."""
-    for path in (out / "checkpoints").glob(".*.pt"):
-        path.unlink(missing_ok=True)
-
-
 def _collect(config: TrainConfig, state: RunState, *, step: int) -> dict[str, Any]:
     return {
         "format": FORMAT,

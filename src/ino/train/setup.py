@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipSampler
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
-from ino.train.checkpoint import RunState, remove_leftovers, restore_checkpoint
+from ino.train.checkpoint import RunState, restore_checkpoint
 from ino.train.config import TrainConfig, from_dict, to_dict
 from ino.train.data import build_data
 from ino.train.devices import build_fabric, is_restart, launch_name, with_processes

@@ -1,0 +1,106 @@
+"""What a program may hand to a tracker that is none of what it takes: an InoError each.
+
+In a Python of its own: tests check the types of arguments before a function sees them, and
+programs do not.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ino.errors import InoError
+from ino.models.backbones import ColorBackbone
+from ino.propagate.protocols import get_protocol
+from ino.propagate.tracker import Tracker
+
+CALLS = {
+    "Tracker(color, protocol='ino-davis', precision='fp8')": "precision is 'fp8'; give fp32 or",
+    "Tracker(color, protocol='ino-davis', device='x')": "device 'x' cannot be used here",
+    "Tracker(color, protocol='ino-davis', device=None)": "device 'None' cannot be used here",
+    "Tracker(color, protocol=None)": "protocol is None; give a name",
+    "Tracker('color', protocol='ino-davis')": "backbone is str, but a network",
+    "tracker.start(frame.tolist(), mask)": "frame 0 must be uint8 .* but it is list and no array",
+    "tracker.start(None, mask)": "but it is NoneType and no array",
+    "tracker.start(frame, mask.tolist())": "mask of frame 0 must be .* but it is list",
+    "tracker.start(frame, None)": "but it is NoneType",
+    "tracker.step([])": "frame 1 must be uint8 .* but it is list",
+    "tracker.add(None)": "mask of frame 0 must be .* but it is NoneType",
+    "tracker.add(mask, frame='0')": "given for frame '0', but frames are whole numbers",
+    "other.track([frame], {'0': mask})": "given for frame '0', but frames are whole numbers",
+    "other.track([frame], {0: mask, 1.5: mask})": "frame 1.5, but frames are whole numbers",
+    "other.track([frame], {None: mask, 0: mask})": "frame None, but",
+    "other.track([frame], [mask])": "masks are list, but they must be given by",
+    "other.track([frame], {0: None})": "mask of frame 0 must be",
+    "other.track(None, {0: mask})": "frames are NoneType, but",
+    "other.track([None], {0: mask})": "frame 0 must be uint8",
+    "other.track_both_ways(iter([frame]), {0: mask})": "but a sequence, such as a list, is",
+    "other.track_both_ways([frame], {'0': mask})": "frames are whole numbers",
+}
+PROGRAM = """
+import json, sys
+import numpy as np
+from ino import Tracker, load_backbone
+from ino.errors import InoError
+frame, mask = np.zeros((16, 24, 3), np.uint8), np.eye(16, 24, dtype=np.uint8)
+color = load_backbone("color")
+tracker, other = (Tracker(color, protocol="ino-davis") for _ in range(2))
+tracker.start(frame, mask)
+found = {}
+for call in json.load(sys.stdin):
+    try:
+        list(eval(call))
+    except Exception as error:
+        found[call] = [isinstance(error, InoError), f"{type(error).__name__}: {error}"]
+np.testing.assert_array_equal(tracker.add(mask), mask)  # nothing was lost
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers():
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, input=json.dumps([*CALLS]), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_that_are_refused(answers, call):
+    is_ours, message = answers[call]
+    assert is_ours, message
+    assert re.search(CALLS[call], message), message
+
+
+@pytest.mark.parametrize("screening", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers(video, screening, value):
+    """The frame is named, and the one that follows it is carried as if it had not been."""
+
+    class Broken(ColorBackbone):
+        breaks = False
+
+        def forward(self, images, *, layer):
+            features = super().forward(images, layer=layer).clone()
+            if self.breaks:
+                features[0, 0, 1, 1] = value
+            return features
+
+    frames, labels = video
+    backbone = Broken()
+    protocol = get_protocol("ino-davis", short_side=None)
+    tracker = Tracker(backbone, protocol=protocol, screening=screening)
+    backbone.breaks = True
+    with pytest.raises(InoError, match="features of frame 0 hold values that are no finite numb"):
+        tracker.start(frames[0], labels[0])
+    backbone.breaks = False
+    tracker.start(frames[0], labels[0])
+    backbone.breaks = True
+    with pytest.raises(InoError, match="features of frame 1 hold values"):
+        tracker.step(frames[1])
+    backbone.breaks = False
+    expected = list(Tracker(ColorBackbone(), protocol=protocol).track(frames[:2], {0: labels[0]}))
+    np.testing.assert_array_equal(tracker.step(frames[1]), expected[1])

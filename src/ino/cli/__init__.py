@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.cli import dense, evaluating, indexing, making, ytvos
+from ino.cli import dense, evaluating, indexing, making, sweeping, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError, StoppedError
 
@@ -113,6 +113,8 @@ COMMANDS = {
     "demo": making.demo,
     "train": making.train,
     "index": indexing.index,
+    "sweep": sweeping.sweep,
+    "plot": sweeping.plot,
     "segment": making.segment,
     "evaluate davis": evaluating.evaluate_davis,
     "evaluate ytvos": ytvos.evaluate,

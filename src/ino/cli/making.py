@@ -31,9 +31,9 @@ def train(options: Namespace) -> int:
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from ino.train.loop import train
+    from ino.pipeline.pretraining import pretrain
 
-    checkpoint = train(config, out=out, resume=options.train.resume)
+    checkpoint = pretrain(config, out=out, resume=options.train.resume)
     rank_zero_only(print)(f"last checkpoint: {checkpoint}")
     return 0
 

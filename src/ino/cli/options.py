@@ -6,6 +6,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from ino import __version__
 from ino.cli.indexing import index_parser
+from ino.cli.sweep_options import plot_parser, sweep_parser
 
 PROTOCOL_DEFAULT = "ino-davis"
 YTVOS_PROTOCOL_DEFAULT = "ino-ytvos"
@@ -23,6 +24,8 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("demo", _demo_parser(), help="the whole story on generated video")
     commands.add_subcommand("train", _train_parser(), help="learn from unlabeled video")
     commands.add_subcommand("index", index_parser(), help="tell what videos there are")
+    commands.add_subcommand("sweep", sweep_parser(), help="train and compare many runs")
+    commands.add_subcommand("plot", plot_parser(), help="draw the curves of runs")
     commands.add_subcommand("segment", _segment_parser(), help="carry masks through a video")
     evaluate = _parser("Propagates the given masks of a data set and scores the result.")
     commands.add_subcommand("evaluate", evaluate, help="propagate and score a data set")

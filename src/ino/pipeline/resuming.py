@@ -33,7 +33,7 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
         raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
     stored = out / "settings.json"
     if resume and stored.is_file():
-        _check_settings(stored, json.loads(settings))
+        check_settings(stored, json.loads(settings))
         remove_leftovers(out)
         return
     if resume:
@@ -67,7 +67,12 @@ def note_finished(out: Path, name: str) -> None:
         temporary.write_text("".join(f"{one}\n" for one in names), encoding="utf-8")
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Compares settings with those that were stored.
+
+    Raises:
+        OutputError: they are others, or the file is broken; the message names the first.
+    """
     try:
         stored = _flat(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

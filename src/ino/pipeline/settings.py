@@ -8,10 +8,30 @@ from typing import Any
 
 from ino import __version__
 from ino.files import atomic_path
-from ino.propagate.protocols import Protocol
+from ino.propagate.protocols import Protocol, get_protocol
 
 OnFrame = Callable[[], None]
 """Called after each frame."""
+
+
+def sized_protocol(name: str, *, short_side: int | None, **overrides: Any) -> Protocol:
+    """A named protocol for frames of another size; its radius covers the same part of a frame.
+
+    Args:
+        name: one of `ino.propagate.protocols`.
+        short_side: pixels; None for the protocol's own size.
+        overrides: other fields; a radius among them is taken as it is.
+
+    Raises:
+        ConfigError: the name or a field is unknown, or a value is out of range.
+    """
+    if short_side is None:
+        return get_protocol(name, **overrides)
+    get_protocol(name, short_side=short_side)  # a size that cannot be is told of before it is used
+    usual = get_protocol(name)
+    if usual.radius is not None and usual.short_side is not None:
+        overrides.setdefault("radius", max(1, round(usual.radius * short_side / usual.short_side)))
+    return get_protocol(name, short_side=short_side, **overrides)
 
 
 def write_settings(path: Path, protocol: Protocol, settings: Mapping[str, Any] | None) -> None:

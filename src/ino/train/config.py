@@ -220,6 +220,15 @@ class RunConfig:
         log_every: steps between lines on the screen and in TensorBoard.
         save_every: steps between checkpoints.
         keep: checkpoints kept, the newest.
+        pictures_every: steps between pictures of crops and masks, from the first; 0 for none.
+        eval_every: steps between scores of the student on labelled sequences; 0 for none.
+        eval_root: data set in the layout of DAVIS.
+        eval_year: of its list of sequences, 2016 or 2017.
+        eval_split: name of that list.
+        eval_sequences: those of the list to do; empty for all.
+        eval_protocol: how masks are carried.
+        eval_short_side: pixels, the protocol's radius with it; 0 for the protocol's own.
+        wandb: project of Weights & Biases that the run is told to; empty for none.
     """
 
     seed: int = 0
@@ -235,6 +244,15 @@ class RunConfig:
     log_every: int = 10
     save_every: int = 500
     keep: int = 2
+    pictures_every: int = 1000
+    eval_every: int = 0
+    eval_root: str = ""
+    eval_year: int = 2017
+    eval_split: str = "val"
+    eval_sequences: list[str] = field(default_factory=list)
+    eval_protocol: str = "ino-davis"
+    eval_short_side: int = 0
+    wandb: str = ""
 
 
 @dataclass
@@ -286,5 +304,9 @@ def from_dict(plain: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**sections)
 
 
+_LISTS = ("root", "eval_sequences")
+"""Fields that hold a list; other sequences are pairs of numbers."""
+
+
 def _frozen(name: str, value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) and name != "root" else value
+    return tuple(value) if isinstance(value, list) and name not in _LISTS else value

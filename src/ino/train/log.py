@@ -1,19 +1,29 @@
-"""What a run tells: one JSON line a step, TensorBoard, and a line on the screen now and then."""
+"""What a run tells: one JSON line a step; TensorBoard, Weights & Biases and a line on the screen
+now and then.
+
+All times are of the host. On a device that works behind it, `waiting` is the share of time in which
+the host had no batch to hand over.
+"""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
+import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ino.files import atomic_path
+from ino.train.wandb_run import WandbRun
 
 LOG_NAME = "log.jsonl"
 SHOWN = ("loss", "g2g", "l2g", "masked", "affinity")
+Item = TypeVar("Item")
 
 
 class RunLog:
@@ -24,18 +34,35 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, *, first_step: int, num_steps: int, log_every: int, enabled: bool = True
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        log_every: int,
+        clips_per_step: int,
+        wandb: str = "",
+        enabled: bool = True,
     ) -> None:
         """Args:
         folder: of the run.
         first_step: the step that comes first, counted from 0.
         num_steps: of the whole run.
         log_every: steps between lines on the screen and in TensorBoard.
+        clips_per_step: over all processes.
+        wandb: project of Weights & Biases; empty for none.
         enabled: False in all processes but the first, which then write nothing.
+
+        Raises:
+            ConfigError: `wandb` is given and not installed.
         """
         self._enabled = enabled
         self._log_every = log_every
+        self._num_steps = num_steps
+        self._clips_per_step = clips_per_step
         self._started = time.perf_counter()
+        self._since = (first_step, self._started)
+        self._waited = 0.0
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -46,7 +73,9 @@ class RunLog:
             disable=not enabled,
         )
         self._task = self._progress.add_task("", total=num_steps, completed=first_step)
+        self._wandb = None
         if enabled:
+            self._wandb = WandbRun(wandb, folder=folder) if wandb else None
             _drop_lines_from(folder / LOG_NAME, first_step)
             self._file = (folder / LOG_NAME).open("a", encoding="utf-8")
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
@@ -65,21 +94,87 @@ class RunLog:
         if self._enabled:
             self._tensorboard.close()
             self._file.close()
+        if self._wandb is not None:
+            self._wandb.close(failed=kind is not None)
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step's numbers go to the screen, with those that cost to take."""
+        return step % self._log_every == 0
+
+    def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches; the time until each comes counts as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - started
+            yield batch
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Logs the numbers of a step, counted from 0."""
+        """Logs the numbers of a step, counted from 0.
+
+        A step that is due has, besides, clips a second, the share of time that waited for data,
+        and the seconds that are left, all since the one before it.
+        """
         if not self._enabled:
             return
-        seconds = round(time.perf_counter() - self._started, 3)
+        now = time.perf_counter()
+        numbers = dict(numbers)
+        if self.is_due(step):
+            numbers |= self._speed(step, now)
+        seconds = round(now - self._started, 3)
         self._file.write(json.dumps({"step": step, **numbers, "seconds": seconds}) + "\n")
         self._file.flush()
         shown = " ".join(f"{name} {numbers[name]:.3f}" for name in SHOWN)
         self._progress.update(self._task, completed=step + 1, description=shown)
-        if step % self._log_every == 0:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
-            if not self._progress.console.is_terminal:
-                self._progress.console.print(f"step {step} {shown} lr {numbers['lr']:.2e}")
+        if self.is_due(step):
+            self._show(step, numbers, shown)
+
+    def picture(
+        self, step: int, name: str, sheet: UInt8[np.ndarray, "rows columns 3"], *, path: Path
+    ) -> None:
+        """Shows a picture, which is already in the file `path`, in TensorBoard and W&B."""
+        if not self._enabled:
+            return
+        self._tensorboard.add_image(name, sheet, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.picture(step, name, path)
+
+    def _speed(self, step: int, now: float) -> dict[str, float]:
+        before, since = self._since
+        elapsed = max(now - since, 1e-9)
+        steps_per_second = (step + 1 - before) / elapsed
+        found = {
+            "clips_per_second": steps_per_second * self._clips_per_step,
+            "waiting": min(1.0, self._waited / elapsed),
+            "seconds_left": (self._num_steps - step - 1) / max(steps_per_second, 1e-9),
+        }
+        self._since, self._waited = (step + 1, now), 0.0
+        return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+    def _show(self, step: int, numbers: Mapping[str, float], shown: str) -> None:
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, numbers)
+        if not self._progress.console.is_terminal:
+            speed = f"{numbers['clips_per_second']:.1f} clips/s"
+            left = f"{_clock(numbers['seconds_left'])} left"
+            self._progress.console.print(
+                f"step {step} {shown} lr {numbers['lr']:.2e} {speed}, {left}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _drop_lines_from(path: Path, step: int) -> None:

@@ -22,22 +22,27 @@ from ino.train.health import MOST_IN_ROW, MOST_IN_ROW_FP16, Health, Unread
 from ino.train.log import RunLog
 from ino.train.objective import Targets, Terms
 from ino.train.optim import clip_gradients, set_rates, take_step
-from ino.train.resolve import resolve
+from ino.train.resolve import count_clips, resolve
 from ino.train.setup import Run, newest_checkpoint, start
 from ino.train.stopping import StopSignals
+from ino.train.watching import Evaluate, Watch
 
 _LOG = logging.getLogger("ino")
 
 
-def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
+def train(
+    config: TrainConfig, *, out: Path, resume: bool = False, evaluate: Evaluate | None = None
+) -> Path:
     """Trains as configured and gives the last checkpoint.
 
     Args:
         config: as a recipe gives it.
         out: folder of the run, to which are written: config.yaml, log.jsonl (a line a step),
-            tensorboard/, checkpoints/ and quarantine.jsonl (videos that could not be used).
+            tensorboard/, checkpoints/, pictures/ and quarantine.jsonl (videos that could not be
+            used).
         resume: continue from the newest checkpoint in `out`, or start if there is none. Where
             torchrun or SLURM restarts the run that it started, this goes without saying.
+        evaluate: scores the student every `run.eval_every` steps (see ino.pipeline.pretraining).
 
     Raises:
         ConfigError: a value is out of range, or does not fit the run that is resumed.
@@ -54,17 +59,20 @@ def train(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
             first_step=run.first_step,
             num_steps=run.num_steps,
             log_every=run.config.run.log_every,
+            clips_per_step=count_clips(run.config),
+            wandb=run.config.run.wandb,
             enabled=run.fabric.is_global_zero,
         ) as log,
     ):
-        _steps(run, out=out, log=log, stop=stop)
+        watch = Watch(run, out=out, log=log, evaluate=evaluate)
+        _steps(run, out=out, log=log, stop=stop, watch=watch)
     run.fabric.barrier()
     checkpoint = newest_checkpoint(out)
     assert checkpoint is not None
     return checkpoint
 
 
-def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals) -> None:
+def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch) -> None:
     """All steps that are left."""
     config, fabric, schedules = run.config, run.fabric, run.schedules
     model, objective, optimizer, scaler, _ = run.state
@@ -75,7 +83,7 @@ def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals) -> None:
     most_skipped = MOST_IN_ROW if scaler is None else MOST_IN_ROW_FP16
     unread = Unread()
     model.train()
-    for step, clips in enumerate(_batches(run), start=run.first_step):
+    for step, clips in enumerate(log.waiting(_batches(run)), start=run.first_step):
         lr, weight_decay, momentum = schedules.at(step)
         set_rates(optimizer, lr=lr, weight_decay=weight_decay)
         seed_drop_path(config.run.seed, step=step, rank=fabric.global_rank)
@@ -98,11 +106,12 @@ def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals) -> None:
         objective.put_back(centers, unless=is_good)
 
         rates = {"lr": lr, "weight_decay": weight_decay, "teacher_momentum": momentum}
-        unread.add(step, numbers, rates)
+        looks = watch.look(step, views, targets)
+        unread.add(step, numbers | looks, rates | watch.score(step))
         is_last, is_due = step + 1 == run.num_steps, (step + 1) % config.run.save_every == 0
         if not (is_last or is_due or _reads(run, step, stop)):
             continue
-        last = _write_unread(unread, log)
+        last = _write_unread(unread, log, watch)
         if last["skipped"] >= most_skipped and not is_last:
             checkpoint = health.go_back(fabric.broadcast(newest_checkpoint(out)), last, step=step)
             restore_checkpoint(checkpoint, run.state)
@@ -152,11 +161,12 @@ def _reads(run: Run, step: int, stop: StopSignals) -> bool:
     return run.fabric.world_size == 1 and stop.received is not None
 
 
-def _write_unread(unread: Unread, log: RunLog) -> Mapping[str, float]:
+def _write_unread(unread: Unread, log: RunLog, watch: Watch) -> Mapping[str, float]:
     """Logs the steps that were not read yet and gives the numbers of the last."""
     numbers: Mapping[str, float] = {}
     for step, numbers in unread.read():
-        log.write(step, {name: value for name, value in numbers.items() if name != "stop"})
+        shown = {name: value for name, value in numbers.items() if name != "stop"}
+        log.write(step, watch.judge(step, shown))
     return numbers
 
 

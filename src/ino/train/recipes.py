@@ -5,7 +5,7 @@ the same way wherever it is written; programs take it as a configuration.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"the recipe {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the recipe {path} must hold sections such as model and data")
-    known_keys = dict(_flatten(to_dict(TrainConfig())))
-    flat = dict(_flatten(content))
+    known_keys = dict(flatten(to_dict(TrainConfig())))
+    flat = dict(flatten(content))
     for key in flat:
         if key not in known_keys:
             raise ConfigError(f"the recipe {path} has the unknown key {key}; see ino train --help")
@@ -77,7 +77,12 @@ def recipe_arguments(name: str) -> list[str]:
     Raises:
         ConfigError: see `read_recipe`.
     """
-    return [f"--{key}={_as_text(value)}" for key, value in read_recipe(name).items()]
+    return as_options(read_recipe(name))
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """Values by dotted field as options of the command line."""
+    return [f"--{key}={_as_text(value)}" for key, value in values.items()]
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:
@@ -95,9 +100,10 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested sections: ("model.arch", "vit_tiny")."""
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

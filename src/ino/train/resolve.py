@@ -105,6 +105,8 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
         **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
         **{f"optim.{n}": v for n, v in vars(optim).items() if n != "epochs"},
         **{f"run.{n}": getattr(run, n) for n in ("seed", "max_steps", "devices", "num_nodes")},
+        **{f"run.{n}": getattr(run, n) for n in ("pictures_every", "eval_every")},
+        "run.eval_short_side": run.eval_short_side,
     }
     rules += [(n, v, v >= 0, "0 or more") for n, v in not_negative.items()]
     return rules

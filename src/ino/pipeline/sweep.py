@@ -1,0 +1,179 @@
+"""A sweep: every cell is trained and scored, whatever happens to the others, and once only.
+
+What is done is read from the folder alone, so a sweep that was killed goes on where it stopped:
+    DIR/LABEL/seed_N/             the run, as `ino train` leaves it
+    DIR/LABEL/seed_N/davis_.../   its evaluation, as `ino evaluate davis` leaves it
+    DIR/LABEL/seed_N.error.txt    why it failed, until it succeeds
+    DIR/LABEL/seed_N.log.txt      what it printed, where several run at once
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from ino.errors import InoError, StoppedError
+from ino.files import atomic_path
+from ino.models.backbones import load_backbone
+from ino.models.checkpoints import list_checkpoints
+from ino.models.devices import choose_device
+from ino.pipeline.davis import evaluate_davis
+from ino.pipeline.pretraining import pretrain
+from ino.pipeline.sweep_plan import Cell, Pass, Plan
+from ino.propagate.tracker import Tracker
+from ino.train.stopping import INTERRUPTED_STATUS, SAVED_STATUS
+
+OnCell = Callable[[Cell], None]
+
+
+def run_sweep(
+    plan: Plan, *, out: Path, jobs: int = 1, on_cell: OnCell = lambda cell: None
+) -> list[Cell]:
+    """Trains and scores every cell that is not done, and gives those that failed.
+
+    Args:
+        plan: see `plan_sweep`; checked against the folder by `check_folder`.
+        out: folder of the sweep.
+        jobs: cells at once, each in a process with its share of the processor's cores; with 1 all
+            run in this process.
+        on_cell: called when a cell is done or has failed.
+    """
+    cells = [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
+    if jobs == 1:
+        for cell in cells:
+            run_cell(plan, cell, out=out)
+            on_cell(cell)
+    else:
+        _run_at_once(plan, cells, out=out, jobs=jobs, on_cell=on_cell)
+    return [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
+
+
+def run_cell(plan: Plan, cell: Cell, *, out: Path) -> None:
+    """Trains and scores one cell; what goes wrong is written to its error file."""
+    failure = error_file(cell, out=out)
+    failure.unlink(missing_ok=True)
+    folder = out / cell.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if cell.config is not None:
+            pretrain(cell.config, out=folder, resume=True)
+        for one in plan.passes_of(cell):
+            if not (folder / one.name / "scores.json").is_file():
+                _score(plan, cell, one, folder=folder)
+    except StoppedError:
+        raise
+    except InoError as error:
+        _write(failure, f"{' '.join(str(error).split())}\n")
+    except Exception as error:  # the other cells go on, and the whole story is kept
+        last = " ".join(f"{type(error).__name__}: {error}".split())
+        _write(failure, f"{last}\n\n{traceback.format_exc()}")
+
+
+def is_done(plan: Plan, cell: Cell, *, out: Path) -> bool:
+    """Whether every evaluation of the cell is on disk."""
+    folder = out / cell.name
+    return all((folder / one.name / "scores.json").is_file() for one in plan.passes_of(cell))
+
+
+def state_of(plan: Plan, cell: Cell, *, out: Path) -> str:
+    """How far a cell is, in a few words."""
+    if is_done(plan, cell, out=out):
+        scores = [read_scores(out / cell.name / one.name) for one in plan.passes_of(cell)]
+        return "done, J&F " + " ".join(f"{100 * one['J&F-Mean']:.1f}" for one in scores)
+    failure = error_file(cell, out=out)
+    if failure.is_file():
+        return f"failed: {failure.read_text(encoding='utf-8').splitlines()[0]}"
+    saved = list_checkpoints(out / cell.name)
+    return f"saved at step {int(saved[-1].stem.split('_')[1])}" if saved else "not started"
+
+
+def read_scores(folder: Path) -> dict[str, float]:
+    """The means over objects of an evaluation, as fractions by column name."""
+    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))["global"]
+
+
+def error_file(cell: Cell, *, out: Path) -> Path:
+    """Where it is written why a cell failed."""
+    return out / f"{cell.name}.error.txt"
+
+
+def _score(plan: Plan, cell: Cell, one: Pass, *, folder: Path) -> None:
+    chosen = plan.evaluation
+    backbone = load_backbone(cell.weights or folder, network=one.network, seed=cell.seed)
+    device = choose_device(cell.config.run.accelerator if cell.config else "auto")
+    evaluate_davis(
+        Path(chosen.root or ""),
+        out=folder / one.name,
+        tracker=Tracker(backbone, protocol=one.protocol, device=device),
+        year=chosen.year,
+        split=chosen.split,
+        resolution=chosen.resolution,
+        sequences=chosen.sequences,
+        settings=plan.settings(cell, one),
+        overwrite=True,  # only masks of a stopped evaluation with the same settings can be there
+    )
+
+
+def _run_at_once(plan: Plan, cells: list[Cell], *, out: Path, jobs: int, on_cell: OnCell) -> None:
+    """A process a cell, so that one that is killed takes no other with it."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    waiting = list(reversed(cells))
+    running: dict[int, tuple[Cell, BaseProcess]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop()
+                process = context.Process(target=_run_alone, args=(plan, cell, out, threads))
+                process.start()
+                running[process.sentinel] = cell, process
+            for sentinel in connection.wait(list(running)):
+                assert isinstance(sentinel, int)
+                cell, process = running.pop(sentinel)
+                process.join()
+                if process.exitcode and process.exitcode not in (SAVED_STATUS, INTERRUPTED_STATUS):
+                    words = f"its process ended with status {process.exitcode}"
+                    _write(error_file(cell, out=out), f"{words}; see {log_file(cell, out=out)}\n")
+                on_cell(cell)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join()
+
+
+def log_file(cell: Cell, *, out: Path) -> Path:
+    """What a cell prints where several run at once."""
+    return out / f"{cell.name}.log.txt"
+
+
+def _run_alone(plan: Plan, cell: Cell, out: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    path = log_file(cell, out=out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log, _output_to(log.fileno()):
+        try:
+            run_cell(plan, cell, out=out)
+        except StoppedError as stopped:
+            sys.exit(stopped.status)
+
+
+@contextlib.contextmanager
+def _output_to(descriptor: int) -> Iterator[None]:
+    """Sends everything that this process and its children print into a file, for good."""
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    yield
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,170 @@
+"""Sweep files: YAML that says which runs to compare, and by which evaluation.
+
+Reading checks the form of the file; `ino.pipeline.sweep_plan` checks the runs that it asks for.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ino.errors import ConfigError
+
+FOLDER = Path(__file__).parent.parent / "sweeps"
+"""Where the named sweeps are."""
+
+Network = Literal["student", "teacher"]
+
+
+@dataclass
+class EvaluationConfig:
+    """How each network is scored on DAVIS, or on any data set in that layout.
+
+    Args:
+        root: the data set.
+        year: 2016 or 2017.
+        split: name of the list of sequences.
+        resolution: name of the folder between Annotations and the sequences.
+        sequences: those of the list to do; all where None.
+        protocol: how masks are carried.
+        short_side: pixels, one or several; None for the protocol's own. The protocol's radius is
+            scaled with it.
+        radius: of the window, in feature positions; None as said above.
+        set: other fields of the protocol.
+        network: student, teacher or both of each run.
+    """
+
+    root: str | None = None
+    year: int = 2017
+    split: str = "val"
+    resolution: str = "480p"
+    sequences: list[str] | None = None
+    protocol: str = "ino-davis"
+    short_side: int | list[int] | None = None
+    radius: int | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    network: Network | list[Network] = "student"
+
+
+@dataclass
+class SweepConfig:
+    """What to compare.
+
+    Args:
+        base: recipe that every run starts from.
+        set: fields of every run, by dotted name.
+        rows: fields of each row, by label.
+        grid: values of fields, by dotted name; with rows, each row is run at each point.
+        seeds: of weights, clips, crops and masks; each row is run with each.
+        steps: length of a run, with schedules as long; None for the recipe's own.
+        baselines: what is scored untrained: color, untrained (the architecture of the base with
+            random weights, a network a seed) or random:ARCH/PATCH.
+        evaluation: how networks are scored.
+        published: J&F in percent by label, shown beside ours.
+    """
+
+    base: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    steps: int | None = None
+    baselines: list[str] = field(default_factory=lambda: ["color", "untrained"])
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    published: dict[str, float] = field(default_factory=dict)
+
+
+def sweep_names() -> list[str]:
+    """Names of the sweeps that come with ino."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_sweep(name: str, changes: Mapping[str, Any] | None = None) -> SweepConfig:
+    """A sweep with changes of the command line.
+
+    Args:
+        name: one of `sweep_names()`, or the path of a YAML file.
+        changes: fields of the file by dotted name ("evaluation.root"); None leaves one as it is.
+
+    Raises:
+        ConfigError: there is no such sweep, it is no YAML, has a key that is not known or is there
+            twice, or a value is not of its field's type.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.exists():
+        path = Path(name)
+    if not path.is_file():
+        known = ", ".join(sweep_names())
+        raise ConfigError(f"there is no sweep {name!r}; give one of {known} or a YAML file")
+    content = _read_yaml(path)
+    _check_keys(content, SweepConfig, path, "")
+    content = {key: value for key, value in content.items() if value is not None}
+    _check_keys(content.get("evaluation", {}), EvaluationConfig, path, "evaluation.")
+    if isinstance(rows := content.get("rows"), dict):
+        content["rows"] = {str(label): {} if row is None else row for label, row in rows.items()}
+    for dotted, value in (changes or {}).items():
+        section, _, option = dotted.rpartition(".")
+        if value is not None:
+            (content.setdefault(section, {}) if section else content)[option] = value
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SweepConfig, nested_key="sweep")
+    try:
+        values = parser.parse_object({"sweep": content})
+    except ArgumentError as error:
+        reason = " ".join(str(error).split()).replace("'sweep.", "'").replace('"sweep.', '"')
+        raise ConfigError(f"the sweep {path} cannot be used: {reason}") from error
+    sections: dict[str, Any] = values["sweep"].as_dict()
+    evaluation = EvaluationConfig(**sections.pop("evaluation"))
+    return SweepConfig(**sections, evaluation=evaluation)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        twice = next(_keys_given_twice(yaml.compose(text, yaml.SafeLoader)), None)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the sweep {path} is not YAML: {error}") from error
+    if twice is not None:
+        raise ConfigError(f"the sweep {path} has {twice} twice: give each label and field once")
+    if not isinstance(content, dict):
+        raise ConfigError(f"the sweep {path} must hold keys such as base, rows and evaluation")
+    return content
+
+
+def _keys_given_twice(node: yaml.Node | None) -> Iterator[str]:
+    """Keys that YAML itself would silently overwrite."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield str(key.value)
+            seen.add(key.value)
+            yield from _keys_given_twice(value)
+
+
+def _check_keys(content: Any, kind: type, path: Path, prefix: str) -> None:
+    if not isinstance(content, dict):
+        raise ConfigError(f"the sweep {path} must hold keys and values under {prefix.rstrip('.')}")
+    known = [one.name for one in dataclasses.fields(kind)]
+    for key in content:
+        if key not in known:
+            raise ConfigError(
+                f"the sweep {path} has the unknown key {prefix}{key}; it may have "
+                f"{', '.join(prefix + name for name in known)}"
+            )
+
+
+def label_of(values: Mapping[str, Any], *, row: str = "") -> str:
+    """The label of a row at a point of the grid: "released,affinity_teacher_temperature=0.02"."""
+    parts = [f"{name.rpartition('.')[2]}={_plain(value)}" for name, value in values.items()]
+    return ",".join([row, *parts] if row else parts)
+
+
+def _plain(value: Any) -> str:
+    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")

@@ -1,0 +1,128 @@
+"""The table of a sweep: mean and spread over seeds, beside what was published."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ino import __version__
+from ino.files import atomic_path
+from ino.pipeline.sweep import read_scores
+from ino.pipeline.sweep_plan import Plan
+
+SCORES = {"J&F": "J&F-Mean", "J": "J-Mean", "F": "F-Mean"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of a label by one evaluation, in percent, each a list over the seeds done."""
+
+    label: str
+    short_side: int | None
+    network: str
+    seeds: list[int]
+    num_seeds: int
+    scores: dict[str, list[float]]
+    published: float | None
+
+
+def table_rows(plan: Plan, *, out: Path) -> list[Row]:
+    """A row for each label and evaluation, from what is on disk."""
+    rows = []
+    for label in dict.fromkeys(cell.label for cell in plan.cells):
+        cells = [cell for cell in plan.cells if cell.label == label]
+        for one in plan.passes_of(cells[0]):
+            folders = {cell.seed: out / cell.name / one.name for cell in cells}
+            done = {s: read_scores(f) for s, f in folders.items() if (f / "scores.json").is_file()}
+            scores = {
+                name: [100 * found[column] for found in done.values()]
+                for name, column in SCORES.items()
+            }
+            published = plan.published.get(label)
+            side = one.protocol.short_side
+            rows.append(Row(label, side, one.network, list(done), len(cells), scores, published))
+    return rows
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    """Prints the table: mean ± sample standard deviation, in percent."""
+    headings, *lines = cells_of(rows)
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def write_table(rows: list[Row], folder: Path) -> None:
+    """Writes table.json, in full precision, and table.md.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    headings, *lines = cells_of(rows)
+    aligned = ["---", *["---:"] * (len(headings) - 1)]
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in [headings, aligned, *lines])
+    content = {"software": {"name": "ino", "version": __version__}, "rows": [*map(_plain, rows)]}
+    for name, text in (
+        ("table.md", markdown),
+        ("table.json", json.dumps(content, indent=2) + "\n"),
+    ):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def cells_of(rows: list[Row]) -> Iterator[list[str]]:
+    """The texts of the table, line by line, headings first; only columns that tell rows apart."""
+    sides = len({row.short_side for row in rows}) > 1
+    networks = len({row.network for row in rows}) > 1
+    published = any(row.published is not None for row in rows)
+    yield [
+        "row",
+        *["short side"] * sides,
+        *["network"] * networks,
+        "seeds",
+        *SCORES,
+        *["published J&F"] * published,
+    ]
+    for row in rows:
+        num_done = len(row.seeds)
+        yield [
+            row.label,
+            *[str(row.short_side or "native")] * sides,
+            *[row.network] * networks,
+            str(num_done) if num_done == row.num_seeds else f"{num_done} of {row.num_seeds}",
+            *map(_spread, row.scores.values()),
+            *["" if row.published is None else f"{row.published:.1f}"] * published,
+        ]
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    return {
+        "label": row.label,
+        "short_side": row.short_side,
+        "network": row.network,
+        "seeds": row.seeds,
+        "published": row.published,
+        **{
+            name: {
+                "mean": fmean(values) if values else None,
+                "std": stdev(values) if len(values) > 1 else None,
+                "values": values,
+            }
+            for name, values in row.scores.items()
+        },
+    }

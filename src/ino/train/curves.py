@@ -1,0 +1,208 @@
+"""Curves of runs, from their logs: one picture, a panel a question, a colour a run."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ino.errors import ConfigError
+from ino.files import atomic_path
+from ino.train.log import LOG_NAME
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Numbers of the log that are drawn together, the first as a full line, the next dashed."""
+
+    title: str
+    names: tuple[str, ...]
+    unit: str = ""
+    scale: Literal["linear", "from 0", "log"] = "linear"
+
+
+PANELS = (
+    Panel("loss", ("loss",)),
+    Panel("J&F on labelled sequences", ("eval_jf",), "percent"),
+    Panel("global to global", ("g2g",), "nats"),
+    Panel("local to global", ("l2g",), "nats"),
+    Panel("masked prediction", ("masked",), "nats"),
+    Panel("affinity", ("affinity",), "nats"),
+    Panel("entropy of targets", ("entropy_class", "entropy_patch"), "nats"),
+    Panel("student from target, KL", ("kl_g2g", "kl_l2g", "kl_masked"), "nats"),
+    Panel("information of targets", ("information_class", "information_patch"), "nats"),
+    Panel("spread of tokens", ("std_class", "std_patch"), "0 same, 1 all ways"),
+    Panel("effective rank of patch tokens", ("rank_patch",), "directions"),
+    Panel("gradient norm", ("grad_norm",), scale="log"),
+    Panel("learning rate", ("lr",)),
+    Panel("weight decay", ("weight_decay",)),
+    Panel("teacher momentum", ("teacher_momentum",)),
+    Panel("clips a second", ("clips_per_second",), scale="from 0"),
+    Panel("waiting for data", ("waiting",), "share of time", scale="from 0"),
+)
+COLUMNS = 3
+STYLES = ("-", "--", ":")
+# Distinct in print and for most colour-blind readers (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SMOOTHED_SHARE = 0.02
+MIN_POINTS_TO_SMOOTH = 40
+
+
+@dataclass(frozen=True)
+class History:
+    """The numbers of a run by name: steps, and the value at each."""
+
+    label: str
+    series: dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]
+
+
+def read_history(run: Path, *, label: str) -> History:
+    """The log of a run; a last line that a kill tore is left out, and so is what is not finite.
+
+    Args:
+        run: its folder.
+        label: in the legend.
+
+    Raises:
+        ConfigError: the folder is no run, or no step was logged yet.
+    """
+    path = run / LOG_NAME
+    if not path.is_file():
+        raise ConfigError(f"{run} is no run: it has no {LOG_NAME}; give the --out of ino train")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            numbers = json.loads(line)
+            step = float(numbers["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        for name, value in numbers.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                points.setdefault(name, []).append((step, float(value)))
+    if not points:
+        raise ConfigError(f"{path} holds no step yet: wait for the first")
+    columns = {name: np.array(found).T for name, found in points.items()}
+    return History(label, {name: (steps, values) for name, (steps, values) in columns.items()})
+
+
+def plot_runs(runs: Sequence[Path], *, out: Path) -> Path:
+    """Draws the curves of one or several runs into a picture; its suffix says of which kind.
+
+    Raises:
+        ConfigError: see `read_history`; or the suffix is none of .png, .pdf and .svg.
+        OutputError: it cannot be written.
+    """
+    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"--out {out} must end in .png, .pdf or .svg")
+    labels = distinct_labels(runs)
+    histories = [read_history(r, label=name) for r, name in zip(runs, labels, strict=True)]
+    figure = draw(histories)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return out
+
+
+def draw(histories: Sequence[History]) -> Figure:
+    """The picture; panels that no run has numbers for are left out."""
+    panels = [
+        panel
+        for panel in PANELS
+        if any(_shown(one, name) for one in histories for name in panel.names)
+    ]
+    rows = math.ceil(len(panels) / COLUMNS)
+    figure = Figure(figsize=(4.0 * COLUMNS, 2.45 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
+    for panel, axes in zip(panels, grid.flat, strict=False):
+        _draw_panel(axes, panel, histories)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.remove()
+    lines = [
+        figure.axes[0].plot([], [], color=COLOURS[index % len(COLOURS)], linewidth=2)[0]
+        for index in range(len(histories))
+    ]
+    figure.legend(
+        lines,
+        [one.label for one in histories],
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        fontsize=10,
+    )
+    return figure
+
+
+def smooth(values: Float[np.ndarray, " points"], width: int) -> Float[np.ndarray, " points"]:
+    """The mean over a window of `width` points around each, cut at the ends."""
+    before, after = width // 2, (width + 1) // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    first = np.maximum(np.arange(len(values)) - before, 0)
+    last = np.minimum(np.arange(len(values)) + after, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def distinct_labels(runs: Sequence[Path]) -> list[str]:
+    """Names for the legend: as few last parts of the paths as tell the runs apart."""
+    parts = [run.resolve().parts for run in runs]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        labels = ["/".join(one[-length:]) for one in parts]
+        if len(set(labels)) == len(set(parts)):
+            return labels
+    return [str(run) for run in runs]
+
+
+def _shown(history: History, name: str) -> bool:
+    """Whether there is something to see; a term that is off is 0 in every step."""
+    return name in history.series and bool(np.any(history.series[name][1] != 0))
+
+
+def _draw_panel(axes: Axes, panel: Panel, histories: Sequence[History]) -> None:
+    styles = dict(zip(panel.names, STYLES, strict=False))
+    drawn = [name for name in panel.names if any(_shown(one, name) for one in histories)]
+    for index, history in enumerate(histories):
+        colour = COLOURS[index % len(COLOURS)]
+        for name in drawn:
+            if _shown(history, name):
+                _draw_line(axes, *history.series[name], colour=colour, style=styles[name])
+    if len(drawn) > 1:
+        for name in drawn:
+            short = name.partition("_")[2]
+            axes.plot([], [], color="0.35", linestyle=styles[name], label=short)
+        axes.legend(frameon=False, fontsize=8, handlelength=2.2, borderaxespad=0.2)
+    if panel.scale == "log":
+        axes.set_yscale("log")
+    elif panel.scale == "from 0":
+        axes.set_ylim(bottom=0)
+    axes.set_title(panel.title, fontsize=10, loc="left", fontweight="bold")
+    axes.set_ylabel(panel.unit, fontsize=8)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+
+
+def _draw_line(
+    axes: Axes,
+    steps: Float[np.ndarray, " points"],
+    values: Float[np.ndarray, " points"],
+    *,
+    colour: str,
+    style: str,
+) -> None:
+    """A line; a noisy one is faint, and its moving mean is drawn over it."""
+    if len(values) < MIN_POINTS_TO_SMOOTH:
+        marker = "o" if len(values) < 12 else None
+        axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.5, marker=marker, ms=3)
+        return
+    width = max(3, round(SMOOTHED_SHARE * len(values)))
+    axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.25)
+    axes.plot(steps, smooth(values, width), color=colour, linestyle=style, linewidth=1.5)

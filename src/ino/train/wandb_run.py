@@ -1,0 +1,72 @@
+"""Weights & Biases, for those who have it: an extra, through Lightning's logger.
+
+Where the service cannot or shall not be reached, its own setting WANDB_MODE=offline keeps
+everything in the folder of the run.
+"""
+
+import secrets
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from ino.errors import ConfigError
+from ino.files import atomic_path
+
+ID_NAME = "wandb_id.txt"
+
+
+def check_wandb(project: str) -> None:
+    """Checks that a run can tell Weights & Biases, if it is asked to.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if project and find_spec("wandb") is None:
+        raise ConfigError(
+            f"run.wandb is {project}, but Weights & Biases is not installed; install ino[wandb] or "
+            "leave run.wandb out"
+        )
+
+
+class WandbRun:
+    """A run in a project of Weights & Biases; a run that resumes goes on in the same one."""
+
+    def __init__(self, project: str, *, folder: Path) -> None:
+        """Args:
+        project: its name there.
+        folder: of the run; it names the run and keeps its id and its files.
+
+        Raises:
+            ConfigError: Weights & Biases is not installed.
+        """
+        check_wandb(project)
+        from lightning.pytorch.loggers import WandbLogger
+
+        self._logger = WandbLogger(
+            name=folder.name,
+            save_dir=folder,
+            project=project,
+            id=_stored_id(folder / ID_NAME),
+            resume="allow",
+        )
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Logs the numbers of a step."""
+        self._logger.log_metrics(dict(numbers), step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Logs a picture."""
+        self._logger.log_image(name, [str(path)], step=step)
+
+    def close(self, *, failed: bool) -> None:
+        """Sends what is left."""
+        self._logger.experiment.finish(exit_code=int(failed))
+
+
+def _stored_id(path: Path) -> str:
+    if path.is_file() and (found := path.read_text(encoding="utf-8").strip()):
+        return found
+    new = secrets.token_hex(8)
+    with atomic_path(path) as temporary:
+        temporary.write_text(new + "\n", encoding="utf-8")
+    return new

@@ -15,6 +15,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,9 +162,9 @@ def print_costs(machines: list[Machine]) -> None:
     print_table("Wall time", ["machine", "known by", "clips a second", *names], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, counts and prints."""
-    options: argparse.Namespace = build_parser(__doc__).parse_args()
+    options: argparse.Namespace = build_parser(__doc__).parse_args(arguments)
     torch.set_num_threads(options.threads)
     precision = "bf16" if computes_in_bf16(CPU) else "fp32"
     machine = describe_machine(precision=precision)

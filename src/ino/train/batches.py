@@ -71,9 +71,14 @@ def _workers_watched(loader: DataLoader) -> Iterator[list[Tensor]]:
     has_signal = in_main and hasattr(signal, "SIGCHLD")
     earlier = signal.getsignal(signal.SIGCHLD) if has_signal else None
     iterator = iter(loader)
-    if has_signal and signal.getsignal(signal.SIGCHLD) is not earlier:
-        signal.signal(signal.SIGCHLD, earlier or signal.SIG_DFL)
+    if has_signal and _is_torch_s(signal.getsignal(signal.SIGCHLD)):
+        kept = signal.SIG_DFL if earlier is None or _is_torch_s(earlier) else earlier
+        signal.signal(signal.SIGCHLD, kept)
     yield from iterator
+
+
+def _is_torch_s(handler: object) -> bool:
+    return getattr(handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
 
 
 def _tells_death(error: Exception) -> bool:

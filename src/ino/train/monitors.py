@@ -85,9 +85,11 @@ def feature_numbers(
 
 
 def effective_rank(features: Float[Tensor, "sample dim"]) -> Float[Tensor, ""]:
-    """The exponential of the entropy of the singular values, normalised to sum 1."""
+    """The exponential of the entropy of the singular values, normalised to sum 1; NaN of NaN."""
     # By the Gram matrix of the smaller side, in fp64, which not every device has.
     matrix = features.cpu().double()
+    if not matrix.isfinite().all():
+        return matrix.new_tensor(math.nan)
     gram = matrix.T @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.T
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     return _entropy(singular / singular.sum().clamp(min=1e-12)).exp()

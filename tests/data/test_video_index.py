@@ -159,12 +159,14 @@ def test_a_damaged_index_is_made_anew_with_a_warning(damage, at_start, videos, t
     assert file.read_text() == content
 
 
-def test_a_foreign_or_binary_file_is_no_index(videos, tmp_path, caplog):
-    file = tmp_path / "index.jsonl"
-    file.write_bytes(b"\xff\xfe\x00" * 99 + b"\n")
-    with caplog.at_level(logging.WARNING, logger="ino"):
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00" * 99 + b"\n", b"my notes\n", b"[1]"])
+def test_a_file_that_is_no_index_is_never_replaced(content, videos, tmp_path):
+    """As when --data.index is given a video or a list of videos by mistake."""
+    file = tmp_path / "mine"
+    file.write_bytes(content)
+    with pytest.raises(OutputError, match="mine is no index of videos but another file"):
         index_videos([videos], file=file)
-    assert "is damaged" in caplog.text
+    assert file.read_bytes() == content
 
 
 def test_two_that_index_at_once_do_not_mix_their_lines(videos, tmp_path):

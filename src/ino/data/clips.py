@@ -22,7 +22,7 @@ from ino.data.path_table import PathTable
 from ino.data.quarantine import quarantine
 from ino.data.video import read_chosen
 from ino.data.video_list import find_videos
-from ino.errors import ConfigError, VideoError
+from ino.errors import ConfigError, OutputError, VideoError
 
 __all__ = [
     "ClipDataset",
@@ -191,7 +191,7 @@ class ClipDataset(Dataset[Tensor]):
         self._state[video] = _BROKEN
         path = self._videos[video]
         reason = str(error)
-        if self._quarantine is None or quarantine(self._quarantine, path, reason=reason):
+        if self._quarantine is None or _is_new(self._quarantine, path, reason):
             named = reason if str(path) in reason else f"{path}: {reason}"
             _LOG.warning("a video is left out of training: %s", named)
         num_broken = self.num_broken
@@ -204,6 +204,15 @@ class ClipDataset(Dataset[Tensor]):
             f"{self.num_broken} of the {int((self._state > 0).sum())} videos tried cannot be "
             f"used{where}: check the folder of videos and the clip's length and step"
         )
+
+
+def _is_new(file: Path, video: Path | str, reason: str) -> bool:
+    """Whether the video is to be told; a file that cannot be written is no cause to stop."""
+    try:
+        return quarantine(file, Path(video), reason=reason)
+    except OutputError as error:
+        _LOG.warning("%s", error)
+        return True
 
 
 def collate_clips(clips: list[Tensor]) -> list[Tensor]:

@@ -25,6 +25,8 @@ except (
     fcntl = None
 
 _FORMAT = {"ino_index": 1}
+_BEGIN = b'{"ino_index":'
+_WHERE_BEGIN_IS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class IndexDamagedError(Exception):
     """An index cannot be trusted; the message is which line."""
 
 
+class NoIndexError(Exception):
+    """A file is no index at all and belongs to somebody."""
+
+
 def default_index(roots: Sequence[Path]) -> Path:
     """Where the index of these roots is kept: in the user's cache folder, XDG_CACHE_HOME if set."""
     # Absolute, or the same words in two folders would share a file.
@@ -59,10 +65,16 @@ def read_index(path: Path) -> dict[str, Known]:
     """What an index holds, by the absolute path of the video; nothing where there is none.
 
     Raises:
-        IndexDamagedError: the file is not such an index, or broken inside.
+        NoIndexError: the file has no first line of an index near its start.
+        IndexDamagedError: it is of another version, or broken inside.
         OSError: it cannot be read.
     """
     try:
+        with path.open("rb") as file:
+            begin = file.read(_WHERE_BEGIN_IS)
+        # A kill may leave less than the first line, and a failing disk zeros.
+        if begin.strip(b"\0") and not _BEGIN.startswith(begin) and _BEGIN not in begin:
+            raise NoIndexError
         content = path.read_text(encoding="ascii")
     except FileNotFoundError:
         return {}

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ino.data.clips import ClipSampling, frame_indices
 from ino.data.quarantine import quarantine_all
 from ino.data.shards import ShardCutError, ShardVideo, read_shard
-from ino.errors import ConfigError, VideoError
+from ino.errors import ConfigError, OutputError, VideoError
 
 _MOST_GROUPS = 64
 _MOST_STREAMS = 256
@@ -202,7 +202,14 @@ class ShardClips(IterableDataset[list[Tensor]]):
         if name in self._left_out:
             return
         self._left_out.add(name)
-        if self._quarantine is None or quarantine_all(self._quarantine, {name: reason}):
+        is_new = True
+        try:
+            is_new = self._quarantine is None or bool(
+                quarantine_all(self._quarantine, {name: reason})
+            )
+        except OutputError as error:  # no cause to stop
+            _LOG.warning("%s", error)
+        if is_new:
             named = reason if name in reason else f"{name}: {reason}"
             _LOG.warning("left out of training: %s", named)
 

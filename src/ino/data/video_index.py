@@ -20,7 +20,14 @@ import numpy as np
 
 from ino.data.cores import available_cores
 from ino.data.frame_sequence import is_pattern
-from ino.data.index_file import IndexDamagedError, Journal, Known, read_index, write_index
+from ino.data.index_file import (
+    IndexDamagedError,
+    Journal,
+    Known,
+    NoIndexError,
+    read_index,
+    write_index,
+)
 from ino.data.video_header import VideoHeader, header_or_fault
 from ino.data.video_list import find_names
 from ino.errors import OutputError
@@ -109,6 +116,11 @@ def _read_known(file: Path) -> dict[str, Known]:
     """What the index holds; nothing if it is damaged, which is told."""
     try:
         return read_index(file)
+    except NoIndexError as error:
+        raise OutputError(
+            f"{file} is no index of videos but another file, which is left as it is: choose "
+            "another place with data.index or --index"
+        ) from error
     except IndexDamagedError as error:
         _LOG.warning("the index %s is damaged (%s): all headers are read again", file, error)
         file.unlink(missing_ok=True)

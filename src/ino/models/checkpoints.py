@@ -134,7 +134,8 @@ def position_side(backbone: dict[str, Tensor]) -> int | None:
     """
     if "pos_embed" not in backbone:
         return None
-    num_positions = backbone["pos_embed"].shape[1] - 1
+    shape = backbone["pos_embed"].shape
+    num_positions = shape[1] - 1 if len(shape) == 3 else 0
     side = math.isqrt(max(0, num_positions))
     if side * side != num_positions or side == 0:
         raise CheckpointError(

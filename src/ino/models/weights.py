@@ -87,13 +87,20 @@ def _network(weights: Any, path: Path) -> NetworkWeights:
         if not name.startswith(_HEAD_PREFIXES)
     }
     for name in ("masked_embed", "mask_token"):  # iBOT's name, ours
-        if name in backbone:
+        if name in backbone and backbone[name].layout == torch.strided:
             backbone["mask_token"] = backbone.pop(name).reshape(1, 1, -1)
     if not {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= backbone.keys():
         raise CheckpointError(
             f"{path} holds no ViT: expected cls_token, pos_embed and patch_embed, found "
             f"{', '.join(list(backbone)[:3]) or 'nothing'}"
         )
+    for name, value in backbone.items():
+        is_plain = value.layout == torch.strided and value.device.type == "cpu"
+        if not (is_plain and value.is_floating_point() and bool(value.isfinite().all())):
+            raise CheckpointError(
+                f"{path} cannot be trained on: expected finite numbers, but {name} holds others "
+                f"({value.dtype}, {value.layout}); give weights of a training that went well"
+            )
     return NetworkWeights(backbone, *_plain_head(head))
 
 

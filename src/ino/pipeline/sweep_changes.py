@@ -10,8 +10,8 @@ from ino.pipeline.resuming import check_settings
 from ino.pipeline.settings import settings_text
 from ino.pipeline.sweep_plan import Cell, Plan
 from ino.train.config import TrainConfig, from_dict
+from ino.train.earlier import CONFIG_NAME
 from ino.train.resolve import differences
-from ino.train.setup import CONFIG_NAME
 
 
 def check_folder(plan: Plan, out: Path) -> None:
@@ -35,7 +35,7 @@ def check_folder(plan: Plan, out: Path) -> None:
 def _check_same(cell: Cell, config: TrainConfig, path: Path) -> None:
     try:
         earlier = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: move the folder away to do {cell.name} anew") from (
             error
         )

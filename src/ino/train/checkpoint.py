@@ -155,6 +155,10 @@ def _collect(config: TrainConfig, state: RunState, *, step: int) -> dict[str, An
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)  # somebody may have moved it away
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
     with _torch_errors(path), atomic_path(path) as temporary:
         torch.save(content, temporary)
 

@@ -38,6 +38,8 @@ class CollapseMonitor:
         if step < self.first_step:
             return []
         found = []
+        # What is no number is told as a step that is skipped, not as a collapse.
+        numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
         for kind, judge in _KINDS.items():
             words = judge(self, numbers)
             if words is None:

@@ -48,6 +48,8 @@ PANELS = (
     Panel("waiting for data", ("waiting",), "share of time", scale="from 0"),
 )
 COLUMNS = 3
+LARGEST = 1e30
+"""Beyond it, as in damaged lines, axes cannot be divided."""
 STYLES = ("-", "--", ":")
 # Distinct in print and for most colour-blind readers (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -81,10 +83,12 @@ def read_history(run: Path, *, label: str) -> History:
         try:
             numbers = json.loads(line)
             step = float(numbers["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
+        if not 0 <= step <= LARGEST:
             continue
         for name, value in numbers.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, int | float) and -LARGEST <= value <= LARGEST:
                 points.setdefault(name, []).append((step, float(value)))
     if not points:
         raise ConfigError(f"{path} holds no step yet: wait for the first")
@@ -110,12 +114,19 @@ def plot_runs(runs: Sequence[Path], *, out: Path) -> Path:
 
 
 def draw(histories: Sequence[History]) -> Figure:
-    """The picture; panels that no run has numbers for are left out."""
+    """The picture; panels that no run has numbers for are left out.
+
+    Raises:
+        ConfigError: that is all of them.
+    """
     panels = [
         panel
         for panel in PANELS
         if any(_shown(one, name) for one in histories for name in panel.names)
     ]
+    if not panels:
+        names = ", ".join(one.label for one in histories)
+        raise ConfigError(f"the log of {names} has no number to draw: all are 0 or unknown")
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(4.0 * COLUMNS, 2.45 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -130,7 +141,7 @@ def draw(histories: Sequence[History]) -> Figure:
     ]
     figure.legend(
         lines,
-        [one.label for one in histories],
+        [one.label.replace("$", r"\$") for one in histories],  # no formulas
         loc="outside upper left",
         ncols=4,
         frameon=False,

@@ -2,10 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.fabric import Fabric
 from rich.console import Console
@@ -23,14 +22,14 @@ from ino.data.shards import expand_shards, is_shards
 from ino.data.usable_videos import choose_usable
 from ino.data.video_index import VideoIndex, index_videos
 from ino.data.video_list import find_names
-from ino.errors import ConfigError, InoError, OutputError
+from ino.errors import ConfigError, OutputError
 from ino.files import atomic_path
 from ino.train.config import DataConfig, TrainConfig
+from ino.train.devices import once
 
 VIDEOS_NAME = "videos.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 _MOST_WORKERS = 16
-Found = TypeVar("Found")
 _LOG = logging.getLogger("ino")
 
 
@@ -74,7 +73,7 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     )
     if any(map(is_shards, data.root)):
         return _shard_clips(config, sampling, fabric, out=out)
-    names, left_out = _once(fabric, lambda: _find(data, sampling))
+    names, left_out = once(fabric, lambda: _find(data, sampling))
     dataset = ClipDataset(
         names, sampling=sampling, seed=config.run.seed, quarantine=out / QUARANTINE_NAME
     )
@@ -108,7 +107,7 @@ def _shard_clips(
 ) -> Clips:
     """The clips of this process from tar shards, which are read from front to back."""
     data = config.data
-    shards, num_videos, faults = _once(
+    shards, num_videos, faults = once(
         fabric, lambda: survey_shards(expand_shards(data.root), num_stated=data.shard_videos)
     )
     schedule = ShardSchedule(
@@ -174,24 +173,6 @@ def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
     if num_workers:
         options |= {"persistent_workers": True, "prefetch_factor": config.data.prefetch}
     return options
-
-
-def _once(fabric: Fabric, find: Callable[[], Found]) -> Found:
-    """What the first process finds, in all of them: no two can differ.
-
-    Raises:
-        InoError: in every process, what the first one raised.
-    """
-    found: Any = None
-    if fabric.is_global_zero:
-        try:
-            found = find()
-        except InoError as error:
-            found = error
-    found = fabric.broadcast(found)
-    if isinstance(found, InoError):
-        raise found
-    return found
 
 
 def _find(data: DataConfig, sampling: ClipSampling) -> tuple[list[str], dict[str, str]]:

@@ -5,7 +5,8 @@ There is no launcher here: torchrun and SLURM start the processes, or Fabric tho
 
 import dataclasses
 import os
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -16,10 +17,12 @@ from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from ino.errors import ConfigError
+from ino.errors import ConfigError, InoError
 from ino.models.devices import computes_in_bf16
 from ino.models.student_teacher import StudentTeacher
 from ino.train.config import RunConfig, TrainConfig
+
+Found = TypeVar("Found")
 
 
 def build_fabric(config: RunConfig) -> Fabric:
@@ -72,6 +75,24 @@ def launch(fabric: Fabric) -> None:
     fabric.launch()
 
 
+def once(fabric: Fabric, find: Callable[[], Found]) -> Found:
+    """What the first process finds, in all of them: no two can differ.
+
+    Raises:
+        InoError: in every process, what the first one raised.
+    """
+    found: Any = None
+    if fabric.is_global_zero:
+        try:
+            found = find()
+        except InoError as error:
+            found = error
+    found = fabric.broadcast(found)
+    if isinstance(found, InoError):
+        raise found
+    return found
+
+
 def count_processes(config: RunConfig) -> tuple[int, int]:
     """Processes a machine, and machines; 0 in the configuration means those of the launcher.
 
@@ -81,6 +102,8 @@ def count_processes(config: RunConfig) -> tuple[int, int]:
         ConfigError: the configuration names other numbers than the launcher started.
     """
     found = _of_launcher()
+    if found is None:
+        _check_unlaunched(config)
     devices, num_nodes = found or (config.devices or 1, config.num_nodes or 1)
     for name, asked, is_there in (
         ("devices", config.devices, devices),
@@ -92,6 +115,23 @@ def count_processes(config: RunConfig) -> tuple[int, int]:
                 f"leave run.{name} out or start as many"
             )
     return devices, num_nodes
+
+
+def _check_unlaunched(config: RunConfig) -> None:
+    """Refuses what Fabric would do to its word: as many processes as a machine dies of, or waiting
+    for a machine that nobody starts.
+    """
+    num_cores = os.cpu_count() or 1
+    if config.accelerator == "cpu" and config.devices > max(2, num_cores):
+        raise ConfigError(
+            f"run.devices is {config.devices}, but there are {num_cores} cores, and each process "
+            "of a CPU needs one: lower run.devices"
+        )
+    if config.num_nodes > 1 and not os.environ.get("MASTER_ADDR"):
+        raise ConfigError(
+            f"run.num_nodes is {config.num_nodes}, but no launcher started this process: start it "
+            "on each machine with torchrun or SLURM (docs/scaling.md)"
+        )
 
 
 def _of_launcher() -> tuple[int, int] | None:

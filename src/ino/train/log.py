@@ -6,8 +6,10 @@ the host had no batch to hand over.
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -24,6 +26,7 @@ from ino.train.wandb_run import WandbRun
 LOG_NAME = "log.jsonl"
 SHOWN = ("loss", "g2g", "l2g", "masked", "affinity")
 Item = TypeVar("Item")
+_LOG = logging.getLogger("ino")
 
 
 class RunLog:
@@ -77,8 +80,11 @@ class RunLog:
         if enabled:
             self._wandb = WandbRun(wandb, folder=folder) if wandb else None
             _drop_lines_from(folder / LOG_NAME, first_step)
-            self._file = (folder / LOG_NAME).open("a", encoding="utf-8")
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            self._file = (folder / LOG_NAME).open("ab", buffering=0)
+            self._unwritten = b""
+            self._tensorboard: SummaryWriter | None = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=first_step
+            )
 
     def __enter__(self) -> "RunLog":
         self._progress.start()
@@ -92,7 +98,9 @@ class RunLog:
     ) -> None:
         self._progress.stop()
         if self._enabled:
-            self._tensorboard.close()
+            with self._tensorboard_kept() as tensorboard:
+                if tensorboard is not None:
+                    tensorboard.close()
             self._file.close()
         if self._wandb is not None:
             self._wandb.close(failed=kind is not None)
@@ -127,8 +135,7 @@ class RunLog:
         if self.is_due(step):
             numbers |= self._speed(step, now)
         seconds = round(now - self._started, 3)
-        self._file.write(json.dumps({"step": step, **numbers, "seconds": seconds}) + "\n")
-        self._file.flush()
+        self._append(json.dumps({"step": step, **numbers, "seconds": seconds}) + "\n")
         shown = " ".join(f"{name} {numbers[name]:.3f}" for name in SHOWN)
         self._progress.update(self._task, completed=step + 1, description=shown)
         if self.is_due(step):
@@ -140,9 +147,32 @@ class RunLog:
         """Shows a picture, which is already in the file `path`, in TensorBoard and W&B."""
         if not self._enabled:
             return
-        self._tensorboard.add_image(name, sheet, step, dataformats="HWC")
+        with self._tensorboard_kept() as tensorboard:
+            if tensorboard is not None:
+                tensorboard.add_image(name, sheet, step, dataformats="HWC")
         if self._wandb is not None:
             self._wandb.picture(step, name, path)
+
+    def _append(self, line: str) -> None:
+        """Adds a line to the log; what a full disk does not take waits for the next line."""
+        was_full = bool(self._unwritten)
+        self._unwritten += line.encode()
+        try:
+            while self._unwritten:  # without a buffer, the system says how much it took
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not was_full:
+                _LOG.warning("the log cannot be written (%s); it is tried again", error.strerror)
+
+    @contextmanager
+    def _tensorboard_kept(self) -> Iterator[SummaryWriter | None]:
+        """TensorBoard's writer; given up when it fails, which is not worth a run."""
+        try:
+            yield self._tensorboard
+        except OSError as error:
+            self._tensorboard = None
+            reason = error.strerror or error
+            _LOG.warning("TensorBoard's file cannot be written (%s): it ends here", reason)
 
     def _speed(self, step: int, now: float) -> dict[str, float]:
         before, since = self._since
@@ -157,8 +187,9 @@ class RunLog:
         return {name: float(f"{value:.4g}") for name, value in found.items()}
 
     def _show(self, step: int, numbers: Mapping[str, float], shown: str) -> None:
-        for name, value in numbers.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with self._tensorboard_kept() as tensorboard:
+            for name, value in numbers.items() if tensorboard is not None else ():
+                tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.write(step, numbers)
         if not self._progress.console.is_terminal:
@@ -181,11 +212,11 @@ def _drop_lines_from(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             is_earlier = json.loads(line)["step"] < step
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break  # torn by a kill
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break  # torn by a kill, or damaged
         if not is_earlier:
             break
         kept.append(line)

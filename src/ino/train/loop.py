@@ -7,6 +7,7 @@ device; its numbers are read now and then, together.
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from ino.train.batches import batches
 from ino.train.checkpoint import restore_checkpoint, save_checkpoint
 from ino.train.config import TrainConfig
 from ino.train.drawing import draw_views, seed_drop_path
+from ino.train.earlier import newest_checkpoint
 from ino.train.health import MOST_IN_ROW, MOST_IN_ROW_FP16, Health, Unread
 from ino.train.log import RunLog
 from ino.train.objective import Targets, Terms
 from ino.train.optim import clip_gradients, set_rates, take_step
 from ino.train.resolve import count_clips, resolve
-from ino.train.setup import Run, newest_checkpoint, start
-from ino.train.stopping import StopSignals
+from ino.train.setup import Run, start
+from ino.train.stopping import StopSignals, stopping_at_once
 from ino.train.watching import Evaluate, Watch
 
 _LOG = logging.getLogger("ino")
@@ -51,7 +53,16 @@ def train(
         TrainingError: loss or gradients stay not finite; the message names term and step.
         StoppedError: a signal asked the run to stop; it was saved.
     """
-    run = start(resolve(config), out=out, resume=resume)
+    with ExitStack() as held:
+        with stopping_at_once():
+            run = start(resolve(config), out=out, resume=resume, held=held)
+        _run(run, out=out, evaluate=evaluate)
+    checkpoint = newest_checkpoint(out)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _run(run: Run, *, out: Path, evaluate: Evaluate | None) -> None:
     with (
         StopSignals() as stop,
         RunLog(
@@ -67,9 +78,6 @@ def train(
         watch = Watch(run, out=out, log=log, evaluate=evaluate)
         _steps(run, out=out, log=log, stop=stop, watch=watch)
     run.fabric.barrier()
-    checkpoint = newest_checkpoint(out)
-    assert checkpoint is not None
-    return checkpoint
 
 
 def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch) -> None:

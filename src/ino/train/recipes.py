@@ -41,7 +41,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"there is no recipe {name!r}; give one of {known} or a YAML file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the recipe {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the recipe {path} must hold sections such as model and data")

@@ -1,6 +1,7 @@
 """A configuration made whole by its variant and checked, or compared with another."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return resolved
 
 
+_SEEDS = 2**63
+"""How many torch's generators tell apart."""
+
+
 def _check(config: TrainConfig) -> None:
     for name, found, allowed, wanted in _rules(config):
         if not allowed:
@@ -54,6 +59,9 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
     masking, loss, optim, run = config.masking, config.loss, config.optim, config.run
     patch = model.patch_size
     rules: list[tuple[str, Any, bool, str]] = [
+        ("model.patch_size", patch, patch > 0, "above 0"),
+        ("data.root", data.root, "" not in data.root, "without empty names"),
+        ("run.seed", run.seed, 0 <= run.seed < _SEEDS, f"0 or more and less than {_SEEDS}"),
         ("data.clip_length", data.clip_length, _is_even(data.clip_length), "an even number >= 2"),
         (
             "data.frame_step and data.fps",
@@ -71,7 +79,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
     ]
     for name, size in (("global", views.global_size), ("local", views.local_size)):
         wanted = f"a multiple of the patch size {patch}"
-        rules.append((f"views.{name}_size", size, size > 0 and size % patch == 0, wanted))
+        rules.append((f"views.{name}_size", size, size > 0 and size % max(1, patch) == 0, wanted))
     shares = {"views.global_scale": views.global_scale, "views.local_scale": views.local_scale}
     for name, (low, high) in (shares | {"masking.ratio": masking.ratio}).items():
         holds = 0 < low <= high <= 1
@@ -104,11 +112,13 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
         "data.fps": data.fps,
         **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
         **{f"optim.{n}": v for n, v in vars(optim).items() if n != "epochs"},
-        **{f"run.{n}": getattr(run, n) for n in ("seed", "max_steps", "devices", "num_nodes")},
+        **{f"run.{n}": getattr(run, n) for n in ("max_steps", "devices", "num_nodes")},
         **{f"run.{n}": getattr(run, n) for n in ("pictures_every", "eval_every")},
         "run.eval_short_side": run.eval_short_side,
     }
     rules += [(n, v, v >= 0, "0 or more") for n, v in not_negative.items()]
+    numbers = {**not_negative, **positive, **probabilities}
+    rules += [(n, v, math.isfinite(v), "finite") for n, v in numbers.items()]
     return rules
 
 

@@ -1,6 +1,7 @@
 """What a run stands on before its first step: devices, folder, videos, networks."""
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,16 +19,17 @@ from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
 from ino.train.checkpoint import RunState, remove_half_written, restore_checkpoint
-from ino.train.config import TrainConfig, from_dict, to_dict
+from ino.train.config import TrainConfig, to_dict
 from ino.train.data import build_data, record_videos
-from ino.train.devices import build_fabric, is_restart, launch, launch_name, with_processes
+from ino.train.devices import build_fabric, is_restart, launch, launch_name, once, with_processes
+from ino.train.earlier import CONFIG_NAME, newest_whole, read_config
+from ino.train.folder_lock import folder_lock
 from ino.train.networks import Origin, build_networks, compile_blocks
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
 from ino.train.resolve import check_same_batch, differences
 from ino.train.schedules import Schedules
 
-CONFIG_NAME = "config.yaml"
 LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
 
 _LOG = logging.getLogger("ino")
@@ -53,8 +55,14 @@ class Run:
         return cast(Tensor, self.fabric.all_reduce(mean, reduce_op="mean"))
 
 
-def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
+def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
     """Devices, folder, videos, networks and schedules of a run, restored where it resumes.
+
+    Args:
+        config: resolved.
+        out: folder of the run.
+        resume: see `ino.train.loop.train`.
+        held: keeps the folder from other runs until it closes.
 
     Raises:
         InoError: see `ino.train.loop.train`.
@@ -65,11 +73,14 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     clips = build_data(config, fabric, out=out)
     loader, sampler = clips.loader, clips.sampler
     resume = resume or is_own_restart(out)
-    if fabric.is_global_zero:
+
+    def prepare() -> Path | None:
+        held.enter_context(folder_lock(out))
         prepare_folder(config, out=out, resume=resume)
         record_videos(clips, out)
-    fabric.barrier()
-    saved = fabric.broadcast(newest_checkpoint(out))
+        return newest_whole(out)
+
+    saved = once(fabric, prepare)
 
     torch.manual_seed(config.run.seed)
     model, origin = build_networks(config, saved=saved)
@@ -113,11 +124,6 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     )
 
 
-def newest_checkpoint(out: Path) -> Path | None:
-    """The checkpoint that the run in a folder continues from, if there is one."""
-    return next(reversed(list_checkpoints(out)), None)
-
-
 def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
     """Creates the folder of a run with its configuration, or checks that a run can continue there.
 
@@ -125,20 +131,20 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
         OutputError: the folder holds something and `resume` is off, or it cannot be written.
         ConfigError: the run in the folder was configured otherwise; the message names the field.
     """
-    path = out / CONFIG_NAME
-    if resume and path.exists():
-        _check_same_run(config, path)
+    if resume and ((out / CONFIG_NAME).exists() or list_checkpoints(out)):
+        _check_same_run(config, out)
         remove_leftovers(out)
         remove_half_written(out)
     else:
         other = "choose another --out"
         continue_run = f"it holds a run; pass --resume to continue it or {other}"
         new_folder(out, advice=continue_run if list_checkpoints(out) else other)
-    (out / "checkpoints").mkdir(exist_ok=True)
-    write_config(config, out=out)
+    # A kill between any two of these leaves a folder that resumes or that counts as empty.
     if name := launch_name():
         with atomic_path(out / LAUNCH_NAME) as temporary:
             temporary.write_text(name, encoding="utf-8")
+    write_config(config, out=out)
+    (out / "checkpoints").mkdir(exist_ok=True)
 
 
 def write_config(config: TrainConfig, *, out: Path, origin: Origin | None = None) -> None:
@@ -160,13 +166,13 @@ def is_own_restart(out: Path) -> bool:
     return is_restart() and path.is_file() and path.read_text(encoding="utf-8") == launch_name()
 
 
-def _check_same_run(config: TrainConfig, path: Path) -> None:
-    earlier = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+def _check_same_run(config: TrainConfig, out: Path) -> None:
+    earlier = read_config(out)
     changed = differences(earlier, config)
     if changed:
         name, old, new = changed[0]
         raise ConfigError(
-            f"the run in {path.parent} has {name} {old}, now it is {new}; resume with the same "
+            f"the run in {out} has {name} {old}, now it is {new}; resume with the same "
             "configuration or choose another --out"
         )
-    check_same_batch(earlier, config, run=path.parent)
+    check_same_batch(earlier, config, run=out)

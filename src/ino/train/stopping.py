@@ -3,6 +3,8 @@
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,6 +19,28 @@ INTERRUPTED_STATUS = 130
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 _LOG = logging.getLogger("ino")
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Within, before the first step, SIGTERM and SIGUSR1 end the run at once: it has nothing to
+    save, and the status still says that it is to be started again.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        where = "nothing was done since the start, pass --resume to start again"
+        raise StoppedError(f"stopped by {name}; {where}", status=SAVED_STATUS)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    names = [name for name in _NAMES if name != "SIGINT" and hasattr(signal, name)]
+    numbers = [signal.Signals[name] for name in names] if in_main else []
+    earlier = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ino.errors import InoError, OutputError
 from ino.models.student_teacher import Views
 from ino.train.checkpoint import save_best
 from ino.train.collapse import CollapseMonitor
@@ -84,9 +85,16 @@ class Watch:
             return {}
         weights = gather(run.state.model.student.backbone.state_dict())
         writes = run.fabric.is_global_zero
-        scores = dict(self._evaluate(weights, done)) if writes else {}
+        scores: dict[str, float] = {}
+        try:
+            scores = dict(self._evaluate(weights, done)) if writes else {}
+        except (InoError, OSError) as error:
+            _LOG.warning("%s; the run goes on without the scores of this step", error)
         score = scores.get("eval_jf", float("-inf"))
-        save_best(run.config, run.state, out=self._out, step=done, score=score, writes=writes)
+        try:
+            save_best(run.config, run.state, out=self._out, step=done, score=score, writes=writes)
+        except OutputError as error:
+            _LOG.warning("%s; the run goes on without this best state", error)
         return scores
 
     def judge(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:
@@ -108,5 +116,9 @@ class Watch:
             views.masked,
             patch_size=self._run.config.model.patch_size,
         )
-        path = write_sheet(sheet, out=self._out, step=step)
+        try:
+            path = write_sheet(sheet, out=self._out, step=step)
+        except (OutputError, OSError) as error:
+            _LOG.warning("%s; the run goes on without this picture", error)
+            return
         self._log.picture(step, "views", sheet, path=path)

@@ -1,0 +1,310 @@
+"""What clusters, disks and people do to a run: told in a sentence, and the run is not lost."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+import yaml
+
+from ino.errors import CheckpointError, ConfigError, InoError, OutputError, StoppedError
+from ino.models.checkpoints import list_checkpoints, read_checkpoint
+from ino.models.weights import read_weights
+from ino.train import log, loop, setup
+from ino.train.checkpoint import _write
+from ino.train.collapse import CollapseMonitor
+from ino.train.curves import plot_runs, read_history
+from ino.train.devices import count_processes
+from ino.train.folder_lock import folder_lock
+from ino.train.loop import train
+from ino.train.recipes import read_recipe
+from ino.train.resolve import resolve
+
+DEEP = "[" * 100_000
+
+
+@pytest.fixture
+def done(config, tmp_path):
+    """A run of four steps with checkpoints after the third and the fourth."""
+    config.run.max_steps = 4
+    train(config, out=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    """One byte in the middle, inside a tensor."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")])
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(config, done, damage, caplog):
+    newest = list_checkpoints(done)[-1]
+    before = read_checkpoint(newest)["student"]
+    damage(newest)
+    train(config, out=done, resume=True)
+    assert "the run goes on from step_00000003.pt" in caplog.text
+    after = read_checkpoint(newest)["student"]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert newest.with_name("step_00000004.pt.damaged").exists()
+
+
+def test_a_run_does_not_start_anew_when_all_checkpoints_are_damaged(config, done):
+    names = [path.name for path in list_checkpoints(done)]
+    for path in list_checkpoints(done):
+        cut(path)
+    with pytest.raises(CheckpointError, match="no older checkpoint is whole"):
+        train(config, out=done, resume=True)
+    assert [path.name for path in list_checkpoints(done)] == names
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\xff", b"model: [", b"- 1", b"a: 1", DEEP.encode()]
+)
+def test_a_damaged_config_is_told_by_the_checkpoint(config, done, content, caplog):
+    path = done / "config.yaml"
+    whole = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"has optim\.lr 0\.05, now it is 0\.1"):
+        config.optim.lr = 0.1
+        train(config, out=done, resume=True)
+    config.optim.lr = 0.05
+    train(config, out=done, resume=True)
+    assert "step_00000004.pt tells how the run was configured" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_config_without_checkpoints_is_one_sentence(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("model: [")
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
+        train(config, out=tmp_path / "run", resume=True)
+
+
+def test_a_kill_at_any_place_of_the_preparation_can_be_resumed(config, tmp_path, monkeypatch):
+    """The folder of checkpoints was made before config.yaml, and then neither way was open."""
+    config.run.max_steps = 1
+    monkeypatch.setattr(setup, "write_config", lambda *_, **__: os._exit(9))
+    child = os.fork()
+    if child == 0:
+        train(config, out=tmp_path / "run")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
+    train(config, out=tmp_path / "run")
+
+
+def test_a_log_that_is_no_text_is_cut_where_it_is_damaged(config, done):
+    list_checkpoints(done)[-1].unlink()
+    (done / "log.jsonl").write_bytes(b"\xff\xfe\n")
+    train(config, out=done, resume=True)
+    assert len((done / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_folder_of_checkpoints_that_went_is_made_again(tmp_path):
+    path = tmp_path / "checkpoints" / "step_00000001.pt"
+    _write({"step": 1}, path)
+    assert zipfile.ZipFile(path).testzip() is None
+    with pytest.raises(OutputError, match="cannot write"):
+        _write({"step": 1}, tmp_path / "gone" / "checkpoints" / "step_00000001.pt")
+
+
+def test_two_runs_do_not_write_into_one_folder(config, tmp_path):
+    out = tmp_path / "run"
+    words = "import sys; from pathlib import Path; from ino.train.folder_lock import folder_lock\n"
+    words += f"with folder_lock(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        for resume in (False, True):
+            with pytest.raises(OutputError, match="another ino train is writing"):
+                train(config, out=out, resume=resume)
+        other.kill()
+    with folder_lock(out):
+        pass
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_before_the_first_step_says_that_it_is_to_be_started_again(
+    config, tmp_path, monkeypatch, name
+):
+    before = signal.getsignal(signal.Signals[name])
+
+    def signalled(*_, **__):
+        signal.raise_signal(signal.Signals[name])
+
+    monkeypatch.setattr(setup, "build_data", signalled)
+    with pytest.raises(StoppedError, match=f"by {name}") as stopped:
+        train(config, out=tmp_path / "run")
+    assert stopped.value.status == 75
+    assert signal.getsignal(signal.Signals[name]) == before
+
+
+def test_a_full_disk_costs_no_step(config, tmp_path, monkeypatch, caplog):
+    """Log, TensorBoard, pictures, scores and the best state; the log has all lines in the end."""
+    config.run.max_steps, config.run.pictures_every, config.run.eval_every = 4, 1, 1
+    state = {"step": -1}
+
+    def is_full():
+        return state["step"] in (1, 2)
+
+    class File:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            if is_full():
+                if len(content) > 5 and state.pop("torn", True):
+                    state["torn"] = False
+                    return self.file.write(content[:5])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(content)
+
+        def close(self):
+            self.file.close()
+
+    original, original_log = loop.draw_views, log.RunLog.__init__
+
+    def draw(*args, step, **kwargs):
+        state["step"] = step
+        return original(*args, step=step, **kwargs)
+
+    def open_log(self, *args, **kwargs):
+        original_log(self, *args, **kwargs)
+        self._file = File(self._file)
+        scalar = self._tensorboard.add_scalar
+        self._tensorboard.add_scalar = lambda *args: fail() if is_full() else scalar(*args)
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def evaluate(weights, step):
+        if is_full():
+            raise OutputError("cannot write the masks")
+        return {"eval_jf": float(step)}
+
+    monkeypatch.setattr(loop, "draw_views", draw)
+    monkeypatch.setattr(log.RunLog, "__init__", open_log)
+    sheet = "ino.train.watching.write_sheet"
+    monkeypatch.setattr(sheet, lambda *_, **__: fail() if is_full() else tmp_path)
+    train(config, out=tmp_path / "run", evaluate=evaluate)
+    steps = [yaml.safe_load(line)["step"] for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert steps == [0, 1, 2, 3]
+    for words in (
+        "the log cannot be",
+        "TensorBoard's file",
+        "this picture",
+        "cannot write the mask",
+    ):
+        assert words in caplog.text
+
+
+def test_a_quarantine_that_cannot_be_written_stops_nothing(config, tmp_path, monkeypatch, caplog):
+    config.run.max_steps = 1
+
+    def full(*_, **__):
+        raise OutputError("cannot write the quarantine file")
+
+    def broken(*_, **__):
+        raise InoError
+
+    from ino.data import clips
+    from ino.errors import VideoError
+
+    read, seen = clips.read_chosen, []
+
+    def once_broken(path, choose):
+        if not seen:
+            seen.append(path)
+            raise VideoError(f"{path} is broken")
+        return read(path, choose)
+
+    monkeypatch.setattr(clips, "quarantine", full)
+    monkeypatch.setattr(clips, "read_chosen", once_broken)
+    train(config, out=tmp_path / "run")
+    assert "cannot write the quarantine file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "patch_size", 0),
+        ("run", "seed", 2**80),
+        ("optim", "weight_decay_end", float("inf")),
+        ("loss", "g2g", float("inf")),
+        ("data", "root", [""]),
+    ],
+)
+def test_values_that_nothing_can_use(config, section, field, value):
+    setattr(getattr(config, section), field, value)
+    with pytest.raises(ConfigError, match=f"{section}.{field} is"):
+        resolve(config)
+
+
+def test_processes_that_nobody_asked_for_are_not_started(config, monkeypatch):
+    config.run.devices = 1000  # each was started, and the machine stood still
+    with pytest.raises(ConfigError, match="cores"):
+        count_processes(config.run)
+    config.run.devices, config.run.num_nodes = 1, 2  # waited for the other machine for ever
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="no launcher started"):
+        count_processes(config.run)
+
+
+def test_a_recipe_without_end(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(DEEP)
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_recipe(str(tmp_path / "recipe.yaml"))
+
+
+def test_what_is_no_number_is_no_collapse():
+    monitor = CollapseMonitor(num_classes=8, num_views=4, width=16, first_step=0)
+    numbers = dict.fromkeys(("entropy_class", "information_class", "rank_patch"), float("nan"))
+    assert not [words for step in range(9) for words in monitor.check(step, numbers)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights | {"pos_embed": torch.zeros(3)},
+        lambda weights: weights | {"pos_embed": weights["pos_embed"] * float("nan")},
+        lambda weights: weights | {"cls_token": weights["cls_token"].to(torch.complex64)},
+        lambda weights: weights | {"mask_token": weights["mask_token"].to_sparse()},
+        lambda weights: weights | {"cls_token": weights["cls_token"].to("meta")},
+    ],
+)
+def test_weights_that_nothing_can_start_from(config, done, tmp_path, change):
+    content = read_checkpoint(list_checkpoints(done)[-1])["student"]
+    backbone = {
+        name.removeprefix("backbone."): value
+        for name, value in content.items()
+        if name.startswith("backbone.")
+    }
+    torch.save(change(backbone), tmp_path / "weights.pt")
+    config.init = str(tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError):
+        train(config, out=tmp_path / "other")
+    torch.save(backbone, tmp_path / "weights.pt")
+    read_weights(tmp_path / "weights.pt")
+
+
+def test_curves_of_damaged_logs(tmp_path):
+    lines = ['{"step": 1, "loss": %s}' % value for value in ("9" * 400, "1e308", "0")]
+    lines += ['{"step": 1e300, "loss": 1}', '{"step": %s}' % ("9" * 400), DEEP]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert list(read_history(tmp_path, label="x").series) == ["step", "loss"]
+    with pytest.raises(ConfigError, match="no number to draw"):
+        plot_runs([tmp_path], out=tmp_path / "curves.png")
+    run = tmp_path / r"a\frac$b$"
+    run.mkdir()
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 2}\n')
+    plot_runs([run], out=tmp_path / "curves.png")

@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from ino.errors import CheckpointError, ConfigError, InoError, OutputError, StoppedError
+from ino.data import clips
+from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError, VideoError
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
 from ino.models.weights import read_weights
 from ino.train import log, loop, setup
@@ -214,12 +215,6 @@ def test_a_quarantine_that_cannot_be_written_stops_nothing(config, tmp_path, mon
     def full(*_, **__):
         raise OutputError("cannot write the quarantine file")
 
-    def broken(*_, **__):
-        raise InoError
-
-    from ino.data import clips
-    from ino.errors import VideoError
-
     read, seen = clips.read_chosen, []
 
     def once_broken(path, choose):
@@ -298,8 +293,9 @@ def test_weights_that_nothing_can_start_from(config, done, tmp_path, change):
 
 
 def test_curves_of_damaged_logs(tmp_path):
-    lines = ['{"step": 1, "loss": %s}' % value for value in ("9" * 400, "1e308", "0")]
-    lines += ['{"step": 1e300, "loss": 1}', '{"step": %s}' % ("9" * 400), DEEP]
+    huge = "9" * 400
+    lines = ['{"step": 1, "loss": ' + value + "}" for value in (huge, "1e308", "0")]
+    lines += ['{"step": 1e300, "loss": 1}', '{"step": ' + huge + "}", DEEP]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     assert list(read_history(tmp_path, label="x").series) == ["step", "loss"]
     with pytest.raises(ConfigError, match="no number to draw"):

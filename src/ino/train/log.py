@@ -188,8 +188,9 @@ class RunLog:
 
     def _show(self, step: int, numbers: Mapping[str, float], shown: str) -> None:
         with self._tensorboard_kept() as tensorboard:
-            for name, value in numbers.items() if tensorboard is not None else ():
-                tensorboard.add_scalar(name, value, step)
+            if tensorboard is not None:
+                for name, value in numbers.items():
+                    tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.write(step, numbers)
         if not self._progress.console.is_terminal:

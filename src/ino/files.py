@@ -55,7 +55,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
         raise OutputError(f"cannot write {path}: {_reason(error, target.parent)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            temporary.unlink(missing_ok=True)
 
 
 def new_folder(

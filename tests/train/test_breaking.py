@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ import yaml
 
 from ino.data import clips
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError, VideoError
+from ino.files import atomic_path
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
 from ino.models.weights import read_weights
+from ino.pipeline.sweep_file import read_sweep
 from ino.train import log, loop, setup
 from ino.train.checkpoint import _write
 from ino.train.collapse import CollapseMonitor
@@ -304,3 +307,24 @@ def test_curves_of_damaged_logs(tmp_path):
     run.mkdir()
     (run / "log.jsonl").write_text('{"step": 1, "loss": 2}\n')
     plot_runs([run], out=tmp_path / "curves.png")
+
+
+def test_a_disk_that_takes_nothing_is_said_of_the_result(tmp_path, monkeypatch):
+    """Not of the hidden file beside it, as when removing that failed, too."""
+
+    def read_only(self, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with (
+        pytest.raises(OutputError, match=r"cannot write \S*/x\.txt: Read-only file system"),
+        atomic_path(tmp_path / "x.txt") as temporary,
+    ):
+        temporary.write_text("")
+
+
+def test_a_sweep_with_a_list_for_a_key(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("base: tiny\ngrid: {[1]: 2}\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_sweep(str(tmp_path / "sweep.yaml"))

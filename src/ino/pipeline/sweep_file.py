@@ -142,9 +142,9 @@ def _keys_given_twice(node: yaml.Node | None) -> Iterator[str]:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:  # a key may be a list, which the loader refuses
                 yield str(key.value)
-            seen.add(key.value)
+            seen.add(str(key.value))
             yield from _keys_given_twice(value)
 
 

@@ -17,21 +17,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ino.data.clip_sampler import ClipSampler
 from ino.data.path_table import PathTable
 from ino.data.quarantine import quarantine
 from ino.data.video import read_chosen
-from ino.data.video_list import find_videos
 from ino.errors import ConfigError, VideoError
-
-__all__ = [
-    "ClipDataset",
-    "ClipSampler",
-    "ClipSampling",
-    "collate_clips",
-    "find_videos",
-    "frame_indices",
-]
 
 _NUM_CANDIDATES = 100  # videos that may stand in for one clip; known broken ones cost nothing
 _MAX_FAILURES = 20
@@ -204,8 +193,3 @@ class ClipDataset(Dataset[Tensor]):
             f"{self.num_broken} of the {int((self._state > 0).sum())} videos tried cannot be "
             f"used{where}: check the folder of videos and the clip's length and step"
         )
-
-
-def collate_clips(clips: list[Tensor]) -> list[Tensor]:
-    """The clips as they are: videos differ in size, so that they cannot be stacked."""
-    return clips

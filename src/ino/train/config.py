@@ -184,7 +184,8 @@ class RunConfig:
         num_nodes: machines; 0 likewise.
         precision: auto is bf16-mixed on a device that computes in it, else 32-true.
         accumulate: parts of a step's clips that are gone through one after the other, to save
-            memory; a divisor of data.batch_size. The numbers stay the same to rounding.
+            memory; a divisor of data.batch_size. The numbers stay the same to rounding, but for
+            dropped paths, which are drawn for each part.
         activation_checkpointing: compute the student's blocks again for gradients instead of
             keeping their activations: less memory, a quarter more time.
         compile: have torch compile the blocks.

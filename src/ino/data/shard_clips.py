@@ -7,7 +7,6 @@ number of the batch), whichever process and worker makes it, and a run can be re
 videos before the position are passed over, not decoded. A stream that is at its end begins anew.
 """
 
-import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,14 +18,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ino.data.clip_sampler import count_batches
 from ino.data.clips import ClipSampling, frame_indices
-from ino.data.quarantine import quarantine_all
+from ino.data.quarantine import leave_out
 from ino.data.shards import ShardCutError, ShardVideo, read_shard
 from ino.errors import VideoError
 
 _MOST_GROUPS = 64
 _MOST_STREAMS = 256
 _MAX_FAILURES = 20
-_LOG = logging.getLogger("ino")
 
 
 class ShardSchedule:
@@ -198,9 +196,7 @@ class ShardClips(IterableDataset[list[Tensor]]):
         if name in self._left_out:
             return
         self._left_out.add(name)
-        if self._quarantine is None or quarantine_all(self._quarantine, {name: reason}):
-            named = reason if name in reason else f"{name}: {reason}"
-            _LOG.warning("left out of training: %s", named)
+        leave_out(self._quarantine, name, reason=reason)
 
 
 class _Stream:

@@ -90,6 +90,6 @@ def test_heads_of_other_sizes_start_random(config, tmp_path):
 
 def test_weights_that_cannot_be_used_leave_no_folder(config, tmp_path):
     config.init = str(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="no checkpoint found at .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint found at .*nowhere"):
         train(config, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

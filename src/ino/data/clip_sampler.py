@@ -38,11 +38,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
         self._epoch = 0
         self._batch = 0
         if self.num_batches == 0:
-            raise ConfigError(
-                f"an epoch has {num_clips} clips, but a batch needs {self._global_batch} "
-                f"({batch_size} on each of {world_size} devices): give more videos, more clips "
-                "a video, or a smaller batch"
-            )
+            raise too_few_clips(num_clips, batch_size=batch_size, world_size=world_size)
 
     @property
     def num_clips(self) -> int:
@@ -73,3 +69,12 @@ class ClipSampler(Sampler[tuple[int, int]]):
         epoch = self._epoch
         own = batches[self._batch :, self._rank].ravel()
         return ((epoch, int(index)) for index in own)
+
+
+def too_few_clips(num_clips: int, *, batch_size: int, world_size: int) -> ConfigError:
+    """The error of an epoch that fills no batch."""
+    return ConfigError(
+        f"an epoch has {num_clips} clips, but a batch needs {batch_size * world_size} "
+        f"({batch_size} on each of {world_size} devices): give more videos, more clips "
+        "a video, or a smaller batch"
+    )

@@ -23,6 +23,7 @@ from ino.data.shards import expand_shards, is_shards
 from ino.data.usable_videos import choose_usable
 from ino.data.video_index import VideoIndex, index_videos
 from ino.data.video_list import find_names
+from ino.data.visits import VisitSampler
 from ino.errors import ConfigError, InoError, OutputError
 from ino.files import atomic_path
 from ino.train.config import DataConfig, TrainConfig
@@ -46,7 +47,7 @@ class Clips:
     """
 
     loader: DataLoader
-    sampler: ClipSampler | ShardSchedule
+    sampler: ClipSampler | VisitSampler | ShardSchedule
     digest: str
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -76,7 +77,11 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         return _shard_clips(config, sampling, fabric, out=out)
     names, left_out = _once(fabric, lambda: _find(data, sampling))
     dataset = ClipDataset(
-        names, sampling=sampling, seed=config.run.seed, quarantine=out / QUARANTINE_NAME
+        names,
+        sampling=sampling,
+        seed=config.run.seed,
+        quarantine=out / QUARANTINE_NAME,
+        visits=data.visits,
     )
     global_batch = data.batch_size * fabric.world_size
     if len(dataset) < global_batch:
@@ -85,12 +90,16 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
             f"{sampling.clips_per_video}), fewer than the {global_batch} of one step; "
             "raise data.clips_per_video or lower data.batch_size"
         )
-    sampler = ClipSampler(
-        len(dataset),
-        batch_size=data.batch_size,
-        seed=config.run.seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
+    share: dict[str, int] = {
+        "batch_size": data.batch_size,
+        "seed": config.run.seed,
+        "rank": fabric.global_rank,
+        "world_size": fabric.world_size,
+    }
+    sampler = (
+        VisitSampler(len(names), clips_per_video=sampling.clips_per_video, **share)
+        if data.visits
+        else ClipSampler(len(dataset), **share)
     )
     loader = DataLoader(
         dataset,

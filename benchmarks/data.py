@@ -14,8 +14,8 @@ bytes, as torchvision's v2 does. All sides take the same frames and the same box
 changes; first their crops are compared.
 
 Seconds are those of the processor, so a rate is one of a core. Ours is measured as the Kinetics
-recipe reads, five clips at one visit of a video (`data.visits`), and a clip at a time. Ratios: plain
-(PIL) over ino for everything (`data_speedup`, a clip at a time `data_speedup_single`), for decoding
+recipe reads, five clips at one visit of a video (`data.visits`), and a clip at a time. Ratios: PIL
+over ino for everything (`data_speedup`, a clip at a time `data_speedup_single`), for decoding
 (`decode_speedup`, `decode_speedup_single`) and for crops (`views_speedup`); v2 over ino for crops
 and for everything (`views_speedup_uint8`, `data_speedup_uint8`).
 """

@@ -93,7 +93,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     state = RunState(model, objective, build_optimizer(model.student), scaler, origin)
     first_step = restore_checkpoint(saved, state) if saved else 0
 
-    steps_per_epoch = len(sampler) // config.data.batch_size
+    steps_per_epoch = sampler.num_batches
     frames_per_step = config.data.batch_size * config.data.clip_length * fabric.world_size
     schedules = Schedules(
         config.optim, steps_per_epoch=steps_per_epoch, frames_per_step=frames_per_step

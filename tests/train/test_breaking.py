@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from ino.data import clips
-from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError, VideoError
+from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
 from ino.files import atomic_path
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
 from ino.models.weights import read_weights
 from ino.pipeline.sweep_file import read_sweep
-from ino.train import log, loop, setup
+from ino.train import setup
 from ino.train.checkpoint import _write
 from ino.train.collapse import CollapseMonitor
 from ino.train.curves import plot_runs, read_history
@@ -151,85 +149,6 @@ def test_a_signal_before_the_first_step_says_that_it_is_to_be_started_again(
         train(config, out=tmp_path / "run")
     assert stopped.value.status == 75
     assert signal.getsignal(signal.Signals[name]) == before
-
-
-def test_a_full_disk_costs_no_step(config, tmp_path, monkeypatch, caplog):
-    """Log, TensorBoard, pictures, scores and the best state; the log has all lines in the end."""
-    config.run.max_steps, config.run.pictures_every, config.run.eval_every = 4, 1, 1
-    state = {"step": -1}
-
-    def is_full():
-        return state["step"] in (1, 2)
-
-    class File:
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, content):
-            if is_full():
-                if len(content) > 5 and state.pop("torn", True):
-                    state["torn"] = False
-                    return self.file.write(content[:5])
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return self.file.write(content)
-
-        def close(self):
-            self.file.close()
-
-    original, original_log = loop.draw_views, log.RunLog.__init__
-
-    def draw(*args, step, **kwargs):
-        state["step"] = step
-        return original(*args, step=step, **kwargs)
-
-    def open_log(self, *args, **kwargs):
-        original_log(self, *args, **kwargs)
-        self._file = File(self._file)
-        scalar = self._tensorboard.add_scalar
-        self._tensorboard.add_scalar = lambda *args: fail() if is_full() else scalar(*args)
-
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def evaluate(weights, step):
-        if is_full():
-            raise OutputError("cannot write the masks")
-        return {"eval_jf": float(step)}
-
-    monkeypatch.setattr(loop, "draw_views", draw)
-    monkeypatch.setattr(log.RunLog, "__init__", open_log)
-    sheet = "ino.train.watching.write_sheet"
-    monkeypatch.setattr(sheet, lambda *_, **__: fail() if is_full() else tmp_path)
-    train(config, out=tmp_path / "run", evaluate=evaluate)
-    steps = [yaml.safe_load(line)["step"] for line in (tmp_path / "run" / "log.jsonl").open()]
-    assert steps == [0, 1, 2, 3]
-    for words in (
-        "the log cannot be",
-        "TensorBoard's file",
-        "this picture",
-        "cannot write the mask",
-    ):
-        assert words in caplog.text
-
-
-def test_a_quarantine_that_cannot_be_written_stops_nothing(config, tmp_path, monkeypatch, caplog):
-    config.run.max_steps = 1
-
-    def full(*_, **__):
-        raise OutputError("cannot write the quarantine file")
-
-    read, seen = clips.read_chosen, []
-
-    def once_broken(path, choose):
-        if not seen:
-            seen.append(path)
-            raise VideoError(f"{path} is broken")
-        return read(path, choose)
-
-    monkeypatch.setattr(clips, "quarantine", full)
-    monkeypatch.setattr(clips, "read_chosen", once_broken)
-    train(config, out=tmp_path / "run")
-    assert "cannot write the quarantine file" in caplog.text
 
 
 @pytest.mark.parametrize(

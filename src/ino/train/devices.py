@@ -75,7 +75,7 @@ def launch(fabric: Fabric) -> None:
     fabric.launch()
 
 
-def once(fabric: Fabric, find: Callable[[], Found]) -> Found:
+def of_first(fabric: Fabric, find: Callable[[], Found]) -> Found:
     """What the first process finds, in all of them: no two can differ.
 
     Raises:

@@ -9,7 +9,8 @@ import yaml
 
 from ino.errors import CheckpointError, ConfigError
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
-from ino.train.config import TrainConfig, from_dict
+from ino.train.config import TrainConfig
+from ino.train.config_dict import from_dict
 
 CONFIG_NAME = "config.yaml"
 DAMAGED_SUFFIX = ".damaged"

@@ -3,15 +3,16 @@
 None of it changes the parameters. What costs is done on some steps only.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ino.errors import InoError, OutputError
+from ino.errors import InoError
 from ino.models.student_teacher import Views
 from ino.train.checkpoint import save_best
 from ino.train.collapse import CollapseMonitor
@@ -81,20 +82,18 @@ class Watch:
         run = self._run
         settings, done = run.config.run, step + 1
         is_last = done == run.num_steps
-        if self._evaluate is None or not (is_last or done % settings.eval_every == 0):
+        is_due = settings.eval_every > 0 and done % settings.eval_every == 0
+        if self._evaluate is None or not (is_last or is_due):
             return {}
         weights = gather(run.state.model.student.backbone.state_dict())
         writes = run.fabric.is_global_zero
         scores: dict[str, float] = {}
-        try:
-            scores = dict(self._evaluate(weights, done)) if writes else {}
-        except (InoError, OSError) as error:
-            _LOG.warning("%s; the run goes on without the scores of this step", error)
+        if writes:
+            with _losing_only("scores"):
+                scores |= self._evaluate(weights, done)
         score = scores.get("eval_jf", float("-inf"))
-        try:
+        with _losing_only("best.pt"):
             save_best(run.config, run.state, out=self._out, step=done, score=score, writes=writes)
-        except OutputError as error:
-            _LOG.warning("%s; the run goes on without this best state", error)
         return scores
 
     def judge(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:
@@ -116,9 +115,15 @@ class Watch:
             views.masked,
             patch_size=self._run.config.model.patch_size,
         )
-        try:
+        with _losing_only("pictures"):
             path = write_sheet(sheet, out=self._out, step=step)
-        except (OutputError, OSError) as error:
-            _LOG.warning("%s; the run goes on without this picture", error)
-            return
-        self._log.picture(step, "views", sheet, path=path)
+            self._log.picture(step, "views", sheet, path=path)
+
+
+@contextlib.contextmanager
+def _losing_only(what: str) -> Iterator[None]:
+    """Has what cannot be made or written cost itself, and not the run."""
+    try:
+        yield
+    except (InoError, OSError) as error:
+        _LOG.warning("%s; the run goes on without %s", error, what)

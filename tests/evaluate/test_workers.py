@@ -76,7 +76,7 @@ def test_a_program_without_a_guard(tmp_path, way):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 def test_ctrl_c_stops_at_once(tmp_path):
     path = tmp_path / "script.py"
-    path.write_text(SCRIPT.replace("abs, [-1, -2, -3]", "time.sleep, [60, 60, 60]"))
+    path.write_text(SCRIPT.replace("abs, [-1, -2, -3]", "time.sleep, [600, 600, 600]"))
     with subprocess.Popen(
         [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:

@@ -60,7 +60,8 @@ def _fault(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError):
+        # RuntimeError is that of a flag flipped to "encrypted" or to an unknown compression, too.
         return f"({size} bytes) is cut short or no checkpoint"
     return f"({size} bytes) is damaged inside" if broken else ""
 

@@ -78,6 +78,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         patch_size: int = 8,
         drop_path: float = 0.0,
         position_side: int | None = None,
+        layer_scale: bool = False,
     ) -> None:
         super().__init__(
             img_size=position_side * patch_size if position_side else POSITION_GRID_PIXELS,
@@ -88,6 +89,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
             num_classes=0,
             drop_path_rate=drop_path,
             dynamic_img_size=True,
+            init_values=1e-5 if layer_scale else None,  # DINOv2's
             block_fn=Block,
         )
         self.depth = depth

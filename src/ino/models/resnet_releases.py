@@ -163,6 +163,8 @@ def _load_resnet(weights: dict[str, Tensor], release: ResNetRelease, *, source: 
     resnet = build_resnet(
         depth, unit_stages=range(3, release.num_stages + 1), reflect=release.reflect
     )
+    if release.num_stages < 4 and not any(key.startswith("layer4.") for key in own):
+        resnet.layer4 = nn.Identity()  # left out by code that does not run it
     load_exactly(resnet, _with_counts(resnet, own), source=source)
     return resnet
 

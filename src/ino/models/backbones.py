@@ -13,7 +13,7 @@ from ino.errors import CheckpointError
 from ino.models.checkpoints import FORMAT, NetworkName, find_checkpoint, load_vit
 from ino.models.dense import Backbone, Reading
 from ino.models.releases import KNOWN, read_release
-from ino.models.timm_backbone import build_timm
+from ino.models.timm_models import build_timm
 from ino.models.vit import ARCHITECTURES, build_vit
 from ino.models.vit_backbone import RELEASED_STD, VitBackbone
 from ino.models.weight_files import load_plain

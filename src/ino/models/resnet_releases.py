@@ -68,7 +68,10 @@ RESNET_RELEASES = (
         num_stages=4,
         normalize=False,
         reading=Reading(
-            protocol="contcorr", colours="lab-8bit", mean=(128.0,) * 3, std=(128.0,) * 3
+            protocol="contcorr",
+            colours="lab-8bit",
+            mean=(128.0, 128.0, 128.0),
+            std=(128.0, 128.0, 128.0),
         ),
     ),
 )
@@ -83,7 +86,7 @@ VFS = ResNetRelease(
 _MAST_READING = Reading(
     protocol="mast", colours="lab", mean=(50.0, 0.0, 0.0), std=(50.0, 127.0, 127.0)
 )
-_CORRFLOW_READING = Reading(protocol="corrflow", mean=(0.0,) * 3, std=(1.0,) * 3)
+_CORRFLOW_READING = Reading(protocol="corrflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _STRIDES = (4, 8, 8, 8)
 
 

@@ -71,7 +71,7 @@ class ResNetBackbone(Backbone):
         closing_dim: channels that come out of `closing`.
         normalize: features have length 1.
         """
-        dims = [info["num_chs"] for info in resnet.feature_info[1 : num_stages + 1]]
+        dims = [int(info["num_chs"]) for info in resnet.feature_info[1 : num_stages + 1]]
         if closing_dim is not None:
             dims[-1] = closing_dim
         reflects = resnet.conv1.padding_mode == "reflect"  # which needs two features at least

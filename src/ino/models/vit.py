@@ -54,8 +54,10 @@ def build_vit(
         )
     if patch_size not in (8, 16):
         raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
+    sizes = ARCHITECTURES[arch]
     return VisionTransformer(
-        **ARCHITECTURES[arch],
+        embed_dim=sizes["embed_dim"],
+        num_heads=sizes["num_heads"],
         patch_size=patch_size,
         drop_path=drop_path,
         position_side=position_side,
@@ -80,6 +82,15 @@ class VisionTransformer(timm_vit.VisionTransformer):
         position_side: int | None = None,
         layer_scale: bool = False,
     ) -> None:
+        """Args:
+        embed_dim: length of a token.
+        num_heads: of the attention.
+        depth: number of blocks.
+        patch_size: pixels a side of a patch.
+        drop_path: as for `build_vit`.
+        position_side: as for `build_vit`.
+        layer_scale: branches are scaled by a learned factor a channel, as in DINOv2.
+        """
         super().__init__(
             img_size=position_side * patch_size if position_side else POSITION_GRID_PIXELS,
             patch_size=patch_size,

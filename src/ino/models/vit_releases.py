@@ -9,7 +9,8 @@ from torch import Tensor
 from ino.errors import CheckpointError
 from ino.models.checkpoints import NetworkName, load_exactly, position_side
 from ino.models.dense import Reading
-from ino.models.timm_backbone import TimmBackbone, build_timm
+from ino.models.timm_backbone import TimmBackbone
+from ino.models.timm_models import build_timm
 from ino.models.vit import ARCHITECTURES, VisionTransformer
 from ino.models.vit_backbone import RELEASED_STD, VitBackbone
 from ino.models.weights import split_network

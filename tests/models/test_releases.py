@@ -30,6 +30,8 @@ from ino.models.dense import input_channels
 from ino.models.releases import read_release
 from ino.models.resnets import build_resnet
 from ino.models.vit import build_vit
+from ino.propagate.protocols import get_protocol
+from ino.propagate.tracker import Tracker
 
 TOLERANCE = 1e-5  # relative to the largest feature
 LAYERS = dict.fromkeys(("crw", "vfs_r18", "timecycle"), 3) | dict.fromkeys(
@@ -332,6 +334,24 @@ def test_layers_and_sizes_that_do_not_exist(peers, tmp_path):
     assert backbone(torch.zeros(1, 3, 9, 9), layer=None).shape == (1, 256, 2, 2)
 
 
+@pytest.mark.parametrize("method", ["mast", "contcorr", "crw", "dinov2_vits14"])
+def test_masks_are_carried_with_releases_under_their_protocols(peers, method):
+    """Frames of sides that are no multiples; each network sees the size that is its own."""
+    content = released(method, formula_weights(peers, method))
+    backbone = read_release(content, source=Path("weights.pth"))
+    changes = {"contcorr": {"short_side": 64, "size_multiple": 8}}.get(method, {})
+    if method.startswith("dinov2"):
+        changes = {"short_side": 70, "size_multiple": 14}
+    protocol = get_protocol(backbone.protocol, **changes)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 61, 83, 3), dtype=np.uint8)
+    mask = np.zeros((61, 83), dtype=np.uint8)
+    mask[10:40, 20:50] = 1
+    tracker = Tracker(backbone, protocol=protocol)
+    grid = {"mast": (16, 21), "contcorr": (8, 10), "crw": (8, 11), "dinov2_vits14": (5, 7)}
+    assert tracker._extractor(frames[0]).shape == (*grid[method], backbone.dims[-1])
+    assert [labels.shape for labels in tracker.track(frames, {0: mask})] == [mask.shape] * 3
+
+
 # ---- every release at full size
 
 
@@ -344,6 +364,17 @@ def test_all_channels_at_all_sizes(shared_golden, method, tmp_path):
         numbers[f"{method}/{size}_step"] = numbers[f"{method}/{size}_chan_stride"]
     path = write(released(method, formula_weights(numbers, method)), tmp_path)
     check_features(load_backbone(path), numbers, method)
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_dino_at_the_size_of_davis(shared_golden, peers, tmp_path):
+    """Where the grid of positions grows in one direction and shrinks in none."""
+    with np.load(shared_golden / "peers" / "features_dino.npz") as arrays:
+        expected = arrays["480x832_tok_slice"]
+    path = write(released("dino", formula_weights(peers, "dino")), tmp_path)
+    found = load_backbone(path)(drawn(34, (1, 3, 480, 832)), layer=None)[0]
+    assert_near(found[::8, ::6, ::8], expected)
 
 
 @pytest.mark.real

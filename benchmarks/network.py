@@ -27,7 +27,7 @@ from ino.models.vit import VisionTransformer, build_vit
 from report import build_parser, conclude, describe_machine, print_table
 
 NUM_BLOCKS = 7
-FULL = {"arch": "vit_small", "size": (480, 856), "turns": 5}
+FULL = {"arch": "vit_small", "size": (480, 856), "turns": 3}
 QUICK = {"arch": "vit_tiny", "size": (64, 96), "turns": 2}
 
 

@@ -106,6 +106,23 @@ def test_a_file_of_a_timm_model(resnet, form, tmp_path):
     assert torch.equal(backbone(images, layer=3), expected[3])
 
 
+def test_mae_s_decoder_is_left_out_by_name(tmp_path):
+    weights = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    extra = (
+        "mask_token",
+        "decoder_pos_embed",
+        "decoder_blocks.0.norm1.weight",
+        "decoder_norm.bias",
+    )
+    path = tmp_path / "mae.pth"
+    torch.save({"model": weights | dict.fromkeys(extra, torch.zeros(2))}, path)
+    backbone = load_backbone(f"timm:vit_tiny_patch16_224@{path}")
+    assert torch.equal(backbone.network.pos_embed, weights["pos_embed"])
+    torch.save({"model": weights | {"decoder": torch.zeros(2)}}, path)
+    with pytest.raises(CheckpointError, match="unexpected decoder"):
+        load_backbone(f"timm:vit_tiny_patch16_224@{path}")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -113,6 +114,4 @@ def _split(text: str) -> tuple[str, int | None]:
 
 
 def _is_timm_model(text: str) -> bool:
-    import timm
-
     return timm.is_model(_split(text)[0].partition(".")[0])

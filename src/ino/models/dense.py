@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         if not 1 <= layer <= self.num_layers:
             raise ConfigError(
                 f"there is no layer {layer}; this backbone has 1 to {self.num_layers}, and its own "
-                f"protocol is {self.protocol}"
+                f"protocol is {self.protocol}: choose that, or another layer"
             )
         if min(images.shape[-2:]) < self.smallest_side:
             raise VideoError(

@@ -48,6 +48,14 @@ def test_later_blocks_do_not_run():
     assert torch.equal(backbone(images, layer=7), before)
 
 
+def test_what_propagation_asks_of_a_backbone():
+    for name, stride, dim in (("color", 8, 192), ("random:vit_nano/16", 16, 96)):
+        backbone = load_backbone(name)
+        assert (backbone.stride, backbone.dims[-1]) == (stride, dim)
+        assert len(backbone.strides) == len(backbone.dims) == backbone.num_layers
+        assert (backbone.colours, backbone.protocol) == ("rgb", "ino-davis")
+
+
 @pytest.mark.parametrize("layer", [0, 13])
 def test_layers_that_do_not_exist(layer):
     with pytest.raises(ConfigError, match="1 to 12"):

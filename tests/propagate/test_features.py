@@ -1,8 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from ino.errors import ConfigError, VideoError
+from ino.models.dense import Backbone, Reading
 from ino.propagate.features import FeatureExtractor, input_size
 from ino.propagate.protocols import get_protocol
 
@@ -132,3 +134,63 @@ def test_sizes_that_do_not_fit_the_stride_are_refused(backbone):
         ConfigError, match=r"multiples of 12 pixels but this backbone's stride is 8"
     ):
         FeatureExtractor(backbone, protocol=protocol)
+
+
+# ---- networks that take sides of any length, and other colours
+
+
+class Stages(Backbone):
+    """Two layers of strides 4 and 8 that round the number of features up."""
+
+    def __init__(self, **options):
+        super().__init__(strides=(4, 8), dims=(3, 3), side_multiple=1, **options)
+
+    def read(self, images, layer):
+        stride = self.strides[layer - 1]
+        return torch.nn.functional.avg_pool2d(images, stride, ceil_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "layer", "expected"),
+    [("crw", None, (5, 7)), ("crw", 1, (9, 13)), ("ino-ytvos", 2, (4, 6)), ("mast", 2, (5, 7))],
+)
+def test_sides_of_any_length(protocol, layer, expected):
+    """Frames stay whole where the protocol does not round; the grid has the layer's stride."""
+    chosen = get_protocol(protocol, layer=layer)
+    extractor = FeatureExtractor(Stages(reading=Reading()), protocol=chosen)
+    frame = np.random.default_rng(0).integers(0, 256, (35, 50, 3), dtype=np.uint8)
+    assert extractor(frame).shape == (*expected, 3)
+    with pytest.raises(VideoError, match="too small"):
+        extractor(frame[:3])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        # VFS's own sizes.
+        ((480, 854), (480, 854)),
+        ((1080, 1920), (480, 853)),
+        ((360, 640), (480, 853)),
+        ((854, 480), (854, 480)),
+        # 854.67 goes to the nearest pixel.
+        ((720, 1282), (480, 855)),
+    ],
+)
+def test_sizes_that_follow_a_short_side_are_rounded_to_a_pixel(size, expected):
+    protocol = get_protocol("vfs")
+    assert input_size(size, protocol=protocol, stride=8, side_multiple=1) == expected
+
+
+@pytest.mark.parametrize("colours", ["rgb", "lab", "lab-8bit"])
+def test_the_input_has_the_backbone_s_colours(colours):
+    frame = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    reading = Reading(colours=colours, mean=(50.0, 1.0, 2.0), std=(2.0, 4.0, 8.0))
+    extractor = FeatureExtractor(Stages(reading=reading), protocol=get_protocol("crw"))
+    bgr = frame[..., ::-1].copy()
+    expected = {
+        "rgb": frame / np.float32(255),
+        "lab": cv2.cvtColor(bgr.astype(np.float32) / 255, cv2.COLOR_BGR2LAB),
+        "lab-8bit": cv2.cvtColor(bgr, cv2.COLOR_BGR2LAB).astype(np.float32),
+    }[colours]
+    expected = torch.from_numpy((expected - (50, 1, 2)) / (2, 4, 8)).permute(2, 0, 1).float()
+    torch.testing.assert_close(extractor.prepare(frame)[0], expected)

@@ -227,11 +227,10 @@ def _add_tracker(parser: ArgumentParser) -> None:
         "--weights",
         type=str,
         required=True,
-        help="checkpoint or folder of a run, color, or random:vit_tiny/8",
+        help="run, checkpoint (ours, DINO, CRW, ...), color, random:MODEL, timm:MODEL[@FILE]",
     )
-    parser.add_argument(
-        "--network", choices=["student", "teacher"], default="student", help="of a run"
-    )
+    words = "of a file with both (default: the one that its authors evaluate)"
+    parser.add_argument("--network", choices=["student", "teacher"], help=words)
     parser.add_argument(
         "--protocol",
         default=PROTOCOL_DEFAULT,

@@ -1,79 +1,39 @@
-"""Backbones: one small interface to dense features, and the baselines that cost nothing.
-
-Known so far: our own runs, random weights (`random:vit_tiny/8`) and raw colour (`color`). Other
-projects' checkpoints and timm's models are not read yet.
-"""
+"""Backbones by name or file, what `load_backbone` takes, and baselines that cost nothing."""
 
 import re
 from pathlib import Path
 
+import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
-from ino.errors import CheckpointError, ConfigError
-from ino.models.checkpoints import NetworkName, load_vit
-from ino.models.vit import VisionTransformer, build_vit
+from ino.data.views import IMAGENET_STD
+from ino.errors import CheckpointError
+from ino.models.checkpoints import FORMAT, NetworkName, find_checkpoint, load_vit
+from ino.models.dense import Backbone, Reading
+from ino.models.releases import KNOWN, read_release
+from ino.models.timm_models import build_timm
+from ino.models.vit import ARCHITECTURES, build_vit
+from ino.models.vit_backbone import RELEASED_STD, VitBackbone
+from ino.models.weight_files import load_plain
 
-RELEASED_STD = (0.228, 0.224, 0.225)
-"""By which the authors' code normalises at inference; in training its first number is 0.229."""
+__all__ = ["RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone", "load_backbone"]
 
-RANDOM_NAME = re.compile(r"random:(?P<arch>\w+)/(?P<patch>\d+)")
-
-
-class VitBackbone(nn.Module):
-    """Patch tokens of a ViT's block as a feature map."""
-
-    def __init__(
-        self, vit: VisionTransformer, *, std: tuple[float, float, float] = IMAGENET_STD
-    ) -> None:
-        """Args:
-        vit: the network.
-        std: deviation by which images are normalised.
-        """
-        super().__init__()
-        self.vit = vit
-        self.stride = vit.patch_size
-        self.num_layers = vit.depth
-        self.mean = IMAGENET_MEAN
-        self.std = std
-
-    def forward(
-        self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
-    ) -> Float[Tensor, "batch dim rows columns"]:
-        """Features of block `layer`, counted from 1, final norm applied; later blocks do not run.
-
-        Args:
-            images: normalised by `mean` and `std`; sides are multiples of `stride`.
-            layer: 1 to `num_layers`; None for the last.
-
-        Raises:
-            ConfigError: there is no such layer.
-        """
-        layer = self.num_layers if layer is None else layer
-        if not 1 <= layer <= self.num_layers:
-            raise ConfigError(
-                f"there is no layer {layer}; this backbone has 1 to {self.num_layers}"
-            )
-        tokens = self.vit(images, num_blocks=layer)[:, 1:]
-        rows, columns = (side // self.stride for side in images.shape[-2:])
-        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+_RANDOM = "random:"
+_TIMM = "timm:"
+_STRIDE = re.compile(r"(?P<model>.+?)(/(?P<stride>\d+))?")
 
 
-class ColorBackbone(nn.Module):
+class ColorBackbone(Backbone):
     """Raw colour: each feature holds the normalised pixels of an 8x8 patch.
 
     The baseline that any learned feature has to beat. It has one layer and ignores its number.
     """
 
     def __init__(self, stride: int = 8) -> None:
-        super().__init__()
-        self.stride = stride
-        self.num_layers = 1
-        self.mean = IMAGENET_MEAN
-        self.std = IMAGENET_STD
+        super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
@@ -82,34 +42,76 @@ class ColorBackbone(nn.Module):
         return F.pixel_unshuffle(images, self.stride)
 
 
-Backbone = VitBackbone | ColorBackbone
-
-
-def load_backbone(name: str | Path, *, network: NetworkName = "student", seed: int = 0) -> Backbone:
+def load_backbone(
+    name: str | Path, *, network: NetworkName | None = None, seed: int = 0
+) -> Backbone:
     """A backbone by name or from a file, in evaluation mode.
 
     Args:
-        name: `color`, `random:ARCH/PATCH`, or the path of a checkpoint or of a run's folder.
-        network: which of a run's two networks; the authors evaluate the student.
+        name: the path of a checkpoint, of a run's folder or of a release that `releases` knows;
+            `color`; `random:ARCH/PATCH` for ours and `random:MODEL` for timm's with random weights;
+            `timm:MODEL` or `MODEL` for timm's with weights from the network, `timm:MODEL@FILE` with
+            those of a file. A convolutional MODEL may end with its stride, as in `resnet50/8`.
+        network: which of a file's two networks; None for the one that its authors evaluate: the
+            teacher of DINO and iBOT, the student of others.
         seed: of random weights.
 
     Raises:
-        CheckpointError: the file cannot be used.
-        ConfigError: the architecture is unknown.
+        CheckpointError: the file cannot be used, or weights cannot be fetched.
+        ConfigError: the architecture is unknown or has no spatial features.
     """
-    if str(name) == "color":
+    text = str(name)
+    if text == "color":
         return ColorBackbone()
-    if match := RANDOM_NAME.fullmatch(str(name)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            vit = build_vit(match["arch"], patch_size=int(match["patch"]))
-        return VitBackbone(vit).eval()
+    if text.startswith(_RANDOM):
+        return _random(text.removeprefix(_RANDOM), seed=seed)
+    if text.startswith(_TIMM):
+        return _timm(text.removeprefix(_TIMM))
     path = Path(name)
-    if not path.exists():
-        raise CheckpointError(
-            f"{name} is neither a file or folder nor a known name; give a checkpoint, the folder "
-            "of a run, color or random:vit_tiny/8"
-        )
-    vit, config = load_vit(path, network=network)
+    if path.exists():
+        return _from_file(path, network=network)
+    if _is_timm_model(text):
+        return _timm(text)
+    raise CheckpointError(
+        f"{name} is neither a file or folder nor a known name; give a checkpoint ({KNOWN}), the "
+        "folder of a run, color, random:vit_tiny/8 or timm:MODEL"
+    )
+
+
+def _random(text: str, *, seed: int) -> Backbone:
+    model, stride = _split(text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if model in ARCHITECTURES or not _is_timm_model(model):
+            return VitBackbone(build_vit(model, patch_size=stride or 8)).eval()
+        return build_timm(model, stride=stride)
+
+
+def _timm(text: str) -> Backbone:
+    named, separator, file = text.partition("@")
+    model, stride = _split(named)
+    if not separator:
+        return build_timm(model, pretrained=True, stride=stride)
+    return build_timm(model, weights=Path(file), stride=stride)
+
+
+def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
+    path = find_checkpoint(path)
+    content = load_plain(path)
+    if content.get("format") != FORMAT:
+        return read_release(content, source=path, network=network)
+    vit, config = load_vit(path, network=network or "student")
     std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
-    return VitBackbone(vit, std=std).eval()
+    return VitBackbone(vit, reading=Reading(std=std, layer=min(7, vit.depth))).eval()
+
+
+def _split(text: str) -> tuple[str, int | None]:
+    """A model's name and the number behind its last slash."""
+    match = _STRIDE.fullmatch(text)
+    if match is None:
+        return text, None
+    return match["model"], int(match["stride"]) if match["stride"] else None
+
+
+def _is_timm_model(text: str) -> bool:
+    return timm.is_model(_split(text)[0].partition(".")[0])

@@ -1,21 +1,18 @@
-"""Files of weights: read without running code from them, and matched key by key.
+"""Checkpoints of runs, and weights matched key by key.
 
 A run's checkpoint holds everything needed to continue (train.checkpoint writes it); here it is read
-for inference. Readers for other projects' releases are not here yet.
+for inference. Files of other projects are read in `releases`.
 """
 
-import argparse
 import math
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ino.errors import CheckpointError
 from ino.models.vit import VisionTransformer, build_vit
+from ino.models.weight_files import load_plain
 
 FORMAT = "ino-training-run"
 VERSION = 1
@@ -39,40 +36,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint version {content.get('version')}, this ino reads {VERSION}"
         )
     return content
-
-
-def load_plain(path: Path) -> dict[str, Any]:
-    """The dictionary in a file; only tensors, plain values and argparse's namespaces are unpickled.
-
-    The last are in the releases of DINO, iBOT and INO; they hold values and run nothing.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, would run code, or holds something else.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; give a checkpoint or a run's folder")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(_not_whole(path)) from error
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain values and could run code when read; "
-            "it was not read: use a file of weights alone"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(_not_whole(path)) from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(
-            f"{path} is not a checkpoint: expected a dictionary by name, found {type(content)}"
-        )
-    return content
-
-
-def _not_whole(path: Path) -> str:
-    size = path.stat().st_size
-    return f"{path} ({size} bytes) is not a whole checkpoint: copy or download it again"
 
 
 def find_checkpoint(path: Path) -> Path:

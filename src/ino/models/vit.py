@@ -55,8 +55,10 @@ def build_vit(
         )
     if patch_size not in PATCH_SIZES:
         raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
+    sizes = ARCHITECTURES[arch]
     return VisionTransformer(
-        **ARCHITECTURES[arch],
+        embed_dim=sizes["embed_dim"],
+        num_heads=sizes["num_heads"],
         patch_size=patch_size,
         drop_path=drop_path,
         position_side=position_side,
@@ -79,7 +81,17 @@ class VisionTransformer(timm_vit.VisionTransformer):
         patch_size: int = 8,
         drop_path: float = 0.0,
         position_side: int | None = None,
+        layer_scale: bool = False,
     ) -> None:
+        """Args:
+        embed_dim: length of a token.
+        num_heads: of the attention.
+        depth: number of blocks.
+        patch_size: pixels a side of a patch.
+        drop_path: as for `build_vit`.
+        position_side: as for `build_vit`.
+        layer_scale: branches are scaled by a learned factor a channel, as in DINOv2.
+        """
         super().__init__(
             img_size=position_side * patch_size if position_side else POSITION_GRID_PIXELS,
             patch_size=patch_size,
@@ -89,6 +101,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
             num_classes=0,
             drop_path_rate=drop_path,
             dynamic_img_size=True,
+            init_values=1e-5 if layer_scale else None,  # DINOv2's
             block_fn=Block,
         )
         self.depth = depth

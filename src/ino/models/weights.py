@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ino.errors import CheckpointError
-from ino.models.checkpoints import find_checkpoint, load_plain
+from ino.models.checkpoints import find_checkpoint
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES
+from ino.models.weight_files import load_plain
 
 _HEAD_PREFIXES = ("head.", "headlist.headlist.0.")
 _GAIN, _DIRECTIONS = "last_layer.weight_g", "last_layer.weight_v"
@@ -51,7 +52,7 @@ def read_weights(path: Path) -> Weights:
     networks = {name: content[name] for name in ("student", "teacher") if name in content}
     if not networks:
         networks = {"student": content.get("state_dict", content)}
-    read = {name: _network(weights, path) for name, weights in networks.items()}
+    read = {name: split_network(weights, path) for name, weights in networks.items()}
     student = read.get("student") or read["teacher"]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -68,7 +69,12 @@ def describe(backbone: dict[str, Tensor]) -> str:
     return f"a ViT of width {dim} with patches of {patch_size} pixels, which is not known here"
 
 
-def _network(weights: Any, path: Path) -> NetworkWeights:
+def split_network(weights: Any, path: Path) -> NetworkWeights:
+    """Backbone and head of one network, under our names.
+
+    Raises:
+        CheckpointError: they are no ViT.
+    """
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise CheckpointError(
             f"{path} holds no network that is known: expected student, teacher, state_dict or "

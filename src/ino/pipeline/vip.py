@@ -17,6 +17,7 @@ from ino.evaluate.parts import PartScores, score_parts
 from ino.files import new_folder
 from ino.pipeline.settings import OnFrame, write_settings
 from ino.pipeline.soft_labels import LabelTracker
+from ino.propagate.features import layer_stride
 from ino.propagate.labels import harden_labels, soften_labels
 
 BACKGROUND = 0
@@ -90,7 +91,7 @@ def carry_parts(
             labels = harden_labels(
                 soft,
                 ids=ids,
-                stride=tracker.backbone.stride,
+                stride=layer_stride(tracker.backbone, protocol.layer),
                 size=size,
                 method=protocol.mask_up,
                 normalize=protocol.normalize_output,

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ino.errors import ConfigError, InoError, VideoError
+from ino.models.dense import Colours, input_channels
 from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
@@ -24,11 +25,12 @@ class FeatureBackbone(StructuralType):
 
     Called with normalised images whose sides are multiples of the stride and the layer to read
     (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
-    has no such layer.
+    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side` and `colours`;
+    `ino.models.dense.Backbone` says what they mean and what holds without them.
 
     Attributes:
         stride: pixels of the input a feature.
-        mean: of the RGB channels, of values 0 to 1.
+        mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colours`.
         std: the same.
     """
 
@@ -80,9 +82,11 @@ class FeatureExtractor:
             raise ConfigError(
                 f"the precision is {precision!r}; give {' or '.join(get_args(Precision))}"
             )
-        self.stride = backbone.stride
-        multiple = protocol.size_multiple or backbone.stride
-        if multiple % self.stride:
+        self.stride = layer_stride(backbone, protocol.layer)
+        self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
+        self._colours: Colours = getattr(backbone, "colours", "rgb")
+        multiple = protocol.size_multiple or self.stride
+        if multiple % self._side_multiple:
             raise ConfigError(
                 f"protocol {protocol.name} rounds sizes to multiples of {multiple} pixels "
                 f"but this backbone's stride is {self.stride}; set the protocol's size_multiple "
@@ -123,7 +127,11 @@ class FeatureExtractor:
         """The network's input: resized with OpenCV's linear interpolation, then normalised."""
         whole, (height, width) = self.sizes((frame.shape[0], frame.shape[1]))
         resized = cv2.resize(frame, whole[::-1], interpolation=cv2.INTER_LINEAR)[:height, :width]
-        image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
+        if self._colours == "rgb":
+            image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
+        else:
+            channels = torch.from_numpy(input_channels(resized, self._colours))
+            image = channels.to(self._device).permute(2, 0, 1)
         return ((image - self._mean) / self._std)[None]
 
     def sizes(self, size: Size) -> tuple[Size, Size]:
@@ -134,31 +142,46 @@ class FeatureExtractor:
         Raises:
             VideoError: the frames are too small.
         """
-        cropped = input_size(size, protocol=self._protocol, stride=self.stride)
+        cropped = input_size(
+            size,
+            protocol=self._protocol,
+            stride=self.stride,
+            side_multiple=self._side_multiple,
+        )
         if self._protocol.rounding != "crop":
             return cropped, cropped
         height, width = (round(side) for side in _scaled_sides(size, protocol=self._protocol))
         return (height, width), cropped
 
 
-def input_size(size: Size, *, protocol: Protocol, stride: int) -> Size:
+def layer_stride(backbone: FeatureBackbone, layer: int | None) -> int:
+    """Pixels of the input a feature of that layer; of the last one for None or what is none."""
+    strides = getattr(backbone, "strides", ())
+    return strides[layer - 1] if layer is not None and layer <= len(strides) else backbone.stride
+
+
+def input_size(
+    size: Size, *, protocol: Protocol, stride: int, side_multiple: int | None = None
+) -> Size:
     """Height and width of the network's input for frames of this size, pixels.
 
     With a short side: the shorter side becomes that many pixels and the longer one follows. Without
     one: the frame's own size, but for the protocol's `fixed_sizes`. Then sides are rounded as the
-    protocol says, and what is still no multiple of the stride is rounded down to one. With a
+    protocol says, and what is still no multiple of `side_multiple` is rounded down to one. With a
     `square`, both sides become the short one.
 
     Args:
         size: height and width of the frames.
         protocol: decides the rule.
-        stride: of the backbone, pixels; 1 for one that takes sides of any length, whose last
-            feature then covers what is left of a stride.
+        stride: of the backbone, pixels.
+        side_multiple: what the backbone needs sides to be multiples of; None: the stride. With 1
+            it takes sides of any length, and its last feature covers what is left of a stride.
 
     Raises:
-        VideoError: less than one multiple is left of a side.
+        VideoError: less than one stride is left of a side.
     """
     multiple = protocol.size_multiple or stride
+    side_multiple = side_multiple or stride
     sides = _scaled_sides(size, protocol=protocol)
     long = 0 if size[0] > size[1] else 1
     if protocol.rounding == "long-side-up":
@@ -167,8 +190,10 @@ def input_size(size: Size, *, protocol: Protocol, stride: int) -> Size:
         sides[long] = Fraction(sides[long] // multiple * multiple)
     elif protocol.rounding in ("down", "crop"):
         sides = [Fraction(side // multiple * multiple) for side in sides]
-    height, width = (int(side // stride * stride) for side in sides)
-    if min(height, width) == 0:
+    if side_multiple == 1:
+        sides = [side + Fraction(1, 2) for side in sides]  # to the nearest pixel, as VFS does
+    height, width = (int(side // side_multiple * side_multiple) for side in sides)
+    if min(height, width) < stride:
         raise VideoError(
             f"frames of {size[0]}x{size[1]} pixels are too small: each side must be at least "
             f"{multiple} pixels when the network sees it; give a larger video"

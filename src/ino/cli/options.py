@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from ino import __version__
+from ino.cli.exporting import export_parser
 from ino.cli.indexing import index_parser
 from ino.cli.sweep_options import plot_parser, sweep_parser
 
@@ -26,6 +27,7 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("index", index_parser(), help="tell what videos there are")
     commands.add_subcommand("sweep", sweep_parser(), help="train and compare many runs")
     commands.add_subcommand("plot", plot_parser(), help="draw the curves of runs")
+    commands.add_subcommand("export", export_parser(), help="write a network for others to load")
     commands.add_subcommand("segment", _segment_parser(), help="carry masks through a video")
     evaluate = _parser("Propagates the given masks of a data set and scores the result.")
     commands.add_subcommand("evaluate", evaluate, help="propagate and score a data set")

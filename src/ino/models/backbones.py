@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.errors import CheckpointError, ConfigError
 from ino.models.checkpoints import NetworkName, load_vit
+from ino.models.exported import is_exported, read_exported
 from ino.models.vit import VisionTransformer, build_vit
 
 RELEASED_STD = (0.228, 0.224, 0.225)
@@ -89,8 +90,9 @@ def load_backbone(name: str | Path, *, network: NetworkName = "student", seed: i
     """A backbone by name or from a file, in evaluation mode.
 
     Args:
-        name: `color`, `random:ARCH/PATCH`, or the path of a checkpoint or of a run's folder.
-        network: which of a run's two networks; the authors evaluate the student.
+        name: `color`, `random:ARCH/PATCH`, or the path of a checkpoint, of a run's folder or of
+            what `ino export` wrote.
+        network: which of a run's two networks; the authors evaluate the student. An export has one.
         seed: of random weights.
 
     Raises:
@@ -110,6 +112,9 @@ def load_backbone(name: str | Path, *, network: NetworkName = "student", seed: i
             f"{name} is neither a file or folder nor a known name; give a checkpoint, the folder "
             "of a run, color or random:vit_tiny/8"
         )
+    if is_exported(path):
+        exported = read_exported(path)
+        return VitBackbone(exported.vit, std=exported.std).eval()
     vit, config = load_vit(path, network=network)
     std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
     return VitBackbone(vit, std=std).eval()

@@ -44,6 +44,7 @@ def test_the_graph_computes_what_the_backbone_does(vit, normalize):
     assert torch.allclose(graph(frames), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_onnxruntime_gives_the_features_of_torch_for_batches_of_any_size(vit):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ino.data.views import IMAGENET_STD
-from ino.errors import ConfigError
+from ino.errors import ConfigError, OutputError
 from ino.models.backbones import RELEASED_STD
 from ino.models.checkpoints import NetworkName, find_checkpoint, load_vit, read_checkpoint
 from ino.models.export_files import (
@@ -74,6 +74,8 @@ def export_run(
                 "--onnx makes graphs for one size of image: add --image-size HEIGHTxWIDTH, "
                 "multiples of the patch, such as 480x848"
             )
+    if out.resolve() == run.resolve():
+        raise OutputError(f"{out} is the run itself: choose another --out")
     protocol = get_protocol(PROTOCOL)
     if image_size is not None:
         protocol = sized_protocol(PROTOCOL, short_side=min(image_size))

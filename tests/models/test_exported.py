@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
 
 from ino.errors import CheckpointError, ConfigError, OutputError
 from ino.models.backbones import RELEASED_STD, VitBackbone, load_backbone
@@ -153,17 +154,42 @@ def test_folders_that_are_not_whole(vit, tmp_path, name, fault):
         load_backbone(folder)
 
 
-@pytest.mark.parametrize("field", ["format", "format_version", "sha256"])
-def test_configurations_that_were_changed(vit, tmp_path, field):
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("ino", "format", "other"),
+        ("ino", "format_version", 2),
+        ("ino", "sha256", None),
+        ("ino", "sha256", {}),
+        ("model_args", "depth", 10**9),
+        ("model_args", "num_heads", 0),
+        ("model_args", "embed_dim", "96"),
+        ("model_args", "patch_size", 16),
+        ("pretrained_cfg", "std", [0.2]),
+        ("pretrained_cfg", "std", "abc"),
+    ],
+)
+def test_configurations_that_were_changed(vit, tmp_path, section, field, value):
     folder = exported(vit, tmp_path / "out", layer=1)
     config = json.loads((folder / "config.json").read_text())
-    if field == "sha256":
-        del config["ino"][field]
-    else:
-        config["ino"][field] = "other"
+    config[section][field] = value
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_backbone(folder)
+
+
+@torch.no_grad()
+def test_embeddings_of_another_grid_stay_as_they_are(images, tmp_path):
+    """DINO's are for 28 x 28 positions."""
+    vit = build_vit("vit_nano", patch_size=16, position_side=28).eval()
+    torch.nn.init.normal_(vit.pos_embed, std=0.5)
+    images = F.pad(images, (0, 8))
+    folder = exported(vit, tmp_path / "out")
+    expected = VitBackbone(vit)(images, layer=7)
+    assert torch.equal(load_backbone(folder)(images, layer=7), expected)
+    square = torch.randn(1, 3, 448, 448)
+    found = tokens_by_timm(folder, square)
+    assert (found - vit(square, num_blocks=7)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"architecture": "resnet18"}'])

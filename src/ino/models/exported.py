@@ -9,7 +9,7 @@ without it is not whole.
 
 import hashlib
 import json
-import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ino.errors import CheckpointError
-from ino.models.checkpoints import load_exactly
+from ino.models.checkpoints import load_exactly, position_side
 from ino.models.vit import VisionTransformer
 
 FORMAT = "ino-export"
@@ -64,11 +64,11 @@ def read_exported(path: Path) -> Exported:
     try:
         own, model = config["ino"], config["model_args"]
         found = own["format"], own["format_version"]
-        std = tuple(config["pretrained_cfg"]["std"])
-        sums, patch_size = own["sha256"], model["patch_size"]
-        sizes = {name: model[name] for name in ("embed_dim", "num_heads", "depth")}
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} lacks {error}; export it again") from error
+        std = [float(value) for value in config["pretrained_cfg"]["std"]]
+        sums, num_heads = dict(own["sha256"]), model["num_heads"]
+        sizes = {name: model[name] for name in ("embed_dim", "depth", "patch_size")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is damaged: {error}; export it again") from error
     if found != (FORMAT, VERSION):
         raise CheckpointError(
             f"{folder / CONFIG} is {found[0]} version {found[1]}, this ino reads {FORMAT} version "
@@ -77,14 +77,26 @@ def read_exported(path: Path) -> Exported:
     weights = _read_tensors(folder / WEIGHTS, sha256=sums.get(WEIGHTS))
     if POSITIONS in sums:
         weights |= _read_tensors(folder / POSITIONS, sha256=sums[POSITIONS])
-    if "pos_embed" not in weights:
-        raise CheckpointError(f"{folder / WEIGHTS} lacks pos_embed; export it again")
-    side = math.isqrt(max(1, weights["pos_embed"].shape[1] - 1))
-    vit = VisionTransformer(**sizes, patch_size=patch_size, position_side=side)
+    # Before anything is built of such sizes.
+    known = _sizes(weights)
+    if sizes != known or len(std) != 3 or num_heads not in range(1, known["embed_dim"] + 1):
+        raise CheckpointError(
+            f"{folder / CONFIG} does not tell of the weights beside it: expected {known}, three "
+            f"deviations and a number of heads, found {sizes}, {std} and {num_heads}; export it "
+            "again"
+        )
+    vit = VisionTransformer(**known, num_heads=num_heads, position_side=position_side(weights))
     # Nothing is masked at inference.
     weights["mask_token"] = torch.zeros_like(vit.mask_token)
     load_exactly(vit, {n: w.float() for n, w in weights.items()}, source=folder / WEIGHTS)
-    return Exported(vit.eval(), std)
+    return Exported(vit.eval(), (std[0], std[1], std[2]))
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """What weights tell of the network that they are of; zeros where they tell nothing."""
+    patch = weights.get("patch_embed.proj.weight", torch.empty(0, 0))
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    return {"embed_dim": patch.shape[0], "depth": len(blocks), "patch_size": patch.shape[-1]}
 
 
 def _read_tensors(path: Path, *, sha256: str | None) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ nothing, and a run that is resumed reads what it would have read. Crops and colo
 here but on the device that trains (views.py).
 """
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,26 +16,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ino.data.clip_sampler import ClipSampler
 from ino.data.path_table import PathTable
-from ino.data.quarantine import quarantine
+from ino.data.quarantine import leave_out
 from ino.data.video import read_chosen
-from ino.data.video_list import find_videos
 from ino.errors import ConfigError, VideoError
-
-__all__ = [
-    "ClipDataset",
-    "ClipSampler",
-    "ClipSampling",
-    "collate_clips",
-    "find_videos",
-    "frame_indices",
-]
 
 _NUM_CANDIDATES = 100  # videos that may stand in for one clip; known broken ones cost nothing
 _MAX_FAILURES = 20
 _GOOD, _BROKEN = 1, 2
-_LOG = logging.getLogger("ino")
 
 
 @dataclass(frozen=True)
@@ -189,11 +176,7 @@ class ClipDataset(Dataset[Tensor]):
 
     def _set_aside(self, video: int, error: Exception) -> None:
         self._state[video] = _BROKEN
-        path = self._videos[video]
-        reason = str(error)
-        if self._quarantine is None or quarantine(self._quarantine, path, reason=reason):
-            named = reason if str(path) in reason else f"{path}: {reason}"
-            _LOG.warning("a video is left out of training: %s", named)
+        leave_out(self._quarantine, str(self._videos[video]), reason=str(error))
         num_broken = self.num_broken
         if num_broken >= _MAX_FAILURES and 2 * num_broken > int((self._state > 0).sum()):
             raise self._too_many_broken() from error
@@ -204,8 +187,3 @@ class ClipDataset(Dataset[Tensor]):
             f"{self.num_broken} of the {int((self._state > 0).sum())} videos tried cannot be "
             f"used{where}: check the folder of videos and the clip's length and step"
         )
-
-
-def collate_clips(clips: list[Tensor]) -> list[Tensor]:
-    """The clips as they are: videos differ in size, so that they cannot be stacked."""
-    return clips

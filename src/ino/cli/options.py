@@ -9,9 +9,6 @@ from ino.cli.exporting import export_parser
 from ino.cli.indexing import index_parser
 from ino.cli.sweep_options import plot_parser, sweep_parser
 
-PROTOCOL_DEFAULT = "ino-davis"
-YTVOS_PROTOCOL_DEFAULT = "ino-ytvos"
-
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
@@ -134,7 +131,7 @@ def _ytvos_parser() -> ArgumentParser:
         help="go on with what was made with the same settings",
     )
     _add_tracker(parser)
-    parser.set_defaults({"protocol": YTVOS_PROTOCOL_DEFAULT})
+    parser.set_defaults({"protocol": "ino-ytvos"})
     return parser
 
 
@@ -236,7 +233,7 @@ def _add_tracker(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--protocol",
-        default=PROTOCOL_DEFAULT,
+        default="ino-davis",
         help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr or "
         "timecycle",
     )

@@ -85,7 +85,13 @@ def read_exported(path: Path) -> Exported:
             f"deviations and a number of heads, found {sizes}, {std} and {num_heads}; export it "
             "again"
         )
-    vit = VisionTransformer(**known, num_heads=num_heads, position_side=position_side(weights))
+    vit = VisionTransformer(
+        embed_dim=known["embed_dim"],
+        depth=known["depth"],
+        patch_size=known["patch_size"],
+        num_heads=num_heads,
+        position_side=position_side(weights),
+    )
     # Nothing is masked at inference.
     weights["mask_token"] = torch.zeros_like(vit.mask_token)
     load_exactly(vit, {n: w.float() for n, w in weights.items()}, source=folder / WEIGHTS)

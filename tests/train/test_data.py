@@ -129,3 +129,16 @@ def test_training_on_shards_resumes_in_the_middle_of_an_epoch(config, shards, tm
     )
     assert len(whole) == 7
     assert resumed == whole
+
+
+def test_training_by_visits_resumes_in_the_middle_of_a_window(config, tmp_path):
+    config.data.visits = True
+    config.data.clips_per_video = 3  # 2 visits of each of 2 lanes, 6 steps an epoch
+    config.run.save_every = 1
+    config.run.max_steps = 8
+    train(config, out=tmp_path / "whole")
+    for config.run.max_steps, config.data.num_workers in ((4, 0), (8, 2)):
+        train(config, out=tmp_path / "resumed", resume=True)
+    whole, resumed = numbers_of(tmp_path / "whole"), numbers_of(tmp_path / "resumed")
+    assert len(whole) == 8
+    assert resumed == whole

@@ -8,22 +8,29 @@ from torch.utils.data import Sampler
 from ino.errors import ConfigError
 
 
-def count_batches(num_clips: int, *, global_batch: int) -> int:
+def count_batches(num_clips: int, *, global_batch: int, clips_per_visit: int = 1) -> int:
     """Whole batches of an epoch.
 
     Args:
         num_clips: of the epoch.
         global_batch: clips of a batch, over all processes.
+        clips_per_visit: clips of a video that are read together, and no two in one batch.
 
     Raises:
         ConfigError: there is none.
     """
-    if num_clips < global_batch:
+    num_visits = num_clips // clips_per_visit // global_batch
+    if num_visits:
+        return num_visits * clips_per_visit
+    if num_clips >= global_batch:
         raise ConfigError(
-            f"an epoch has {num_clips} clips, fewer than the {global_batch} of one step: raise "
-            "data.clips_per_video, lower data.batch_size, or give more videos"
+            f"an epoch visits {num_clips // clips_per_visit} videos, fewer than the {global_batch} "
+            "clips of one step, which are all of different videos: turn data.visits off"
         )
-    return num_clips // global_batch
+    raise ConfigError(
+        f"an epoch has {num_clips} clips, fewer than the {global_batch} of one step: raise "
+        "data.clips_per_video, lower data.batch_size, or give more videos"
+    )
 
 
 class ClipSampler(Sampler[tuple[int, int]]):

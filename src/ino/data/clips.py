@@ -105,6 +105,7 @@ class ClipDataset(Dataset[Tensor]):
         sampling: which frames make a clip.
         seed: not negative.
         quarantine: a JSON-lines file that names the videos left out, or None.
+        visits: an item is all clips of a video, one after the other: the pairs of `VisitSampler`.
     """
 
     def __init__(
@@ -114,11 +115,13 @@ class ClipDataset(Dataset[Tensor]):
         sampling: ClipSampling,
         seed: int,
         quarantine: Path | None,
+        visits: bool = False,
     ) -> None:
         self._videos = PathTable(videos)
         self._sampling = sampling
         self._seed = seed
         self._quarantine = quarantine
+        self._clips_at_once = sampling.clips_per_video if visits else 1
         # Shared by data workers, so that each learns what another found and the parent can count.
         self._state = torch.zeros(len(self._videos), dtype=torch.uint8).share_memory_()
 
@@ -137,7 +140,7 @@ class ClipDataset(Dataset[Tensor]):
         return int((self._state == _BROKEN).sum())
 
     def __getitem__(self, key: tuple[int, int]) -> UInt8[Tensor, "time height width 3"]:
-        """The clip of an epoch's index.
+        """The clip of an epoch's index, or the clips of its visit, one after the other.
 
         Raises:
             VideoError: 20 videos in a row, or most of the videos tried, cannot be used.
@@ -151,9 +154,13 @@ class ClipDataset(Dataset[Tensor]):
             try:
                 clip = read_chosen(
                     self._videos[video],
-                    lambda num_frames, fps, rng=rng: frame_indices(
-                        num_frames, fps, sampling=self._sampling, rng=rng
-                    ),
+                    lambda num_frames, fps, rng=rng: [
+                        index
+                        for _ in range(self._clips_at_once)
+                        for index in frame_indices(
+                            num_frames, fps, sampling=self._sampling, rng=rng
+                        )
+                    ],
                 )
             except (VideoError, OSError) as error:
                 num_failures += 1

@@ -42,6 +42,8 @@ class DataConfig:
         frame_step: frames from one to the next in the source; 0 to go by `fps`. Set by `variant`.
         fps: frames a second of a clip; 0 to go by `frame_step`. Set by `variant`.
         clips_per_video: clips of each video in an epoch.
+        visits: take all clips of a video in one reading and mix them with those of others; quicker
+            where several clips have to be decoded from one key frame on.
         batch_size: clips of each device in a step.
         shard_videos: how many videos tar shards hold; 0 to count, which only files allow.
         num_workers: processes that decode, for each device; auto goes by the cores at hand.
@@ -55,6 +57,7 @@ class DataConfig:
     frame_step: int | None = None
     fps: float | None = None
     clips_per_video: int = 5
+    visits: bool = False
     batch_size: int = 4
     shard_videos: int = 0
     num_workers: int | Literal["auto"] = "auto"

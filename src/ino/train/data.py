@@ -16,6 +16,7 @@ from ino.data.cores import available_cores
 from ino.data.path_table import PathTable
 from ino.data.quarantine import quarantine_all
 from ino.data.shard_clips import ShardClips, ShardSchedule
+from ino.data.visits import VisitSampler
 from ino.files import atomic_path
 from ino.train.config import TrainConfig
 from ino.train.devices import of_first
@@ -39,7 +40,7 @@ class Clips:
     """
 
     loader: DataLoader
-    sampler: ClipSampler | ShardSchedule
+    sampler: ClipSampler | VisitSampler | ShardSchedule
     digest: str
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -61,15 +62,24 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         return _shard_clips(config, fabric, out=out)
     names, left_out, told = of_first(fabric, lambda: find_usable(data))
     _tell(fabric, told, left_out)
+    sampling = sampling_of(data)
     dataset = ClipDataset(
-        names, sampling=sampling_of(data), seed=config.run.seed, quarantine=out / QUARANTINE_NAME
-    )
-    sampler = ClipSampler(
-        len(dataset),
-        batch_size=data.batch_size,
+        names,
+        sampling=sampling,
         seed=config.run.seed,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
+        quarantine=out / QUARANTINE_NAME,
+        visits=data.visits,
+    )
+    share: dict[str, int] = {
+        "batch_size": data.batch_size,
+        "seed": config.run.seed,
+        "rank": fabric.global_rank,
+        "world_size": fabric.world_size,
+    }
+    sampler = (
+        VisitSampler(len(names), clips_per_video=sampling.clips_per_video, **share)
+        if data.visits
+        else ClipSampler(len(dataset), **share)
     )
     loader = DataLoader(
         dataset,

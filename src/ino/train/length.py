@@ -8,7 +8,7 @@ from ino.data.clip_sampler import count_batches
 from ino.errors import ConfigError
 from ino.train.config import DataConfig, TrainConfig
 from ino.train.resolve import count_clips, resolve
-from ino.train.videos import count_epoch
+from ino.train.videos import count_epoch, has_shards
 
 
 def with_steps(
@@ -32,7 +32,12 @@ def with_steps(
         raise ConfigError(f"steps is {steps}; it must be above 0")
     config = resolve(config)
     optim = config.optim
-    steps_per_epoch = count_batches(count(config.data), global_batch=count_clips(config))
+    visits = config.data.visits and not has_shards(config.data)
+    steps_per_epoch = count_batches(
+        count(config.data),
+        global_batch=count_clips(config),
+        clips_per_visit=config.data.clips_per_video if visits else 1,
+    )
     epochs = math.ceil(steps / steps_per_epoch)
     frozen = min(optim.freeze_last_layer_epochs or 0, epochs - 1)
     warmup = optim.warmup_epochs * epochs / optim.epochs

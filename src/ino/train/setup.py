@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ino.data.clip_sampler import ClipSampler
 from ino.data.shard_clips import ShardSchedule
+from ino.data.visits import VisitSampler
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
@@ -49,7 +50,7 @@ class Run:
     config: TrainConfig
     fabric: Fabric
     loader: DataLoader
-    sampler: ClipSampler | ShardSchedule
+    sampler: ClipSampler | VisitSampler | ShardSchedule
     network: _FabricModule
     state: RunState
     schedules: Schedules

@@ -50,8 +50,10 @@ def truncate(vit: VisionTransformer, *, layer: int | None) -> VisionTransformer:
         patch_size=vit.patch_size,
         position_side=_side(vit),
     )
-    wanted = shorter.state_dict().keys()
-    shorter.load_state_dict({n: w for n, w in vit.state_dict().items() if n in wanted})
+    later = tuple(f"blocks.{number}." for number in range(layer, vit.depth))
+    shorter.load_state_dict(
+        {name: w for name, w in vit.state_dict().items() if not name.startswith(later)}
+    )
     return shorter.eval()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.cli import dense, evaluating, indexing, making, sweeping, ytvos
+from ino.cli import dense, evaluating, exporting, indexing, making, sweeping, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError, StoppedError
 
@@ -115,6 +115,7 @@ COMMANDS = {
     "index": indexing.index,
     "sweep": sweeping.sweep,
     "plot": sweeping.plot,
+    "export": exporting.export,
     "segment": making.segment,
     "evaluate davis": evaluating.evaluate_davis,
     "evaluate ytvos": ytvos.evaluate,

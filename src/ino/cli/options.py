@@ -5,11 +5,9 @@ from pathlib import Path
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from ino import __version__
+from ino.cli.exporting import export_parser
 from ino.cli.indexing import index_parser
 from ino.cli.sweep_options import plot_parser, sweep_parser
-
-PROTOCOL_DEFAULT = "ino-davis"
-YTVOS_PROTOCOL_DEFAULT = "ino-ytvos"
 
 
 def build_parser() -> ArgumentParser:
@@ -26,6 +24,7 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("index", index_parser(), help="tell what videos there are")
     commands.add_subcommand("sweep", sweep_parser(), help="train and compare many runs")
     commands.add_subcommand("plot", plot_parser(), help="draw the curves of runs")
+    commands.add_subcommand("export", export_parser(), help="write a network for others to load")
     commands.add_subcommand("segment", _segment_parser(), help="carry masks through a video")
     evaluate = _parser("Propagates the given masks of a data set and scores the result.")
     commands.add_subcommand("evaluate", evaluate, help="propagate and score a data set")
@@ -132,7 +131,7 @@ def _ytvos_parser() -> ArgumentParser:
         help="go on with what was made with the same settings",
     )
     _add_tracker(parser)
-    parser.set_defaults({"protocol": YTVOS_PROTOCOL_DEFAULT})
+    parser.set_defaults({"protocol": "ino-ytvos"})
     return parser
 
 
@@ -233,7 +232,7 @@ def _add_tracker(parser: ArgumentParser) -> None:
     parser.add_argument("--network", choices=["student", "teacher"], help=words)
     parser.add_argument(
         "--protocol",
-        default=PROTOCOL_DEFAULT,
+        default="ino-davis",
         help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr or "
         "timecycle",
     )

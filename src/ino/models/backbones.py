@@ -13,6 +13,7 @@ from ino.data.views import IMAGENET_STD
 from ino.errors import CheckpointError
 from ino.models.checkpoints import FORMAT, NetworkName, find_checkpoint, load_vit
 from ino.models.dense import Backbone, Reading
+from ino.models.exported import is_exported, read_exported
 from ino.models.releases import KNOWN, read_release
 from ino.models.timm_models import build_timm
 from ino.models.vit import ARCHITECTURES, build_vit
@@ -48,10 +49,11 @@ def load_backbone(
     """A backbone by name or from a file, in evaluation mode.
 
     Args:
-        name: the path of a checkpoint, of a run's folder or of a release that `releases` knows;
-            `color`; `random:ARCH/PATCH` for ours and `random:MODEL` for timm's with random weights;
-            `timm:MODEL` or `MODEL` for timm's with weights from the network, `timm:MODEL@FILE` with
-            those of a file. A convolutional MODEL may end with its stride, as in `resnet50/8`.
+        name: the path of a checkpoint, of a run's folder, of what `ino export` wrote or of a
+            release that `releases` knows; `color`; `random:ARCH/PATCH` for ours and `random:MODEL`
+            for timm's with random weights; `timm:MODEL` or `MODEL` for timm's with weights from the
+            network, `timm:MODEL@FILE` with those of a file. A convolutional MODEL may end with its
+            stride, as in `resnet50/8`.
         network: which of a file's two networks; None for the one that its authors evaluate: the
             teacher of DINO and iBOT, the student of others.
         seed: of random weights.
@@ -96,6 +98,10 @@ def _timm(text: str) -> Backbone:
 
 
 def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
+    if is_exported(path):
+        exported = read_exported(path)
+        reading = Reading(std=exported.std, layer=min(7, exported.vit.depth))
+        return VitBackbone(exported.vit, reading=reading).eval()
     path = find_checkpoint(path)
     content = load_plain(path)
     if content.get("format") != FORMAT:

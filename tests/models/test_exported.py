@@ -1,0 +1,234 @@
+"""Exported networks are those of the run: read by ino, read by timm, and never half of one."""
+
+import json
+import os
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+
+from ino.errors import CheckpointError, ConfigError, OutputError
+from ino.models.backbones import RELEASED_STD, VitBackbone, load_backbone
+from ino.models.export_files import export_files, round_weights, truncate, write_files
+from ino.models.exported import is_exported, read_exported
+from ino.models.vit import build_vit
+
+STD = (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    torch.manual_seed(1)
+    vit = build_vit("vit_nano").eval()
+    # Positions that matter: those of a fresh network are small beside what patches give.
+    torch.nn.init.normal_(vit.pos_embed, std=0.5)
+    return vit
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 48, 104, generator=torch.Generator().manual_seed(2))
+
+
+def exported(vit, folder, *, layer=7, precision="fp32", image_size=None, std=STD):
+    network = round_weights(truncate(vit, layer=layer), precision=precision)
+    files = export_files(network, std=std, precision=precision, image_size=image_size)
+    write_files(folder, files)
+    return folder
+
+
+def tokens_by_timm(folder, images, **options):
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
+    return model.forward_features(images)
+
+
+@pytest.mark.parametrize("layer", [7, 12])
+@torch.no_grad()
+def test_features_are_bit_equal_to_the_run_s_at_every_size(vit, images, tmp_path, layer):
+    folder = exported(vit, tmp_path / "out", layer=layer, image_size=(40, 72))
+    backbone = load_backbone(folder)
+    assert backbone.num_layers == layer
+    assert backbone.std == STD
+    for size in (images, images[..., :64, :64], images[..., :40, :72]):
+        for number in (1, layer):
+            expected = VitBackbone(vit)(size, layer=number)
+            assert torch.equal(backbone(size, layer=number), expected)
+    with pytest.raises(ConfigError, match=f"1 to {layer}"):
+        backbone(images, layer=layer + 1)
+
+
+@torch.no_grad()
+def test_fp16_rounds_weights_and_nothing_else(vit, images, tmp_path):
+    folder = exported(vit, tmp_path / "out", precision="fp16")
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    expected, found = VitBackbone(vit)(images, layer=7), load_backbone(folder)(images, layer=7)
+    assert found.dtype == torch.float32
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 5e-3
+    # What was rounded once is read back as it is.
+    again = exported(read_exported(folder).vit, tmp_path / "again", precision="fp16")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_weights_that_fp16_does_not_hold(vit):
+    large = truncate(vit, layer=1)
+    with torch.no_grad():
+        large.norm.bias[0] = 1e6
+    with pytest.raises(ConfigError, match=r"norm\.bias.*--precision fp32"):
+        round_weights(large, precision="fp16")
+
+
+@pytest.mark.parametrize("image_size", [(48, 104), (64, 64), (104, 48), (32, 128)])
+@torch.no_grad()
+def test_timm_s_features_equal_ours_at_the_stored_size(vit, tmp_path, image_size):
+    folder = exported(vit, tmp_path / "out", image_size=image_size)
+    images = torch.randn(2, 3, *image_size)
+    expected = vit(images, num_blocks=7)
+    found = tokens_by_timm(folder, images)
+    assert (found - expected).abs().max() < 1e-5
+    assert expected.abs().max() > 1
+    # It is the stored grid that does it: timm resamples otherwise.
+    other = tmp_path / "other"
+    exported(vit, other)
+    is_square = image_size == (64, 64)
+    difference = (tokens_by_timm(other, images) - expected).abs().max()
+    assert (difference < 1e-5) == is_square
+
+
+@pytest.mark.parametrize("image_size", [None, (48, 104)])
+def test_timm_finds_exactly_its_own_keys_and_our_colours(vit, tmp_path, image_size):
+    folder = exported(vit, tmp_path / "out", image_size=image_size, std=RELEASED_STD)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert stored.keys() == model.state_dict().keys()
+    data = timm.data.resolve_model_data_config(model)
+    assert tuple(data["mean"]) == (0.485, 0.456, 0.406)
+    assert tuple(data["std"]) == RELEASED_STD
+    assert tuple(data["input_size"]) == (3, *(image_size or (64, 64)))
+    assert load_backbone(folder / "model.safetensors").std == RELEASED_STD
+
+
+@torch.no_grad()
+def test_timm_may_add_a_head_and_read_features_only(vit, images, tmp_path):
+    folder = exported(vit, tmp_path / "out", image_size=(48, 104))
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)(
+        images
+    ).shape == (2, 5)
+    maps = tokens_by_timm(folder, images)[:, 1:].transpose(1, 2).unflatten(2, (6, 13))
+    assert torch.allclose(maps, load_backbone(folder)(images, layer=7), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 13, -1])
+def test_layers_that_do_not_exist(vit, layer):
+    with pytest.raises(ConfigError, match=f"no layer {layer}; this network has 1 to 12"):
+        truncate(vit, layer=layer)
+
+
+@pytest.mark.parametrize(
+    ("size", "near"), [((50, 104), "48x104"), ((3, 4), "8x8"), ((480, 854), "480x856")]
+)
+def test_sizes_that_are_no_multiples_of_the_patch(vit, size, near):
+    with pytest.raises(ConfigError, match=f"patch of 8 pixels; take {near}"):
+        export_files(vit, std=STD, image_size=size)
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "positions.safetensors"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "other"])
+def test_folders_that_are_not_whole(vit, tmp_path, name, fault):
+    folder = exported(vit, tmp_path / "out", layer=1, image_size=(48, 104))
+    path = folder / name
+    if fault == "missing":
+        path.unlink()
+    elif fault == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        other = exported(truncate(vit, layer=1), tmp_path / "b", layer=1, precision="fp16")
+        path.write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=name):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("ino", "format", "other"),
+        ("ino", "format_version", 2),
+        ("ino", "sha256", None),
+        ("ino", "sha256", {}),
+        ("model_args", "depth", 10**9),
+        ("model_args", "num_heads", 0),
+        ("model_args", "embed_dim", "96"),
+        ("model_args", "patch_size", 16),
+        ("pretrained_cfg", "std", [0.2]),
+        ("pretrained_cfg", "std", "abc"),
+    ],
+)
+def test_configurations_that_were_changed(vit, tmp_path, section, field, value):
+    folder = exported(vit, tmp_path / "out", layer=1)
+    config = json.loads((folder / "config.json").read_text())
+    config[section][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_backbone(folder)
+
+
+@torch.no_grad()
+def test_embeddings_of_another_grid_stay_as_they_are(images, tmp_path):
+    """DINO's are for 28 x 28 positions."""
+    vit = build_vit("vit_nano", patch_size=16, position_side=28).eval()
+    torch.nn.init.normal_(vit.pos_embed, std=0.5)
+    images = F.pad(images, (0, 8))
+    folder = exported(vit, tmp_path / "out")
+    expected = VitBackbone(vit)(images, layer=7)
+    assert torch.equal(load_backbone(folder)(images, layer=7), expected)
+    square = torch.randn(1, 3, 448, 448)
+    found = tokens_by_timm(folder, square)
+    assert (found - vit(square, num_blocks=7)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"architecture": "resnet18"}'])
+def test_other_folders_are_not_taken_for_exports(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert not is_exported(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
+        load_backbone(tmp_path)
+
+
+def test_a_folder_that_holds_something(vit, tmp_path):
+    folder = exported(vit, tmp_path / "out", layer=1, image_size=(48, 104))
+    (folder / "mine.txt").write_text("keep")
+    files = export_files(truncate(vit, layer=2), std=STD)
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_files(folder, files)
+    assert load_backbone(folder).num_layers == 1
+    write_files(folder, files, overwrite=True)
+    assert load_backbone(folder).num_layers == 2
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "mine.txt",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_disk_that_fills_leaves_nothing(vit, tmp_path, monkeypatch, failing):
+    count = 0
+
+    def no_space(_):
+        nonlocal count
+        count += 1
+        if count == failing:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OutputError, match="No space left"):
+        exported(vit, tmp_path / "out", layer=1)
+    assert count == failing
+    assert not (tmp_path / "out").exists()

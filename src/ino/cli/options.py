@@ -6,6 +6,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from ino import __version__
 from ino.cli.indexing import index_parser
+from ino.cli.suite_options import compare_parser, suite_parser
 from ino.cli.sweep_options import plot_parser, sweep_parser
 
 PROTOCOL_DEFAULT = "ino-davis"
@@ -34,6 +35,8 @@ def build_parser() -> ArgumentParser:
     data_sets.add_subcommand("ytvos", _ytvos_parser(), help="YouTube-VOS 2018 or 2019")
     data_sets.add_subcommand("jhmdb", _jhmdb_parser(), help="joints of JHMDB")
     data_sets.add_subcommand("vip", _vip_parser(), help="human parts of VIP")
+    data_sets.add_subcommand("suite", suite_parser(), help="many rows, one table")
+    commands.add_subcommand("compare", compare_parser(), help="compare two evaluations")
     commands.add_subcommand("score", _score_parser(), help="score folders of masks")
     commands.add_subcommand("check", _check_parser(), help="check a YouTube-VOS submission")
     return parser

@@ -1,7 +1,7 @@
 """A suite: every row is carried video by video and scored, whatever happens to the others.
 
 What is done is read from the folder alone, so a suite that was killed goes on where it stopped:
-    DIR/LABEL/                 as `ino evaluate` leaves it; finished.txt names the videos that are done
+    DIR/LABEL/                 as `ino evaluate` leaves it; finished.txt names what is done
     DIR/LABEL/done.json        once the row is scored
     DIR/LABEL.error.txt        why it failed, until it succeeds
     DIR/worker_N.log.txt       what a process printed, where several work at once

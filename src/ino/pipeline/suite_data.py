@@ -23,6 +23,7 @@ from ino.evaluate.parts import score_parts
 from ino.evaluate.tables import write_csv, write_json
 from ino.files import atomic_path
 from ino.models.backbones import load_backbone
+from ino.models.devices import choose_device
 from ino.pipeline.davis import propagate_sequences
 from ino.pipeline.jhmdb import carry_joints
 from ino.pipeline.soft_labels import LabelTracker
@@ -71,13 +72,14 @@ def make_tracker(row: RowConfig, protocol: Protocol, *, device: str) -> Tracker 
     Raises:
         InoError: the weights, the device or the protocol cannot be used.
     """
-    backbone = load_backbone(row.weights or "", network=row.network, seed=row.seed)
+    which: dict[str, Any] = {} if row.network is None else {"network": row.network}
+    backbone = load_backbone(row.weights or "", seed=row.seed, **which)
     if DATA_SETS[row.data].input_size is None:
         return Tracker(backbone, protocol=protocol, device=device, precision=row.precision)
     return LabelTracker(
         backbone,
         protocol,
-        device=device,
+        device=choose_device(device),
         precision=row.precision,
         input_size=row.input_size or None,
     )

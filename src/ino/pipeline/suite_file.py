@@ -6,7 +6,7 @@ Reading checks the form of the file; `ino.pipeline.suite_plan` checks what its r
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -27,7 +27,7 @@ class RowConfig:
         weights: what `--weights` takes: color, random:vit_tiny/8, a model's name, a path.
         file: name in the folder of weights, without its ending; where it is there, it is taken in
             place of `weights`.
-        network: student or teacher of a run.
+        network: student or teacher of a file; None for the one that is usually evaluated.
         seed: of random weights.
         protocol: how labels are carried; None for ino-ytvos on YouTube-VOS, else ino-davis.
         short_side: of the network's input, pixels; the protocol's radius is scaled with it.
@@ -50,7 +50,7 @@ class RowConfig:
 
     weights: str | None = None
     file: str | None = None
-    network: Literal["student", "teacher"] = "student"
+    network: Literal["student", "teacher"] | None = None
     seed: int = 0
     protocol: str | None = None
     short_side: int | None = None
@@ -84,7 +84,7 @@ class SuiteConfig:
 
     title: str = ""
     weights_dir: str | None = None
-    roots: dict[DataName, str] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, RowConfig] = field(default_factory=dict)
 
@@ -112,6 +112,24 @@ def read_suite(name: str, changes: Mapping[str, Any] | None = None) -> SuiteConf
     if not path.is_file():
         known = ", ".join(suite_names())
         raise ConfigError(f"there is no suite {name!r}; give one of {known} or a YAML file")
+    suite = _read_file(path)
+    for key, value in (changes or {}).items():
+        section, _, option = key.rpartition(".")
+        if value is None:
+            continue
+        if section == "rows":
+            for row in suite.rows.values():
+                if option != "sequences" or row.data == "davis":
+                    setattr(row, option, value)
+        elif section == "roots":
+            suite.roots[option] = value
+        else:
+            setattr(suite, option, value)
+    return suite
+
+
+def _read_file(path: Path) -> SuiteConfig:
+    """What a file says, of the right types."""
     where = f"the suite {path}"
     content = read_yaml(path, what="suite")
     check_keys(content, SuiteConfig, where=where)
@@ -122,18 +140,13 @@ def read_suite(name: str, changes: Mapping[str, Any] | None = None) -> SuiteConf
         raise ConfigError(f"{where} has published numbers under defaults; give each row its own")
     if not isinstance(rows, dict) or not rows:
         raise ConfigError(f"{where} has no rows; list them by label under rows")
-    given = {key: value for key, value in (changes or {}).items() if value is not None}
-    for key in [key for key in given if not key.startswith("rows.")]:
-        section, _, option = key.rpartition(".")
-        (content.setdefault(section, {}) if section else content)[option] = given[key]
-    for_rows = {key[5:]: value for key, value in given.items() if key.startswith("rows.")}
-    suite = SuiteConfig(**_typed(content, SuiteConfig, where=where, path=path), defaults=defaults)
+    skip = {"defaults", "rows"}
+    suite = SuiteConfig(**_typed(content, SuiteConfig, where=where, skip=skip), defaults=defaults)
+    if unknown := [key for key in suite.roots if key not in get_args(DataName)]:
+        known = ", ".join(get_args(DataName))
+        raise ConfigError(f"{where} has a root for {unknown[0]}; the data sets are {known}")
     for label, fields in rows.items():
-        row = _read_row(str(label), fields, defaults, where=where)
-        for option, value in for_rows.items():
-            if option != "sequences" or row.data == "davis":
-                setattr(row, option, value)
-        suite.rows[str(label)] = row
+        suite.rows[str(label)] = _read_row(str(label), fields, defaults, where=where)
     return suite
 
 
@@ -150,14 +163,14 @@ def _read_row(label: str, fields: Any, defaults: dict[str, Any], *, where: str) 
 
 
 def _typed(
-    content: dict[str, Any], kind: type, *, where: str, path: Path | None = None
+    content: dict[str, Any], kind: type, *, where: str, skip: set[str] | None = None
 ) -> dict[str, Any]:
-    """The values of the fields of a dataclass that are given, of the fields' types."""
+    """The values of the fields of a dataclass, of the fields' types, but for those to skip."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, nested_key="it", skip={"rows", "defaults"} if path else None)
+    parser.add_class_arguments(kind, nested_key="it", skip=set(skip or ()))
     try:
         values = parser.parse_object({"it": content})
     except ArgumentError as error:
         reason = " ".join(str(error).split()).replace("'it.", "'").replace('"it.', '"')
         raise ConfigError(f"{where} cannot be used: {reason}") from error
-    return values["it"].as_dict() if "it" in values else {}
+    return values["it"].as_dict()

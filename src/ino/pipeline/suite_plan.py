@@ -201,7 +201,7 @@ def _check_weights(weights: str) -> None:
     """Refuses what is no name and no path; names are looked up when the row starts."""
     name, _, file = weights.rpartition("@")
     path = Path(file if name else weights)
-    is_name = _NAME.fullmatch(weights) is not None or timm.is_model(weights.split(".")[0])
+    is_name = _NAME.fullmatch(weights) is not None or timm.is_model(re.split(r"[./]", weights)[0])
     if not path.exists() and (name or not is_name):
         raise CheckpointError(
             f"{path} is neither a file or folder nor a known name; give a checkpoint, the folder "

@@ -80,7 +80,8 @@ def write_suite_table(plan: SuitePlan, *, out: Path) -> list[TableRow]:
     rows = suite_rows(plan, out=out)
     title = f"# {plan.title}\n\n" if plan.title else ""
     notes = "".join(f"- {row.label}: {row.state}\n" for row in rows if not row.measured)
-    text = f"{title}{markdown(table_lines(rows), num_texts=num_texts(rows))}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n"
+    table = markdown(table_lines(rows), num_texts=num_texts(rows))
+    text = f"{title}{table}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n"
     write_text(out / "table.md", text + (f"\n{notes}" if notes else ""))
     content = {
         "software": {"name": "ino", "version": __version__},

@@ -64,7 +64,7 @@ def compare_parser() -> ArgumentParser:
         help="write into a folder that holds something",
     )
     parser.add_argument(
-        "--num", type=int, default=3, help="sequences shown in which A, and B, is ahead"
+        "--num", type=int, default=3, help="sequences shown that are best for A, and for B"
     )
     parser.add_argument("--frames", type=int, default=5, help="shown of each sequence")
     return parser

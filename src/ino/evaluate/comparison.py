@@ -46,11 +46,10 @@ class Comparison:
     gaps: tuple[Gap, ...]
     left_out: tuple[str, ...]
 
-    def ahead(self, count: int) -> tuple[list[Gap], list[Gap]]:
-        """The `count` sequences in which A is furthest ahead, and those in which B is."""
-        first = [gap for gap in self.gaps if gap.difference > 0][:count]
-        second = [gap for gap in reversed(self.gaps) if gap.difference < 0][:count]
-        return first, second
+    def ends(self, count: int) -> tuple[list[Gap], list[Gap]]:
+        """Up to `count` sequences that are best for A against B, and others that are best for B."""
+        first = list(self.gaps[:count])
+        return first, list(reversed(self.gaps[max(len(first), len(self.gaps) - count) :]))
 
     def lines(self) -> list[list[str]]:
         """A table in percent: the means over objects, then a sequence a line."""

@@ -1,6 +1,7 @@
 """Pictures of a comparison: strips of frames with masks, a scatter of J&F, and the page of both."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def scatter_picture(comparison: Comparison, *, num_named: int) -> UInt8[np.ndarr
 
     Args:
         comparison: of two methods.
-        num_named: sequences furthest from the diagonal on each side that get their names.
+        num_named: sequences at either end of the differences that get their names.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,10 +76,9 @@ def scatter_picture(comparison: Comparison, *, num_named: int) -> UInt8[np.ndarr
     for gap in comparison.gaps:
         colour = ACCENT if gap.difference >= 0 else RIVAL
         axes.scatter(100 * gap.b, 100 * gap.a, s=34, color=colour, linewidths=0, zorder=3)
-    first, second = comparison.ahead(num_named)
-    for side, gaps in ((-1, first), (1, second)):
-        for gap, height in zip(gaps, _apart([100 * gap.a for gap in gaps], 3.4), strict=True):
-            _name_point(axes, gap, side=side, height=height)
+    named = list(itertools.chain(*comparison.ends(num_named)))
+    for gap, height in zip(named, _apart([100 * gap.a for gap in named], 3.4), strict=True):
+        _name_point(axes, gap, height=height)
     axes.set_xlabel(f"J&F of {comparison.name_b}, %", color=INK)
     axes.set_ylabel(f"J&F of {comparison.name_a}, %", color=INK)
     ahead = sum(gap.difference > 0 for gap in comparison.gaps)
@@ -99,7 +99,7 @@ def comparison_page(
     comparison: Comparison,
     *,
     scatter: np.ndarray,
-    strips: Sequence[tuple[Gap, Sequence[Strip]]],
+    strips: Sequence[Sequence[tuple[Gap, Sequence[Strip]]]],
     notes: Sequence[str],
 ) -> str:
     """The whole HTML document.
@@ -107,7 +107,7 @@ def comparison_page(
     Args:
         comparison: of two methods.
         scatter: of `scatter_picture`.
-        strips: of the sequences shown, those in which A is ahead first.
+        strips: of the sequences that are best for A, and of those that are best for B.
         notes: sentences below the table of means.
     """
     a, b = comparison.name_a, comparison.name_b
@@ -116,12 +116,11 @@ def comparison_page(
     image = f'<img src="{page.data_uri(scatter, lossless=True)}" alt="J&amp;F of each sequence"'
     style = "display:block;width:100%;max-width:36rem;height:auto;border-radius:8px"
     parts += [page.heading("Every sequence"), f'{image} style="{style}">']
-    for leader, sign in ((a, 1), (b, -1)):
-        shown = [one for one in strips if one[0].difference * sign > 0]
+    for name, shown in zip((a, b), strips, strict=True):
         if shown:
-            parts.append(page.heading(f"Where {leader} is furthest ahead"))
+            parts.append(page.heading(f"Best for {name}"))
         for gap, images in shown:
-            title = f"{gap.sequence}: {100 * abs(gap.difference):.1f} points"
+            title = f"{gap.sequence}: {100 * gap.difference:+.1f} points for {a}"
             parts += [page.heading(title, level=3), page.strips(images, columns=[""])]
     parts += [page.heading("All scores"), _table(head, rows[3:])]
     return page.page(f"{a} against {b}", parts)
@@ -149,11 +148,10 @@ def _overlaid(frame: np.ndarray, path: Path | None) -> np.ndarray:
 
 def _numbered(image: np.ndarray, number: int) -> np.ndarray:
     """The image, at the height of a strip, with a number in its upper right corner."""
-    width = max(1, round(image.shape[1] * HEIGHT / image.shape[0]))
-    small = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
+    small = film_strip([[image]], height=HEIGHT)
     text, font, scale = str(number), cv2.FONT_HERSHEY_SIMPLEX, 0.6
     (wide, high), _ = cv2.getTextSize(text, font, scale, 1)
-    left = max(0, width - wide - 10)
+    left = max(0, small.shape[1] - wide - 10)
     small[: high + 12, left:] //= 3
     place = (left + 5, high + 6)
     cv2.putText(small, text, place, font, scale, (255, 255, 255), 1, cv2.LINE_AA)
@@ -169,13 +167,12 @@ def _apart(heights: Sequence[float], least: float) -> list[float]:
     return moved
 
 
-def _name_point(axes: Any, gap: Gap, *, side: int, height: float) -> None:
+def _name_point(axes: Any, gap: Gap, *, height: float) -> None:
     """Writes a sequence's name beside its point: left of it where A is ahead, else right."""
     across = 100 * gap.b
-    if side < 0 and across < 25:  # it would leave the picture
-        side = 1
-    if side > 0 and across > 78:
-        side = -1
+    side = -1 if gap.difference > 0 else 1
+    if not 25 < across < 75:  # there it would leave the picture
+        side = 1 if across < 50 else -1
     axes.annotate(
         f"{gap.sequence} {100 * gap.difference:+.1f}",
         xy=(across, 100 * gap.a),
@@ -184,5 +181,6 @@ def _name_point(axes: Any, gap: Gap, *, side: int, height: float) -> None:
         va="center",
         fontsize=8,
         color=INK,
+        bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
         arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.6, "shrinkA": 0},
     )

@@ -1,5 +1,6 @@
 """Two evaluations on DAVIS, from their folders to pictures, a table and one HTML page."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def compare_evaluations(
         b: of another one of the same data set.
         out: folder of the results.
         root: of the data set; None for the one that `a` was evaluated on.
-        num_shown: sequences shown in which A is furthest ahead, and as many in which B is.
+        num_shown: sequences shown that are best for A against B, and as many for B.
         num_frames: of each, the given frame among them.
         overwrite: accept a folder that holds something.
 
@@ -64,16 +65,15 @@ def compare_evaluations(
     folders = {name: one / "predictions" for name, one in zip(names, (a, b), strict=True)}
     _check_masks(found, list(folders.values()))
     new_folder(out, overwrite=overwrite)
-    first, second = comparison.ahead(num_shown)
     strips = [
-        (
-            gap,
-            comparison_strips(found[gap.sequence], folders, gap=gap, count=num_frames),
-        )
-        for gap in [*first, *second]
+        [
+            (gap, comparison_strips(found[gap.sequence], folders, gap=gap, count=num_frames))
+            for gap in gaps
+        ]
+        for gaps in comparison.ends(num_shown)
     ]
     new_folder(out / "strips", overwrite=True)
-    for number, (gap, rows) in enumerate(strips, start=1):
+    for number, (gap, rows) in enumerate(itertools.chain(*strips), start=1):
         _save(strips_picture(rows), out / "strips" / f"{number:02d}_{gap.sequence}.png")
     scatter = scatter_picture(comparison, num_named=max(num_shown, 3))
     _save(scatter, out / "scatter.png")

@@ -20,8 +20,6 @@ the authors evaluate): `learned_minus_color_240`, `learned_minus_untrained_240` 
 
 import argparse
 import contextlib
-import dataclasses
-import math
 import sys
 import tempfile
 import time
@@ -32,7 +30,6 @@ from typing import NamedTuple
 
 import torch
 
-from ino.data.clips import find_videos
 from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.data.vos import read_davis
 from ino.errors import InoError
@@ -42,17 +39,16 @@ from ino.models.backbones import load_backbone
 from ino.models.checkpoints import NetworkName, find_checkpoint, read_checkpoint
 from ino.models.devices import choose_device
 from ino.pipeline.davis import evaluate_davis
-from ino.propagate.protocols import get_protocol
+from ino.pipeline.settings import sized_protocol
 from ino.propagate.tracker import Tracker
 from ino.train.config import TrainConfig, Variant
+from ino.train.length import with_steps
 from ino.train.loop import train
 from ino.train.recipes import load_recipe
-from ino.train.resolve import resolve
 from report import build_parser, conclude, describe_machine, print_table
 
 VARIANTS: tuple[Variant, ...] = ("paper", "released")
 SIDES = (240, 480)
-RADIUS_AT_480 = 40
 QUICK_SIDES = (240,)
 QUICK_STEPS = 4
 QUICK_FRAME = {"height": 120, "width": 176}
@@ -80,16 +76,7 @@ def tiny_recipe(data: Path, *, variant: Variant, steps: int | None) -> TrainConf
             own where None.
     """
     config = load_recipe("tiny", [f"--variant={variant}", f"--data.root={data}"])
-    if steps is None:
-        return config
-    num_clips = len(find_videos([data])) * resolve(config).data.clips_per_video
-    epochs = math.ceil(steps / max(1, num_clips // config.data.batch_size))
-    warmup = config.optim.warmup_epochs * epochs / config.optim.epochs
-    return dataclasses.replace(
-        config,
-        optim=dataclasses.replace(config.optim, epochs=epochs, warmup_epochs=warmup),
-        run=dataclasses.replace(config.run, max_steps=steps),
-    )
+    return config if steps is None else with_steps(config, steps)
 
 
 def untrained_name(run: Path) -> str:
@@ -117,8 +104,7 @@ def evaluate(
         for row in rows:
             started = time.perf_counter()
             backbone = load_backbone(row.weights, network=row.network)
-            radius = round(RADIUS_AT_480 * side / 480)
-            protocol = get_protocol("ino-davis", short_side=side, radius=radius)
+            protocol = sized_protocol("ino-davis", short_side=side)
             found = evaluate_davis(
                 root,
                 out=out / f"{row.name.replace(' ', '_')}_{side}",

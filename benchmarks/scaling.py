@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,6 +28,7 @@ from ino.data.clips import ClipDataset, ClipSampling
 from ino.data.synthetic import generate_clip
 from ino.data.video import VideoWriter
 from ino.models.devices import computes_in_bf16
+from ino.models.student_teacher import Views
 from ino.train.config import (
     DataConfig,
     MaskingConfig,
@@ -81,23 +82,20 @@ ASSUMED_SHARE = 0.4
 
 def count_operations(config: TrainConfig) -> float:
     """Floating-point operations of one clip: student forward and backward, teacher forward."""
-    network = build_model(config.model).student
-    sizes = (config.views.global_size, config.views.local_size)
-    crops = [torch.zeros(1, 3, size, size) for size in sizes]
-    of_crop = [_operations(network.backbone, crop) for crop in crops]
-    of_token = _operations(network.head, torch.zeros(1, network.backbone.embed_dim))
-    length, num_local = config.data.clip_length, config.views.num_local
-    positions = (config.views.global_size // config.model.patch_size) ** 2
-    masked = MASKED_SHARE * positions
-    teacher = length * (of_crop[0] + (1 + masked) * of_token)
-    student = teacher + length * num_local * (of_crop[1] + of_token)
-    return teacher + 3 * student  # a backward pass is two forward passes
-
-
-def _operations(module: nn.Module, inputs: torch.Tensor) -> int:
-    # torch does not count its fused attention of the CPU.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(inputs)
+    length, views = config.data.clip_length, config.views
+    positions = (views.global_size // config.model.patch_size) ** 2
+    model = build_model(config.model)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone: nothing is computed
+        seen = Views(
+            torch.empty(length, 1, 3, views.global_size, views.global_size),
+            torch.empty(length, views.num_local, 1, 3, views.local_size, views.local_size),
+            torch.empty(1, round(MASKED_SHARE * positions), dtype=torch.int64),
+        )
+        # torch counts the attention that stores its matrix; a fused one multiplies as much.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(seen, role="teacher")
+            outputs = model(seen, role="student")
+            torch.stack([part.sum() for part in outputs]).sum().backward()
     return counter.get_total_flops()
 
 

@@ -10,7 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ino.train.config import TrainConfig, from_dict, to_dict
+from ino.train.config import TrainConfig
+from ino.train.config_dict import from_dict, to_dict
 
 DEADLINE = 120  # seconds that a process may take on a busy machine
 

@@ -107,8 +107,41 @@ def test_missing_wandb_is_told_before_the_first_step(data, tmp_path, capsys, mon
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_told_to_wandb_and_resumes_as_the_same_one(data, tmp_path, monkeypatch):
-    """The logger's calls only; the real one is tried where it is installed, offline."""
+@pytest.fixture
+def wandb(monkeypatch):
+    """Puts a logger in the place of the real one, which is an extra."""
+    monkeypatch.setattr("ino.train.wandb_run.find_spec", lambda name: name)
+    errors = types.ModuleType("wandb.errors")
+    errors.Error = type("Error", (Exception,), {})
+    loggers = types.ModuleType("lightning.pytorch.loggers")
+    for module in (loggers, errors):
+        parent = module.__name__.rpartition(".")[0]
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def install(logger):
+        loggers.WandbLogger = logger
+        return errors.Error
+
+    return install
+
+
+def test_a_run_that_wandb_does_not_take_is_told_in_one_line(data, tmp_path, capsys, wandb):
+    class Refusing:
+        def __init__(self, **options):
+            pass
+
+        @property
+        def experiment(self):
+            raise error("api_key not configured")
+
+    error = wandb(Refusing)
+    assert run(data, tmp_path / "run", "--run.wandb", "ino") == 2
+    assert "(api_key not configured): run wandb login" in capsys.readouterr().err
+
+
+def test_a_run_is_told_to_wandb_and_resumes_as_the_same_one(data, tmp_path, wandb):
+    """The logger's calls only."""
     told = []
 
     class FakeLogger:
@@ -122,11 +155,7 @@ def test_a_run_is_told_to_wandb_and_resumes_as_the_same_one(data, tmp_path, monk
         def log_image(self, name, images, step):
             told.append((name, step))
 
-    monkeypatch.setattr("ino.train.wandb_run.find_spec", lambda name: name)
-    loggers = types.ModuleType("lightning.pytorch.loggers")
-    loggers.WandbLogger = FakeLogger
-    monkeypatch.setitem(sys.modules, "lightning.pytorch", types.ModuleType("lightning.pytorch"))
-    monkeypatch.setitem(sys.modules, "lightning.pytorch.loggers", loggers)
+    wandb(FakeLogger)
     out = tmp_path / "run"
     options = ["--run.wandb", "ino", "--run.log_every", 2, "--run.pictures_every", 4]
     assert run(data, out, *options, "--run.max_steps", 3, "--run.save_every", 3) == 0

@@ -12,16 +12,16 @@ from statistics import fmean, stdev
 import pytest
 import yaml
 
-from ino import cli
+from command import refused, run
 from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import ConfigError
 from ino.models.checkpoints import list_checkpoints
 from ino.pipeline import sweep as sweeping
 from ino.pipeline.sweep_file import FOLDER, read_sweep, sweep_names
 from ino.pipeline.sweep_plan import plan_sweep
-from ino.train.config import to_dict
+from ino.train.config_dict import to_dict
 from ino.train.length import with_steps
-from ino.train.recipes import load_recipe
+from ino.train.recipes import as_options, load_recipe
 from ino.train.resolve import resolve
 
 SMALL = {
@@ -65,17 +65,6 @@ def file(tmp_path, data):
         return path
 
     return write
-
-
-def run(*arguments) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def refused(capsys, *arguments) -> str:
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("ino: ")]
-    return line
 
 
 def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
@@ -235,7 +224,7 @@ def test_a_grid_is_crossed_with_rows(file):
 @pytest.mark.parametrize("base", [None, "tiny"])
 def test_named_sweeps_work_with_any_base(name, base, data):
     changes = {"base": base, "steps": 10, "evaluation.root": str(data / "davis")}
-    overrides = {"data.root": str(data / "videos"), "data.batch_size": 2}
+    overrides = {"data.root": str(data / "videos"), "data.batch_size": 2, "data.frame_step": 1}
     plan = plan_sweep(read_sweep(name, changes), overrides)
     runs = [cell for cell in plan.cells if cell.config]
     assert len({cell.name for cell in runs}) == len(runs)
@@ -246,12 +235,13 @@ def test_named_sweeps_work_with_any_base(name, base, data):
 
 def test_table_4_adds_one_term_a_row(data):
     changes = {"seeds": [0], "evaluation.root": str(data / "davis")}
-    plan = plan_sweep(read_sweep("table4", changes), {"data.root": str(data / "videos")})
+    overrides = {"data.root": str(data / "videos"), "data.frame_step": 1}
+    plan = plan_sweep(read_sweep("table4", changes), overrides)
     rows = [cell.config for cell in plan.cells if cell.config]
     terms = [(c.loss.g2g, c.loss.l2g, c.loss.masked, c.loss.affinity) for c in rows]
     assert terms == [(1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 1, 1, 1)]
     assert [c.views.num_local for c in rows] == [0, 8, 8, 8]
-    base = resolve(load_recipe("ino_vits8_charades", [f"--data.root={data / 'videos'}"]))
+    base = resolve(load_recipe("ino_vits8_charades", as_options(overrides)))
     assert rows[-1] == base
     assert plan.published == {"g2g": 45.6, "+l2g": 54.2, "+mim": 65.4, "+aff": 67.0}
 
@@ -283,6 +273,7 @@ def test_a_short_run_still_trains_the_last_layer(data):
         ({"set": {}}, r"--data\.root"),
         ({"set": {"data.rot": "x"}}, r"unknown field data\.rot"),
         ({"rows": {"a": {"loss.l2g": -1}}}, r"row a: loss\.l2g is -1"),
+        ({"rows": {"a": {"data.clip_length": 8}}}, r"row a: 4 of the 4 videos cannot be used"),
         ({"rows": {"a": {"loss.l2g": "much"}}}, r"row a: .*loss\.l2g"),
         ({"rows": {"a/b": {}}}, "cannot name a folder"),
         ({"rows": {"color": {}}}, "label color"),

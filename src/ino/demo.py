@@ -39,7 +39,7 @@ from ino.propagate.features import FeatureExtractor
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
 from ino.train.config import TrainConfig
-from ino.train.log import LOG_NAME
+from ino.train.log_file import LOG_NAME
 from ino.train.loop import train
 from ino.train.recipes import load_recipe
 

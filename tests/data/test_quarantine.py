@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ino.data.quarantine import quarantine
+from ino.data.quarantine import leave_out, quarantine_all
 from ino.errors import OutputError
 
 VIDEOS = [Path(f"folder é/video {index}.mp4") for index in range(30)]
 
 
 def add_all(file: Path) -> int:
-    return sum(quarantine(file, video, reason="broken\nin two") for video in VIDEOS)
+    return sum(leave_out(file, str(video), reason="broken\nin two") for video in VIDEOS)
 
 
 def test_processes_name_each_video_once(tmp_path):
@@ -28,17 +28,22 @@ def test_processes_name_each_video_once(tmp_path):
 
 def test_a_line_that_a_killed_run_left_torn_spoils_no_other(tmp_path):
     file = tmp_path / "quarantine.jsonl"
-    assert quarantine(file, VIDEOS[0], reason="broken")
+    assert leave_out(file, str(VIDEOS[0]), reason="broken")
     with file.open("a") as stream:
         stream.write('{"path": "/torn')
-    assert quarantine(file, VIDEOS[1], reason="broken")
-    assert not quarantine(file, VIDEOS[0], reason="broken")
+    assert leave_out(file, str(VIDEOS[1]), reason="broken")
+    assert not leave_out(file, str(VIDEOS[0]), reason="broken")
     lines = file.read_text(encoding="utf-8").splitlines()
     assert [json.loads(lines[0])["path"], json.loads(lines[2])["path"]] == [
         str(video) for video in VIDEOS[:2]
     ]
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_told_and_stops_nothing(tmp_path, caplog):
+    file = tmp_path / "missing" / "quarantine.jsonl"
     with pytest.raises(OutputError, match="cannot write the quarantine file"):
-        quarantine(tmp_path / "missing" / "quarantine.jsonl", VIDEOS[0], reason="broken")
+        quarantine_all(file, {"video": "broken"})
+    assert leave_out(file, "video", reason="broken")
+    assert len(caplog.messages) == 2
+    assert "cannot write the quarantine file" in caplog.messages[0]
+    assert caplog.messages[1] == "left out of training: video: broken"

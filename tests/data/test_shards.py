@@ -246,7 +246,7 @@ def test_persistent_workers_follow_the_epoch(folder):
 
 
 def test_too_few_clips_for_a_batch_are_told():
-    with pytest.raises(ConfigError, match="7 clips, but a batch needs 8"):
+    with pytest.raises(ConfigError, match="7 clips, fewer than the 8 of one step"):
         ShardSchedule(7, num_shards=2, batch_size=4, world_size=2)
 
 

@@ -3,8 +3,10 @@
 import pytest
 
 from ino.errors import ConfigError
-from ino.train.config import VARIANTS, TrainConfig, from_dict, to_dict
+from ino.train.config import TrainConfig
+from ino.train.config_dict import from_dict, to_dict
 from ino.train.resolve import resolve
+from ino.train.variants import VARIANTS
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -59,6 +61,17 @@ def test_a_configuration_survives_its_plain_form():
         ("masking.probability", -0.1),
         ("model.drop_path", 2.0),
         ("model.out_dim", 0),
+        ("model.arch", "vit_huge"),
+        ("model.patch_size", 14),
+        ("model.patch_size", 0),
+        ("optim.lr", float("inf")),
+        ("loss.affinity", float("inf")),
+        ("data.fps", float("nan")),
+        ("data.shard_videos", -1),
+        ("data.prefetch", 0),
+        ("run.accumulate", 3),
+        ("run.eval_short_side", -1),
+        ("run.pictures_every", -1),
         ("loss.teacher_temperature", 0.0),
         ("loss.affinity", -1.0),
         ("optim.epochs", 0),

@@ -11,7 +11,9 @@ import pytest
 from data.video_files import FASTSTART, cut, moving_frames, write_video
 from ino.cli import main
 from ino.data.index_file import default_index
+from ino.train.length import with_steps
 from ino.train.loop import train
+from tiny_run import lines_without_times
 
 
 @pytest.fixture
@@ -79,13 +81,8 @@ def test_training_without_an_index_finds_the_same_videos(config, videos, tmp_pat
     train(config, out=tmp_path / "other")
     assert (tmp_path / "kept.jsonl").exists()
     for name in ("videos.json", "log.jsonl"):
-        first, second = ((tmp_path / run / name).read_text() for run in ("run", "other"))
-        assert strip_seconds(first) == strip_seconds(second)
-
-
-def strip_seconds(text: str) -> str:
-    times = "seconds|seconds_left|clips_per_second|waiting"
-    return re.sub(rf'"({times})": [0-9.]+', "", text)
+        first, second = ((tmp_path / run / name) for run in ("run", "other"))
+        assert lines_without_times(first) == lines_without_times(second)
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(config, tmp_path, monkeypatch, caplog):
@@ -109,8 +106,11 @@ def shards(videos, tmp_path) -> str:
     return f"{tmp_path}/{{0..2}}.tar"
 
 
-def numbers_of(run: Path) -> list[str]:
-    return strip_seconds((run / "log.jsonl").read_text()).splitlines()
+def test_a_length_is_counted_in_the_videos_that_training_uses(config, mixed, shards):
+    """Two steps an epoch in either case: of 7 videos 3 are of no use, of 6 in shards 1 is cut."""
+    for root in (str(mixed), shards):
+        config.data.root = [root]
+        assert with_steps(config, 6).optim.epochs == 3
 
 
 def test_training_on_shards_resumes_in_the_middle_of_an_epoch(config, shards, tmp_path, capsys):
@@ -124,6 +124,21 @@ def test_training_on_shards_resumes_in_the_middle_of_an_epoch(config, shards, tm
     assert json.loads(line)["path"].endswith("2.tar")
     for config.run.max_steps, config.data.num_workers in ((3, 0), (7, 2)):
         train(config, out=tmp_path / "resumed", resume=True)
-    whole, resumed = numbers_of(tmp_path / "whole"), numbers_of(tmp_path / "resumed")
+    whole, resumed = (
+        lines_without_times(tmp_path / run / "log.jsonl") for run in ("whole", "resumed")
+    )
     assert len(whole) == 7
+    assert resumed == whole
+
+
+def test_training_by_visits_resumes_in_the_middle_of_a_window(config, tmp_path):
+    config.data.visits = True
+    config.data.clips_per_video = 3  # 2 visits of each of 2 lanes, 6 steps an epoch
+    config.run.save_every = 1
+    config.run.max_steps = 8
+    train(config, out=tmp_path / "whole")
+    for config.run.max_steps, config.data.num_workers in ((4, 0), (8, 2)):
+        train(config, out=tmp_path / "resumed", resume=True)
+    whole, resumed = numbers_of(tmp_path / "whole"), numbers_of(tmp_path / "resumed")
+    assert len(whole) == 8
     assert resumed == whole

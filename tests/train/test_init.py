@@ -86,3 +86,10 @@ def test_heads_of_other_sizes_start_random(config, tmp_path):
     _, origin = build_networks(config, saved=None)
     (note,) = origin.notes
     assert r"last_layer.weight is (32, 16) instead of (48, 16): it starts random" in note
+
+
+def test_weights_that_cannot_be_used_leave_no_folder(config, tmp_path):
+    config.init = str(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"no checkpoint found at .*nowhere"):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -9,7 +9,6 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
 from ino.data.clip_sampler import ClipSampler
@@ -19,16 +18,14 @@ from ino.train import checkpoint, loop
 from ino.train.batches import batches
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, start_training, wait
-from tiny_run import tiny_config
+from tiny_run import assert_equal_states, tiny_config
 
 
 def assert_same_run(whole: Path, out: Path, *, num_steps: int = 8) -> None:
     """Both runs ended with equal states, each step is logged once, and no scraps are left."""
     first, second = (read_checkpoint(list_checkpoints(folder)[-1]) for folder in (whole, out))
     assert first["step"] == second["step"] == num_steps
-    for network in ("student", "teacher", "objective"):
-        for name, value in first[network].items():
-            assert torch.equal(value, second[network][name]), f"{network}.{name}"
+    assert_equal_states(first, second)
     lines = (out / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(num_steps))
     assert all(path.name.startswith("step_") for path in (out / "checkpoints").iterdir())

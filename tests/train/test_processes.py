@@ -14,31 +14,14 @@ import yaml
 
 from ino.errors import ConfigError, OutputError
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
-from ino.train.config import RunConfig, to_dict
+from ino.train.config import RunConfig
+from ino.train.config_dict import to_dict
 from ino.train.devices import build_fabric, count_processes, launch_name
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, torchrun_environments, wait
+from tiny_run import assert_close_states
 
 TOLERANCE = 1e-5
-
-
-def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
-    """A softmax over keys does not change with their bias: its gradient is rounding alone, from
-    which AdamW makes steps of full size, and no output depends on it."""
-    return value.unflatten(0, (3, -1))[[0, 2]] if name.endswith("qkv.bias") else value
-
-
-def assert_close_states(first: dict, second: dict) -> None:
-    for network in ("student", "teacher", "objective"):
-        assert first[network].keys() == second[network].keys()
-        for name, value in first[network].items():
-            torch.testing.assert_close(
-                without_key_bias(name, value),
-                without_key_bias(name, second[network][name]),
-                atol=TOLERANCE,
-                rtol=0,
-                msg=lambda text, name=name, network=network: f"{network}.{name}: {text}",
-            )
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-SWEEPS = Path(__file__).parent.parent / "sweeps"
-
 
 def sweep_parser() -> ArgumentParser:
-    names = ", ".join(path.stem for path in sorted(SWEEPS.glob("*.yaml")))
+    from ino.pipeline.sweep_file import sweep_names
+    from ino.train.config_dict import field_names
+
     parser = ArgumentParser(
         exit_on_error=False,
         description="Trains and scores every row of a sweep with every seed, and prints one "
         "table. Stopped, it goes on where it was. Fields of all runs can be set as in ino train, "
-        f"such as --data.root FOLDER. Sweeps: {names}.",
+        f"such as --data.root FOLDER. Sweeps: {', '.join(sweep_names())}.",
     )
     parser.add_argument("file", type=str, help="name of a sweep or path of a YAML file")
     parser.add_argument("--out", type=Path, help="folder of the sweep (default: sweeps/FILE)")
@@ -34,17 +34,9 @@ def sweep_parser() -> ArgumentParser:
     )
     parser.add_argument("--radius", type=int, help="of the window, in feature positions")
     parser.add_argument("--network", choices=["student", "teacher"], help="of each run")
-    for name in config_fields():
+    for name in field_names():
         parser.add_argument(f"--{name}", default=None, type=str, help="as in ino train")
     return parser
-
-
-def config_fields() -> list[str]:
-    """The dotted names of a training run's fields."""
-    from ino.train.config import TrainConfig, to_dict
-    from ino.train.recipes import flatten
-
-    return [name for name, _ in flatten(to_dict(TrainConfig()))]
 
 
 def plot_parser() -> ArgumentParser:

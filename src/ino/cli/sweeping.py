@@ -91,8 +91,8 @@ def _changed(option: str, value: Any) -> Any:
 
 def _given_fields(chosen: Namespace) -> Iterator[tuple[str, str]]:
     """The fields of a run that were given on the command line."""
-    from ino.cli.sweep_options import config_fields
+    from ino.train.config_dict import field_names
 
-    for name in config_fields():
+    for name in field_names():
         if chosen[name] is not None:
             yield name, chosen[name]

@@ -8,6 +8,31 @@ from torch.utils.data import Sampler
 from ino.errors import ConfigError
 
 
+def count_batches(num_clips: int, *, global_batch: int, clips_per_visit: int = 1) -> int:
+    """Whole batches of an epoch.
+
+    Args:
+        num_clips: of the epoch.
+        global_batch: clips of a batch, over all processes.
+        clips_per_visit: clips of a video that are read together, and no two in one batch.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    num_visits = num_clips // clips_per_visit // global_batch
+    if num_visits:
+        return num_visits * clips_per_visit
+    if num_clips >= global_batch:
+        raise ConfigError(
+            f"an epoch visits {num_clips // clips_per_visit} videos, fewer than the {global_batch} "
+            "clips of one step, which are all of different videos: turn data.visits off"
+        )
+    raise ConfigError(
+        f"an epoch has {num_clips} clips, fewer than the {global_batch} of one step: raise "
+        "data.clips_per_video, lower data.batch_size, or give more videos"
+    )
+
+
 class ClipSampler(Sampler[tuple[int, int]]):
     """The (epoch, index) pairs of one epoch for one process, in the order of its batches.
 
@@ -17,7 +42,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
     travels with the index, workers may persist.
 
     Args:
-        num_clips: of an epoch, over all processes.
+        num_clips: of an epoch, over all processes, before it is cut into batches.
         batch_size: clips a process.
         seed: not negative.
         rank: of this process.
@@ -30,29 +55,14 @@ class ClipSampler(Sampler[tuple[int, int]]):
     def __init__(
         self, num_clips: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        self._num_clips = num_clips
+        self.num_clips = num_clips
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
         self._global_batch = batch_size * world_size
         self._epoch = 0
         self._batch = 0
-        if self.num_batches == 0:
-            raise ConfigError(
-                f"an epoch has {num_clips} clips, but a batch needs {self._global_batch} "
-                f"({batch_size} on each of {world_size} devices): give more videos, more clips "
-                "a video, or a smaller batch"
-            )
-
-    @property
-    def num_clips(self) -> int:
-        """The number of clips an epoch, over all processes, before it is cut into batches."""
-        return self._num_clips
-
-    @property
-    def num_batches(self) -> int:
-        """The number of whole batches an epoch."""
-        return self._num_clips // self._global_batch
+        self.num_batches = count_batches(num_clips, global_batch=self._global_batch)
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at this batch of this epoch, both from 0."""
@@ -66,7 +76,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # A spawn key keeps this stream apart from those that the clips are drawn from.
         seeds = np.random.SeedSequence([self._seed, self._epoch], spawn_key=(0,))
-        order = np.random.default_rng(seeds).permutation(self._num_clips)
+        order = np.random.default_rng(seeds).permutation(self.num_clips)
         batches = order[: self.num_batches * self._global_batch].reshape(
             self.num_batches, -1, self._batch_size
         )

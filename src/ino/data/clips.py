@@ -5,7 +5,6 @@ nothing, and a run that is resumed reads what it would have read. Crops and colo
 here but on the device that trains (views.py).
 """
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,26 +16,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ino.data.clip_sampler import ClipSampler
 from ino.data.path_table import PathTable
-from ino.data.quarantine import quarantine
+from ino.data.quarantine import leave_out
 from ino.data.video import read_chosen
-from ino.data.video_list import find_videos
 from ino.errors import ConfigError, VideoError
-
-__all__ = [
-    "ClipDataset",
-    "ClipSampler",
-    "ClipSampling",
-    "collate_clips",
-    "find_videos",
-    "frame_indices",
-]
 
 _NUM_CANDIDATES = 100  # videos that may stand in for one clip; known broken ones cost nothing
 _MAX_FAILURES = 20
 _GOOD, _BROKEN = 1, 2
-_LOG = logging.getLogger("ino")
 
 
 @dataclass(frozen=True)
@@ -118,6 +105,7 @@ class ClipDataset(Dataset[Tensor]):
         sampling: which frames make a clip.
         seed: not negative.
         quarantine: a JSON-lines file that names the videos left out, or None.
+        visits: an item is all clips of a video, one after the other: the pairs of `VisitSampler`.
     """
 
     def __init__(
@@ -127,11 +115,13 @@ class ClipDataset(Dataset[Tensor]):
         sampling: ClipSampling,
         seed: int,
         quarantine: Path | None,
+        visits: bool = False,
     ) -> None:
         self._videos = PathTable(videos)
         self._sampling = sampling
         self._seed = seed
         self._quarantine = quarantine
+        self._clips_at_once = sampling.clips_per_video if visits else 1
         # Shared by data workers, so that each learns what another found and the parent can count.
         self._state = torch.zeros(len(self._videos), dtype=torch.uint8).share_memory_()
 
@@ -150,7 +140,7 @@ class ClipDataset(Dataset[Tensor]):
         return int((self._state == _BROKEN).sum())
 
     def __getitem__(self, key: tuple[int, int]) -> UInt8[Tensor, "time height width 3"]:
-        """The clip of an epoch's index.
+        """The clip of an epoch's index, or the clips of its visit, one after the other.
 
         Raises:
             VideoError: 20 videos in a row, or most of the videos tried, cannot be used.
@@ -164,9 +154,13 @@ class ClipDataset(Dataset[Tensor]):
             try:
                 clip = read_chosen(
                     self._videos[video],
-                    lambda num_frames, fps, rng=rng: frame_indices(
-                        num_frames, fps, sampling=self._sampling, rng=rng
-                    ),
+                    lambda num_frames, fps, rng=rng: [
+                        index
+                        for _ in range(self._clips_at_once)
+                        for index in frame_indices(
+                            num_frames, fps, sampling=self._sampling, rng=rng
+                        )
+                    ],
                 )
             except (VideoError, OSError) as error:
                 num_failures += 1
@@ -189,11 +183,7 @@ class ClipDataset(Dataset[Tensor]):
 
     def _set_aside(self, video: int, error: Exception) -> None:
         self._state[video] = _BROKEN
-        path = self._videos[video]
-        reason = str(error)
-        if self._quarantine is None or quarantine(self._quarantine, path, reason=reason):
-            named = reason if str(path) in reason else f"{path}: {reason}"
-            _LOG.warning("a video is left out of training: %s", named)
+        leave_out(self._quarantine, str(self._videos[video]), reason=str(error))
         num_broken = self.num_broken
         if num_broken >= _MAX_FAILURES and 2 * num_broken > int((self._state > 0).sum()):
             raise self._too_many_broken() from error
@@ -204,8 +194,3 @@ class ClipDataset(Dataset[Tensor]):
             f"{self.num_broken} of the {int((self._state > 0).sum())} videos tried cannot be "
             f"used{where}: check the folder of videos and the clip's length and step"
         )
-
-
-def collate_clips(clips: list[Tensor]) -> list[Tensor]:
-    """The clips as they are: videos differ in size, so that they cannot be stacked."""
-    return clips

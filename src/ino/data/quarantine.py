@@ -5,6 +5,7 @@ look at: it is never read to decide what to leave out.
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,26 +17,33 @@ try:
 except ImportError:  # Windows: two workers that meet a video at once may both name it
     fcntl = None
 
+_LOG = logging.getLogger("ino")
 
-def quarantine(file: Path, video: Path, *, reason: str) -> bool:
-    """Whether the video is new to the file, to which it was then appended.
+
+def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
+    """Whether what is left out is new to the file, to which it was then appended; tells it if so.
 
     Args:
-        file: JSON lines with `path` and `reason`; created if missing.
-        video: the video to name.
+        file: JSON lines with `path` and `reason`, created if missing; None to tell alone. One that
+            cannot be written costs its line, not the training.
+        name: path of a video, or shard and member.
         reason: why it is left out.
-
-    Raises:
-        OutputError: the file cannot be written.
     """
-    return quarantine_all(file, {str(video): reason}) == 1
+    try:
+        is_new = file is None or quarantine_all(file, {name: reason}) == 1
+    except OutputError as error:
+        _LOG.warning("%s", error)
+        is_new = True
+    if is_new:
+        _LOG.warning("left out of training: %s", reason if name in reason else f"{name}: {reason}")
+    return is_new
 
 
 def quarantine_all(file: Path, reasons: Mapping[str, str]) -> int:
     """How many of these videos are new to the file, to which they were then appended.
 
     Args:
-        file: as above.
+        file: JSON lines with `path` and `reason`; created if missing.
         reasons: why each is left out, by its path.
 
     Raises:

@@ -7,7 +7,6 @@ number of the batch), whichever process and worker makes it, and a run can be re
 videos before the position are passed over, not decoded. A stream that is at its end begins anew.
 """
 
-import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ino.data.clip_sampler import count_batches
 from ino.data.clips import ClipSampling, frame_indices
-from ino.data.quarantine import quarantine_all
+from ino.data.quarantine import leave_out
 from ino.data.shards import ShardCutError, ShardVideo, read_shard
-from ino.errors import ConfigError, VideoError
+from ino.errors import VideoError
 
 _MOST_GROUPS = 64
 _MOST_STREAMS = 256
 _MAX_FAILURES = 20
-_LOG = logging.getLogger("ino")
 
 
 class ShardSchedule:
@@ -63,12 +62,7 @@ class ShardSchedule:
         self.num_groups = max(n for n in range(1, most + 1) if self.global_batch % n == 0)
         most = min(_MOST_STREAMS, num_shards) // self.num_groups
         self.num_phases = max(n for n in (1, 2, 4, 8) if n <= most)
-        self.num_batches = num_clips // self.global_batch
-        if self.num_batches == 0:
-            raise ConfigError(
-                f"an epoch has {num_clips} clips, but a batch needs {self.global_batch}: give more "
-                "shards, more clips a video, or a smaller batch"
-            )
+        self.num_batches = count_batches(num_clips, global_batch=self.global_batch)
         # Shared with workers that persist from epoch to epoch.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
@@ -202,9 +196,7 @@ class ShardClips(IterableDataset[list[Tensor]]):
         if name in self._left_out:
             return
         self._left_out.add(name)
-        if self._quarantine is None or quarantine_all(self._quarantine, {name: reason}):
-            named = reason if name in reason else f"{name}: {reason}"
-            _LOG.warning("left out of training: %s", named)
+        leave_out(self._quarantine, name, reason=reason)
 
 
 class _Stream:

@@ -179,11 +179,11 @@ def labelled_picture(rows: Sequence[Strip], *, gap: int = 8) -> np.ndarray:
 
 
 def curve_section(log: Path) -> list[str]:
-    """A chart of each term that a run's log holds; steps without a term are left out."""
+    """A chart of each term of a run's log; steps where it is 0 or no number are left out."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     figures = []
     for name, about in TERMS.items():
-        found = [(line["step"], line[name]) for line in lines if line[name] != 0]
+        found = [(line["step"], line[name]) for line in lines if line[name]]
         if found:
             steps, values = zip(*found, strict=True)
             caption = f"<figcaption>{name}<small>{about}</small></figcaption>"

@@ -23,6 +23,7 @@ POSITION_GRID_PIXELS = 64
 """Position embeddings are created for inputs of this many pixels a side."""
 
 NUM_BLOCKS = 12
+PATCH_SIZES = (8, 16)
 
 ARCHITECTURES = {
     "vit_nano": {"embed_dim": 96, "num_heads": 3},
@@ -52,7 +53,7 @@ def build_vit(
         raise ConfigError(
             f"unknown architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}"
         )
-    if patch_size not in (8, 16):
+    if patch_size not in PATCH_SIZES:
         raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
     return VisionTransformer(
         **ARCHITECTURES[arch],

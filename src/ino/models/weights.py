@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ino.errors import CheckpointError
 from ino.models.checkpoints import find_checkpoint, load_plain
-from ino.models.vit import ARCHITECTURES
+from ino.models.vit import ARCHITECTURES, PATCH_SIZES
 
 _HEAD_PREFIXES = ("head.", "headlist.headlist.0.")
 _GAIN, _DIRECTIONS = "last_layer.weight_g", "last_layer.weight_v"
@@ -63,7 +63,7 @@ def describe(backbone: dict[str, Tensor]) -> str:
     dim = backbone["cls_token"].shape[-1]
     patch_size = backbone["patch_embed.proj.weight"].shape[-1]
     for name, sizes in ARCHITECTURES.items():
-        if sizes["embed_dim"] == dim and patch_size in (8, 16):
+        if sizes["embed_dim"] == dim and patch_size in PATCH_SIZES:
             return f"--model.arch {name} --model.patch_size {patch_size}"
     return f"a ViT of width {dim} with patches of {patch_size} pixels, which is not known here"
 

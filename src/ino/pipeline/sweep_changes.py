@@ -9,7 +9,8 @@ from ino.errors import ConfigError
 from ino.pipeline.resuming import check_settings
 from ino.pipeline.settings import settings_text
 from ino.pipeline.sweep_plan import Cell, Plan
-from ino.train.config import TrainConfig, from_dict
+from ino.train.config import TrainConfig
+from ino.train.config_dict import from_dict
 from ino.train.resolve import differences
 from ino.train.setup import CONFIG_NAME
 

@@ -2,22 +2,23 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ino.data.clips import find_videos
 from ino.data.vos import read_davis
-from ino.errors import ConfigError
+from ino.errors import ConfigError, VideoError
 from ino.models.checkpoints import NetworkName
 from ino.pipeline.settings import sized_protocol
 from ino.pipeline.sweep_file import EvaluationConfig, SweepConfig, label_of
 from ino.propagate.protocols import Protocol
-from ino.train.config import TrainConfig, to_dict
+from ino.train.config import DataConfig, TrainConfig
+from ino.train.config_dict import field_names, flatten
 from ino.train.length import with_steps
-from ino.train.recipes import as_options, flatten, load_recipe
+from ino.train.recipes import as_options, load_recipe
 from ino.train.resolve import resolve
+from ino.train.videos import count_epoch
 
 MAX_RUNS = 1000
 _LABEL = re.compile(r"[\w+][\w.,=+-]*")
@@ -99,8 +100,9 @@ def plan_sweep(sweep: SweepConfig, overrides: Mapping[str, Any] | None = None) -
     num_runs = len(varied) * len(sweep.seeds)
     if num_runs > MAX_RUNS:
         raise ConfigError(f"the sweep asks for {num_runs} runs; split it, {MAX_RUNS} are the most")
+    count = _counted_once()
     runs = [
-        Cell(label, seed, config=_configure(sweep, common | values, label=label, seed=seed))
+        Cell(label, seed, _configure(sweep, common | values, label=label, seed=seed, count=count))
         for label, values in varied.items()
         for seed in sweep.seeds
     ]
@@ -138,7 +140,7 @@ def _rows(sweep: SweepConfig) -> dict[str, dict[str, Any]]:
 def _check_fields(
     sweep: SweepConfig, varied: Mapping[str, Mapping[str, Any]], *, given: Mapping[str, Any]
 ) -> None:
-    known = dict(flatten(to_dict(TrainConfig())))
+    known = field_names()
     changed = {name: label for label, values in varied.items() for name in values}
     for name in [*_names_of(sweep.set), *changed]:
         if name not in known:
@@ -159,19 +161,34 @@ def _names_of(values: dict[str, Any]) -> list[str]:
 
 
 def _configure(
-    sweep: SweepConfig, values: Mapping[str, Any], *, label: str, seed: int
+    sweep: SweepConfig,
+    values: Mapping[str, Any],
+    *,
+    label: str,
+    seed: int,
+    count: Callable[[DataConfig], int],
 ) -> TrainConfig:
     try:
         config = load_recipe(sweep.base or "", as_options({**values, "run.seed": seed}))
-        if not config.data.root:
-            raise ConfigError("no videos were given; pass --data.root FOLDER")
         if sweep.steps is not None:
-            return with_steps(config, sweep.steps)
+            return with_steps(config, sweep.steps, count=count)
         config = resolve(config)
-        find_videos([Path(root) for root in config.data.root])
+        count(config.data)
         return config
-    except ConfigError as error:
-        raise ConfigError(f"row {label}: {error}") from error
+    except (ConfigError, VideoError) as error:
+        raise type(error)(f"row {label}: {error}") from error
+
+
+def _counted_once() -> Callable[[DataConfig], int]:
+    """Counts the clips of an epoch, for equal settings once: rows and seeds share their videos."""
+    found: dict[str, int] = {}
+
+    def count(data: DataConfig) -> int:
+        if (key := repr(data)) not in found:
+            found[key] = count_epoch(data)
+        return found[key]
+
+    return count
 
 
 def _baselines(sweep: SweepConfig, common: Mapping[str, Any]) -> Iterator[Cell]:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ino.data.clip_sampler import ClipSampler
 from ino.data.shard_clips import ShardSchedule
+from ino.data.visits import VisitSampler
 from ino.errors import InoError, TrainingError
 
 _MOST_DEATHS = 3
@@ -19,7 +20,7 @@ _LOG = logging.getLogger("ino")
 
 def batches(
     loader: DataLoader,
-    sampler: ClipSampler | ShardSchedule,
+    sampler: ClipSampler | VisitSampler | ShardSchedule,
     *,
     first_step: int,
     num_steps: int,
@@ -38,7 +39,8 @@ def batches(
     while step < num_steps:
         sampler.set_position(*divmod(step, steps_per_epoch))
         try:
-            for clips in _workers_watched(loader):
+            read = _workers_watched(loader)
+            for clips in sampler.batches(read) if isinstance(sampler, VisitSampler) else read:
                 yield clips
                 step += 1
                 if step == num_steps:

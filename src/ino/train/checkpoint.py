@@ -22,7 +22,8 @@ from ino.models.checkpoints import (
     read_checkpoint,
 )
 from ino.models.student_teacher import StudentTeacher
-from ino.train.config import TrainConfig, to_dict
+from ino.train.config import TrainConfig
+from ino.train.config_dict import to_dict
 from ino.train.networks import Origin
 from ino.train.objective import Objective
 from ino.train.sharding import gather, load_module, load_optimizer

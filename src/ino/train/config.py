@@ -1,43 +1,14 @@
 """What a training run is made of: nested dataclasses, filled from a recipe and dotted overrides.
 
 `variant` sets every point on which the paper's text and the released code differ (the fields whose
-default is None, see VARIANTS); each can also be set by itself. Imports nothing heavy, so that
+default is None, see train.variants); each can also be set by itself. Imports nothing heavy, so that
 the command line can show its options at once.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Variant = Literal["paper", "released"]
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "data.frame_step": 8,
-        "data.fps": 0.0,
-        "views.colour_on_global": True,
-        "masking.kind": "blockwise",
-        "masking.shared": False,
-        "loss.center_update": "step",
-        "loss.out_mean": "each",
-        "loss.affinity_on": "distributions",
-        "optim.first_epoch": 0,
-        "optim.freeze_last_layer_epochs": 1,
-    },
-    "released": {
-        "data.frame_step": 0,
-        "data.fps": 8.0,
-        "views.colour_on_global": False,
-        "masking.kind": "random",
-        "masking.shared": True,
-        "loss.center_update": "group",
-        "loss.out_mean": "joint",
-        "loss.affinity_on": "logits",
-        "optim.first_epoch": 1,
-        "optim.freeze_last_layer_epochs": 0,
-    },
-}
-"""Where the two variants differ; docs/paper-and-code.md tells what each difference does."""
 
 
 @dataclass
@@ -71,6 +42,8 @@ class DataConfig:
         frame_step: frames from one to the next in the source; 0 to go by `fps`. Set by `variant`.
         fps: frames a second of a clip; 0 to go by `frame_step`. Set by `variant`.
         clips_per_video: clips of each video in an epoch.
+        visits: take all clips of a video in one reading and mix them with those of others; quicker
+            where several clips have to be decoded from one key frame on.
         batch_size: clips of each device in a step.
         shard_videos: how many videos tar shards hold; 0 to count, which only files allow.
         num_workers: processes that decode, for each device; auto goes by the cores at hand.
@@ -84,6 +57,7 @@ class DataConfig:
     frame_step: int | None = None
     fps: float | None = None
     clips_per_video: int = 5
+    visits: bool = False
     batch_size: int = 4
     shard_videos: int = 0
     num_workers: int | Literal["auto"] = "auto"
@@ -213,7 +187,8 @@ class RunConfig:
         num_nodes: machines; 0 likewise.
         precision: auto is bf16-mixed on a device that computes in it, else 32-true.
         accumulate: parts of a step's clips that are gone through one after the other, to save
-            memory; a divisor of data.batch_size. The numbers stay the same to rounding.
+            memory; a divisor of data.batch_size. The numbers stay the same to rounding, but for
+            dropped paths, which are drawn for each part.
         activation_checkpointing: compute the student's blocks again for gradients instead of
             keeping their activations: less memory, a quarter more time.
         compile: have torch compile the blocks.
@@ -281,32 +256,3 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain values, for YAML and JSON."""
-    plain = dataclasses.asdict(config)
-    for section in plain.values():
-        if isinstance(section, dict):
-            section.update({k: list(v) for k, v in section.items() if isinstance(v, tuple)})
-    return plain
-
-
-def from_dict(plain: dict[str, Any]) -> TrainConfig:
-    """The configuration that `to_dict` wrote."""
-    sections = {}
-    for section in dataclasses.fields(TrainConfig):
-        value = plain[section.name]
-        if isinstance(value, dict):
-            build: Any = section.default_factory
-            value = build(**{k: _frozen(k, v) for k, v in value.items()})
-        sections[section.name] = value
-    return TrainConfig(**sections)
-
-
-_LISTS = ("root", "eval_sequences")
-"""Fields that hold a list; other sequences are pairs of numbers."""
-
-
-def _frozen(name: str, value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) and name not in _LISTS else value

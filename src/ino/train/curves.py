@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ino.errors import ConfigError
 from ino.files import atomic_path
-from ino.train.log import LOG_NAME
+from ino.train.log_file import LOG_NAME
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class History:
 
 
 def read_history(run: Path, *, label: str) -> History:
-    """The log of a run; a last line that a kill tore is left out, and so is what is not finite.
+    """The log of a run, without a last line that a kill tore and without what is not finite.
 
     Args:
         run: its folder.

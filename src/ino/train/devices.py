@@ -5,7 +5,8 @@ There is no launcher here: torchrun and SLURM start the processes, or Fabric tho
 
 import dataclasses
 import os
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -16,10 +17,12 @@ from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from ino.errors import ConfigError
+from ino.errors import ConfigError, InoError
 from ino.models.devices import computes_in_bf16
 from ino.models.student_teacher import StudentTeacher
 from ino.train.config import RunConfig, TrainConfig
+
+Found = TypeVar("Found")
 
 
 def build_fabric(config: RunConfig) -> Fabric:
@@ -70,6 +73,24 @@ def launch(fabric: Fabric) -> None:
             device_id=fabric.device if on_cuda else None,
         )
     fabric.launch()
+
+
+def of_first(fabric: Fabric, find: Callable[[], Found]) -> Found:
+    """What the first process finds, in all of them: no two can differ.
+
+    Raises:
+        InoError: in every process, what the first one raised.
+    """
+    found: Any = None
+    if fabric.is_global_zero:
+        try:
+            found = find()
+        except InoError as error:
+            found = error
+    found = fabric.broadcast(found)
+    if isinstance(found, InoError):
+        raise found
+    return found
 
 
 def count_processes(config: RunConfig) -> tuple[int, int]:

@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
-from pathlib import Path
+from collections.abc import Callable
 
-from ino.data.clips import find_videos
+from ino.data.clip_sampler import count_batches
 from ino.errors import ConfigError
-from ino.train.config import TrainConfig
+from ino.train.config import DataConfig, TrainConfig
 from ino.train.resolve import count_clips, resolve
+from ino.train.videos import count_epoch, has_shards
 
 
-def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
+def with_steps(
+    config: TrainConfig, steps: int, *, count: Callable[[DataConfig], int] = count_epoch
+) -> TrainConfig:
     """The configuration with `run.max_steps` and schedules as long, up to a whole epoch.
 
     The warm-up keeps its share of the run, and the head's last layer learns in the last epoch at
@@ -19,6 +22,7 @@ def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
     Args:
         config: as a recipe gives it; its videos are counted.
         steps: length of the run, above 0.
+        count: clips of an epoch; for those who have counted before.
 
     Raises:
         ConfigError: a value is out of range, or there are fewer clips than a step takes.
@@ -27,15 +31,14 @@ def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
     if steps < 1:
         raise ConfigError(f"steps is {steps}; it must be above 0")
     config = resolve(config)
-    data, optim, run = config.data, config.optim, config.run
-    num_clips = len(find_videos([Path(root) for root in data.root])) * data.clips_per_video
-    clips_per_step = count_clips(config)
-    if num_clips < clips_per_step:
-        raise ConfigError(
-            f"an epoch has {num_clips} clips, fewer than the {clips_per_step} of one step; raise "
-            "data.clips_per_video or lower data.batch_size"
-        )
-    epochs = math.ceil(steps / (num_clips // clips_per_step))
+    optim = config.optim
+    visits = config.data.visits and not has_shards(config.data)
+    steps_per_epoch = count_batches(
+        count(config.data),
+        global_batch=count_clips(config),
+        clips_per_visit=config.data.clips_per_video if visits else 1,
+    )
+    epochs = math.ceil(steps / steps_per_epoch)
     frozen = min(optim.freeze_last_layer_epochs or 0, epochs - 1)
     warmup = optim.warmup_epochs * epochs / optim.epochs
     return dataclasses.replace(
@@ -43,5 +46,5 @@ def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
         optim=dataclasses.replace(
             optim, epochs=epochs, warmup_epochs=warmup, freeze_last_layer_epochs=frozen
         ),
-        run=dataclasses.replace(run, max_steps=steps),
+        run=dataclasses.replace(config.run, max_steps=steps),
     )

@@ -5,9 +5,9 @@ All times are of the host. On a device that works behind it, `waiting` is the sh
 the host had no batch to hand over.
 """
 
-import json
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -18,20 +18,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ino.files import atomic_path
+from ino.train.log_file import LOG_NAME, LogFile
 from ino.train.wandb_run import WandbRun
 
-LOG_NAME = "log.jsonl"
 SHOWN = ("loss", "g2g", "l2g", "masked", "affinity")
 Item = TypeVar("Item")
+_LOG = logging.getLogger("ino")
 
 
 class RunLog:
-    """Writes the numbers of each step; a context manager.
-
-    Opened for a run that resumes at `first_step`, it drops the lines of steps that will be done
-    again, so that the log holds each step once.
-    """
+    """Writes the numbers of each step; a context manager. A full disk does not stop it."""
 
     def __init__(
         self,
@@ -76,8 +72,7 @@ class RunLog:
         self._wandb = None
         if enabled:
             self._wandb = WandbRun(wandb, folder=folder) if wandb else None
-            _drop_lines_from(folder / LOG_NAME, first_step)
-            self._file = (folder / LOG_NAME).open("a", encoding="utf-8")
+            self._file = LogFile(folder / LOG_NAME, first_step=first_step)
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def __enter__(self) -> "RunLog":
@@ -92,7 +87,7 @@ class RunLog:
     ) -> None:
         self._progress.stop()
         if self._enabled:
-            self._tensorboard.close()
+            self._on_tensorboard(SummaryWriter.close)
             self._file.close()
         if self._wandb is not None:
             self._wandb.close(failed=kind is not None)
@@ -127,8 +122,7 @@ class RunLog:
         if self.is_due(step):
             numbers |= self._speed(step, now)
         seconds = round(now - self._started, 3)
-        self._file.write(json.dumps({"step": step, **numbers, "seconds": seconds}) + "\n")
-        self._file.flush()
+        self._file.write({"step": step, **numbers, "seconds": seconds})
         shown = " ".join(f"{name} {numbers[name]:.3f}" for name in SHOWN)
         self._progress.update(self._task, completed=step + 1, description=shown)
         if self.is_due(step):
@@ -140,7 +134,7 @@ class RunLog:
         """Shows a picture, which is already in the file `path`, in TensorBoard and W&B."""
         if not self._enabled:
             return
-        self._tensorboard.add_image(name, sheet, step, dataformats="HWC")
+        self._on_tensorboard(lambda board: board.add_image(name, sheet, step, dataformats="HWC"))
         if self._wandb is not None:
             self._wandb.picture(step, name, path)
 
@@ -158,7 +152,7 @@ class RunLog:
 
     def _show(self, step: int, numbers: Mapping[str, float], shown: str) -> None:
         for name, value in numbers.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._on_tensorboard(lambda board, n=name, v=value: board.add_scalar(n, v, step))
         if self._wandb is not None:
             self._wandb.write(step, numbers)
         if not self._progress.console.is_terminal:
@@ -170,24 +164,18 @@ class RunLog:
                 soft_wrap=True,
             )
 
+    def _on_tensorboard(self, act: Callable[[SummaryWriter], None]) -> None:
+        """Does something with TensorBoard's writer, which is of no more use once it has failed."""
+        if self._tensorboard is None:
+            return
+        try:
+            act(self._tensorboard)
+        except OSError as error:
+            _LOG.warning("TensorBoard's file cannot be written (%s): it ends here", error.strerror)
+            self._tensorboard = None
+
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
-
-
-def _drop_lines_from(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            is_earlier = json.loads(line)["step"] < step
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break  # torn by a kill
-        if not is_earlier:
-            break
-        kept.append(line)
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")

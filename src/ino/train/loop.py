@@ -79,7 +79,7 @@ def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch)
     student_parameters = list(model.student.parameters())
     frozen_steps = (config.optim.freeze_last_layer_epochs or 0) * run.steps_per_epoch
     first_clip = fabric.global_rank * config.data.batch_size
-    health = Health(reduce_mean=run.reduce_mean, device=fabric.device)
+    health = Health(reduce_mean=objective.reduce_mean, device=fabric.device)
     most_skipped = MOST_IN_ROW if scaler is None else MOST_IN_ROW_FP16
     unread = Unread()
     model.train()

@@ -1,5 +1,6 @@
 """What the networks see, as a picture: crops with their masks, for people to check."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ def write_sheet(sheet: UInt8[np.ndarray, "rows columns 3"], *, out: Path, step: 
         OutputError: it cannot be written.
     """
     path = out / FOLDER / f"step_{step:08d}.png"
-    path.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):  # what is wrong shows when the file is written
+        path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         Image.fromarray(sheet).save(temporary)
     return path

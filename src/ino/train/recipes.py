@@ -5,7 +5,7 @@ the same way wherever it is written; programs take it as a configuration.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ino.errors import ConfigError
-from ino.train.config import TrainConfig, from_dict, to_dict
+from ino.train.config import TrainConfig
+from ino.train.config_dict import field_names, flatten, from_dict
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 """Where the named recipes are."""
@@ -45,7 +46,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"the recipe {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the recipe {path} must hold sections such as model and data")
-    known_keys = dict(flatten(to_dict(TrainConfig())))
+    known_keys = field_names()
     flat = dict(flatten(content))
     for key in flat:
         if key not in known_keys:
@@ -98,12 +99,3 @@ def config_of(options: Namespace) -> TrainConfig:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested sections: ("model.arch", "vit_tiny")."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

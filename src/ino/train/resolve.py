@@ -1,11 +1,17 @@
 """A configuration made whole by its variant and checked, or compared with another."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ino.errors import ConfigError
-from ino.train.config import VARIANTS, LossConfig, TrainConfig, to_dict
+from ino.models.vit import ARCHITECTURES, PATCH_SIZES
+from ino.train.config import LossConfig, TrainConfig
+from ino.train.config_dict import flatten, to_dict
+from ino.train.variants import VARIANTS
 
 # Whatever these are, the clips are the same.
 _OF_NO_ACCOUNT = frozenset({"data.num_workers", "data.prefetch", "data.index", "data.batch_size"})
@@ -42,40 +48,50 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return resolved
 
 
+_Rule = tuple[str, Any, bool, str]
+"""Name of a field, its value, whether the rule holds, what the value must be."""
+
+
 def _check(config: TrainConfig) -> None:
-    for name, found, allowed, wanted in _rules(config):
-        if not allowed:
+    for name, found, holds, wanted in chain(_finite(config), _choices(config), _ranges(config)):
+        if not holds:
             raise ConfigError(f"{name} is {found}; it must be {wanted}")
 
 
-def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
-    """Each rule: name of the field, its value, whether it holds, what it must be."""
+def _finite(config: TrainConfig) -> Iterator[_Rule]:
+    for name, value in flatten(to_dict(config)):
+        if isinstance(value, float):
+            yield name, value, math.isfinite(value), "a finite number"
+
+
+def _choices(config: TrainConfig) -> Iterator[_Rule]:
+    """Values of which some fit and others do not, or that must fit each other."""
+    model, data, views, loss = config.model, config.data, config.views, config.loss
+    known = model.arch in ARCHITECTURES
+    yield "model.arch", model.arch, known, f"one of {', '.join(ARCHITECTURES)}"
+    patch = model.patch_size
+    yield "model.patch_size", patch, patch in PATCH_SIZES, "8 or 16"
+    yield "data.clip_length", data.clip_length, _is_even(data.clip_length), "an even number >= 2"
+    steps = f"{data.frame_step} and {data.fps}"
+    is_one = bool(data.frame_step) != bool(data.fps)
+    yield "data.frame_step and data.fps", steps, is_one, "one above 0 and the other 0"
+    parts = config.run.accumulate
+    divides = parts > 0 and data.batch_size % parts == 0
+    yield "run.accumulate", parts, divides, f"a divisor of data.batch_size {data.batch_size}"
+    yield "loss weights", "all 0", _any_weight(loss), "above 0 for at least one term"
+    for name, size in (("global", views.global_size), ("local", views.local_size)):
+        fits = size > 0 and size % patch == 0
+        yield f"views.{name}_size", size, fits, f"a multiple of the patch size {patch}"
+
+
+def _ranges(config: TrainConfig) -> Iterator[_Rule]:
+    """Numbers within bounds."""
     model, data, views = config.model, config.data, config.views
     masking, loss, optim, run = config.masking, config.loss, config.optim, config.run
-    patch = model.patch_size
-    rules: list[tuple[str, Any, bool, str]] = [
-        ("data.clip_length", data.clip_length, _is_even(data.clip_length), "an even number >= 2"),
-        (
-            "data.frame_step and data.fps",
-            f"{data.frame_step} and {data.fps}",
-            bool(data.frame_step) != bool(data.fps),
-            "one above 0 and the other 0",
-        ),
-        (
-            "run.accumulate",
-            run.accumulate,
-            run.accumulate > 0 and data.batch_size % run.accumulate == 0,
-            f"a divisor of data.batch_size {data.batch_size}",
-        ),
-        ("loss weights", "all 0", _any_weight(loss), "above 0 for at least one term"),
-    ]
-    for name, size in (("global", views.global_size), ("local", views.local_size)):
-        wanted = f"a multiple of the patch size {patch}"
-        rules.append((f"views.{name}_size", size, size > 0 and size % patch == 0, wanted))
     shares = {"views.global_scale": views.global_scale, "views.local_scale": views.local_scale}
     for name, (low, high) in (shares | {"masking.ratio": masking.ratio}).items():
         holds = 0 < low <= high <= 1
-        rules.append((name, [low, high], holds, "a range within 0..1, smaller value first"))
+        yield name, [low, high], holds, "a range within 0..1, smaller value first"
     probabilities = {
         "model.drop_path": model.drop_path,
         "masking.probability": masking.probability,
@@ -83,7 +99,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
         "optim.teacher_momentum": optim.teacher_momentum,
         **{f"views.{n}": getattr(views, n) for n in ("flip", "jitter", "grey", "local_blur")},
     }
-    rules += [(n, v, 0 <= v <= 1, "between 0 and 1") for n, v in probabilities.items()]
+    yield from ((n, v, 0 <= v <= 1, "between 0 and 1") for n, v in probabilities.items())
     positive = {
         "data.batch_size": data.batch_size,
         "data.clips_per_video": data.clips_per_video,
@@ -95,7 +111,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
         **{f"loss.{n}": v for n, v in vars(loss).items() if n.endswith("temperature")},
         **{f"run.{n}": getattr(run, n) for n in ("log_every", "save_every", "keep")},
     }
-    rules += [(n, v, v > 0, "above 0") for n, v in positive.items()]
+    yield from ((n, v, v > 0, "above 0") for n, v in positive.items())
     not_negative = {
         "views.num_local": views.num_local,
         "data.num_workers": 0 if data.num_workers == "auto" else data.num_workers,
@@ -108,8 +124,7 @@ def _rules(config: TrainConfig) -> list[tuple[str, Any, bool, str]]:
         **{f"run.{n}": getattr(run, n) for n in ("pictures_every", "eval_every")},
         "run.eval_short_side": run.eval_short_side,
     }
-    rules += [(n, v, v >= 0, "0 or more") for n, v in not_negative.items()]
-    return rules
+    yield from ((n, v, v >= 0, "0 or more") for n, v in not_negative.items())
 
 
 def _is_even(length: int) -> bool:

@@ -12,19 +12,29 @@ from lightning.fabric.wrappers import _FabricModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ino.data.clips import ClipSampler
+from ino.data.clip_sampler import ClipSampler
 from ino.data.shard_clips import ShardSchedule
+from ino.data.visits import VisitSampler
 from ino.errors import ConfigError
 from ino.files import atomic_path, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
+from ino.models.student_teacher import StudentTeacher
 from ino.train.checkpoint import RunState, remove_half_written, restore_checkpoint
-from ino.train.config import TrainConfig, from_dict, to_dict
+from ino.train.config import TrainConfig
+from ino.train.config_dict import from_dict, to_dict
 from ino.train.data import build_data, record_videos
-from ino.train.devices import build_fabric, is_restart, launch, launch_name, with_processes
+from ino.train.devices import (
+    build_fabric,
+    is_restart,
+    launch,
+    launch_name,
+    of_first,
+    with_processes,
+)
 from ino.train.networks import Origin, build_networks, compile_blocks
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
-from ino.train.resolve import check_same_batch, differences
+from ino.train.resolve import check_same_batch, count_clips, differences
 from ino.train.schedules import Schedules
 
 CONFIG_NAME = "config.yaml"
@@ -40,17 +50,13 @@ class Run:
     config: TrainConfig
     fabric: Fabric
     loader: DataLoader
-    sampler: ClipSampler | ShardSchedule
+    sampler: ClipSampler | VisitSampler | ShardSchedule
     network: _FabricModule
     state: RunState
     schedules: Schedules
     first_step: int
     num_steps: int
     steps_per_epoch: int
-
-    def reduce_mean(self, mean: Tensor) -> Tensor:
-        """A tensor averaged over all processes."""
-        return cast(Tensor, self.fabric.all_reduce(mean, reduce_op="mean"))
 
 
 def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
@@ -63,20 +69,47 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     launch(fabric)
     config = with_processes(config, fabric)
     clips = build_data(config, fabric, out=out)
-    loader, sampler = clips.loader, clips.sampler
     resume = resume or is_own_restart(out)
-    if fabric.is_global_zero:
-        prepare_folder(config, out=out, resume=resume)
-        record_videos(clips, out)
-    fabric.barrier()
-    saved = fabric.broadcast(newest_checkpoint(out))
+    saved = fabric.broadcast(newest_checkpoint(out) if resume else None)
 
     torch.manual_seed(config.run.seed)
     model, origin = build_networks(config, saved=saved)
-    if fabric.is_global_zero and origin.path:
-        write_config(config, out=out, origin=origin)
-        for note in () if saved else origin.notes:
-            _LOG.warning("%s", note)
+    network, state = _set_up(config, fabric, model, origin)
+
+    def begin() -> None:
+        prepare_folder(config, out=out, resume=resume, origin=origin)
+        record_videos(clips, out)
+
+    of_first(fabric, begin)  # after the networks: what cannot be built leaves no folder behind
+    for note in origin.notes if fabric.is_global_zero and not saved else ():
+        _LOG.warning("%s", note)
+    first_step = restore_checkpoint(saved, state) if saved else 0
+
+    steps_per_epoch = clips.sampler.num_batches
+    schedules = Schedules(
+        config.optim,
+        steps_per_epoch=steps_per_epoch,
+        frames_per_step=count_clips(config) * config.data.clip_length,
+    )
+    num_steps = config.optim.epochs * steps_per_epoch
+    return Run(
+        config,
+        fabric,
+        clips.loader,
+        clips.sampler,
+        network,
+        state,
+        schedules,
+        first_step,
+        min(num_steps, config.run.max_steps or num_steps),
+        steps_per_epoch,
+    )
+
+
+def _set_up(
+    config: TrainConfig, fabric: Fabric, model: StudentTeacher, origin: Origin
+) -> tuple[_FabricModule, RunState]:
+    """The networks where they run, and with them what else a checkpoint keeps."""
     model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
     if config.run.compile:
         compile_blocks(model, fabric.device)
@@ -89,28 +122,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool) -> Run:
     ).to(fabric.device)
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     # Fabric does not wrap the optimiser: a step is taken or not as the device decides.
-    state = RunState(model, objective, build_optimizer(model.student), scaler, origin)
-    first_step = restore_checkpoint(saved, state) if saved else 0
-
-    steps_per_epoch = len(sampler) // config.data.batch_size
-    frames_per_step = config.data.batch_size * config.data.clip_length * fabric.world_size
-    schedules = Schedules(
-        config.optim, steps_per_epoch=steps_per_epoch, frames_per_step=frames_per_step
-    )
-    num_steps = config.optim.epochs * steps_per_epoch
-    num_steps = min(num_steps, config.run.max_steps or num_steps)
-    return Run(
-        config,
-        fabric,
-        loader,
-        sampler,
-        network,
-        state,
-        schedules,
-        first_step,
-        num_steps,
-        steps_per_epoch,
-    )
+    return network, RunState(model, objective, build_optimizer(model.student), scaler, origin)
 
 
 def newest_checkpoint(out: Path) -> Path | None:
@@ -118,8 +130,10 @@ def newest_checkpoint(out: Path) -> Path | None:
     return next(reversed(list_checkpoints(out)), None)
 
 
-def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
+def prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Origin) -> None:
     """Creates the folder of a run with its configuration, or checks that a run can continue there.
+
+    config.yaml is a recipe by itself; a comment names the weights that the run started from.
 
     Raises:
         OutputError: the folder holds something and `resume` is off, or it cannot be written.
@@ -135,19 +149,14 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
         continue_run = f"it holds a run; pass --resume to continue it or {other}"
         new_folder(out, advice=continue_run if list_checkpoints(out) else other)
     (out / "checkpoints").mkdir(exist_ok=True)
-    write_config(config, out=out)
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    if origin.path:
+        text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     if name := launch_name():
         with atomic_path(out / LAUNCH_NAME) as temporary:
             temporary.write_text(name, encoding="utf-8")
-
-
-def write_config(config: TrainConfig, *, out: Path, origin: Origin | None = None) -> None:
-    """Writes config.yaml, a recipe by itself; a comment names the weights that it started from."""
-    text = yaml.safe_dump(to_dict(config), sort_keys=False)
-    if origin is not None:
-        text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
-    with atomic_path(out / CONFIG_NAME) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def is_own_restart(out: Path) -> bool:

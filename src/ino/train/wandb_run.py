@@ -6,6 +6,7 @@ everything in the folder of the run.
 
 import secrets
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,10 +38,12 @@ class WandbRun:
         folder: of the run; it names the run and keeps its id and its files.
 
         Raises:
-            ConfigError: Weights & Biases is not installed.
+            ConfigError: Weights & Biases is not installed, or does not take the run.
         """
         check_wandb(project)
         from lightning.pytorch.loggers import WandbLogger
+
+        known = import_module("wandb.errors").Error
 
         self._logger = WandbLogger(
             name=folder.name,
@@ -49,6 +52,13 @@ class WandbRun:
             id=_stored_id(folder / ID_NAME),
             resume="allow",
         )
+        try:
+            self._run = self._logger.experiment  # it connects here, not at the first number
+        except known as error:
+            raise ConfigError(
+                f"run.wandb is {project}, but Weights & Biases does not take the run ({error}): "
+                "run wandb login, set WANDB_MODE=offline, or leave run.wandb out"
+            ) from error
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs the numbers of a step."""
@@ -60,7 +70,7 @@ class WandbRun:
 
     def close(self, *, failed: bool) -> None:
         """Sends what is left."""
-        self._logger.experiment.finish(exit_code=int(failed))
+        self._run.finish(exit_code=int(failed))
 
 
 def _stored_id(path: Path) -> str:

@@ -3,14 +3,16 @@
 None of it changes the parameters. What costs is done on some steps only.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ino.errors import OutputError
 from ino.models.student_teacher import Views
 from ino.train.checkpoint import save_best
 from ino.train.collapse import CollapseMonitor
@@ -80,13 +82,18 @@ class Watch:
         run = self._run
         settings, done = run.config.run, step + 1
         is_last = done == run.num_steps
-        if self._evaluate is None or not (is_last or done % settings.eval_every == 0):
+        is_due = settings.eval_every > 0 and done % settings.eval_every == 0
+        if self._evaluate is None or not (is_last or is_due):
             return {}
         weights = gather(run.state.model.student.backbone.state_dict())
         writes = run.fabric.is_global_zero
-        scores = dict(self._evaluate(weights, done)) if writes else {}
+        scores: dict[str, float] = {}
+        if writes:
+            with _full_disk_warns("scores"):
+                scores |= self._evaluate(weights, done)
         score = scores.get("eval_jf", float("-inf"))
-        save_best(run.config, run.state, out=self._out, step=done, score=score, writes=writes)
+        with _full_disk_warns("best.pt"):
+            save_best(run.config, run.state, out=self._out, step=done, score=score, writes=writes)
         return scores
 
     def judge(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:
@@ -108,5 +115,15 @@ class Watch:
             views.masked,
             patch_size=self._run.config.model.patch_size,
         )
-        path = write_sheet(sheet, out=self._out, step=step)
-        self._log.picture(step, "views", sheet, path=path)
+        with _full_disk_warns("pictures"):
+            path = write_sheet(sheet, out=self._out, step=step)
+            self._log.picture(step, "views", sheet, path=path)
+
+
+@contextlib.contextmanager
+def _full_disk_warns(what: str) -> Iterator[None]:
+    """Has what cannot be written cost itself, and not the run."""
+    try:
+        yield
+    except OutputError as error:
+        _LOG.warning("%s; the run goes on without %s", error, what)

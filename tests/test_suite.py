@@ -316,6 +316,18 @@ def test_published_numbers_are_those_of_the_paper():
         assert len(four) == 4 and abs(mean - sum(four) / 4) < 0.18  # MAST's differ by 0.175
 
 
+def test_the_file_in_the_manual_can_be_used(tmp_path, davis):
+    manual = Path(__file__).parent.parent / "docs" / "suites.md"
+    (text,) = re.findall(r"```yaml\n(.*?)```", manual.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "suite.yaml").write_text(text.replace("runs/mine", str(tmp_path / "run")))
+    changes = {"roots.davis": str(davis), "weights_dir": str(tmp_path), "rows.sequences": ["s0"]}
+    plan = plan_suite(read_suite(str(tmp_path / "suite.yaml"), changes))
+    assert [len(row.videos) for row in plan.rows] == [1, 1, 1, 1, 0]
+    radii = {row.label: row.protocol.radius for row in plan.rows}
+    assert (radii["mine"], radii["mine-240"], plan.row("mine-240").protocol.topk) == (40, 20, 10)
+
+
 # ---- bad input
 
 

@@ -143,12 +143,18 @@ def _shown(sequence: VideoSequence, folders: Sequence[Path], *, count: int) -> l
 
 
 def _overlaid(frame: np.ndarray, path: Path | None) -> np.ndarray:
-    return frame if path is None else draw_overlay(frame, read_labels(path))
+    """The frame and its masks at the height of a strip, so that outlines stay one pixel wide."""
+    small = film_strip([[frame]], height=HEIGHT)
+    if path is None:
+        return small
+    size = (small.shape[1], small.shape[0])
+    labels = cv2.resize(read_labels(path), size, interpolation=cv2.INTER_NEAREST)
+    return draw_overlay(small, labels)
 
 
 def _numbered(image: np.ndarray, number: int) -> np.ndarray:
-    """The image, at the height of a strip, with a number in its upper right corner."""
-    small = film_strip([[image]], height=HEIGHT)
+    """The image with a number in its upper right corner."""
+    small = image.copy()
     text, font, scale = str(number), cv2.FONT_HERSHEY_SIMPLEX, 0.6
     (wide, high), _ = cv2.getTextSize(text, font, scale, 1)
     left = max(0, small.shape[1] - wide - 10)

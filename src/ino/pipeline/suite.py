@@ -180,8 +180,6 @@ def is_done(row: SuiteRow, *, out: Path) -> bool:
 
 def state_of(row: SuiteRow, *, out: Path) -> str:
     """How far a row is, in a few words."""
-    if row.absent:
-        return row.absent
     if is_done(row, out=out):
         scores = scores_of(row, out=out)
         main = next(iter(DATA_SETS[row.config.data].scores))
@@ -190,6 +188,8 @@ def state_of(row: SuiteRow, *, out: Path) -> str:
         if scores:
             return "done, " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
         return f"done; its server scores {out / row.label / 'submission.zip'}"
+    if row.absent:
+        return row.absent
     failure = error_file(row, out=out)
     if failure.is_file():
         return f"failed: {first_line(failure)}"

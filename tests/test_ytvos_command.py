@@ -24,6 +24,7 @@ from ino.data.synthetic_ytvos import write_ytvos_layout
 from ino.data.ytvos import read_ytvos_split
 from ino.errors import OutputError, VideoError
 from ino.pipeline import carrying
+from ino.pipeline.settings import fingerprint
 from ino.propagate.protocols import get_protocol
 from ino.propagate.session import Session
 
@@ -321,14 +322,12 @@ def test_masks_of_another_size_than_the_frames_are_refused(made, tmp_path, capsy
 
 
 def test_other_weights_under_the_same_name_are_noticed(tmp_path):
-    from ino.cli.ytvos import _fingerprint
-
     path = tmp_path / "weights.pt"
     path.write_bytes(b"one")
-    first = _fingerprint(str(path))
+    first = fingerprint(str(path))
     path.write_bytes(b"two")
-    assert first != _fingerprint(str(path))
-    assert _fingerprint("color") == {}
+    assert first != fingerprint(str(path))
+    assert fingerprint("color") == {}
 
 
 # ---- the check

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.cli import dense, evaluating, exporting, indexing, making, sweeping, ytvos
+from ino.cli import dense, evaluating, exporting, indexing, making, suites, sweeping, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError, StoppedError
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _log_to_screen()
     try:
-        options = build_parser().parse_args(_with_recipe(arguments))
+        options = build_parser().parse_args(suites.with_suite(_with_recipe(arguments)))
         if options.subcommand == "train" and options.train.recipe != arguments[1]:
             raise ConfigError(f"name the recipe first: ino train {options.train.recipe} ...")
         return COMMANDS[_command_of(options)](options)
@@ -119,6 +119,8 @@ COMMANDS = {
     "segment": making.segment,
     "evaluate davis": evaluating.evaluate_davis,
     "evaluate ytvos": ytvos.evaluate,
+    "evaluate suite": suites.evaluate,
+    "compare": suites.compare,
     "score davis": evaluating.score,
     "score ytvos": ytvos.score,
     "check": ytvos.check,

@@ -1,6 +1,5 @@
 """The commands for YouTube-VOS: evaluate ytvos, check, and score --layout ytvos."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ def evaluate(options: Namespace) -> int:
 
     from ino.data.ytvos import read_ytvos_split
     from ino.evaluate.ytvos_tables import print_scores
+    from ino.pipeline.settings import fingerprint
     from ino.pipeline.ytvos import evaluate_split
 
     split = read_ytvos_split(chosen.root, split=chosen.split, videos=chosen.videos)
@@ -34,7 +34,7 @@ def evaluate(options: Namespace) -> int:
             out=chosen.out,
             tracker=tracker,
             seen=chosen.seen,
-            settings=settings | _fingerprint(chosen.weights),
+            settings=settings | fingerprint(chosen.weights),
             resume=chosen.resume,
             overwrite=chosen.overwrite,
             on_frame=advance,
@@ -112,15 +112,3 @@ def _print_report(report: "SubmissionReport", checked: Path) -> None:
     for line in report.lines():
         print(line)
     print(f"checked {checked}: {report.counts()}")
-
-
-def _fingerprint(weights: str) -> dict[str, str]:
-    """What tells one file of weights from another, so that a resumed run notices a change."""
-    from ino.models.checkpoints import find_checkpoint
-
-    if not Path(weights).exists():
-        return {}  # a name such as `color`
-    path = find_checkpoint(Path(weights))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"checkpoint": str(path), "sha256": digest}

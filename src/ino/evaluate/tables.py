@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ino import __version__
-from ino.evaluate.davis import DavisScores
+from ino.errors import OutputError
+from ino.evaluate.davis import DavisScores, ObjectScore
+from ino.evaluate.metrics import Summary
 from ino.files import atomic_path
 
 
@@ -96,6 +98,32 @@ def write_json(scores: DavisScores, path: Path, *, protocol: Mapping[str, Any] |
     text = json.dumps(content, indent=2, default=str) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> DavisScores:
+    """The scores that `write_json` wrote.
+
+    Raises:
+        OutputError: the file is missing, broken, or holds the scores of another data set.
+    """
+    try:
+        objects = json.loads(path.read_text(encoding="utf-8"))["objects"]
+        return DavisScores(
+            tuple(
+                ObjectScore(
+                    one["sequence"], one["object_id"], j=Summary(**one["j"]), f=Summary(**one["f"])
+                )
+                for one in objects
+            )
+        )
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{path} does not exist: give the folder of an evaluation on DAVIS that is done"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputError(
+            f"{path} does not hold scores on DAVIS: give the folder of such an evaluation"
+        ) from error
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:

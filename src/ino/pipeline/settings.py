@@ -1,6 +1,7 @@
 """How results were made, stored beside them."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from ino import __version__
 from ino.files import atomic_path
+from ino.models.checkpoints import find_checkpoint
 from ino.propagate.protocols import Protocol, get_protocol
 
 OnFrame = Callable[[], None]
@@ -48,3 +50,14 @@ def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str
         "protocol": dataclasses.asdict(protocol),
     }
     return json.dumps(content, indent=2, default=str) + "\n"
+
+
+def fingerprint(weights: str) -> dict[str, str]:
+    """What tells one file of weights from another, so that a resumed run notices a change."""
+    given = Path(weights.rpartition("@")[2])  # what follows a model's name
+    if not given.exists():
+        return {}  # a name such as `color`
+    path = find_checkpoint(given)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"checkpoint": str(path), "sha256": digest}

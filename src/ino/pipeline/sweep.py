@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -20,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from ino.errors import InoError, StoppedError
-from ino.files import atomic_path
+from ino.errors import StoppedError
 from ino.models.backbones import load_backbone
 from ino.models.checkpoints import list_checkpoints
 from ino.models.devices import choose_device
 from ino.pipeline.davis import evaluate_davis
+from ino.pipeline.failures import failure_text, first_line, write_text
 from ino.pipeline.pretraining import pretrain
 from ino.pipeline.sweep_plan import Cell, Pass, Plan
 from ino.propagate.tracker import Tracker
@@ -70,11 +69,8 @@ def run_cell(plan: Plan, cell: Cell, *, out: Path) -> None:
                 _score(plan, cell, one, folder=folder)
     except StoppedError:
         raise
-    except InoError as error:
-        _write(failure, f"{' '.join(str(error).split())}\n")
     except Exception as error:  # the other cells go on, and the whole story is kept
-        last = " ".join(f"{type(error).__name__}: {error}".split())
-        _write(failure, f"{last}\n\n{traceback.format_exc()}")
+        write_text(failure, failure_text(error))
 
 
 def is_done(plan: Plan, cell: Cell, *, out: Path) -> bool:
@@ -90,7 +86,7 @@ def state_of(plan: Plan, cell: Cell, *, out: Path) -> str:
         return "done, J&F " + " ".join(f"{100 * one['J&F-Mean']:.1f}" for one in scores)
     failure = error_file(cell, out=out)
     if failure.is_file():
-        return f"failed: {failure.read_text(encoding='utf-8').splitlines()[0]}"
+        return f"failed: {first_line(failure)}"
     saved = list_checkpoints(out / cell.name)
     return f"saved at step {int(saved[-1].stem.split('_')[1])}" if saved else "not started"
 
@@ -141,7 +137,9 @@ def _run_at_once(plan: Plan, cells: list[Cell], *, out: Path, jobs: int, on_cell
                 process.join()
                 if process.exitcode and process.exitcode not in (SAVED_STATUS, INTERRUPTED_STATUS):
                     words = f"its process ended with status {process.exitcode}"
-                    _write(error_file(cell, out=out), f"{words}; see {log_file(cell, out=out)}\n")
+                    write_text(
+                        error_file(cell, out=out), f"{words}; see {log_file(cell, out=out)}\n"
+                    )
                 on_cell(cell)
     finally:
         for _, process in running.values():
@@ -172,8 +170,3 @@ def _output_to(descriptor: int) -> Iterator[None]:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     yield
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

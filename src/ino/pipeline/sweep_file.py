@@ -3,17 +3,16 @@
 Reading checks the form of the file; `ino.pipeline.sweep_plan` checks the runs that it asks for.
 """
 
-import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ino.errors import ConfigError
+from ino.pipeline.plain_yaml import check_keys, read_yaml
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
 """Where the named sweeps are."""
@@ -101,10 +100,11 @@ def read_sweep(name: str, changes: Mapping[str, Any] | None = None) -> SweepConf
     if not path.is_file():
         known = ", ".join(sweep_names())
         raise ConfigError(f"there is no sweep {name!r}; give one of {known} or a YAML file")
-    content = _read_yaml(path)
-    _check_keys(content, SweepConfig, path, "")
+    content = read_yaml(path, what="sweep")
+    check_keys(content, SweepConfig, where=f"the sweep {path}")
     content = {key: value for key, value in content.items() if value is not None}
-    _check_keys(content.get("evaluation", {}), EvaluationConfig, path, "evaluation.")
+    evaluation = content.get("evaluation", {})
+    check_keys(evaluation, EvaluationConfig, where=f"the sweep {path}", prefix="evaluation.")
     if isinstance(rows := content.get("rows"), dict):
         content["rows"] = {str(label): {} if row is None else row for label, row in rows.items()}
     for dotted, value in (changes or {}).items():
@@ -121,43 +121,6 @@ def read_sweep(name: str, changes: Mapping[str, Any] | None = None) -> SweepConf
     sections: dict[str, Any] = values["sweep"].as_dict()
     evaluation = EvaluationConfig(**sections.pop("evaluation"))
     return SweepConfig(**sections, evaluation=evaluation)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        twice = next(_keys_given_twice(yaml.compose(text, yaml.SafeLoader)), None)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"the sweep {path} is not YAML: {error}") from error
-    if twice is not None:
-        raise ConfigError(f"the sweep {path} has {twice} twice: give each label and field once")
-    if not isinstance(content, dict):
-        raise ConfigError(f"the sweep {path} must hold keys such as base, rows and evaluation")
-    return content
-
-
-def _keys_given_twice(node: yaml.Node | None) -> Iterator[str]:
-    """Keys that YAML itself would silently overwrite."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if str(key.value) in seen:  # a key may be a list, which the loader refuses
-                yield str(key.value)
-            seen.add(str(key.value))
-            yield from _keys_given_twice(value)
-
-
-def _check_keys(content: Any, kind: type, path: Path, prefix: str) -> None:
-    if not isinstance(content, dict):
-        raise ConfigError(f"the sweep {path} must hold keys and values under {prefix.rstrip('.')}")
-    known = [one.name for one in dataclasses.fields(kind)]
-    for key in content:
-        if key not in known:
-            raise ConfigError(
-                f"the sweep {path} has the unknown key {prefix}{key}; it may have "
-                f"{', '.join(prefix + name for name in known)}"
-            )
 
 
 def label_of(values: Mapping[str, Any], *, row: str = "") -> str:

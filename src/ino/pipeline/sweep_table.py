@@ -7,14 +7,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ino import __version__
 from ino.files import atomic_path
 from ino.pipeline.sweep import read_scores
 from ino.pipeline.sweep_plan import Plan
+from ino.pipeline.text_table import markdown, print_lines
 
 SCORES = {"J&F": "J&F-Mean", "J": "J-Mean", "F": "F-Mean"}
 
@@ -52,13 +51,7 @@ def table_rows(plan: Plan, *, out: Path) -> list[Row]:
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Prints the table: mean ± sample standard deviation, in percent."""
-    headings, *lines = cells_of(rows)
-    table = Table(box=SIMPLE_HEAD, collapse_padding=True)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    print_lines(cells_of(rows), console)
 
 
 def write_table(rows: list[Row], folder: Path) -> None:
@@ -67,12 +60,9 @@ def write_table(rows: list[Row], folder: Path) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
-    headings, *lines = cells_of(rows)
-    aligned = ["---", *["---:"] * (len(headings) - 1)]
-    markdown = "".join(f"| {' | '.join(line)} |\n" for line in [headings, aligned, *lines])
     content = {"software": {"name": "ino", "version": __version__}, "rows": [*map(_plain, rows)]}
     for name, text in (
-        ("table.md", markdown),
+        ("table.md", markdown(cells_of(rows))),
         ("table.json", json.dumps(content, indent=2) + "\n"),
     ):
         with atomic_path(folder / name) as temporary:

@@ -24,6 +24,7 @@ from ino.pipeline.carrying import carry_masks
 from ino.pipeline.resuming import note_finished, open_folder, read_finished
 from ino.pipeline.settings import OnFrame, settings_text
 from ino.pipeline.submission import pack_submission
+from ino.propagate.protocols import Protocol
 from ino.propagate.tracker import Tracker
 
 _log = logging.getLogger(__name__)
@@ -120,6 +121,33 @@ def evaluate_split(
     }
     open_folder(out, settings_text(tracker.protocol, chosen), resume=resume, overwrite=overwrite)
     num_skipped = _propagate_all(split, out, tracker=tracker, on_frame=on_frame)
+    report, submission, scores = finish_split(split, out, protocol=tracker.protocol, seen=seen)
+    return YtvosResult(len(split.videos), num_skipped, report, submission, scores)
+
+
+def finish_split(
+    split: YtvosSplit,
+    out: Path,
+    *,
+    protocol: Protocol,
+    seen: Path | None = None,
+    workers: int | None = None,
+) -> tuple[SubmissionReport, Path | None, YtvosScores | None]:
+    """Packs, checks and scores the masks of a split that are all there.
+
+    Args:
+        split: that was carried.
+        out: folder of the results, with `predictions`.
+        protocol: by which that was done.
+        seen: as for `evaluate_ytvos`.
+        workers: processes that score, as for `score_davis`.
+
+    Returns:
+        What the check found, submission.zip where the split is whole, scores where there is truth.
+
+    Raises:
+        MaskError: the masks cannot be handed in.
+    """
     predictions = out / "predictions"
     submission = out / "submission.zip" if split.is_whole else None
     if submission is not None:
@@ -132,10 +160,10 @@ def evaluate_split(
         )
     scores = None
     if any(video.has_truth for video in split.videos):
-        scores = score_split(predictions, split, seen=seen)
+        scores = score_split(predictions, split, seen=seen, workers=workers)
         write_csv(scores, out, split=split.name)
-        write_json(scores, out / "scores.json", protocol=dataclasses.asdict(tracker.protocol))
-    return YtvosResult(len(split.videos), num_skipped, report, submission, scores)
+        write_json(scores, out / "scores.json", protocol=dataclasses.asdict(protocol))
+    return report, submission, scores
 
 
 def _propagate_all(split: YtvosSplit, out: Path, *, tracker: Tracker, on_frame: OnFrame) -> int:
@@ -144,23 +172,23 @@ def _propagate_all(split: YtvosSplit, out: Path, *, tracker: Tracker, on_frame: 
     predictions.mkdir(exist_ok=True)
     num_skipped = 0
     for video in split.videos:
-        if video.name in read_finished(out) and _is_whole(video, predictions / video.name):
+        if video.name in read_finished(out) and video_is_whole(video, predictions / video.name):
             num_skipped += 1
             for _ in video.frames:
                 on_frame()
             continue
-        _propagate(video, predictions / video.name, tracker=tracker, on_frame=on_frame)
+        carry_video(video, predictions / video.name, tracker=tracker, on_frame=on_frame)
         note_finished(out, video.name)
     return num_skipped
 
 
-def _is_whole(video: YtvosVideo, folder: Path) -> bool:
+def video_is_whole(video: YtvosVideo, folder: Path) -> bool:
     """Whether all masks are there, and whole still."""
     size = image_size(video.first_annotation)
     return all(is_whole_png(folder / f"{frame}.png", size=size) for frame in video.submitted)
 
 
-def _propagate(video: YtvosVideo, folder: Path, *, tracker: Tracker, on_frame: OnFrame) -> None:
+def carry_video(video: YtvosVideo, folder: Path, *, tracker: Tracker, on_frame: OnFrame) -> None:
     """Carries the masks of one video through it and writes the ones that are asked for."""
     folder.mkdir(exist_ok=True)
     size = image_size(video.frames[0])

@@ -1,0 +1,50 @@
+"""What options of several commands are made from."""
+
+from pathlib import Path
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+
+def plain_parser(description: str) -> ArgumentParser:
+    """A parser that raises in place of leaving the process."""
+    return ArgumentParser(description=description, exit_on_error=False)
+
+
+def add_output(parser: ArgumentParser, *, default: Path | None, shown: str = "") -> None:
+    """Where results go."""
+    words = f"folder of the results (default: {shown or default})"
+    parser.add_argument("--out", type=Path, default=default, help=words)
+    parser.add_argument(
+        "--overwrite",
+        action=ActionYesNo,
+        default=False,
+        help="write into a folder that holds something",
+    )
+
+
+def add_tracker(parser: ArgumentParser) -> None:
+    """The network, the protocol and where they run."""
+    parser.add_argument(
+        "--weights",
+        type=str,
+        required=True,
+        help="run, checkpoint (ours, DINO, CRW, ...), color, random:MODEL, timm:MODEL[@FILE]",
+    )
+    words = "of a file with both (default: the one that its authors evaluate)"
+    parser.add_argument("--network", choices=["student", "teacher"], help=words)
+    parser.add_argument(
+        "--protocol",
+        default="ino-davis",
+        help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr or "
+        "timecycle",
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="replace protocol fields"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of the network; bf16 is quicker where the device multiplies in it",
+    )

@@ -1,0 +1,119 @@
+"""The commands that look at many evaluations: evaluate suite and compare."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ino.cli.tracking import progress
+from ino.errors import ConfigError
+
+DATA_NAMES = ("davis", "ytvos", "jhmdb", "vip")
+
+
+def with_suite(arguments: list[str]) -> list[str]:
+    """`evaluate --suite FILE` as `evaluate suite FILE`, which it is short for."""
+    if arguments[:1] == ["evaluate"] and len(arguments) > 1:
+        name, separator, value = arguments[1].partition("=")
+        if name == "--suite":
+            return ["evaluate", "suite", *([value] if separator else []), *arguments[2:]]
+    return arguments
+
+
+def evaluate(options: Namespace) -> int:
+    """Carries and scores the rows of a suite, or lists them."""
+    chosen = options.evaluate.suite
+    if chosen.jobs < 1:
+        raise ConfigError(f"--jobs is {chosen.jobs}; it must be 1 or more")
+
+    from ino.pipeline.suite import state_of
+    from ino.pipeline.suite_file import read_suite
+    from ino.pipeline.suite_plan import check_suite_folder, plan_suite
+
+    plan = plan_suite(read_suite(chosen.file, _changes(chosen)), only=chosen.rows, look=chosen.list)
+    out = chosen.out or Path("suites") / Path(chosen.file).stem
+    if chosen.list:
+        for row in plan.rows:
+            print(f"{row.label}: {state_of(row, out=out)}")
+        return 0
+    check_suite_folder(plan, out)
+    return _run(plan, out=out, jobs=chosen.jobs, devices=_devices(chosen.devices, chosen.jobs))
+
+
+def _run(plan: Any, *, out: Path, jobs: int, devices: list[str]) -> int:
+    from rich.console import Console
+
+    from ino.pipeline.suite import error_file, num_left, run_suite, state_of
+    from ino.pipeline.suite_table import CAPTION, num_texts, table_lines, write_suite_table
+    from ino.pipeline.text_table import print_lines
+
+    out.mkdir(parents=True, exist_ok=True)
+    with progress("videos", num_left(plan, out=out)) as advance:
+
+        def tell(task: Any) -> None:
+            row = plan.row(task.row.label)
+            if task.video is not None:
+                advance()
+            if task.video is None or error_file(row, out=out).is_file():
+                print(f"{row.label}: {state_of(row, out=out)}", file=sys.stderr)
+                write_suite_table(plan, out=out)
+
+        failed = run_suite(plan, out=out, jobs=jobs, devices=devices, on_task=tell)
+    rows = write_suite_table(plan, out=out)
+    print_lines(table_lines(rows), Console(), num_texts=num_texts(rows), caption=CAPTION)
+    for row in rows:
+        if not row.measured:
+            print(f"{row.label}: {row.state}")
+    print(f"results in {out}")
+    return 1 if failed else 0
+
+
+def compare(options: Namespace) -> int:
+    """Compares two evaluations sequence by sequence."""
+    chosen = options.compare
+
+    from rich.console import Console
+
+    from ino.pipeline.comparing import compare_evaluations
+    from ino.pipeline.text_table import print_lines
+
+    out = chosen.out or Path(f"{chosen.a.name}_and_{chosen.b.name}")
+    comparison = compare_evaluations(
+        chosen.a,
+        chosen.b,
+        out=out,
+        root=chosen.root,
+        num_shown=chosen.num,
+        num_frames=chosen.frames,
+        overwrite=chosen.overwrite,
+    )
+    print_lines(comparison.lines(), Console(), caption="percent")
+    print(f"look at {out / 'comparison.html'}")
+    return 0
+
+
+def _changes(chosen: Namespace) -> dict[str, Any]:
+    """The fields of the file that options replace."""
+    roots = {f"roots.{name}": chosen[name] for name in DATA_NAMES}
+    paths = {"weights_dir": chosen.weights_dir, **roots}
+    return {key: None if path is None else str(path) for key, path in paths.items()} | {
+        "rows.sequences": chosen.sequences,
+        "rows.short_side": chosen.short_side,
+        "rows.precision": chosen.precision,
+    }
+
+
+def _devices(given: str | None, jobs: int) -> list[str]:
+    """The devices of the processes, in turn; each is tried."""
+    from torch import cuda
+
+    from ino.models.devices import choose_device
+
+    if given is None:
+        several = jobs > 1 and cuda.device_count() > 1
+        return [f"cuda:{number}" for number in range(cuda.device_count())] if several else ["auto"]
+    names = given.split(",")
+    for name in names:
+        choose_device(name)
+    return names

@@ -1,0 +1,163 @@
+"""Two evaluations on DAVIS, from their folders to pictures, a table and one HTML page."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ino.data.vos import VideoSequence, read_davis
+from ino.errors import ConfigError, MaskError, OutputError
+from ino.evaluate.comparison import Comparison, compare_scores
+from ino.evaluate.comparison_page import (
+    comparison_page,
+    comparison_strips,
+    scatter_picture,
+    strips_picture,
+)
+from ino.evaluate.tables import read_json
+from ino.files import atomic_path, new_folder
+from ino.pipeline.failures import write_text
+from ino.pipeline.text_table import markdown
+
+_OF_DATA = ("year", "split", "resolution")
+
+
+def compare_evaluations(
+    a: Path,
+    b: Path,
+    *,
+    out: Path,
+    root: Path | None = None,
+    num_shown: int = 3,
+    num_frames: int = 5,
+    overwrite: bool = False,
+) -> Comparison:
+    """Compares what `ino evaluate davis`, or a row of a suite, left in two folders.
+
+    Writes `comparison.html` (pictures within it), `scatter.png`, `strips/NN_SEQUENCE.png` in the
+    order of the page, `table.md` and `comparison.json`.
+
+    Args:
+        a: folder of an evaluation.
+        b: of another one of the same data set.
+        out: folder of the results.
+        root: of the data set; None for the one that `a` was evaluated on.
+        num_shown: sequences shown that are best for A against B, and as many for B.
+        num_frames: of each, the given frame among them.
+        overwrite: accept a folder that holds something.
+
+    Raises:
+        ConfigError: the two have nothing in common, or a number is out of range.
+        DatasetError: the data set is not as its layout says.
+        MaskError: masks are missing or broken.
+        OutputError: a folder is no evaluation on DAVIS, or results cannot be written.
+    """
+    if num_shown < 0 or num_frames < 1:
+        raise ConfigError(
+            f"{num_shown} sequences and {num_frames} frames cannot be shown; give 0 or more "
+            "sequences and 1 or more frames"
+        )
+    names = names_apart(a, b)
+    comparison = compare_scores(names, *(read_json(one / "scores.json") for one in (a, b)))
+    found = _sequences(a, b, root, [gap.sequence for gap in comparison.gaps])
+    folders = {name: one / "predictions" for name, one in zip(names, (a, b), strict=True)}
+    _check_masks(found, list(folders.values()))
+    new_folder(out, overwrite=overwrite)
+    strips = [
+        [
+            (gap, comparison_strips(found[gap.sequence], folders, gap=gap, count=num_frames))
+            for gap in gaps
+        ]
+        for gaps in comparison.ends(num_shown)
+    ]
+    new_folder(out / "strips", overwrite=True)
+    for number, (gap, rows) in enumerate(itertools.chain(*strips), start=1):
+        _save(strips_picture(rows), out / "strips" / f"{number:02d}_{gap.sequence}.png")
+    scatter = scatter_picture(comparison, num_named=max(num_shown, 3))
+    _save(scatter, out / "scatter.png")
+    text = comparison_page(comparison, scatter=scatter, strips=strips, notes=_notes(comparison))
+    write_text(out / "comparison.html", text)
+    write_text(out / "table.md", markdown(comparison.lines()))
+    write_text(out / "comparison.json", json.dumps(_plain(comparison, a, b), indent=2) + "\n")
+    return comparison
+
+
+def names_apart(a: Path, b: Path) -> tuple[str, str]:
+    """The shortest ends of two paths that tell them apart.
+
+    Raises:
+        ConfigError: both are the same folder.
+    """
+    first, second = a.resolve().parts, b.resolve().parts
+    if first == second:
+        raise ConfigError(f"{a} and {b} are the same folder; give two evaluations")
+    for length in range(1, max(len(first), len(second)) + 1):
+        names = "/".join(first[-length:]), "/".join(second[-length:])
+        if names[0] != names[1]:
+            return names
+    raise AssertionError("two paths that differ have ends that differ")
+
+
+def _sequences(a: Path, b: Path, root: Path | None, names: list[str]) -> dict[str, VideoSequence]:
+    """The sequences by name, read as A was evaluated."""
+    ours, theirs = (_settings(one) for one in (a, b))
+    for name in _OF_DATA:
+        if ours.get(name) != theirs.get(name):
+            raise ConfigError(
+                f"{a} was evaluated with {name} {ours.get(name)}, {b} with {theirs.get(name)}; "
+                "give two evaluations of the same data set"
+            )
+    root = root or (Path(ours["root"]) if ours.get("root") else None)
+    if root is None:
+        raise ConfigError(f"{a / 'settings.json'} does not tell the data set; pass --root DAVIS")
+    choice: dict[str, Any] = {name: ours[name] for name in _OF_DATA if name in ours}
+    return {one.name: one for one in read_davis(root, sequences=names, **choice)}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "settings.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}  # only scores and masks, perhaps of another program
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{path} is broken: evaluate again, or remove it") from error
+
+
+def _check_masks(sequences: dict[str, VideoSequence], folders: list[Path]) -> None:
+    for folder in folders:
+        for one in sequences.values():
+            for number in one.annotations:
+                path = folder / one.name / f"{one.frames[number].stem}.png"
+                if not path.is_file():
+                    raise MaskError(f"{path} does not exist: evaluate {folder.parent} again")
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    notes = [
+        "Pictures: the frame that was given, then of each equal part of the sequence the frame in "
+        "which J of the two methods differs most, with its number. Scores are means over all "
+        "frames, in percent; J&F of a sequence is the mean over its objects."
+    ]
+    if comparison.left_out:
+        notes.append(f"Scored in one of the two only: {', '.join(comparison.left_out)}.")
+    return notes
+
+
+def _plain(comparison: Comparison, a: Path, b: Path) -> dict[str, Any]:
+    return {
+        "a": {"name": comparison.name_a, "folder": str(a), "J&F": comparison.a.jf_mean},
+        "b": {"name": comparison.name_b, "folder": str(b), "J&F": comparison.b.jf_mean},
+        "sequences": {
+            gap.sequence: {"a": gap.a, "b": gap.b, "difference": gap.difference}
+            for gap in comparison.gaps
+        },
+        "left_out": list(comparison.left_out),
+    }
+
+
+def _save(image: Any, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary)

@@ -1,0 +1,176 @@
+"""Suite files: YAML that says which weights to compare, each by which protocol on which data set.
+
+Reading checks the form of the file; `ino.pipeline.suite_plan` checks what its rows ask for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ino.errors import ConfigError
+from ino.pipeline.plain_yaml import check_keys, read_yaml
+
+FOLDER = Path(__file__).parent.parent / "suites"
+"""Where the named suites are."""
+
+DataName = Literal["davis", "ytvos", "jhmdb", "vip"]
+
+
+@dataclass
+class RowConfig:
+    """What is scored, and how. Every field but `published` can also be given under `defaults`.
+
+    Args:
+        weights: what `--weights` takes: color, random:vit_tiny/8, a model's name, a path.
+        file: name in the folder of weights, without its ending; where it is there, it is taken in
+            place of `weights`.
+        network: student or teacher of a file; None for the one that is usually evaluated.
+        seed: of random weights.
+        protocol: how labels are carried; None for ino-ytvos on YouTube-VOS, else ino-davis.
+        short_side: of the network's input, pixels; the protocol's radius is scaled with it.
+        layer: block whose features are read, from 1; None for the protocol's own.
+        radius: of the window, feature positions; None as said above.
+        set: other fields of the protocol.
+        precision: of the network.
+        data: davis, ytvos, jhmdb or vip.
+        root: of the data set; None takes that of `roots`.
+        year: of DAVIS.
+        split: None for val (DAVIS, VIP), valid (YouTube-VOS) or 1 (JHMDB).
+        resolution: of DAVIS, a folder's name.
+        sequences: those of the split to do; all where None. DAVIS and YouTube-VOS only.
+        input_size: side of the square input, pixels; None for 320 (JHMDB) or 560 (VIP), 0 by
+            protocol. JHMDB and VIP only.
+        joint_topk: positions that give a joint. JHMDB only.
+        about: words beside the label.
+        published: numbers to compare with, in percent, by the name of a score.
+    """
+
+    weights: str | None = None
+    file: str | None = None
+    network: Literal["student", "teacher"] | None = None
+    seed: int = 0
+    protocol: str | None = None
+    short_side: int | None = None
+    layer: int | None = None
+    radius: int | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    data: DataName = "davis"
+    root: str | None = None
+    year: int = 2017
+    split: str | int | None = None
+    resolution: str = "480p"
+    sequences: list[str] | None = None
+    input_size: int | None = None
+    joint_topk: int = 5
+    about: str = ""
+    published: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class SuiteConfig:
+    """What to compare.
+
+    Args:
+        title: of the table.
+        weights_dir: folder of the files that rows name.
+        roots: of the data sets, by name.
+        defaults: fields of every row that does not set them itself.
+        rows: fields of each row, by label.
+    """
+
+    title: str = ""
+    weights_dir: str | None = None
+    roots: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, RowConfig] = field(default_factory=dict)
+
+
+def suite_names() -> list[str]:
+    """Names of the suites that come with ino."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_suite(name: str, changes: Mapping[str, Any] | None = None) -> SuiteConfig:
+    """A suite with changes of the command line.
+
+    Args:
+        name: one of `suite_names()`, or the path of a YAML file.
+        changes: fields by dotted name: `weights_dir`, `roots.DATA`, and `rows.FIELD` for every row
+            (`rows.sequences` only for those of DAVIS); None leaves one as it is.
+
+    Raises:
+        ConfigError: there is no such suite, it is no YAML, has a key that is not known or is there
+            twice (as a label), or a value is not of its field's type.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.exists():
+        path = Path(name)
+    if not path.is_file():
+        known = ", ".join(suite_names())
+        raise ConfigError(f"there is no suite {name!r}; give one of {known} or a YAML file")
+    suite = _read_file(path)
+    for key, value in (changes or {}).items():
+        section, _, option = key.rpartition(".")
+        if value is None:
+            continue
+        if section == "rows":
+            for row in suite.rows.values():
+                if option != "sequences" or row.data == "davis":
+                    setattr(row, option, value)
+        elif section == "roots":
+            suite.roots[option] = value
+        else:
+            setattr(suite, option, value)
+    return suite
+
+
+def _read_file(path: Path) -> SuiteConfig:
+    """What a file says, of the right types."""
+    where = f"the suite {path}"
+    content = read_yaml(path, what="suite")
+    check_keys(content, SuiteConfig, where=where)
+    content = {key: value for key, value in content.items() if value is not None}
+    defaults, rows = content.pop("defaults", {}), content.pop("rows", {})
+    check_keys(defaults, RowConfig, where=where, prefix="defaults.")
+    if "published" in defaults:
+        raise ConfigError(f"{where} has published numbers under defaults; give each row its own")
+    if not isinstance(rows, dict) or not rows:
+        raise ConfigError(f"{where} has no rows; list them by label under rows")
+    skip = {"defaults", "rows"}
+    suite = SuiteConfig(**_typed(content, SuiteConfig, where=where, skip=skip), defaults=defaults)
+    if unknown := [key for key in suite.roots if key not in get_args(DataName)]:
+        known = ", ".join(get_args(DataName))
+        raise ConfigError(f"{where} has a root for {unknown[0]}; the data sets are {known}")
+    for label, fields in rows.items():
+        suite.rows[str(label)] = _read_row(str(label), fields, defaults, where=where)
+    return suite
+
+
+def _read_row(label: str, fields: Any, defaults: dict[str, Any], *, where: str) -> RowConfig:
+    """A row with what it takes from the defaults."""
+    check_keys(fields, RowConfig, where=where, prefix=f"rows.{label}.")
+    both = {**defaults, **fields}
+    if isinstance(defaults.get("set"), dict) and isinstance(fields.get("set"), dict):
+        both["set"] = {**defaults["set"], **fields["set"]}
+    if "weights" in fields and "file" not in fields:
+        both.pop("file", None)
+    both = {key: value for key, value in both.items() if value is not None}
+    return RowConfig(**_typed(both, RowConfig, where=f"row {label} of {where}"))
+
+
+def _typed(
+    content: dict[str, Any], kind: type, *, where: str, skip: set[str] | None = None
+) -> dict[str, Any]:
+    """The values of the fields of a dataclass, of the fields' types, but for those to skip."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, nested_key="it", skip=set(skip or ()))
+    try:
+        values = parser.parse_object({"it": content})
+    except ArgumentError as error:
+        reason = " ".join(str(error).split()).replace("'it.", "'").replace('"it.', '"')
+        raise ConfigError(f"{where} cannot be used: {reason}") from error
+    return values["it"].as_dict()

@@ -1,0 +1,137 @@
+"""`ino compare`: which sequences differ most, and pictures of them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from command import refused, run
+from ino.data.label_png import read_labels, write_labels
+from ino.data.synthetic import generate_clip, write_davis_layout
+from ino.evaluate.comparison import compare_scores, mean_j, telling_frames
+from ino.evaluate.davis import score_davis
+from ino.evaluate.report import sequence_scores
+from ino.evaluate.tables import read_json, write_json
+from ino.pipeline.comparing import names_apart
+
+NAMES = ("s0", "s1", "s2", "s3")
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("compare") / "davis"
+    size = {"num_frames": 7, "height": 48, "width": 80}
+    write_davis_layout({f"s{seed}": generate_clip(seed, **size) for seed in range(4)}, root)
+    return root
+
+
+def shifted(davis: Path, folder: Path, shifts: dict[str, int]) -> Path:
+    """An evaluation whose masks are the truth moved by some pixels: the more, the worse."""
+    for name, shift in shifts.items():
+        (folder / "predictions" / name).mkdir(parents=True)
+        for path in (davis / "Annotations/480p" / name).iterdir():
+            labels = np.roll(read_labels(path), shift if path.stem != "00000" else 0, axis=1)
+            write_labels(folder / "predictions" / name / path.name, labels)
+    scores = score_davis(folder / "predictions", davis, sequences=list(shifts), workers=1)
+    write_json(scores, folder / "scores.json", protocol=None)
+    choice = {"root": str(davis), "year": 2017, "split": "val", "resolution": "480p"}
+    (folder / "settings.json").write_text(json.dumps(choice))
+    return folder
+
+
+@pytest.fixture
+def evaluations(tmp_path, davis) -> tuple[Path, Path]:
+    """A is ahead in s0 and more so in s1, B in s2, and s3 is equal."""
+    a = shifted(davis, tmp_path / "a", {"s0": 2, "s1": 0, "s2": 6, "s3": 3})
+    b = shifted(davis, tmp_path / "b", {"s0": 4, "s1": 9, "s2": 1, "s3": 3})
+    return a, b
+
+
+def test_page_pictures_and_table(tmp_path, evaluations, capsys):
+    out = tmp_path / "out"
+    assert run("compare", *evaluations, "--out", out, "--num", 1) == 0
+    shown = capsys.readouterr().out
+    ours, theirs = (read_json(one / "scores.json") for one in evaluations)
+    table = json.loads((out / "comparison.json").read_text())
+    assert table["a"]["J&F"] == ours.jf_mean
+    gaps = {name: one["difference"] for name, one in table["sequences"].items()}
+    assert list(gaps) == ["s1", "s0", "s3", "s2"]
+    assert gaps["s2"] == sequence_scores(ours)["s2"] - sequence_scores(theirs)["s2"] < 0
+    assert gaps["s3"] == 0
+    assert f"{100 * gaps['s1']:+.1f}" in shown
+    assert [path.name for path in sorted((out / "strips").iterdir())] == ["01_s1.png", "02_s2.png"]
+    page = (out / "comparison.html").read_text()
+    assert "Best for a<" in page and "Best for b<" in page
+    assert not re.search(r'(src|href)="(?!data:)', page), "the page needs another file"
+    assert page.count("<img") == 1 + 2 * 3
+    assert Image.open(out / "scatter.png").size == (960, 960)
+    strip = np.asarray(Image.open(out / "strips/01_s1.png"))
+    height, width = strip.shape[:2]
+    assert height == 3 * 180 + 2 * 8 and width > 5 * 300
+    # A's masks of s1 are the truth, so their rows are equal but for the number in the corner.
+    images = slice(width - 5 * 300 - 4 * 4, None)
+    below = slice(40, 180)
+    np.testing.assert_array_equal(strip[:180][below, images], strip[188:368][below, images])
+    assert (strip[:180][below, images] != strip[376:][below, images]).any()
+
+
+def test_only_common_sequences_are_compared(tmp_path, davis, evaluations, capsys):
+    part = shifted(davis, tmp_path / "part", {"s1": 1, "s2": 2})
+    assert run("compare", evaluations[0], part, "--out", tmp_path / "out") == 0
+    assert (
+        "Scored in one of the two only: s0, s3." in (tmp_path / "out/comparison.html").read_text()
+    )
+    kept = compare_scores(
+        ("a", "p"), *(read_json(x / "scores.json") for x in (evaluations[0], part))
+    )
+    assert {one.sequence for one in kept.a.objects} == {"s1", "s2"}
+
+
+def test_rows_of_suites_with_one_name_are_told_apart(tmp_path):
+    assert names_apart(tmp_path / "x/ino", tmp_path / "y/ino") == ("x/ino", "y/ino")
+    assert names_apart(tmp_path / "x/ino", tmp_path / "x/crw") == ("ino", "crw")
+
+
+def test_shown_frames_are_the_telling_ones():
+    differences = np.zeros(13)
+    differences[[2, 5, 9, 12]] = 0.1, -0.4, 0.2, 0.9
+    assert telling_frames(differences, count=4) == [0, 2, 5, 9]  # of 1-4, 5-8, 9-11
+    assert telling_frames(differences * 0, count=4) == [0, 3, 7, 10]
+    assert telling_frames(np.zeros(3), count=5) == [0, 1]
+    assert telling_frames(np.zeros(2), count=5) == [0, 1]
+    assert telling_frames(np.zeros(1), count=5) == [0]
+    assert telling_frames(np.zeros(9), count=1) == [0]
+
+
+def test_j_of_a_frame_by_hand():
+    truth = np.array([[1, 1, 2, 255], [0, 0, 2, 0]], dtype=np.uint8)
+    predicted = np.array([[1, 0, 2, 1], [0, 0, 0, 0]], dtype=np.uint8)
+    assert mean_j(predicted, truth) == 0.5
+    assert mean_j(np.zeros_like(truth), np.zeros_like(truth)) == 1
+
+
+def test_bad_input(tmp_path, davis, evaluations, capsys):
+    a, b = evaluations
+    out = ["--out", tmp_path / "out"]
+    assert "same folder" in refused(capsys, "compare", a, a, *out)
+    assert "scores.json does not exist" in refused(capsys, "compare", a, tmp_path, *out)
+    assert "give 0 or more" in refused(capsys, "compare", a, b, *out, "--num", -1)
+    assert "nowhere" in refused(capsys, "compare", a, b, *out, "--root", "nowhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/scores.json").write_text('{"global": {"mIoU": 0.5}}')
+    assert "scores on DAVIS" in refused(capsys, "compare", a, tmp_path / "other", *out)
+    shutil.copytree(b, tmp_path / "c")
+    (tmp_path / "c/settings.json").write_text('{"year": 2016}')
+    assert "year 2017" in refused(capsys, "compare", a, tmp_path / "c", *out)
+    (tmp_path / "c/settings.json").write_text("{")
+    assert "is broken" in refused(capsys, "compare", a, tmp_path / "c", *out)
+    (b / "predictions/s0/00003.png").unlink()
+    assert "00003.png does not exist" in refused(capsys, "compare", a, b, *out)
+    assert not (tmp_path / "out").exists()
+    lonely = shifted(davis, tmp_path / "lonely", {"s3": 0})
+    few = shifted(davis, tmp_path / "few", {"s0": 0})
+    assert "no sequence in common" in refused(capsys, "compare", lonely, few, *out)

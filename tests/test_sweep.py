@@ -126,6 +126,13 @@ def test_a_sweep_that_was_stopped_does_nothing_twice(tmp_path, file, monkeypatch
     assert trained == [0, 1]
     assert scores.stat().st_mtime_ns == written
 
+    whole = scores.read_text()
+    scores.write_text(whole[:20])  # a damaged file is made again, its run is not
+    assert run("sweep", sweep, "--out", out, "--list") == 0
+    assert run("sweep", sweep, "--out", out) == 0
+    assert scores.read_text() == whole
+    assert trained == [0, 1, 1]
+
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, file):

@@ -100,6 +100,18 @@ def write_json(scores: DavisScores, path: Path, *, protocol: Mapping[str, Any] |
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_means(path: Path) -> dict[str, float] | None:
+    """The means over objects in a file of scores, as fractions by column name.
+
+    None where the file is missing or damaged: whoever made it can make it again.
+    """
+    try:
+        means = json.loads(path.read_text(encoding="utf-8"))["global"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    return means if isinstance(means, dict) else None
+
+
 def read_json(path: Path) -> DavisScores:
     """The scores that `write_json` wrote.
 

@@ -175,7 +175,7 @@ def num_left(plan: SuitePlan, *, out: Path) -> int:
 
 def is_done(row: SuiteRow, *, out: Path) -> bool:
     """Whether the row is scored, or its submission packed."""
-    return (out / row.label / _DONE).is_file()
+    return _done_scores(row, out=out) is not None
 
 
 def state_of(row: SuiteRow, *, out: Path) -> str:
@@ -201,12 +201,20 @@ def state_of(row: SuiteRow, *, out: Path) -> str:
 
 def scores_of(row: SuiteRow, *, out: Path) -> dict[str, float]:
     """The scores of a row in percent; none where it is not done."""
-    return read_scores(out / row.label, row.config) if is_done(row, out=out) else {}
+    return _done_scores(row, out=out) or {}
 
 
 def error_file(row: SuiteRow, *, out: Path) -> Path:
     """Where it is written why a row failed."""
     return out / f"{row.label}.error.txt"
+
+
+def _done_scores(row: SuiteRow, *, out: Path) -> dict[str, float] | None:
+    """What the row's last file holds; None where it is missing or damaged."""
+    try:
+        return json.loads((out / row.label / _DONE).read_text(encoding="utf-8"))["scores"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _is_carried(row: SuiteRow, video: Video, folder: Path) -> bool:

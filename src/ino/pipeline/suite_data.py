@@ -4,7 +4,6 @@ Files are those of `ino evaluate`; a video's own files tell whether it is whole.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from ino.evaluate.davis import score_davis
 from ino.evaluate.dense_tables import write_parts_json, write_pose_json
 from ino.evaluate.jhmdb import score_jhmdb
 from ino.evaluate.parts import score_parts
-from ino.evaluate.tables import write_csv, write_json
+from ino.evaluate.tables import read_means, write_csv, write_json
 from ino.files import atomic_path
 from ino.models.backbones import load_backbone
 from ino.models.devices import choose_device
@@ -87,10 +86,7 @@ def make_tracker(row: RowConfig, protocol: Protocol, *, device: str) -> Tracker 
 
 def read_scores(folder: Path, row: RowConfig) -> dict[str, float]:
     """The scores of a row in percent, by their names in the table; none where there is no truth."""
-    path = folder / "scores.json"
-    if not path.is_file():
-        return {}
-    found = json.loads(path.read_text(encoding="utf-8"))["global"]
+    found = read_means(folder / "scores.json") or {}
     names = DATA_SETS[row.data].scores
     return {name: 100 * found[key] for name, key in names.items() if found.get(key) is not None}
 

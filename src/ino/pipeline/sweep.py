@@ -8,7 +8,6 @@ What is done is read from the folder alone, so a sweep that was killed goes on w
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ino.errors import StoppedError
+from ino.evaluate.tables import read_means
 from ino.models.backbones import load_backbone
 from ino.models.checkpoints import list_checkpoints
 from ino.models.devices import choose_device
@@ -65,7 +65,7 @@ def run_cell(plan: Plan, cell: Cell, *, out: Path) -> None:
         if cell.config is not None:
             pretrain(cell.config, out=folder, resume=True)
         for one in plan.passes_of(cell):
-            if not (folder / one.name / "scores.json").is_file():
+            if read_scores(folder / one.name) is None:
                 _score(plan, cell, one, folder=folder)
     except StoppedError:
         raise
@@ -76,14 +76,15 @@ def run_cell(plan: Plan, cell: Cell, *, out: Path) -> None:
 def is_done(plan: Plan, cell: Cell, *, out: Path) -> bool:
     """Whether every evaluation of the cell is on disk."""
     folder = out / cell.name
-    return all((folder / one.name / "scores.json").is_file() for one in plan.passes_of(cell))
+    return all(read_scores(folder / one.name) is not None for one in plan.passes_of(cell))
 
 
 def state_of(plan: Plan, cell: Cell, *, out: Path) -> str:
     """How far a cell is, in a few words."""
-    if is_done(plan, cell, out=out):
-        scores = [read_scores(out / cell.name / one.name) for one in plan.passes_of(cell)]
-        return "done, J&F " + " ".join(f"{100 * one['J&F-Mean']:.1f}" for one in scores)
+    scores = [read_scores(out / cell.name / one.name) for one in plan.passes_of(cell)]
+    done = [one for one in scores if one is not None]
+    if len(done) == len(scores):
+        return "done, J&F " + " ".join(f"{100 * one['J&F-Mean']:.1f}" for one in done)
     failure = error_file(cell, out=out)
     if failure.is_file():
         return f"failed: {first_line(failure)}"
@@ -91,9 +92,9 @@ def state_of(plan: Plan, cell: Cell, *, out: Path) -> str:
     return f"saved at step {int(saved[-1].stem.split('_')[1])}" if saved else "not started"
 
 
-def read_scores(folder: Path) -> dict[str, float]:
-    """The means over objects of an evaluation, as fractions by column name."""
-    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))["global"]
+def read_scores(folder: Path) -> dict[str, float] | None:
+    """The means over objects of an evaluation, as fractions by column name; None if not done."""
+    return read_means(folder / "scores.json")
 
 
 def error_file(cell: Cell, *, out: Path) -> Path:

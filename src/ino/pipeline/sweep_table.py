@@ -38,9 +38,10 @@ def table_rows(plan: Plan, *, out: Path) -> list[Row]:
         cells = [cell for cell in plan.cells if cell.label == label]
         for one in plan.passes_of(cells[0]):
             folders = {cell.seed: out / cell.name / one.name for cell in cells}
-            done = {s: read_scores(f) for s, f in folders.items() if (f / "scores.json").is_file()}
+            found = {seed: read_scores(folder) for seed, folder in folders.items()}
+            done = {seed: means for seed, means in found.items() if means is not None}
             scores = {
-                name: [100 * found[column] for found in done.values()]
+                name: [100 * means[column] for means in done.values()]
                 for name, column in SCORES.items()
             }
             published = plan.published.get(label)

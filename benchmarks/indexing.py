@@ -22,6 +22,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ino.data import video_index
 from ino.data.container import VideoFile
 from ino.data.frame_index import _table_of_packets
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.start:
         return start(*options.start)
+    torch.set_num_threads(options.threads)
     machine = describe_machine(precision="none")
     num_entries = 4_000 if options.quick else 230_000
     with tempfile.TemporaryDirectory() as name:

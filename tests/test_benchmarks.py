@@ -39,7 +39,7 @@ CLAIMS = {
         "propagation_peak_gib",
     ],
     "tracking": ["frames_a_second", "share_of_bf16_peak"],
-    "propagation_sweep": ["speedup_160x240_3_8_2", "gib_160x240_3_8_2"],
+    "propagation_sweep": ["gib_160x240_3_8_2", "speedup_160x240_3_8_2"],
     "scoring": [
         "scoring_speedup",
         "scoring_speedup_alone",

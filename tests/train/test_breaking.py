@@ -48,7 +48,14 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")])
+def encrypt(path):
+    """The flag of the first entry in the zip's directory says that it is encrypted."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, encrypt, lambda path: path.write_bytes(b"")])
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(config, done, damage, caplog):
     newest = list_checkpoints(done)[-1]
     before = read_checkpoint(newest)["student"]
@@ -58,6 +65,15 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(config, done, damage, 
     after = read_checkpoint(newest)["student"]
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert newest.with_name("step_00000004.pt.damaged").exists()
+
+
+def test_a_checkpoint_without_a_part_is_named(config, done):
+    newest = list_checkpoints(done)[-1]
+    content = read_checkpoint(newest)
+    del content["optimizer"], content["step"]
+    torch.save(content, newest)
+    with pytest.raises(CheckpointError, match="it has no optimizer and no step"):
+        train(config, out=done, resume=True)
 
 
 def test_a_run_does_not_start_anew_when_all_checkpoints_are_damaged(config, done):

@@ -11,8 +11,10 @@ import pytest
 from data.video_files import FASTSTART, cut, moving_frames, write_video
 from ino.cli import main
 from ino.data.index_file import default_index
+from ino.train.config import DataConfig
 from ino.train.length import with_steps
 from ino.train.loop import train
+from ino.train.videos import find_usable
 from tiny_run import lines_without_times
 
 
@@ -144,3 +146,9 @@ def test_training_by_visits_resumes_in_the_middle_of_a_window(config, tmp_path):
     )
     assert len(whole) == 8
     assert resumed == whole
+
+
+def test_a_folder_under_the_home_is_found(videos, monkeypatch):
+    monkeypatch.setenv("HOME", str(videos.parent))
+    found, _, _ = find_usable(DataConfig(root=[f"~/{videos.name}"], index="off"))
+    assert len(found) == 5

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ino.errors import ConfigError
 from ino.train.config import OptimConfig
 from ino.train.schedules import Schedules, cosine_schedule
 
@@ -49,3 +50,8 @@ def test_cosine_by_hand():
 
 def test_a_warm_up_longer_than_the_run_is_cut():
     assert len(cosine_schedule(1.0, 0.0, num_steps=3, warmup_steps=5)) == 3
+
+
+def test_a_run_of_more_steps_than_any_takes_is_refused():
+    with pytest.raises(ConfigError, match=r"optim\.epochs is 100000000000, .* at most 100000000"):
+        Schedules(OptimConfig(epochs=10**11), steps_per_epoch=3, frames_per_step=8)

@@ -113,9 +113,14 @@ def restore_checkpoint(path: Path, state: RunState) -> int:
     """Puts the state of a checkpoint back and gives the number of steps that were done.
 
     Raises:
-        CheckpointError: the file is not whole or belongs to another architecture.
+        CheckpointError: the file is not whole, lacks a part, or is of another architecture.
     """
     content = read_checkpoint(path)
+    if missing := {"student", "teacher", "objective", "optimizer", "step"} - content.keys():
+        raise CheckpointError(
+            f"{path} cannot be continued from: it has no {' and no '.join(sorted(missing))}, which "
+            "every checkpoint of ino train has"
+        )
     modules = {
         "student": state.model.student,
         "teacher": state.model.teacher,
@@ -126,7 +131,7 @@ def restore_checkpoint(path: Path, state: RunState) -> int:
     for name, module in modules.items():
         load_module(module, content[name])
     load_optimizer(state.optimizer, content["optimizer"])
-    if state.scaler is not None and content["scaler"] is not None:
+    if state.scaler is not None and content.get("scaler") is not None:
         state.scaler.load_state_dict(content["scaler"])
     return content["step"]
 

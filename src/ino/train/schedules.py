@@ -3,9 +3,12 @@
 import numpy as np
 from jaxtyping import Float
 
+from ino.errors import ConfigError
 from ino.train.config import OptimConfig
 
 FRAMES_OF_BASE_LR = 1024
+MOST_STEPS = 100_000_000
+"""Far more than any run takes; schedules keep three numbers for each."""
 
 
 def cosine_schedule(
@@ -31,8 +34,16 @@ class Schedules:
         config: values at the start and at the end.
         steps_per_epoch: optimiser steps in an epoch.
         frames_per_step: clips a device x frames x devices, which scales the learning rate.
+
+        Raises:
+            ConfigError: the run would have more than `MOST_STEPS`.
         """
         num_steps = config.epochs * steps_per_epoch
+        if num_steps > MOST_STEPS:
+            raise ConfigError(
+                f"optim.epochs is {config.epochs}, which is {num_steps} steps with this data; "
+                f"schedules are for at most {MOST_STEPS}"
+            )
         self._first = (config.first_epoch or 0) * steps_per_epoch
         self._lr = cosine_schedule(
             config.lr * frames_per_step / FRAMES_OF_BASE_LR,

@@ -5,6 +5,7 @@ cannot give a clip, or in tar shards.
 """
 
 import logging
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -55,7 +56,8 @@ def find_usable(data: DataConfig) -> tuple[list[str], dict[str, str], str]:
         VideoError: there are no videos, or most cannot be used.
         OutputError: the index cannot be written where `data.index` says.
     """
-    roots = [Path(root) for root in data.root]
+    # Unlike Path.expanduser, it leaves the name of an unknown user alone.
+    roots = [Path(os.path.expanduser(root)) for root in data.root]  # noqa: PTH111
     if data.index == "off":
         names = find_names(roots)
         return names, {}, f"{len(names)} videos, none looked at before training"

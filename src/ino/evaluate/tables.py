@@ -103,13 +103,16 @@ def write_json(scores: DavisScores, path: Path, *, protocol: Mapping[str, Any] |
 def read_means(path: Path) -> dict[str, float] | None:
     """The means over objects in a file of scores, as fractions by column name.
 
-    None where the file is missing or damaged: whoever made it can make it again.
+    Means without a truth are left out. None where the file is missing or damaged: whoever made it
+    can make it again.
     """
     try:
         means = json.loads(path.read_text(encoding="utf-8"))["global"]
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    return means if isinstance(means, dict) else None
+    if not isinstance(means, dict):
+        return None
+    return {name: value for name, value in means.items() if value is not None}
 
 
 def read_json(path: Path) -> DavisScores:

@@ -88,7 +88,7 @@ def read_scores(folder: Path, row: RowConfig) -> dict[str, float]:
     """The scores of a row in percent, by their names in the table; none where there is no truth."""
     found = read_means(folder / "scores.json") or {}
     names = DATA_SETS[row.data].scores
-    return {name: 100 * found[key] for name, key in names.items() if found.get(key) is not None}
+    return {name: 100 * found[key] for name, key in names.items() if key in found}
 
 
 def _davis_choice(row: RowConfig) -> dict[str, Any]:

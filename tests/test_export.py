@@ -84,9 +84,9 @@ def test_the_card_tells_what_the_network_is_and_no_paths(trained, tmp_path):
     everything = b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir())
     assert b"secret_place" not in everything
     assert b"my_videos" not in everything
-    assert run("export", trained, "--out", tmp_path / "b", "--name-data") == 0
+    assert run("export", trained, "--out", tmp_path / "b", "--data", "my | own videos") == 0
     card = (tmp_path / "b" / "README.md").read_text()
-    assert "| video | my_videos |" in card
+    assert "| video | my \\| own videos |" in card
     assert "secret_place" not in card
     assert "license:" not in card.split("---\n")[1]
     assert "None was named" in card

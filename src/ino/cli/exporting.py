@@ -42,10 +42,7 @@ def export_parser() -> ArgumentParser:
     )
     parser.add_argument("--license", type=str, default="", help="of the weights, for the card")
     parser.add_argument(
-        "--name-data",
-        action=ActionYesNo,
-        default=False,
-        help="name the folders of the training's videos in the card (never their paths)",
+        "--data", type=str, default="", help="what it learned from, in your words, for the card"
     )
     parser.add_argument(
         "--overwrite",
@@ -72,7 +69,7 @@ def export(options: Namespace) -> int:
         image_size=image_size,
         onnx=chosen.onnx,
         license_name=chosen.license,
-        name_data=chosen.name_data,
+        data=chosen.data,
         overwrite=chosen.overwrite,
     )
     for path in written:

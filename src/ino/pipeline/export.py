@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +42,7 @@ def export_run(
     image_size: ImageSize | None = None,
     onnx: bool = False,
     license_name: str = "",
-    name_data: bool = False,
+    data: str = "",
     overwrite: bool = False,
 ) -> list[Path]:
     """The files of the export, which is written whole or not at all.
@@ -58,7 +57,7 @@ def export_run(
             the position embeddings were trained for.
         onnx: write features.onnx and propagation.onnx, for `image_size`.
         license_name: of the weights, for the card.
-        name_data: name the last part of the data's paths in the card.
+        data: what the run learned from, in words, for the card.
         overwrite: accept a folder that holds something.
 
     Raises:
@@ -94,7 +93,8 @@ def export_run(
         "layer": vit.depth,
         "layers_of_the_run": depth,
         "license": license_name,
-        **_facts(content, name_data=name_data),
+        "data": data,
+        **_facts(content),
     }
     if onnx:
         facts["onnx"] = dataclasses.asdict(protocol)
@@ -120,21 +120,13 @@ def _graphs(
     return {FEATURES_GRAPH: features, PROPAGATION_GRAPH: step}
 
 
-def _facts(content: Mapping[str, Any], *, name_data: bool) -> dict[str, Any]:
-    """What is told of a run; paths never are, the last parts of those of the data if wanted."""
+def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a run; paths never are."""
     config, origin = content["config"], content.get("init") or {}
-    roots = (config.get("data") or {}).get("root") or []
-    roots = [roots] if isinstance(roots, str) else roots
     weights = origin.get("sha256")
     return {
         "arch": config["model"]["arch"],
         "variant": config.get("variant", "paper"),
         "steps": content.get("step"),
         "started_from": f"weights with SHA-256 {weights}" if weights else "random weights",
-        "data": [_last_part(root) for root in roots] if name_data else [],
     }
-
-
-def _last_part(root: str) -> str:
-    """The name of a path or an address, without what may be secret in it."""
-    return re.split(r"[\\/]", root.split("?")[0].rstrip("\\/"))[-1]

@@ -87,7 +87,7 @@ def _training(own: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     rows = {
         "method": f"In-N-Out generative learning, variant `{own['variant']}`",
         "steps": own["steps"],
-        "video": ", ".join(own["data"]) or "not named",
+        "video": own["data"] or "not named",
         "started from": own["started_from"],
         "made with": f"ino {own['ino']}",
     }

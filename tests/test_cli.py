@@ -323,6 +323,13 @@ def test_a_hostile_checkpoint_is_refused(tmp_path, capsys, video, mask):
 # ---- corrections, both ways, checks
 
 
+def test_segment_needs_no_weights(tmp_path, video, mask):
+    out = tmp_path / "out"
+    assert run("segment", video, "--mask", mask, "--out", out, "--set", "short_side=48") == 0
+    assert len(list((out / "masks").iterdir())) == 6
+    assert json.loads((out / "settings.json").read_text())["weights"] == "ino_vitt8"
+
+
 def test_segment_corrects_and_checks(tmp_path, video, clip, capsys):
     """A first mask with the objects exchanged; the mask of frame 3 puts them right."""
     exchanged = np.array([0, 2, 1], dtype=np.uint8)[clip.labels[0]]

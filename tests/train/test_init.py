@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from ino.errors import CheckpointError
+from ino.models.bundled import DEFAULT, FOLDER
 from ino.models.checkpoints import read_checkpoint
 from ino.models.vit import build_vit
 from ino.train.loop import train
@@ -86,6 +87,12 @@ def test_heads_of_other_sizes_start_random(config, tmp_path):
     _, origin = build_networks(config, saved=None)
     (note,) = origin.notes
     assert r"last_layer.weight is (32, 16) instead of (48, 16): it starts random" in note
+
+
+def test_an_export_is_told_from_a_run(config):
+    config.init = str(FOLDER / DEFAULT)
+    with pytest.raises(CheckpointError, match="is an export, which is for inference"):
+        build_networks(config, saved=None)
 
 
 def test_weights_that_cannot_be_used_leave_no_folder(config, tmp_path):

@@ -18,6 +18,7 @@ from ino.cli.indexing import index_parser
 from ino.cli.shared_options import add_output, add_tracker, plain_parser
 from ino.cli.suite_options import compare_parser, suite_parser
 from ino.cli.sweep_options import plot_parser, sweep_parser
+from ino.models.bundled import DEFAULT
 
 
 def build_parser() -> ArgumentParser:
@@ -112,5 +113,5 @@ def _segment_parser() -> ArgumentParser:
         help="warn of objects that do not find back to their reference (0: never)",
     )
     add_output(parser, default=None, shown="segments/VIDEO")
-    add_tracker(parser)
+    add_tracker(parser, weights=DEFAULT)
     return parser

@@ -22,13 +22,15 @@ def add_output(parser: ArgumentParser, *, default: Path | None, shown: str = "")
     )
 
 
-def add_tracker(parser: ArgumentParser) -> None:
+def add_tracker(parser: ArgumentParser, *, weights: str | None = None) -> None:
     """The network, the protocol and where they run."""
     parser.add_argument(
         "--weights",
         type=str,
-        required=True,
-        help="run, checkpoint (ours, DINO, CRW, ...), color, random:MODEL, timm:MODEL[@FILE]",
+        required=weights is None,
+        default=weights,
+        help="run, export, checkpoint (ours, DINO, CRW, ...), ino_vitt8, color, random:MODEL, "
+        "timm:MODEL[@FILE]" + (f" (default: {weights}, which comes with ino)" if weights else ""),
     )
     words = "of a file with both (default: the one that its authors evaluate)"
     parser.add_argument("--network", choices=["student", "teacher"], help=words)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ino.data.views import IMAGENET_STD
 from ino.errors import CheckpointError
+from ino.models.bundled import bundled_folder
 from ino.models.checkpoints import FORMAT, NetworkName, find_checkpoint, load_vit
 from ino.models.dense import Backbone, Reading
 from ino.models.exported import is_exported, read_exported
@@ -50,10 +51,10 @@ def load_backbone(
 
     Args:
         name: the path of a checkpoint, of a run's folder, of what `ino export` wrote or of a
-            release that `releases` knows; `color`; `random:ARCH/PATCH` for ours and `random:MODEL`
-            for timm's with random weights; `timm:MODEL` or `MODEL` for timm's with weights from the
-            network, `timm:MODEL@FILE` with those of a file. A convolutional MODEL may end with its
-            stride, as in `resnet50/8`.
+            release that `releases` knows; `ino_vitt8`, which comes with ino; `color`;
+            `random:ARCH/PATCH` for ours and `random:MODEL` for timm's with random weights;
+            `timm:MODEL` or `MODEL` for timm's with weights from the network, `timm:MODEL@FILE` with
+            those of a file. A convolutional MODEL may end with its stride, as in `resnet50/8`.
         network: which of a file's two networks; None for the one that its authors evaluate: the
             teacher of DINO and iBOT, the student of others.
         seed: of random weights.
@@ -69,14 +70,14 @@ def load_backbone(
         return _random(text.removeprefix(_RANDOM), seed=seed)
     if text.startswith(_TIMM):
         return _timm(text.removeprefix(_TIMM))
-    path = Path(name)
+    path = bundled_folder(text) or Path(name)
     if path.exists():
         return _from_file(path, network=network)
     if _is_timm_model(text):
         return _timm(text)
     raise CheckpointError(
         f"{name} is neither a file or folder nor a known name; give a checkpoint ({KNOWN}), the "
-        "folder of a run, color, random:vit_tiny/8 or timm:MODEL"
+        "folder of a run, ino_vitt8, color, random:vit_tiny/8 or timm:MODEL"
     )
 
 

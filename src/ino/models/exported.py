@@ -50,6 +50,11 @@ def is_exported(path: Path) -> bool:
     return False
 
 
+def exported_weights(path: Path) -> Path:
+    """The file of weights of an export, given by its folder or by that file."""
+    return _folder(path) / WEIGHTS
+
+
 def read_exported(path: Path) -> Exported:
     """The network of an export, in evaluation mode.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ino.errors import CheckpointError
 from ino.models.checkpoints import find_checkpoint
+from ino.models.exported import is_exported
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES
 from ino.models.weight_files import load_plain
 
@@ -45,8 +46,14 @@ def read_weights(path: Path) -> Weights:
     """The networks in a file of weights, or in the newest checkpoint of a run's folder.
 
     Raises:
-        CheckpointError: it is missing, damaged, would run code, or holds no ViT that is known.
+        CheckpointError: it is missing, damaged, an export, would run code, or holds no ViT that is
+            known.
     """
+    if is_exported(path):
+        raise CheckpointError(
+            f"{path} is an export, which is for inference and has no head; start from the run that "
+            "it was made of"
+        )
     path = find_checkpoint(path)
     content = load_plain(path)
     networks = {name: content[name] for name in ("student", "teacher") if name in content}

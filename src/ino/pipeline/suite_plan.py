@@ -12,6 +12,7 @@ from typing import Any
 import timm
 
 from ino.errors import CheckpointError, ConfigError
+from ino.models.bundled import bundled_names
 from ino.pipeline.resuming import check_settings
 from ino.pipeline.settings import fingerprint, settings_text, sized_protocol
 from ino.pipeline.suite_data import DATA_SETS, Video
@@ -199,6 +200,8 @@ def find_weights(config: RowConfig, folder: Path | None) -> tuple[str | None, st
 
 def _check_weights(weights: str) -> None:
     """Refuses what is no name and no path; names are looked up when the row starts."""
+    if weights in bundled_names():
+        return
     name, _, file = weights.rpartition("@")
     path = Path(file if name else weights)
     is_name = _NAME.fullmatch(weights) is not None or timm.is_model(re.split(r"[./]", weights)[0])

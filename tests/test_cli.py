@@ -1,6 +1,8 @@
 """The command as a user meets it: options, results on disk, one line and status 2 for bad input."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -388,6 +390,15 @@ def test_options_without_meaning_both_ways_are_told(tmp_path, video, clip, capsy
     options = ["--mask", f"4={tmp_path / 'mask.png'}", "--out", tmp_path / "out", *FAST]
     assert run("segment", video, *options, "--both-ways", "--check-every", "2") == 0
     assert "check_every have no meaning with both_ways and are skipped" in capsys.readouterr().err
+
+
+def test_warnings_go_to_the_stderr_of_the_moment(tmp_path, video, mask):
+    """As a progress bar or a calling program has put it in place."""
+    options = ["--mask", mask, "--both-ways", "--check-every", "2", *FAST]
+    for out in ("first", "second"):
+        with contextlib.redirect_stderr(io.StringIO()) as shown:
+            assert run("segment", video, *options, "--out", tmp_path / out) == 0
+        assert "have no meaning with both_ways" in shown.getvalue()
 
 
 def test_what_is_lost_is_told(tmp_path, capsys, caplog):

@@ -62,11 +62,19 @@ def _log_to_screen() -> None:
     """Warnings of ino as lines like those of errors; other libraries keep their own ways."""
     log = logging.getLogger("ino")
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _Screen()
         handler.setFormatter(logging.Formatter("ino: %(message)s"))
         log.addHandler(handler)
         log.propagate = False
     warnings.showwarning = _show_warning
+
+
+class _Screen(logging.StreamHandler):
+    """Writes to the stderr of the moment: a progress bar puts its own in place, above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _show_warning(

@@ -65,7 +65,7 @@ def test_page_pictures_and_table(tmp_path, evaluations, capsys):
     assert f"{100 * gaps['s1']:+.1f}" in shown
     assert [path.name for path in sorted((out / "strips").iterdir())] == ["01_s1.png", "02_s2.png"]
     page = (out / "comparison.html").read_text()
-    assert "Best for a<" in page and "Best for b<" in page
+    assert "Best for a against b<" in page and "Best for b against a<" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs another file"
     assert page.count("<img") == 1 + 2 * 3
     assert Image.open(out / "scatter.png").size == (960, 960)

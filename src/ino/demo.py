@@ -173,7 +173,7 @@ def _sections(
     *,
     log: Path,
 ) -> list[Section]:
-    telling = next(iter(telling_sequences(methods[-1].scores)))
+    telling = next(iter(telling_sequences(methods)))
     shown = next(one for one in sequences if one.name == telling)
     last = len(shown.frames) - 1
     size = image_size(shown.frames[0])
@@ -216,8 +216,8 @@ def _colours(backbone: Backbone, protocol: Protocol, frames: list[np.ndarray]) -
 
 
 def _write_picture(path: Path, sequences: list[VideoSequence], methods: list[Method]) -> None:
-    """The picture of the README: the clip whose score out of the box is the median."""
-    chosen = telling_sequences(methods[-1].scores)
+    """The picture of the README: the clip whose score by the best method is the median."""
+    chosen = telling_sequences(methods)
     name = next((name for name, what in chosen.items() if what == "Median"), next(iter(chosen)))
     sequence = next(one for one in sequences if one.name == name)
     _, strips = sequence_strips(sequence, methods)

@@ -77,8 +77,10 @@ def test_score_of_a_sequence_is_the_mean_over_its_objects_and_the_best_comes_fir
         ),
     ],
 )
-def test_best_median_and_worst(values, expected):
-    found = telling_sequences(scores(**values))
+def test_best_median_and_worst_are_those_of_the_best_method(tmp_path, values, expected):
+    best = Method("best", "", scores(**values), tmp_path)
+    worse = Method("worse", "", scores(a=0.01, z=0.02), tmp_path)
+    found = telling_sequences([best, worse])
     assert list(found.items()) == list(expected.items())
 
 
@@ -89,19 +91,20 @@ def test_shown_frames_are_even_and_leave_out_the_last():
     assert shown_frames(24, count=1) == [0]
 
 
-def test_the_table_has_percentages_and_sets_the_last_row_apart(tmp_path):
+def test_the_table_has_percentages_and_sets_the_best_row_apart(tmp_path):
     methods = [
         Method("<raw>", "pixels", scores(a=0.5), tmp_path),
         Method("learned", "net", DavisScores((score("a", 0.8, 0.6),)), tmp_path),
+        Method("other", "net", scores(a=0.6), tmp_path),
     ]
     table = score_table(methods)
-    first, second = re.findall(r"<tr.*?</tr>", table)[1:]
+    first, second, third = re.findall(r"<tr.*?</tr>", table)[1:]
     assert "&lt;raw&gt;" in first
     assert re.findall(r">(\d+\.\d)<", first) == ["50.0", "50.0", "50.0"]
     assert re.findall(r">(\d+\.\d)<", second) == ["70.0", "80.0", "60.0"]
     assert "width:70.0%" in second
     assert "chosen" in second
-    assert "chosen" not in first
+    assert "chosen" not in first + third
 
 
 def test_strips_show_frames_truth_and_masks(data):

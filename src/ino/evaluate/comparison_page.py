@@ -116,11 +116,12 @@ def comparison_page(
     image = f'<img src="{page.data_uri(scatter, lossless=True)}" alt="J&amp;F of each sequence"'
     style = "display:block;width:100%;max-width:36rem;height:auto;border-radius:8px"
     parts += [page.heading("Every sequence"), f'{image} style="{style}">']
-    for name, shown in zip((a, b), strips, strict=True):
+    for name, other, shown in zip((a, b), (b, a), strips, strict=True):
         if shown:
-            parts.append(page.heading(f"Best for {name}"))
+            parts.append(page.heading(f"Best for {name} against {other}"))
         for gap, images in shown:
-            title = f"{gap.sequence}: {100 * gap.difference:+.1f} points for {a}"
+            leader = a if gap.difference >= 0 else b
+            title = f"{gap.sequence}: {leader} ahead by {100 * abs(gap.difference):.1f} points"
             parts += [page.heading(title, level=3), page.strips(images, columns=[""])]
     parts += [page.heading("All scores"), _table(head, rows[3:])]
     return page.page(f"{a} against {b}", parts)

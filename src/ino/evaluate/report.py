@@ -75,7 +75,7 @@ def write_report(
 
 
 def score_table(methods: Sequence[Method]) -> str:
-    """A row a method, J&F, J and F in percent; the last method is set apart."""
+    """A row a method, J&F, J and F in percent; the method with the best J&F is set apart."""
     rows = [
         [
             page.text_cell(method.name, remark=method.about),
@@ -85,7 +85,12 @@ def score_table(methods: Sequence[Method]) -> str:
         ]
         for method in methods
     ]
-    return page.table(["", "J&F", "J", "F"], rows, chosen=len(rows) - 1)
+    return page.table(["", "J&F", "J", "F"], rows, chosen=methods.index(best_method(methods)))
+
+
+def best_method(methods: Sequence[Method]) -> Method:
+    """The one with the best J&F, the first of equals."""
+    return max(methods, key=lambda method: method.scores.jf_mean)
 
 
 def sequence_scores(scores: DavisScores) -> dict[str, float]:
@@ -97,9 +102,12 @@ def sequence_scores(scores: DavisScores) -> dict[str, float]:
     return dict(sorted(means.items(), key=lambda item: (-item[1], item[0])))
 
 
-def telling_sequences(scores: DavisScores) -> dict[str, str]:
-    """The best, the median and the worst sequence: name to what it is; fewer if there are fewer."""
-    names = list(sequence_scores(scores))
+def telling_sequences(methods: Sequence[Method]) -> dict[str, str]:
+    """The best, the median and the worst sequence of the best method: name to what it is.
+
+    Fewer if there are fewer.
+    """
+    names = list(sequence_scores(best_method(methods).scores))
     chosen: dict[str, str] = {}
     for name, what in (
         (names[0], "Best"),
@@ -152,10 +160,10 @@ def _enlarged(image: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def film_section(sequences: Sequence[VideoSequence], methods: Sequence[Method]) -> list[str]:
-    """Film strips of the best, the median and the worst sequence by the last method's J&F."""
+    """Film strips of the best, the median and the worst sequence (see `telling_sequences`)."""
     by_name = {sequence.name: sequence for sequence in sequences}
     parts = []
-    for name, what in telling_sequences(methods[-1].scores).items():
+    for name, what in telling_sequences(methods).items():
         numbers, rows = sequence_strips(by_name[name], methods)
         columns = [f"frame {t}" if t else "frame 0, given" for t in numbers]
         parts += [page.heading(f"{what}: {name}", level=3), page.strips(rows, columns=columns)]

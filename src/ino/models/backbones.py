@@ -41,6 +41,12 @@ class ColorBackbone(Backbone):
         self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
     ) -> Float[Tensor, "batch dim rows columns"]:
         """The pixels of each patch, 3 x stride x stride numbers."""
+        return self.read(images, 1)
+
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        """The same."""
         return F.pixel_unshuffle(images, self.stride)
 
 

@@ -4,6 +4,7 @@ What differs between networks is how images are given to them and which layers c
 `Reading` and the strides say so.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -42,7 +43,7 @@ class Reading:
     layer: int | None = None
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Dense features of images, layer by layer.
 
     Attributes:
@@ -109,11 +110,11 @@ class Backbone(nn.Module):
             )
         return self.read(images, layer)
 
+    @abstractmethod
     def read(
         self, images: Float[Tensor, "batch 3 height width"], layer: int
     ) -> Float[Tensor, "batch dim rows columns"]:
         """Features of a layer that exists."""
-        raise NotImplementedError
 
 
 def input_channels(

@@ -131,9 +131,10 @@ def draw(histories: Sequence[History]) -> Figure:
     figure = Figure(figsize=(4.0 * COLUMNS, 2.45 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, COLUMNS, squeeze=False)
-    for panel, axes in zip(panels, grid.flat, strict=False):
+    cells = list(grid.flat)
+    for panel, axes in zip(panels, cells[: len(panels)], strict=True):
         _draw_panel(axes, panel, histories)
-    for axes in list(grid.flat)[len(panels) :]:
+    for axes in cells[len(panels) :]:
         axes.remove()
     lines = [
         figure.axes[0].plot([], [], color=COLOURS[index % len(COLOURS)], linewidth=2)[0]
@@ -175,7 +176,7 @@ def _shown(history: History, name: str) -> bool:
 
 
 def _draw_panel(axes: Axes, panel: Panel, histories: Sequence[History]) -> None:
-    styles = dict(zip(panel.names, STYLES, strict=False))
+    styles = {name: STYLES[index % len(STYLES)] for index, name in enumerate(panel.names)}
     drawn = [name for name in panel.names if any(_shown(one, name) for one in histories)]
     for index, history in enumerate(histories):
         colour = COLOURS[index % len(COLOURS)]

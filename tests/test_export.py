@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import yaml
 
 from command import refused, run
+from ino.data.label_png import write_labels
 from ino.data.synthetic import generate_clip, write_videos
 from ino.errors import ConfigError
 from ino.models import onnx_features
@@ -92,6 +93,26 @@ def test_the_card_tells_what_the_network_is_and_no_paths(trained, tmp_path):
     assert "None was named" in card
 
 
+def test_segment_takes_the_protocol_that_suits_the_weights(trained, tmp_path, capsys):
+    clip = generate_clip(1, num_frames=2, height=64, width=64)
+    write_videos({"video": clip}, tmp_path)
+    write_labels(tmp_path / "mask.png", clip.labels[0])
+    for name, options in (("ino-davis", []), ("dino", ["--protocol", "dino"])):
+        weights, out = tmp_path / name, tmp_path / f"{name}-masks"
+        assert run("export", trained, "--out", weights, *options) == 0
+        assert load_backbone(weights).protocol == name
+        assert f"| protocol that suits it | {name} |" in (weights / "README.md").read_text()
+        given = [tmp_path / "video.mp4", "--mask", tmp_path / "mask.png", "--out", out]
+        small = ["--weights", weights, "--set", "short_side=64"]
+        assert run("segment", *given, *small) == 0
+        stored = json.loads((out / "settings.json").read_text())["protocol"]
+        expected = dataclasses.asdict(get_protocol(name, short_side=64))
+        assert stored == json.loads(json.dumps(expected))
+        assert f"protocol {name} (" in capsys.readouterr().out
+        assert run("segment", *given, *small, "--protocol", "vfs", "--overwrite") == 0
+        assert "protocol vfs (" in capsys.readouterr().out
+
+
 def test_a_licence_cannot_break_the_card_s_header(trained, tmp_path):
     text = "mine: |\n---\nlibrary_name: other"
     assert run("export", trained, "--out", tmp_path / "a", "--license", text) == 0
@@ -150,6 +171,7 @@ def test_the_onnx_graphs_carry_labels_as_ino_does(trained, tmp_path):
         (["--onnx"], "--image-size"),
         (["--precision", "int8"], "precision"),
         (["--network", "parent"], "network"),
+        (["--protocol", "nearest"], "unknown protocol 'nearest'"),
     ],
 )
 def test_options_that_are_wrong(trained, tmp_path, capsys, options, words):

@@ -29,8 +29,7 @@ def ytvos_parser() -> ArgumentParser:
         default=False,
         help="go on with what was made with the same settings",
     )
-    add_tracker(parser)
-    parser.set_defaults({"protocol": "ino-ytvos"})
+    add_tracker(parser, protocol="ino-ytvos")
     return parser
 
 

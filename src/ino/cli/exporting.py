@@ -40,6 +40,11 @@ def export_parser() -> ArgumentParser:
         default=False,
         help="also write features.onnx and propagation.onnx for --image-size (extra onnx)",
     )
+    parser.add_argument(
+        "--protocol",
+        default="ino-davis",
+        help="that suits these weights, for the card and for ino segment",
+    )
     parser.add_argument("--license", type=str, default="", help="of the weights, for the card")
     parser.add_argument(
         "--data", type=str, default="", help="what it learned from, in your words, for the card"
@@ -68,6 +73,7 @@ def export(options: Namespace) -> int:
         precision=chosen.precision,
         image_size=image_size,
         onnx=chosen.onnx,
+        suits=chosen.protocol,
         license_name=chosen.license,
         data=chosen.data,
         overwrite=chosen.overwrite,

@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ino.cli.tracking import progress, tracker_of
+from ino.cli.tracking import describe, progress, tracker_of
 from ino.errors import MaskError
 
 
@@ -51,6 +51,7 @@ def segment(options: Namespace) -> int:
     info = read_info(chosen.video)
     if chosen.resize_mask:
         masks = resize_masks(masks, size=(info.height, info.width))
+    print(describe(chosen, tracker.protocol))
     with progress("frames", info.num_frames) as advance:
         count = segment_video(
             chosen.video,

@@ -113,5 +113,5 @@ def _segment_parser() -> ArgumentParser:
         help="warn of objects that do not find back to their reference (0: never)",
     )
     add_output(parser, default=None, shown="segments/VIDEO")
-    add_tracker(parser, weights=DEFAULT)
+    add_tracker(parser, weights=DEFAULT, protocol=None)
     return parser

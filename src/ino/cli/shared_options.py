@@ -22,8 +22,16 @@ def add_output(parser: ArgumentParser, *, default: Path | None, shown: str = "")
     )
 
 
-def add_tracker(parser: ArgumentParser, *, weights: str | None = None) -> None:
-    """The network, the protocol and where they run."""
+def add_tracker(
+    parser: ArgumentParser, *, weights: str | None = None, protocol: str | None = "ino-davis"
+) -> None:
+    """The network, the protocol and where they run.
+
+    Args:
+        parser: of the command.
+        weights: the default; None: they must be given.
+        protocol: the default; None: the one that suits the weights.
+    """
     parser.add_argument(
         "--weights",
         type=str,
@@ -36,9 +44,9 @@ def add_tracker(parser: ArgumentParser, *, weights: str | None = None) -> None:
     parser.add_argument("--network", choices=["student", "teacher"], help=words)
     parser.add_argument(
         "--protocol",
-        default="ino-davis",
+        default=protocol,
         help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr or "
-        "timecycle",
+        "timecycle" + ("" if protocol else " (unless given, the one that suits the weights)"),
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="replace protocol fields"

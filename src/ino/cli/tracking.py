@@ -24,12 +24,15 @@ def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """The backbone and the protocol that the options ask for, and what to store about them."""
     from ino.propagate.protocols import get_protocol
 
-    protocol = get_protocol(chosen.protocol, **_overrides(chosen.set or []))
+    overrides = _overrides(chosen.set or [])
+    if chosen.protocol is not None:  # faults are told of before work
+        get_protocol(chosen.protocol, **overrides)
 
     from ino.models.backbones import load_backbone
     from ino.models.devices import choose_device
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
+    protocol = get_protocol(chosen.protocol or backbone.protocol, **overrides)
     device = choose_device(chosen.device)
     return (
         backbone,

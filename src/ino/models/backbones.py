@@ -107,7 +107,8 @@ def _timm(text: str) -> Backbone:
 def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
     if is_exported(path):
         exported = read_exported(path)
-        reading = Reading(std=exported.std, layer=min(7, exported.vit.depth))
+        layer = min(7, exported.vit.depth)
+        reading = Reading(std=exported.std, layer=layer, protocol=exported.protocol)
         return VitBackbone(exported.vit, reading=reading).eval()
     path = find_checkpoint(path)
     content = load_plain(path)

@@ -37,10 +37,12 @@ FILES = (CONFIG, WEIGHTS, POSITIONS, CARD, FEATURES_GRAPH, PROPAGATION_GRAPH)
 
 
 class Exported(NamedTuple):
-    """What a folder holds: the network, and by which deviation its images are normalised."""
+    """What a folder holds: the network, by which deviation its images are normalised, and the name
+    of the protocol that suits it."""
 
     vit: VisionTransformer
     std: tuple[float, float, float]
+    protocol: str
 
 
 def is_exported(path: Path) -> bool:
@@ -71,6 +73,7 @@ def read_exported(path: Path) -> Exported:
         found = own["format"], own["format_version"]
         std = [float(value) for value in config["pretrained_cfg"]["std"]]
         sums, num_heads = dict(own["sha256"]), model["num_heads"]
+        protocol = str(own.get("protocol", "ino-davis"))
         sizes = {name: model[name] for name in ("embed_dim", "depth", "patch_size")}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} is damaged: {error}; export it again") from error
@@ -100,7 +103,7 @@ def read_exported(path: Path) -> Exported:
     # Nothing is masked at inference.
     weights["mask_token"] = torch.zeros_like(vit.mask_token)
     load_exactly(vit, {n: w.float() for n, w in weights.items()}, source=folder / WEIGHTS)
-    return Exported(vit.eval(), (std[0], std[1], std[2]))
+    return Exported(vit.eval(), (std[0], std[1], std[2]), protocol)
 
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:

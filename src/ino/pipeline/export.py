@@ -41,6 +41,7 @@ def export_run(
     precision: Precision = "fp32",
     image_size: ImageSize | None = None,
     onnx: bool = False,
+    suits: str = PROTOCOL,
     license_name: str = "",
     data: str = "",
     overwrite: bool = False,
@@ -56,14 +57,15 @@ def export_run(
         image_size: height and width for which timm's features equal ours; None for the size that
             the position embeddings were trained for.
         onnx: write features.onnx and propagation.onnx, for `image_size`.
+        suits: name of the protocol under which the weights do best.
         license_name: of the weights, for the card.
         data: what the run learned from, in words, for the card.
         overwrite: accept a folder that holds something.
 
     Raises:
         CheckpointError: there is no such run, or its checkpoint cannot be used.
-        ConfigError: there is no such layer, the size is no multiple of the patch, or `onnx` lacks
-            a size or what it needs is not installed.
+        ConfigError: there is no such layer or protocol, the size is no multiple of the patch, or
+            `onnx` lacks a size or what it needs is not installed.
         OutputError: the folder holds something and `overwrite` is off, or cannot be written to.
     """
     if onnx:
@@ -75,7 +77,7 @@ def export_run(
             )
     if out.resolve() == run.resolve():
         raise OutputError(f"{out} is the run itself: choose another --out")
-    protocol = get_protocol(PROTOCOL)
+    suiting, protocol = get_protocol(suits), get_protocol(PROTOCOL)
     if image_size is not None:
         protocol = sized_protocol(PROTOCOL, short_side=min(image_size))
     checkpoint = find_checkpoint(run)
@@ -92,6 +94,7 @@ def export_run(
         "network": network,
         "layer": vit.depth,
         "layers_of_the_run": depth,
+        "protocol": suiting.name,
         "license": license_name,
         "data": data,
         **_facts(content),

@@ -72,6 +72,7 @@ def _what(config: Mapping[str, Any]) -> str:
         "width, heads": f"{model['embed_dim']}, {model['num_heads']}",
         "patch, pixels": model["patch_size"],
         "weights stored in": own["precision"],
+        "protocol that suits it": own["protocol"],
         "position embeddings for images of": f"{height}x{width} (height x width)",
         "images": "RGB, 0 to 1, then less the mean and divided by the deviation",
         "mean": ", ".join(map(str, config["pretrained_cfg"]["mean"])),

@@ -2,21 +2,24 @@
 
 import copy
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
 
 from ino.errors import ConfigError, OutputError
 from ino.models.checkpoints import list_checkpoints, read_checkpoint
 from ino.train.config import RunConfig
 from ino.train.config_dict import to_dict
-from ino.train.devices import build_fabric, count_processes, launch_name
+from ino.train.devices import build_fabric, count_processes, launch_name, of_first
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, torchrun_environments, wait
 from tiny_run import assert_close_states
@@ -104,6 +107,16 @@ def test_processes_are_those_of_slurm(monkeypatch):
 def test_without_a_launcher_there_is_one_process():
     assert count_processes(RunConfig()) == (1, 1)
     assert count_processes(RunConfig(devices=2)) == (2, 1)
+
+
+@pytest.mark.parametrize("fault", [OutputError("full"), OSError(5, "broken disk", "runs")])
+def test_no_process_waits_for_a_first_one_that_failed(fault):
+    first, other = (Mock(spec=Fabric, is_global_zero=is_first) for is_first in (True, False))
+    first.broadcast = lambda found: found
+    other.broadcast = lambda found: fault
+    for fabric in (first, other):
+        with pytest.raises(type(fault), match=re.escape(str(fault))):
+            of_first(fabric, Mock(side_effect=fault))
 
 
 def test_only_a_restart_of_its_own_launch_resumes_unasked(config, tmp_path, monkeypatch):

@@ -79,16 +79,16 @@ def of_first(fabric: Fabric, find: Callable[[], Found]) -> Found:
     """What the first process finds, in all of them: no two can differ.
 
     Raises:
-        InoError: in every process, what the first one raised.
+        InoError, OSError: in every process, what the first one raised.
     """
     found: Any = None
     if fabric.is_global_zero:
         try:
             found = find()
-        except InoError as error:
+        except (InoError, OSError) as error:
             found = error
     found = fabric.broadcast(found)
-    if isinstance(found, InoError):
+    if isinstance(found, (InoError, OSError)):
         raise found
     return found
 

@@ -22,14 +22,14 @@ sys.exit(status)
 def peak_kib(folder, num_frames: int) -> int:
     """Peak memory of `ino segment` on a video of moving noise, in KiB."""
     rng = np.random.default_rng(0)
-    ground = rng.integers(0, 255, (120, 400, 3), dtype=np.uint8)
+    ground = rng.integers(0, 255, (60, 200, 3), dtype=np.uint8)
     video, mask = folder / f"{num_frames}.mp4", folder / "mask.png"
     with VideoWriter(video, fps=25.0) as writer:
         for frame in range(num_frames):
-            left = frame % 180
-            writer.write(np.ascontiguousarray(ground[:, left : left + 208]))
-    labels = np.zeros((120, 208), dtype=np.uint8)
-    labels[30:80, 40:120] = 1
+            left = frame % 90
+            writer.write(np.ascontiguousarray(ground[:, left : left + 104]))
+    labels = np.zeros((60, 104), dtype=np.uint8)
+    labels[15:40, 20:60] = 1
     write_labels(mask, labels)
     arguments = ["segment", str(video), "--mask", str(mask), "--out", str(folder / str(num_frames))]
     options = ["--weights", "color", "--device", "cpu", "--set", "short_side=none"]

@@ -57,6 +57,16 @@ def test_ino_ytvos_differs_from_davis_in_size_context_and_radius():
     }
 
 
+def test_ino_near_differs_from_dinov3_in_size_radius_and_outlines():
+    theirs, near = (dataclasses.asdict(PROTOCOLS[name]) for name in ("dinov3", "ino-near"))
+    assert {key: value for key, value in near.items() if value != theirs[key]} == {
+        "name": "ino-near",
+        "short_side": 480,
+        "radius": 6,
+        "mask_up": "bilinear",
+    }
+
+
 def test_names_are_the_keys():
     assert [protocol.name for protocol in PROTOCOLS.values()] == list(PROTOCOLS)
 

@@ -45,8 +45,9 @@ def add_tracker(
     parser.add_argument(
         "--protocol",
         default=protocol,
-        help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr or "
-        "timecycle" + ("" if protocol else " (unless given, the one that suits the weights)"),
+        help="ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr, "
+        "timecycle or ino-near"
+        + ("" if protocol else " (unless given, the one that suits the weights)"),
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="replace protocol fields"

@@ -104,9 +104,9 @@ def _loading(config: Mapping[str, Any], files: Sequence[str]) -> str:
     text = (
         "## Loading\n\n"
         "```python\n"
-        "from ino import load_backbone\n"
+        "from ino import load_backbone\n\n"
         'backbone = load_backbone("FOLDER")\n\n'
-        "import timm\n"
+        "import timm\n\n"
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
         "tokens = model.forward_features(images)  # the class token, then patches row by row\n"
         "```\n\n"

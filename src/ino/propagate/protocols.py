@@ -120,6 +120,17 @@ _MAST = replace(
     normalize_output=False,
 )
 
+_DINOV3 = replace(
+    _DINO,
+    name="dinov3",
+    short_side=960,
+    size_multiple=16,
+    rounding="long-side-up",
+    window="closed-circle",
+    temperature=0.2,
+    mask_up="nearest",
+)
+
 PROTOCOLS = {
     "ino-davis": _INO_DAVIS,
     # The authors' comment means the 0..1 step for DAVIS only, but their code, and so their
@@ -133,16 +144,7 @@ PROTOCOLS = {
         radius=50,
     ),
     "dino": _DINO,  # iBOT's too
-    "dinov3": replace(
-        _DINO,
-        name="dinov3",
-        short_side=960,
-        size_multiple=16,
-        rounding="long-side-up",
-        window="closed-circle",
-        temperature=0.2,
-        mask_up="nearest",
-    ),
+    "dinov3": _DINOV3,
     "crw": _CRW,
     # The radius is that of its ResNet-18; its ResNet-50 takes 18.
     "vfs": replace(
@@ -204,6 +206,8 @@ PROTOCOLS = {
         mask_up="bilinear",
         normalize_output=False,
     ),
+    # Nobody's but ours: for features of little training, which go wrong where they look far.
+    "ino-near": replace(_DINOV3, name="ino-near", short_side=480, radius=6, mask_up="bilinear"),
 }
 """The protocols by name."""
 

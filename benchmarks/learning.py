@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -121,13 +120,9 @@ def evaluate(
 
 def points(scores: DavisScores) -> dict[str, float]:
     """J&F, J and F of the data set, then J&F of each sequence, in 0..100."""
-    sequences: dict[str, list[float]] = {}
-    for one in scores.objects:
-        sequences.setdefault(one.sequence, []).append(50 * (one.j.mean + one.f.mean))
     means = {"J&F": scores.jf_mean, "J": scores.j_mean, "F": scores.f_mean}
-    return {name: 100 * value for name, value in means.items()} | {
-        f"J&F {name}": fmean(values) for name, values in sequences.items()
-    }
+    means |= {f"J&F {name}": value for name, value in scores.by_sequence().items()}
+    return {name: 100 * value for name, value in means.items()}
 
 
 def differences(scores: Scores, runs: Sequence[str]) -> dict[str, float]:

@@ -14,7 +14,6 @@ from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip, write_davis_layout
 from ino.evaluate.comparison import compare_scores, mean_j, telling_frames
 from ino.evaluate.davis import score_davis
-from ino.evaluate.report import sequence_scores
 from ino.evaluate.tables import read_json, write_json
 from ino.pipeline.comparing import names_apart
 
@@ -60,7 +59,7 @@ def test_page_pictures_and_table(tmp_path, evaluations, capsys):
     assert table["a"]["J&F"] == ours.jf_mean
     gaps = {name: one["difference"] for name, one in table["sequences"].items()}
     assert list(gaps) == ["s1", "s0", "s3", "s2"]
-    assert gaps["s2"] == sequence_scores(ours)["s2"] - sequence_scores(theirs)["s2"] < 0
+    assert gaps["s2"] == ours.by_sequence()["s2"] - theirs.by_sequence()["s2"] < 0
     assert gaps["s3"] == 0
     assert f"{100 * gaps['s1']:+.1f}" in shown
     assert [path.name for path in sorted((out / "strips").iterdir())] == ["01_s1.png", "02_s2.png"]

@@ -24,7 +24,6 @@ from ino.evaluate.report import (
     film_section,
     labelled_picture,
     score_table,
-    sequence_scores,
     sequence_strips,
     shown_frames,
     telling_sequences,
@@ -59,7 +58,7 @@ def data(tmp_path_factory):
 
 def test_score_of_a_sequence_is_the_mean_over_its_objects_and_the_best_comes_first():
     found = DavisScores((score("a", 0.2, 0.4, 1), score("b", 0.9, 0.7), score("a", 0.6, 0.8, 2)))
-    assert list(sequence_scores(found).items()) == [
+    assert list(found.by_sequence().items()) == [
         ("b", pytest.approx(0.8)),
         ("a", pytest.approx(0.5)),
     ]

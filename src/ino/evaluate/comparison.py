@@ -9,7 +9,6 @@ from jaxtyping import Float, UInt8
 from ino.data.label_png import VOID
 from ino.errors import ConfigError
 from ino.evaluate.davis import DavisScores, ObjectScore
-from ino.evaluate.report import sequence_scores
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def compare_scores(names: tuple[str, str], a: DavisScores, b: DavisScores) -> Co
     Raises:
         ConfigError: they have no sequence in common, or one has objects that the other lacks.
     """
-    by_a, by_b = sequence_scores(a), sequence_scores(b)
+    by_a, by_b = a.by_sequence(), b.by_sequence()
     common = by_a.keys() & by_b.keys()
     if not common:
         raise ConfigError(f"{names[0]} and {names[1]} have no sequence in common")

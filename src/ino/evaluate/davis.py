@@ -69,6 +69,14 @@ class DavisScores:
     def f_decay(self) -> float:
         return fmean(score.f.decay for score in self.objects)
 
+    def by_sequence(self) -> dict[str, float]:
+        """J&F of each sequence, the mean over its objects, from the best sequence to the worst."""
+        found: dict[str, list[float]] = {}
+        for one in self.objects:
+            found.setdefault(one.sequence, []).append((one.j.mean + one.f.mean) / 2)
+        means = {name: fmean(values) for name, values in found.items()}
+        return dict(sorted(means.items(), key=lambda item: (-item[1], item[0])))
+
 
 def score_davis(
     predictions: Path,

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -93,21 +92,12 @@ def best_method(methods: Sequence[Method]) -> Method:
     return max(methods, key=lambda method: method.scores.jf_mean)
 
 
-def sequence_scores(scores: DavisScores) -> dict[str, float]:
-    """J&F of each sequence, the mean over its objects, from the best sequence to the worst."""
-    by_name: dict[str, list[float]] = {}
-    for one in scores.objects:
-        by_name.setdefault(one.sequence, []).append((one.j.mean + one.f.mean) / 2)
-    means = {name: fmean(values) for name, values in by_name.items()}
-    return dict(sorted(means.items(), key=lambda item: (-item[1], item[0])))
-
-
 def telling_sequences(methods: Sequence[Method]) -> dict[str, str]:
     """The best, the median and the worst sequence of the best method: name to what it is.
 
     Fewer if there are fewer.
     """
-    names = list(sequence_scores(best_method(methods).scores))
+    names = list(best_method(methods).scores.by_sequence())
     chosen: dict[str, str] = {}
     for name, what in (
         (names[0], "Best"),
@@ -145,7 +135,7 @@ def sequence_strips(
     for method in methods:
         folder = method.predictions / sequence.name
         masks = [folder / f"{sequence.frames[t].stem}.png" for t in numbers]
-        score = f"{100 * sequence_scores(method.scores)[sequence.name]:.1f}"
+        score = f"{100 * method.scores.by_sequence()[sequence.name]:.1f}"
         rows.append(Strip(method.name, _drawn(frames, masks, zoom), remark=score))
     return numbers, rows
 

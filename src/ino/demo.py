@@ -201,7 +201,8 @@ def _sections(
                     [
                         "ino segment VIDEO --mask FIRST_FRAME.png",
                         "ino train tiny --data.root FOLDER_OF_VIDEOS --out runs/mine",
-                        "ino segment VIDEO --mask FIRST_FRAME.png --weights runs/mine",
+                        "ino segment VIDEO --mask FIRST_FRAME.png --weights runs/mine "
+                        "--protocol ino-near",
                     ]
                 )
             ],

@@ -17,8 +17,8 @@ from ino.models.export_files import (
     export_files,
     round_weights,
     truncate,
-    write_files,
 )
+from ino.models.export_folder import write_files
 from ino.models.exported import CARD, CONFIG, FEATURES_GRAPH, PROPAGATION_GRAPH
 from ino.models.onnx_features import check_onnx, features_onnx
 from ino.models.vit import VisionTransformer

@@ -16,6 +16,7 @@ from ino.models.export_files import export_files, round_weights, truncate
 from ino.models.export_folder import WORK, write_files
 from ino.models.exported import is_exported, read_exported
 from ino.models.vit import build_vit
+from ino.models.weights import read_weights
 
 STD = (0.229, 0.224, 0.225)
 
@@ -165,6 +166,9 @@ def test_folders_that_are_not_whole(vit, tmp_path, name, fault):
         ("ino", "sha256", {}),
         ("model_args", "depth", 10**9),
         ("model_args", "num_heads", 0),
+        ("model_args", "num_heads", 5),
+        ("model_args", "num_heads", 3.0),
+        ("model_args", "num_heads", True),
         ("model_args", "embed_dim", "96"),
         ("model_args", "patch_size", 16),
         ("pretrained_cfg", "std", [0.2]),
@@ -201,6 +205,34 @@ def test_other_folders_are_not_taken_for_exports(tmp_path, content):
     assert not is_exported(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoint found"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]"])
+def test_weights_without_their_configuration_are_not_read(vit, tmp_path, content):
+    """Their names are DINO's, whose colours and protocol are others."""
+    folder = exported(vit, tmp_path / "out", layer=1)
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    for read in (load_backbone, read_weights):
+        with pytest.raises(CheckpointError, match=r"may be the weights of an export.*copy the"):
+            read(folder / "model.safetensors")
+    # With the configuration of another project they are that project's.
+    (folder / "config.json").write_text('{"architecture": "vit_small_patch16_224"}')
+    assert load_backbone(folder / "model.safetensors").protocol == "dino"
+
+
+def test_the_network_that_an_export_does_not_hold(vit, tmp_path, caplog):
+    files = export_files(truncate(vit, layer=1), std=STD, facts={"network": "teacher"})
+    write_files(tmp_path / "teacher", files)
+    for network in (None, "teacher"):
+        assert load_backbone(tmp_path / "teacher", network=network).num_layers == 1
+    with pytest.raises(CheckpointError, match="holds the teacher of a run and no student"):
+        load_backbone(tmp_path / "teacher", network="student")
+    assert not caplog.messages
+    exported(vit, tmp_path / "untold", layer=1)
+    load_backbone(tmp_path / "untold", network="student")
+    assert "untold has one network" in caplog.messages[0]
 
 
 def test_a_folder_that_holds_something(vit, tmp_path):

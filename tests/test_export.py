@@ -64,6 +64,13 @@ def test_an_export_has_the_features_of_its_run(trained, images, tmp_path, capsys
     assert (maps - expected).abs().max() < 1e-5
 
 
+def test_the_checkpoint_is_read_once(trained, tmp_path, monkeypatch):
+    read, count = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: count.append(1) or read(*args, **kw))
+    assert run("export", trained, "--out", tmp_path / "out", "--layer", "1") == 0
+    assert len(count) == 1
+
+
 @pytest.mark.parametrize(("layer", "depth"), [("all", 12), ("3", 3), (None, 7)])
 def test_blocks_that_are_exported(trained, tmp_path, layer, depth):
     options = [] if layer is None else ["--layer", layer]

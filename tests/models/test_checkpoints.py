@@ -8,7 +8,7 @@ import torch
 
 from ino.errors import CheckpointError
 from ino.models.backbones import load_backbone
-from ino.models.checkpoints import FORMAT, VERSION, load_vit
+from ino.models.checkpoints import FORMAT, VERSION, find_checkpoint, read_checkpoint, vit_of
 from ino.models.vit import build_vit
 
 
@@ -32,11 +32,16 @@ def written(content, folder: Path) -> Path:
     return path
 
 
+def load_vit(path: Path, *, network="student"):
+    path = find_checkpoint(path)
+    return vit_of(read_checkpoint(path), source=path, network=network)
+
+
 @pytest.mark.parametrize("give_folder", [True, False])
 def test_student_and_teacher_are_read(content, tmp_path, give_folder):
     path = written(content, tmp_path)
     for network in ("student", "teacher"):
-        vit, _ = load_vit(tmp_path if give_folder else path, network=network)
+        vit = load_vit(tmp_path if give_folder else path, network=network)
         expected = content[network]["backbone.cls_token"]
         assert torch.equal(vit.cls_token, expected)
 
@@ -97,6 +102,31 @@ def test_missing_and_unexpected_keys_are_named(content, tmp_path, fault):
 def test_files_of_another_kind_are_refused(content, tmp_path, change):
     with pytest.raises(CheckpointError):
         load_vit(written(content | change, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"student": [1]},
+        {"student": {"backbone.cls_token": 3}},
+        {"student": {1: torch.zeros(1)}},
+        {"config": {"model": {"arch": ["vit_nano"], "patch_size": 8}}},
+        {"config": {"model": {"arch": "vit_nano", "patch_size": 8.0}}},
+        {"config": {"model": {"arch": "vit_nano", "patch_size": [8]}}},
+    ],
+)
+def test_values_of_another_kind_are_damage(content, tmp_path, change):
+    path = written(content | change, tmp_path)
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        load_backbone(path)
+
+
+def test_a_checkpoint_is_read_once(content, tmp_path, monkeypatch):
+    path, count = written(content, tmp_path), []
+    read = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: count.append(1) or read(*args, **kw))
+    load_backbone(path)
+    assert len(count) == 1
 
 
 def test_missing_files_and_empty_folders(tmp_path):

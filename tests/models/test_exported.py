@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 
 import pytest
 import safetensors.torch
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 
 from ino.errors import CheckpointError, ConfigError, OutputError
 from ino.models.backbones import RELEASED_STD, VitBackbone, load_backbone
-from ino.models.export_files import export_files, round_weights, truncate, write_files
+from ino.models.export_files import export_files, round_weights, truncate
+from ino.models.export_folder import WORK, write_files
 from ino.models.exported import is_exported, read_exported
 from ino.models.vit import build_vit
+from ino.models.weights import read_weights
 
 STD = (0.229, 0.224, 0.225)
 
@@ -163,6 +166,9 @@ def test_folders_that_are_not_whole(vit, tmp_path, name, fault):
         ("ino", "sha256", {}),
         ("model_args", "depth", 10**9),
         ("model_args", "num_heads", 0),
+        ("model_args", "num_heads", 5),
+        ("model_args", "num_heads", 3.0),
+        ("model_args", "num_heads", True),
         ("model_args", "embed_dim", "96"),
         ("model_args", "patch_size", 16),
         ("pretrained_cfg", "std", [0.2]),
@@ -201,6 +207,34 @@ def test_other_folders_are_not_taken_for_exports(tmp_path, content):
         load_backbone(tmp_path)
 
 
+@pytest.mark.parametrize("content", [None, "", "[1]"])
+def test_weights_without_their_configuration_are_not_read(vit, tmp_path, content):
+    """Their names are DINO's, whose colours and protocol are others."""
+    folder = exported(vit, tmp_path / "out", layer=1)
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    for read in (load_backbone, read_weights):
+        with pytest.raises(CheckpointError, match=r"may be the weights of an export.*copy the"):
+            read(folder / "model.safetensors")
+    # With the configuration of another project they are that project's.
+    (folder / "config.json").write_text('{"architecture": "vit_small_patch16_224"}')
+    assert load_backbone(folder / "model.safetensors").protocol == "dino"
+
+
+def test_the_network_that_an_export_does_not_hold(vit, tmp_path, caplog):
+    files = export_files(truncate(vit, layer=1), std=STD, facts={"network": "teacher"})
+    write_files(tmp_path / "teacher", files)
+    for network in (None, "teacher"):
+        assert load_backbone(tmp_path / "teacher", network=network).num_layers == 1
+    with pytest.raises(CheckpointError, match="holds the teacher of a run and no student"):
+        load_backbone(tmp_path / "teacher", network="student")
+    assert not caplog.messages
+    exported(vit, tmp_path / "untold", layer=1)
+    load_backbone(tmp_path / "untold", network="student")
+    assert "untold has one network" in caplog.messages[0]
+
+
 def test_a_folder_that_holds_something(vit, tmp_path):
     folder = exported(vit, tmp_path / "out", layer=1, image_size=(48, 104))
     (folder / "mine.txt").write_text("keep")
@@ -219,16 +253,140 @@ def test_a_folder_that_holds_something(vit, tmp_path):
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_disk_that_fills_leaves_nothing(vit, tmp_path, monkeypatch, failing):
+    fill_disk(monkeypatch, failing=failing)
+    with pytest.raises(OutputError, match="No space left"):
+        exported(vit, tmp_path / "out", layer=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_disk_that_fills_leaves_the_earlier_export(vit, tmp_path, monkeypatch, failing):
+    folder = exported(vit, tmp_path / "out", layer=1)
+    before = content_of(folder)
+    files = export_files(truncate(vit, layer=2), std=STD)
+    fill_disk(monkeypatch, failing=failing)
+    with pytest.raises(OutputError, match="No space left"):
+        write_files(folder, files, overwrite=True)
+    assert content_of(folder) == before
+
+
+def fill_disk(monkeypatch, *, failing: int) -> None:
+    """Makes the disk full when a file is synced to it for this time."""
     count = 0
 
     def no_space(_):
         nonlocal count
         count += 1
-        if count == failing:
+        if count >= failing:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
+
+
+def content_of(folder) -> dict[str, bytes]:
+    """All files at any depth, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "features.onnx"])
+def test_files_of_others_are_not_replaced(vit, tmp_path, name):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    files = export_files(truncate(vit, layer=1), std=STD)
+    with pytest.raises(OutputError, match=rf"{name} belongs to no export.* move it away"):
+        write_files(folder, files, overwrite=True)
+    assert content_of(folder) == {name: b"{}"}
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(OutputError, match=f"{name} belongs to no export"):
+        write_files(folder, files, overwrite=True)
+
+
+def test_what_a_link_points_to_stays(vit, tmp_path):
+    folder = exported(vit, tmp_path / "out", layer=1)
+    (folder / "model.safetensors").replace(tmp_path / "mine")
+    (folder / "model.safetensors").symlink_to(tmp_path / "mine")
+    before = (tmp_path / "mine").read_bytes()
+    write_files(folder, export_files(truncate(vit, layer=2), std=STD), overwrite=True)
+    assert load_backbone(folder).num_layers == 2
+    assert (tmp_path / "mine").read_bytes() == before
+
+
+EARLIER = {"config.json": b'{"ino": 1}', "model.safetensors": b"old", "README.md": b"my words"}
+LATER = {"model.safetensors": b"new", "positions.safetensors": b"new", "config.json": b'{"ino": 2}'}
+MINE = {"mine.txt": b"keep"}
+
+
+@pytest.mark.parametrize("earlier", [EARLIER, {}], ids=["earlier export", "none"])
+@pytest.mark.parametrize("kind", ["killed", "failing"])
+def test_nothing_is_lost_at_any_moment(tmp_path, kind, earlier):
+    """Ended before each change of the disk in turn: killed there, or the change fails."""
+    number, ended = 0, True
+    while ended:
+        number += 1
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        for name, content in (earlier | MINE).items():
+            (folder / name).write_bytes(content)
+        ended = written_until(folder, number, kind)
+        left = content_of(folder)
+        placed = {name: content for name, content in left.items() if not name.startswith(WORK)}
+        if kind == "failing":
+            assert placed in (earlier | MINE, LATER | MINE), number
+        assert left["mine.txt"] == b"keep"
+        if placed != LATER | MINE:
+            assert set(earlier.values()) <= set(left.values()), number
+        # The configuration is never beside weights of another.
+        if "config.json" in placed:
+            expected = LATER if placed["config.json"] == LATER["config.json"] else earlier
+            assert placed["model.safetensors"] == expected["model.safetensors"]
+        write_files(folder, LATER, overwrite=True)
+        assert content_of(folder) == LATER | MINE
+        assert not (folder / WORK).exists()
+    assert number > 15
+
+
+def written_until(folder, number: int, kind: str) -> bool:
+    """Writes until that many changes were made; whether it came so far."""
+    if kind == "failing":
+        return _ended(folder, number, kind)
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    process = os.fork()
+    if process == 0:
+        os._exit(_ended(folder, number, kind))
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0
+
+
+def _ended(folder, number: int, kind: str) -> bool:
+    count = 0
+
+    def ending(change):
+        def counted(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == number and kind == "killed":
+                os._exit(1)
+            if count == number:
+                raise OSError(5, "Input/output error")
+            return change(*arguments, **options)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch, suppress(OutputError):
+        for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync"):
+            patch.setattr(os, name, ending(getattr(os, name)))
+        write_files(folder, LATER, overwrite=True)
+    return count >= number
+
+
+def test_what_was_killed_is_put_back_where_the_next_fails(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    write_files(folder, EARLIER)
+    assert written_until(folder, 17, "killed")
+    assert content_of(folder).keys() != EARLIER.keys()
+    fill_disk(monkeypatch, failing=1)
     with pytest.raises(OutputError, match="No space left"):
-        exported(vit, tmp_path / "out", layer=1)
-    assert count == failing
-    assert not (tmp_path / "out").exists()
+        write_files(folder, LATER, overwrite=True)
+    assert content_of(folder) == EARLIER

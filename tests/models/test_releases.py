@@ -89,7 +89,7 @@ def test_features_of_releases(peers, method, tmp_path):
     path = write(released(method, formula_weights(peers, method)), tmp_path)
     backbone = load_backbone(path)
     assert not backbone.training
-    assert backbone.num_layers == backbone.layer == LAYERS.get(method, 12)
+    assert backbone.num_layers == LAYERS.get(method, 12)
     assert backbone.protocol == PROTOCOLS.get(method, method)
     check_features(backbone, peers, method)
 
@@ -100,9 +100,9 @@ def test_input_is_what_the_release_makes_of_an_image(peers, method, tmp_path):
     reading = {
         "dino": vit_releases._DINO,
         "vfs_r18": resnet_releases.VFS.reading,
-        "mast": resnet_releases._MAST_READING,
-        "corrflow": resnet_releases._CORRFLOW_READING,
-    } | {one.name.lower(): one.reading for one in resnet_releases.RESNET_RELEASES}
+        "mast": resnet_releases.MAST,
+        "corrflow": resnet_releases.CORRFLOW,
+    } | {one.name.lower(): one.reading for one in resnet_releases.PREFIXED}
     values = dataclasses.asdict(reading[method])
     channels = input_channels(peers[f"{method}/pre_in_rgb_u8"], values["colours"])
     found = (channels - np.float32(values["mean"])) / np.float32(values["std"])
@@ -151,12 +151,12 @@ def test_teachers_of_dino_and_ibot(vit, form, tmp_path):
         "with module.": prefixed(vit, "module."),
     }
     if form == "safetensors":
-        path = tmp_path / "model.safetensors"
+        path = tmp_path / "dino.safetensors"
         save_file(vit, path)
     else:
         path = write(content[form], tmp_path)
     backbone = load_backbone(path)
-    assert (backbone.protocol, backbone.std[0], backbone.layer) == ("dino", 0.228, 12)
+    assert (backbone.protocol, backbone.std[0], backbone.num_layers) == ("dino", 0.228, 12)
     found = backbone.vit.state_dict()
     assert all(torch.equal(found[key], value) for key, value in vit.items())
     assert found.keys() - vit.keys() == {"mask_token"}
@@ -170,6 +170,28 @@ def test_the_student_of_dino_is_there_for_who_asks(vit, tmp_path):
         assert torch.equal(loaded.cls_token, weights["cls_token"])
 
 
+@pytest.mark.parametrize(("held", "asked"), [("teacher", "student"), ("student", "teacher")])
+def test_a_network_that_the_file_does_not_hold(vit, held, asked, tmp_path):
+    content = full(vit, vit, head="head.", extra={})
+    del content[asked]
+    path = write(content, tmp_path)
+    with pytest.raises(CheckpointError, match=f"holds the {held} and no {asked}"):
+        load_backbone(path, network=asked)
+    for network in (None, held):
+        assert torch.equal(load_backbone(path, network=network).vit.cls_token, vit["cls_token"])
+
+
+@pytest.mark.parametrize("method", ["vit", "crw"])
+def test_a_file_of_one_network_warns_who_asks_for_one_of_two(peers, vit, method, tmp_path, caplog):
+    content = vit if method == "vit" else released(method, formula_weights(peers, method))
+    path = write(content, tmp_path)
+    load_backbone(path)
+    assert not caplog.messages
+    load_backbone(path, network="teacher")
+    (message,) = caplog.messages
+    assert "weights.pth has one network, which is taken: asking for the teacher" in message
+
+
 @torch.no_grad()
 def test_the_release_of_ino(golden, tmp_path):
     """Its student, read at block 7 with the final norm."""
@@ -181,7 +203,7 @@ def test_the_release_of_ino(golden, tmp_path):
     teacher = {key: value + 1 for key, value in student.items()}
     content = full(teacher, student, head="headlist.headlist.0.", extra={"dino_loss_hw_list": {}})
     backbone = load_backbone(write(content, tmp_path))
-    assert (backbone.layer, backbone.protocol, backbone.std[0]) == (7, "ino-davis", 0.228)
+    assert (backbone.num_layers, backbone.protocol, backbone.std[0]) == (12, "ino-davis", 0.228)
     name = next(key for key in numbers if key.startswith("120x208") and key.endswith("tok_slice"))
     features = backbone(drawn(22, (1, 3, 120, 208)), layer=7)
     tokens = features[0].flatten(1).T
@@ -316,7 +338,7 @@ def test_truncated_downloads(mast, old_format, keep, tmp_path):
 
 @pytest.mark.parametrize("keep", [7, 0.5, 0.999])
 def test_truncated_safetensors(mast, keep, tmp_path):
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "mast.safetensors"
     save_file(dict(mast), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep > 1 else keep * len(whole))])

@@ -148,15 +148,55 @@ def test_files_are_never_loaded_loosely(resnet, change, message, tmp_path):
         ("random:mixer_s32_224", "no feature maps for images of any size"),
         ("random:swin_tiny_patch4_window7_224/8", "stride of .* cannot be chosen"),
         ("random:vit_tiny_patch16_224/8", "stride of .* cannot be chosen"),
+        ("random:dla34/16", "stride of .* cannot be chosen"),
+        ("random:vovnet39a/8", "stride of .* cannot be chosen"),
+        ("timm:dla34/16", "stride of .* cannot be chosen"),
         ("random:resnet18/7", "choose 8, 16 or 32"),
         ("timm:resnet81", "no model 'resnet81'; near to it are resnet18"),
         ("timm:resnet18.nothing_in1k", "no weights 'nothing_in1k' of resnet18; it has a1_in1k"),
         ("timm:resnet14", "no model|no weights"),
     ],
 )
-def test_names_that_cannot_be_used(name, message):
+def test_names_that_cannot_be_used(name, message, monkeypatch):
+    monkeypatch.setattr(timm_models, "_is_reachable", lambda address: False)
     with pytest.raises(ConfigError, match=message):
         load_backbone(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"]
+)
+def test_files_of_another_family(resnet, name, tmp_path):
+    """Timm's conversions look for the tensors of their family, each with an error of its own."""
+    weights = {"conv1.weight": torch.zeros(1), "patch_embed.proj.weight": torch.zeros(2)}
+    path = tmp_path / "weights.pth"
+    for content in (weights, dict(resnet.state_dict())):
+        torch.save(content, path)
+        with pytest.raises(
+            CheckpointError, match=r"weights\.pth (holds no weights of|is of another)"
+        ):
+            load_backbone(f"timm:{name}@{path}")
+
+
+@pytest.mark.parametrize("form", ["student", "teacher", "both"])
+def test_the_networks_of_a_file_for_timm(resnet, form, tmp_path, caplog):
+    networks = {
+        "student": resnet.state_dict(),
+        "teacher": {name: value + 1 for name, value in resnet.state_dict().items()},
+    }
+    path = tmp_path / "a@b.pth"
+    torch.save(networks if form == "both" else {form: networks[form]}, path)
+    name = f"timm:resnet10t@{path}"
+    for asked in ("student", "teacher"):
+        if form in (asked, "both"):
+            found = load_backbone(name, network=asked).network.state_dict()
+            assert torch.equal(found["bn1.bias"], networks[asked]["bn1.bias"])
+        else:
+            with pytest.raises(CheckpointError, match=f"holds the {form} and no {asked}"):
+                load_backbone(name, network=asked)
+    usual = load_backbone(name).network.state_dict()["bn1.bias"]
+    assert torch.equal(usual, networks["teacher" if form == "both" else form]["bn1.bias"])
+    assert not caplog.messages
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -177,6 +217,31 @@ def test_without_a_network_a_fetch_ends_at_once_in_one_sentence(name, monkeypatc
         load_backbone(name)
     assert "\n" not in str(caught.value)
     assert before == constants.HF_HUB_OFFLINE
+
+
+def test_random_weights_and_files_ask_no_network(resnet, tmp_path, monkeypatch):
+    def asked(*_):
+        raise AssertionError("a name was looked up")
+
+    monkeypatch.setattr(timm_models, "_is_reachable", asked)
+    torch.save(resnet.state_dict(), tmp_path / "weights.pth")
+    load_backbone("random:resnet10t")
+    load_backbone(f"timm:resnet10t@{tmp_path / 'weights.pth'}")
+
+
+def test_one_try_of_a_fetch_asks_once(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(timm_models, "_is_reachable", lambda address: bool(asked.append(address)))
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        load_backbone("timm:resnet18.a1_in1k")
+    assert len(asked) == 1
+
+
+def test_a_model_warns_who_asks_for_one_of_two_networks(resnet, monkeypatch, caplog):
+    monkeypatch.setattr(timm_models, "_create", lambda *_, **__: resnet)
+    load_backbone("timm:resnet10t", network="student")
+    assert "timm:resnet10t has one network" in caplog.messages[0]
 
 
 @torch.no_grad()

@@ -92,6 +92,22 @@ def test_other_files_are_no_checkpoints(content, tmp_path):
         load_plain(path)
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+)
+@pytest.mark.parametrize("place", ["opening", "reading"])
+def test_what_the_system_refuses_is_not_called_damage(tmp_path, monkeypatch, error, place):
+    path = written({"a": torch.zeros(1)}, tmp_path, zipped=True)
+
+    def refuse(*_, **__):
+        raise error
+
+    target, name = (Path, "open") if place == "opening" else (torch, "load")
+    monkeypatch.setattr(target, name, refuse)
+    with pytest.raises(OSError, match=error.strerror):
+        load_plain(path)
+
+
 def test_random_damage_is_always_one_error(tmp_path):
     path = written({"state_dict": {"a": torch.arange(50.0)}}, tmp_path, zipped=False)
     whole = np.frombuffer(path.read_bytes(), dtype=np.uint8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError
-from ino.models.checkpoints import load_vit, position_side
+from ino.models.checkpoints import position_side, read_checkpoint, vit_of
 from ino.models.head import ProjectionHead
 from ino.models.vit import build_vit
 from ino.models.weights import describe, read_weights
@@ -64,11 +64,14 @@ def test_releases_with_student_teacher_and_head_are_read(backbone, head, tmp_pat
     assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("form", ["plain", "state_dict", "teacher only"])
+@pytest.mark.parametrize("form", ["plain", "state_dict", "model", "teacher only"])
 def test_a_single_network_is_student_and_teacher(backbone, tmp_path, form):
-    content = {"plain": backbone, "state_dict": {"state_dict": backbone}}.get(
-        form, {"teacher": backbone}
-    )
+    content = {
+        "plain": backbone,
+        "state_dict": {"state_dict": backbone, "epoch": 3},
+        "model": {"model": backbone, "epoch": 3},
+        "teacher only": {"teacher": backbone},
+    }[form]
     weights = read_weights(written(content, tmp_path))
     assert_equal(weights.student.backbone, backbone)
     assert weights.student is weights.teacher
@@ -127,5 +130,6 @@ def test_a_run_s_checkpoint_keeps_the_grid_that_it_started_with(backbone, tmp_pa
     weights = {f"backbone.{name}": value for name, value in backbone.items()}
     model = {"arch": "vit_nano", "patch_size": 16}
     content = {"format": "ino-training-run", "version": 1, "config": {"model": model}}
-    vit, _ = load_vit(written(content | {"student": weights}, tmp_path))
+    path = written(content | {"student": weights}, tmp_path)
+    vit = vit_of(read_checkpoint(path), source=path)
     assert torch.equal(vit.pos_embed, backbone["pos_embed"])

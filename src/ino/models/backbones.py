@@ -12,11 +12,11 @@ from torch import Tensor
 from ino.data.views import IMAGENET_STD
 from ino.errors import CheckpointError
 from ino.models.bundled import bundled_folder
-from ino.models.checkpoints import FORMAT, NetworkName, find_checkpoint, load_vit
+from ino.models.checkpoints import FORMAT, NetworkName, find_checkpoint, vit_of, warn_of_one
 from ino.models.dense import Backbone, Reading
 from ino.models.exported import is_exported, read_exported
 from ino.models.releases import KNOWN, read_release
-from ino.models.timm_models import build_timm
+from ino.models.timm_models import TIMM, build_timm, split_weights
 from ino.models.vit import ARCHITECTURES, build_vit
 from ino.models.vit_backbone import RELEASED_STD, VitBackbone
 from ino.models.weight_files import load_plain
@@ -24,7 +24,6 @@ from ino.models.weight_files import load_plain
 __all__ = ["RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone", "load_backbone"]
 
 _RANDOM = "random:"
-_TIMM = "timm:"
 _STRIDE = re.compile(r"(?P<model>.+?)(/(?P<stride>\d+))?")
 
 
@@ -62,11 +61,13 @@ def load_backbone(
             `timm:MODEL` or `MODEL` for timm's with weights from the network, `timm:MODEL@FILE` with
             those of a file. A convolutional MODEL may end with its stride, as in `resnet50/8`.
         network: which of a file's two networks; None for the one that its authors evaluate: the
-            teacher of DINO and iBOT, the student of others.
+            teacher of DINO and iBOT, the student of others. Weights of one network warn; `color`
+            and random weights, which are student and teacher alike, do not.
         seed: of random weights.
 
     Raises:
-        CheckpointError: the file cannot be used, or weights cannot be fetched.
+        CheckpointError: the file cannot be used or holds the other network only, or weights cannot
+            be fetched.
         ConfigError: the architecture is unknown or has no spatial features.
     """
     text = str(name)
@@ -74,13 +75,13 @@ def load_backbone(
         return ColorBackbone()
     if text.startswith(_RANDOM):
         return _random(text.removeprefix(_RANDOM), seed=seed)
-    if text.startswith(_TIMM):
-        return _timm(text.removeprefix(_TIMM))
+    if text.startswith(TIMM):
+        return _timm(text, network=network)
     path = bundled_folder(text) or Path(name)
     if path.exists():
         return _from_file(path, network=network)
     if _is_timm_model(text):
-        return _timm(text)
+        return _timm(TIMM + text, network=network)
     raise CheckpointError(
         f"{name} is neither a file or folder nor a known name; give a checkpoint ({KNOWN}), the "
         "folder of a run, ino_vitt8, color, random:vit_tiny/8 or timm:MODEL"
@@ -96,27 +97,38 @@ def _random(text: str, *, seed: int) -> Backbone:
         return build_timm(model, stride=stride)
 
 
-def _timm(text: str) -> Backbone:
-    named, separator, file = text.partition("@")
-    model, stride = _split(named)
-    if not separator:
+def _timm(text: str, *, network: NetworkName | None) -> Backbone:
+    named, file = split_weights(text)
+    model, stride = _split(named.removeprefix(TIMM))
+    if file is None:
+        warn_of_one(text, network)
         return build_timm(model, pretrained=True, stride=stride)
-    return build_timm(model, weights=Path(file), stride=stride)
+    return build_timm(model, weights=file, network=network, stride=stride)
 
 
 def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
     if is_exported(path):
-        exported = read_exported(path)
-        layer = min(7, exported.vit.depth)
-        reading = Reading(std=exported.std, layer=layer, protocol=exported.protocol)
-        return VitBackbone(exported.vit, reading=reading).eval()
+        return _exported(path, network=network)
     path = find_checkpoint(path)
     content = load_plain(path)
     if content.get("format") != FORMAT:
         return read_release(content, source=path, network=network)
-    vit, config = load_vit(path, network=network or "student")
-    std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
-    return VitBackbone(vit, reading=Reading(std=std, layer=min(7, vit.depth))).eval()
+    vit = vit_of(content, source=path, network=network or "student")
+    std = RELEASED_STD if content["config"].get("variant") == "released" else IMAGENET_STD
+    return VitBackbone(vit, std=std).eval()
+
+
+def _exported(path: Path, *, network: NetworkName | None) -> Backbone:
+    exported = read_exported(path)
+    if not exported.network:
+        warn_of_one(path, network)
+    elif network not in (None, exported.network):
+        raise CheckpointError(
+            f"{path} holds the {exported.network} of a run and no {network}: ask for the "
+            f"{exported.network}, or export the {network}"
+        )
+    reading = Reading(std=exported.std, protocol=exported.protocol)
+    return VitBackbone(exported.vit, reading=reading).eval()
 
 
 def _split(text: str) -> tuple[str, int | None]:

@@ -1,14 +1,12 @@
 """What an export is made of: a network cut, rounded and written as timm and ino read it.
 
-`ino.models.exported` tells what the files are.
+`ino.models.exported` tells what the files are, `ino.models.export_folder` writes them.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
@@ -18,8 +16,7 @@ from torch import Tensor
 from ino import __version__
 from ino.data.views import IMAGENET_MEAN
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder
-from ino.models.exported import CONFIG, FILES, FORMAT, POSITIONS, VERSION, WEIGHTS
+from ino.models.exported import CONFIG, FORMAT, POSITIONS, VERSION, WEIGHTS
 from ino.models.vit import VisionTransformer, interpolate_positions
 
 Precision = Literal["fp32", "fp16"]
@@ -129,34 +126,6 @@ def check_size(image_size: ImageSize, *, patch_size: int) -> None:
             f"the image size {image_size[0]}x{image_size[1]} (height x width) must be multiples of "
             f"the patch of {patch_size} pixels; take {near}"
         )
-
-
-def write_files(folder: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
-    """Writes an export whole: where it fails, the files that were written are removed again.
-
-    Args:
-        folder: created if needed.
-        files: see `FILES`; an export that was there loses those that are not given.
-        overwrite: accept a folder that holds something.
-
-    Raises:
-        OutputError: the folder holds something and `overwrite` is off, or it cannot be written to.
-    """
-    was_there = folder.is_dir()
-    new_folder(folder, overwrite=overwrite)
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)  # the configuration first
-    try:
-        for name in (*(name for name in files if name != CONFIG), CONFIG):
-            with atomic_path(folder / name) as temporary:
-                temporary.write_bytes(files[name])
-    except BaseException:
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        if not was_there:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def _timm_config(

@@ -10,7 +10,6 @@ without it is not whole.
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,19 +36,32 @@ FILES = (CONFIG, WEIGHTS, POSITIONS, CARD, FEATURES_GRAPH, PROPAGATION_GRAPH)
 
 
 class Exported(NamedTuple):
-    """What a folder holds: the network, by which deviation its images are normalised, and the name
-    of the protocol that suits it."""
+    """What a folder holds: the network, by which deviation its images are normalised, the name of
+    the protocol that suits it, and which network of a run it is; empty where that is not told."""
 
     vit: VisionTransformer
     std: tuple[float, float, float]
     protocol: str
+    network: str
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path is the folder of an export, or its file of weights."""
-    with suppress(CheckpointError):
+    """Whether a path is the folder of an export, or its file of weights.
+
+    Raises:
+        CheckpointError: it is a file of the name that exports give their weights, without a
+            configuration beside it that tells whose they are.
+    """
+    try:
         return "ino" in _read_config(_folder(path))
-    return False
+    except CheckpointError as error:
+        if path.name == WEIGHTS and path.is_file():
+            raise CheckpointError(
+                f"{path} may be the weights of an export, whose {CONFIG} tells how they are read "
+                f"and must lie beside them ({error.__cause__ or error}): copy the whole folder, or "
+                "rename weights that are of another project"
+            ) from error
+        return False
 
 
 def exported_weights(path: Path) -> Path:
@@ -73,7 +85,7 @@ def read_exported(path: Path) -> Exported:
         found = own["format"], own["format_version"]
         std = [float(value) for value in config["pretrained_cfg"]["std"]]
         sums, num_heads = dict(own["sha256"]), model["num_heads"]
-        protocol = str(own.get("protocol", "ino-davis"))
+        protocol, of_run = str(own.get("protocol", "ino-davis")), str(own.get("network", ""))
         sizes = {name: model[name] for name in ("embed_dim", "depth", "patch_size")}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} is damaged: {error}; export it again") from error
@@ -87,11 +99,12 @@ def read_exported(path: Path) -> Exported:
         weights |= _read_tensors(folder / POSITIONS, sha256=sums[POSITIONS])
     # Before anything is built of such sizes.
     known = _sizes(weights)
-    if sizes != known or len(std) != 3 or num_heads not in range(1, known["embed_dim"] + 1):
+    has_heads = type(num_heads) is int and num_heads > 0 and known["embed_dim"] % num_heads == 0
+    if sizes != known or len(std) != 3 or not has_heads:
         raise CheckpointError(
             f"{folder / CONFIG} does not tell of the weights beside it: expected {known}, three "
-            f"deviations and a number of heads, found {sizes}, {std} and {num_heads}; export it "
-            "again"
+            f"deviations and a number of heads that divides the width, found {sizes}, {std} and "
+            f"{num_heads}; export it again"
         )
     vit = VisionTransformer(
         embed_dim=known["embed_dim"],
@@ -103,7 +116,7 @@ def read_exported(path: Path) -> Exported:
     # Nothing is masked at inference.
     weights["mask_token"] = torch.zeros_like(vit.mask_token)
     load_exactly(vit, {n: w.float() for n, w in weights.items()}, source=folder / WEIGHTS)
-    return Exported(vit.eval(), (std[0], std[1], std[2]), protocol)
+    return Exported(vit.eval(), (std[0], std[1], std[2]), protocol, of_run)
 
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:

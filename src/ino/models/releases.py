@@ -6,16 +6,15 @@ what a release is known to hold beside the network that inference runs is named 
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from ino.errors import CheckpointError
-from ino.models.checkpoints import NetworkName
+from ino.models.checkpoints import NetworkName, are_tensors, choose_network, networks_in
 from ino.models.dense import Backbone
-from ino.models.resnet_releases import RESNET_RELEASES, read_mast, read_resnet, read_vfs
-from ino.models.vit_releases import read_dinov2, read_dinov3, read_vit
+from ino.models.resnet_releases import CORRFLOW, MAST, PREFIXED, VFS, read_mast, read_resnet
+from ino.models.vit_releases import is_of_ino, read_dinov2, read_dinov3, read_vit
 
 KNOWN = (
     "INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, DUL, MAST, CorrFlow, TimeCycle, ContCorr and runs "
@@ -24,23 +23,30 @@ KNOWN = (
 
 
 class Kind(NamedTuple):
-    """A kind of release: the tensors that only it has, and how it is read."""
+    """A kind of release, told by the tensors that only it has."""
 
-    name: str
     mark: str
     """Regular expression that one of the names has to match from its start."""
     read: Callable[..., Backbone]
+    """Takes the tensors by name, and `source` for messages."""
+    keeps_module: bool = False
+    """`module.` before the names belongs to the mark."""
+
+    def matches(self, name: str) -> bool:
+        plain = name if self.keeps_module else name.removeprefix("module.")
+        return re.match(self.mark, plain) is not None
 
 
 _KINDS = (
-    *(Kind(r.name, re.escape(r.prefix) + "conv1", read_resnet) for r in RESNET_RELEASES),
-    Kind("CorrFlow", r"module\.feature_extraction\.conv1\.0", read_mast),
-    Kind("MAST", r"feature_extraction\.conv1\.0", read_mast),
-    Kind("VFS", r"backbone\.conv1\.conv\.", read_vfs),
-    Kind("VFS", r"layer1\.0\.conv1\.weight", read_vfs),
-    Kind("DINOv3", r"storage_tokens", read_dinov3),
-    Kind("DINOv2", r"blocks\.0\.ls1\.gamma", read_dinov2),
-    Kind("ViT", r"(backbone\.)?(cls_token|pos_embed|patch_embed\.proj\.)", read_vit),
+    *(Kind(re.escape(r.prefix) + "conv1", partial(read_resnet, release=r)) for r in PREFIXED),
+    # The same names but for this prefix.
+    Kind(r"module\.feature_extraction\.conv1\.0", partial(read_mast, reading=CORRFLOW), True),
+    Kind(r"feature_extraction\.conv1\.0", partial(read_mast, reading=MAST), True),
+    Kind(r"backbone\.conv1\.conv\.", partial(read_resnet, release=VFS)),
+    Kind(r"layer1\.0\.conv1\.weight", partial(read_resnet, release=VFS)),
+    Kind(r"storage_tokens", read_dinov3),
+    Kind(r"blocks\.0\.ls1\.gamma", read_dinov2),
+    Kind(r"(backbone\.)?(cls_token|pos_embed|patch_embed\.proj\.)", read_vit),
 )
 
 
@@ -53,41 +59,22 @@ def read_release(
         content: of the file.
         source: for messages.
         network: of a file that has a student and a teacher; None for what its authors evaluate:
-            the student of INO, the teacher of DINO and iBOT.
+            the student of INO, the teacher of DINO and iBOT. A file of one network warns.
 
     Raises:
-        CheckpointError: the kind is unknown, or its tensors are not exactly those it should have.
+        CheckpointError: the kind is unknown, its tensors are not exactly those it should have, or
+            the file does not hold the network.
     """
-    networks = _networks(content)
+    networks = {name: w for name, w in networks_in(content).items() if are_tensors(w)}
     names = next(iter(networks.values()), {})
     for kind in _KINDS:
-        if any(_marks(kind, name) for name in names):
-            if kind.read is read_vit:
-                return read_vit(networks, source=source, network=network).eval()
-            return kind.read(names, name=kind.name, source=source).eval()
+        if any(kind.matches(name) for name in names):
+            is_ino = any(is_of_ino(weights) for weights in networks.values())
+            usual = "student" if is_ino else "teacher"
+            weights = choose_network(networks, network=network, usual=usual, source=source)
+            return kind.read(weights, source=source).eval()
     raise CheckpointError(
         f"{source} is of no kind that is known, which are {KNOWN}: its first keys are "
         f"{', '.join(list(names or content)[:3]) or 'none'}; weights for a model of timm are read "
         "by timm:NAME@FILE"
-    )
-
-
-def _marks(kind: Kind, name: str) -> bool:
-    # MAST and CorrFlow have the same names but for this prefix.
-    plain = name if kind.read is read_mast else name.removeprefix("module.")
-    return re.match(kind.mark, plain) is not None
-
-
-def _networks(content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The tensors in a file: of student and teacher, or of one network, whose name is empty."""
-    found = {name: content[name] for name in ("student", "teacher") if name in content}
-    if not found:
-        inner = (content[name] for name in ("state_dict", "model") if name in content)
-        found = {"": next(inner, content)}
-    return {name: weights for name, weights in found.items() if _are_tensors(weights)}
-
-
-def _are_tensors(weights: Any) -> bool:
-    return isinstance(weights, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     )

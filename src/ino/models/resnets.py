@@ -57,7 +57,7 @@ class ResNetBackbone(Backbone):
         strides: Sequence[int],
         reading: Reading,
         opening: nn.Module | None = None,
-        closing: nn.Sequential | None = None,
+        closing: nn.Module | None = None,
         closing_dim: int | None = None,
         normalize: bool = False,
     ) -> None:
@@ -114,6 +114,18 @@ class Renormalize(nn.Module):
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
         return ((images + 1) / 2 - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+
+
+class RectifiedConv(nn.Conv2d):
+    """A 1x1 convolution without bias, then ReLU."""
+
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__(dim_in, dim, 1, bias=False)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, features: Float[Tensor, "batch dim_in rows columns"]
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        return F.relu(super().forward(features))
 
 
 class _TwoConvolutions(nn.Module):

@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.errors import CheckpointError, ConfigError
-from ino.models.checkpoints import load_exactly
+from ino.models.checkpoints import NetworkName, choose_network, load_exactly, networks_in
 from ino.models.dense import Reading
 from ino.models.timm_backbone import TimmBackbone
 from ino.models.weight_files import load_plain
+
+TIMM = "timm:"
+"""Before the names of models of timm."""
 
 _STRIDES = (8, 16, 32)
 _FLEXIBLE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -30,11 +33,20 @@ _EXTRA = re.compile(r"(head|fc|classifier|pre_logits|head_dist)\..+|decoder_.+|m
 """Tensors of known releases that features do not need: classifiers, and MAE's decoder."""
 
 
+def split_weights(text: str) -> tuple[str, Path | None]:
+    """What comes before and after the first @ of timm:MODEL@FILE; all of any other text."""
+    named, separator, file = text.partition("@")
+    if not (separator and text.startswith(TIMM)):
+        return text, None
+    return named, Path(file)
+
+
 def build_timm(
     name: str,
     *,
     pretrained: bool = False,
     weights: Path | None = None,
+    network: NetworkName | None = None,
     stride: int | None = None,
     reading: Reading | None = None,
 ) -> TimmBackbone:
@@ -44,6 +56,7 @@ def build_timm(
         name: as timm knows it, as in vit_small_patch14_dinov2.lvd142m.
         pretrained: fetch its weights from the network; random ones if not.
         weights: a file of weights in place of those.
+        network: which of a file's two; None for the teacher. A file of one warns.
         stride: that a convolutional network is to have in the end, by dilation; None for its own.
         reading: of the input; None for that of timm's configuration.
 
@@ -54,10 +67,10 @@ def build_timm(
     _check_name(name, pretrained=pretrained)
     if stride not in (None, *_STRIDES):
         raise ConfigError(f"stride {stride} of {name} is not supported; choose 8, 16 or 32")
-    network = _create(name, pretrained=pretrained, stride=stride).eval()
+    model = _create(name, pretrained=pretrained, stride=stride).eval()
     if weights is not None:
-        _load_file(network, weights)
-    config = getattr(network, "pretrained_cfg", {})
+        _load_file(model, weights, name=name, network=network)
+    config = getattr(model, "pretrained_cfg", {})
     if reading is None:
         reading = Reading(
             mean=config.get("mean") or IMAGENET_MEAN,
@@ -65,10 +78,10 @@ def build_timm(
             protocol="dinov3" if "dinov" in name else "dino",
         )
     backbone = TimmBackbone(
-        network,
+        model,
         name=name,
         reading=reading,
-        dino_positions=_DINO_POSITIONS.match(name) is not None and hasattr(network, "blocks"),
+        dino_positions=_DINO_POSITIONS.match(name) is not None and hasattr(model, "blocks"),
     )
     return backbone.eval()
 
@@ -98,46 +111,56 @@ def _check_name(name: str, *, pretrained: bool) -> None:
 def _create(name: str, *, pretrained: bool, stride: int | None) -> nn.Module:
     """The model as the first of `_FLEXIBLE` that its family understands makes it."""
     chosen: dict[str, Any] = {} if stride is None else {"output_stride": stride}
-    for options in _FLEXIBLE:
-        try:
-            with _hub_or_its_cache():
+    needs_hub = pretrained or ":" in name
+    with _hub_or_its_cache() if needs_hub else nullcontext():
+        for options in _FLEXIBLE:
+            try:
                 return timm.create_model(
                     name, pretrained=pretrained, num_classes=0, **options, **chosen
                 )
-        except TypeError as error:  # before anything is built or fetched
-            if "unexpected keyword argument" not in str(error):
-                raise
-        except Exception as error:  # timm's hubs fail in many ways, of several libraries
-            if not pretrained:
-                raise
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise CheckpointError(
-                f"the weights of {name} could not be fetched ({reason}): check the network, or "
-                f"give a file, timm:{name}@FILE, or take random weights, random:{name}"
-            ) from error
+            except TypeError as error:  # before anything is built or fetched
+                if "unexpected keyword argument" not in str(error):
+                    raise
+            except Exception as error:  # timm's hubs fail in many ways, of several libraries
+                if stride is not None and isinstance(error, AssertionError | NotImplementedError):
+                    break  # families that have the option for their own stride alone
+                if not pretrained:
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                raise CheckpointError(
+                    f"the weights of {name} could not be fetched ({reason}): check the network, or "
+                    f"give a file, timm:{name}@FILE, or take random weights, random:{name}"
+                ) from error
     raise ConfigError(
         f"the stride of {name} cannot be chosen; leave /{stride} away, or take a convolutional "
         "model such as resnet50"
     )
 
 
-def _load_file(network: nn.Module, path: Path) -> None:
+def _load_file(model: nn.Module, path: Path, *, name: str, network: NetworkName | None) -> None:
     """Loads a file key by key, under timm's names or those that timm's family converts from."""
-    content: Any = load_plain(path)
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
+    content = load_plain(path)
+    networks = {key: held for key, held in networks_in(content).items() if isinstance(held, dict)}
+    held = choose_network(networks or {"": content}, network=network, usual="teacher", source=path)
     weights = {
         key.removeprefix("module."): value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
+        for key, value in held.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
     }
-    expected = network.state_dict().keys()
-    if not expected <= weights.keys():
-        convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-        weights = dict(convert(weights, network)) if convert else weights
+    expected = model.state_dict().keys()
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None and not expected <= weights.keys():
+        try:
+            weights = dict(convert(weights, model))
+        # What timm's conversions end in that look for tensors of their family.
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            first = ", ".join(list(weights)[:3]) or "none"
+            raise CheckpointError(
+                f"{path} holds no weights of {name}: the first of its tensors are {first}; give a "
+                "file of this model, or the model of this file"
+            ) from error
     weights = {k: v for k, v in weights.items() if k in expected or not _EXTRA.fullmatch(k)}
-    load_exactly(network, weights, source=path)
+    load_exactly(model, weights, source=path)
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """Readers for releases on ViTs: INO, DINO, iBOT, DINOv2 and DINOv3."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ino.errors import CheckpointError
-from ino.models.checkpoints import NetworkName, load_exactly, position_side
+from ino.models.checkpoints import load_exactly, position_side
 from ino.models.dense import Reading
 from ino.models.timm_backbone import TimmBackbone
 from ino.models.timm_models import build_timm
@@ -15,7 +16,7 @@ from ino.models.vit import ARCHITECTURES, VisionTransformer
 from ino.models.vit_backbone import RELEASED_STD, VitBackbone
 from ino.models.weights import split_network
 
-_INO = Reading(std=RELEASED_STD, protocol="ino-davis", layer=7)
+_INO = Reading(std=RELEASED_STD, protocol="ino-davis")
 _DINO = Reading(std=RELEASED_STD, protocol="dino")
 _DINOV2 = Reading(protocol="dinov3")
 _DINOV3_NAMES = {
@@ -31,40 +32,34 @@ _HEAD = re.compile(r"(mlp\.\d+|last_layer2?)\.\w+")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def read_vit(
-    networks: dict[str, dict[str, Tensor]], *, source: Path, network: NetworkName | None
-) -> VitBackbone:
+def read_vit(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
     """The backbone of INO, DINO or iBOT, or of one of our networks alone.
-
-    Args:
-        networks: `student` and `teacher`, or one of them, or one network whose name is empty.
-        source: for messages.
-        network: None for what the authors evaluate.
 
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    names = [name for weights in networks.values() for name in weights]
-    is_ino = any("headlist." in name for name in names)
-    chosen = network or ("student" if is_ino else "teacher")
-    read = split_network(networks.get(chosen, next(iter(networks.values()))), source)
+    read = split_network(weights, source)
     for name in read.head:
         if not _HEAD.fullmatch(name):
             raise CheckpointError(
                 f"{source} has an unexpected head.{name}: its head is none of INO, DINO or iBOT; "
                 "read weights for a model of timm by timm:NAME@FILE"
             )
-    weights = dict(read.backbone)
     # Backbones alone are DINO's and iBOT's teachers, which have no mask token, or ours.
-    has_mask_token = "mask_token" in weights
-    is_ino = is_ino or (has_mask_token and not read.head)
+    is_ino = is_of_ino(weights) or ("mask_token" in read.backbone and not read.head)
+    weights = dict(read.backbone)
     weights.setdefault("mask_token", torch.zeros_like(weights["cls_token"]))
     vit = _build_vit(weights, source=source)
     load_exactly(vit, weights, source=source)
     return VitBackbone(vit, reading=_INO if is_ino else _DINO)
 
 
-def read_dinov2(weights: dict[str, Tensor], *, name: str, source: Path) -> VitBackbone:
+def is_of_ino(names: Iterable[str]) -> bool:
+    """Whether tensors of a network with its head are INO's."""
+    return any("headlist." in name for name in names)
+
+
+def read_dinov2(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
     """The backbone of DINOv2: its networks of small, base and large width without registers.
 
     Raises:
@@ -77,7 +72,7 @@ def read_dinov2(weights: dict[str, Tensor], *, name: str, source: Path) -> VitBa
     ):
         if key in weights:
             raise CheckpointError(
-                f"{source} is a {name} network with {key}: read it by a model of timm, as in "
+                f"{source} is a DINOv2 network with {key}: read it by a model of timm, as in "
                 f"timm:{model}@FILE"
             )
     if "mask_token" in weights:
@@ -87,7 +82,7 @@ def read_dinov2(weights: dict[str, Tensor], *, name: str, source: Path) -> VitBa
     return VitBackbone(vit, reading=_DINOV2)
 
 
-def read_dinov3(weights: dict[str, Tensor], *, name: str, source: Path) -> TimmBackbone:
+def read_dinov3(weights: dict[str, Tensor], *, source: Path) -> TimmBackbone:
     """The backbone of a ViT of DINOv3, as timm's model whose heads have a query and value bias.
 
     Raises:
@@ -98,7 +93,7 @@ def read_dinov3(weights: dict[str, Tensor], *, name: str, source: Path) -> TimmB
     model = _DINOV3_NAMES.get((dim, depth, "blocks.0.mlp.w1.weight" in weights))
     if model is None:
         raise CheckpointError(
-            f"{source} is a {name} network of width {dim} with {depth} blocks, which is not known "
+            f"{source} is a DINOv3 network of width {dim} with {depth} blocks, which is not known "
             "here; read it by a model of timm, as in timm:vit_7b_patch16_dinov3@FILE"
         )
     weights.pop("mask_token", None)

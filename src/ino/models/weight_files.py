@@ -4,6 +4,7 @@ PyTorch's two formats (zip files, and what it wrote before version 1.6) and safe
 """
 
 import argparse
+import errno
 import pickle
 import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -28,11 +29,13 @@ def load_plain(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing, truncated, would run code, or holds something else.
+        OSError: it cannot be opened or read, which tells nothing of what it holds.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give a checkpoint or a run's folder")
+    is_safetensors = _is_safetensors(path)  # opens it: where that fails, the file is not to blame
     try:
-        if _is_safetensors(path):
+        if is_safetensors:
             return dict(load_file(path))
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -55,6 +58,9 @@ def load_plain(path: Path) -> dict[str, Any]:
         AssertionError,
         SafetensorError,
     ) as error:
+        # Damaged bytes may name a place that no file has (EINVAL); the rest is the disk's word.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise CheckpointError(_not_whole(path)) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(

@@ -1,8 +1,8 @@
 """Weights to start training from: our own runs and the releases of INO, DINO and iBOT.
 
 Recognised by the names of their tensors. A file holds a student and a teacher, or one network under
-`state_dict`, or the tensors themselves; names may begin with `module.`, and those of the backbone
-with `backbone.`. Heads are `head.` (DINO, iBOT, ours) or `headlist.headlist.0.` (INO).
+`state_dict` or `model`, or the tensors themselves; names may begin with `module.`, and those of the
+backbone with `backbone.`. Heads are `head.` (DINO, iBOT, ours) or `headlist.headlist.0.` (INO).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ino.errors import CheckpointError
-from ino.models.checkpoints import find_checkpoint
+from ino.models.checkpoints import are_tensors, find_checkpoint, networks_in
 from ino.models.exported import is_exported
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES
 from ino.models.weight_files import load_plain
@@ -56,11 +56,8 @@ def read_weights(path: Path) -> Weights:
         )
     path = find_checkpoint(path)
     content = load_plain(path)
-    networks = {name: content[name] for name in ("student", "teacher") if name in content}
-    if not networks:
-        networks = {"student": content.get("state_dict", content)}
-    read = {name: split_network(weights, path) for name, weights in networks.items()}
-    student = read.get("student") or read["teacher"]
+    read = {name: split_network(w, path) for name, w in networks_in(content).items()}
+    student = read.get("student") or next(iter(read.values()))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Weights(path, digest, student, read.get("teacher", student))
@@ -82,10 +79,10 @@ def split_network(weights: Any, path: Path) -> NetworkWeights:
     Raises:
         CheckpointError: they are no ViT.
     """
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not are_tensors(weights):
         raise CheckpointError(
-            f"{path} holds no network that is known: expected student, teacher, state_dict or "
-            "tensors by name; give a run, or a release of INO, DINO or iBOT"
+            f"{path} holds no network that is known: expected student, teacher, state_dict, model "
+            "or tensors by name; give a run, or a release of INO, DINO or iBOT"
         )
     plain = {name.removeprefix("module."): value for name, value in weights.items()}
     head = {
@@ -111,7 +108,7 @@ def split_network(weights: Any, path: Path) -> NetworkWeights:
         is_plain = value.layout == torch.strided and value.device.type == "cpu"
         if not (is_plain and value.is_floating_point() and bool(value.isfinite().all())):
             raise CheckpointError(
-                f"{path} cannot be trained on: expected finite numbers, but {name} holds others "
+                f"{path} cannot be used: expected finite numbers, but {name} holds others "
                 f"({value.dtype}, {value.layout}); give weights of a training that went well"
             )
     return NetworkWeights(backbone, *_plain_head(head))

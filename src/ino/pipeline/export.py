@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ino.data.views import IMAGENET_STD
 from ino.errors import ConfigError, OutputError
 from ino.models.backbones import RELEASED_STD
-from ino.models.checkpoints import NetworkName, find_checkpoint, load_vit, read_checkpoint
+from ino.models.checkpoints import NetworkName, find_checkpoint, read_checkpoint, vit_of
 from ino.models.export_files import (
     ImageSize,
     Precision,
@@ -17,8 +17,8 @@ from ino.models.export_files import (
     export_files,
     round_weights,
     truncate,
-    write_files,
 )
+from ino.models.export_folder import write_files
 from ino.models.exported import CARD, CONFIG, FEATURES_GRAPH, PROPAGATION_GRAPH
 from ino.models.onnx_features import check_onnx, features_onnx
 from ino.models.vit import VisionTransformer
@@ -81,7 +81,8 @@ def export_run(
     if image_size is not None:
         protocol = sized_protocol(PROTOCOL, short_side=min(image_size))
     checkpoint = find_checkpoint(run)
-    vit, config = load_vit(checkpoint, network=network)
+    content = read_checkpoint(checkpoint)
+    vit, config = vit_of(content, source=checkpoint, network=network), content["config"]
     std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
     if image_size is not None:
         check_size(image_size, patch_size=vit.patch_size)
@@ -89,7 +90,6 @@ def export_run(
     layer = protocol.layer if layer is None else layer
     vit = truncate(vit, layer=None if layer == "all" else layer)
     vit = round_weights(vit, precision=precision)
-    content = read_checkpoint(checkpoint)
     facts = {
         "network": network,
         "layer": vit.depth,

@@ -12,6 +12,7 @@ from ino.files import atomic_path
 from ino.models.bundled import bundled_folder
 from ino.models.checkpoints import find_checkpoint
 from ino.models.exported import exported_weights, is_exported
+from ino.models.timm_models import split_weights
 from ino.propagate.protocols import Protocol, get_protocol
 
 OnFrame = Callable[[], None]
@@ -56,10 +57,11 @@ def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str
 
 def fingerprint(weights: str) -> dict[str, str]:
     """What tells one file of weights from another, so that a resumed run notices a change."""
-    given = bundled_folder(weights) or Path(weights.rpartition("@")[2])  # after a model's name
-    if not given.exists():
+    _, path = split_weights(weights)
+    if path is None and (given := bundled_folder(weights) or Path(weights)).exists():
+        path = exported_weights(given) if is_exported(given) else find_checkpoint(given)
+    if path is None or not path.is_file():
         return {}  # a name such as `color`
-    path = exported_weights(given) if is_exported(given) else find_checkpoint(given)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"checkpoint": str(path), "sha256": digest}

@@ -13,6 +13,7 @@ import timm
 
 from ino.errors import CheckpointError, ConfigError
 from ino.models.bundled import bundled_names
+from ino.models.timm_models import split_weights
 from ino.pipeline.resuming import check_settings
 from ino.pipeline.settings import fingerprint, settings_text, sized_protocol
 from ino.pipeline.suite_data import DATA_SETS, Video
@@ -202,10 +203,10 @@ def _check_weights(weights: str) -> None:
     """Refuses what is no name and no path; names are looked up when the row starts."""
     if weights in bundled_names():
         return
-    name, _, file = weights.rpartition("@")
-    path = Path(file if name else weights)
+    _, file = split_weights(weights)
+    path = file or Path(weights)
     is_name = _NAME.fullmatch(weights) is not None or timm.is_model(re.split(r"[./]", weights)[0])
-    if not path.exists() and (name or not is_name):
+    if not (path.is_file() if file else path.exists() or is_name):
         raise CheckpointError(
             f"{path} is neither a file or folder nor a known name; give a checkpoint, the folder "
             "of a run, color or a name such as random:vit_tiny/8"

@@ -1,0 +1,63 @@
+"""What --weights says is read in one way: by the backbone, the fingerprint and the suites."""
+
+import hashlib
+
+import pytest
+import timm
+import torch
+
+from ino.errors import CheckpointError
+from ino.models.backbones import load_backbone
+from ino.models.timm_models import split_weights
+from ino.pipeline.settings import fingerprint
+from ino.pipeline.suite_file import RowConfig
+from ino.pipeline.suite_plan import find_weights
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "file"),
+    [
+        ("timm:resnet18@a/w.pth", "timm:resnet18", "a/w.pth"),
+        ("timm:resnet18/8@/x@y/w@2.pth", "timm:resnet18/8", "/x@y/w@2.pth"),
+        ("timm:resnet18", "timm:resnet18", None),
+        ("/x@y/w.pth", "/x@y/w.pth", None),
+        ("resnet18@w.pth", "resnet18@w.pth", None),
+        ("color", "color", None),
+    ],
+)
+def test_only_a_model_of_timm_has_a_file_behind_its_first_at(text, name, file):
+    found, path = split_weights(text)
+    assert (found, path and str(path)) == (name, file)
+
+
+@pytest.mark.parametrize("model", ["", "timm:resnet10t@"])
+def test_an_at_in_a_path_is_a_part_of_the_path(model, tmp_path):
+    path = tmp_path / "a@b" / "model@2.pth"
+    path.parent.mkdir()
+    weights = timm.create_model("resnet10t", num_classes=0).state_dict()
+    torch.save(weights, path)
+    name = f"{model}{path}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert fingerprint(name) == {"checkpoint": str(path), "sha256": digest}
+    assert find_weights(RowConfig(weights=name), None) == (name, "")
+    if model:
+        found = load_backbone(name).network.state_dict()["bn1.weight"]
+        assert torch.equal(found, weights["bn1.weight"])
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t@{}/nothing.pth", "timm:resnet10t@{}", "a@{}/w"])
+def test_files_that_are_not_there(name, tmp_path):
+    name = name.format(tmp_path)
+    assert fingerprint(name) == {}
+    with pytest.raises(CheckpointError, match="is neither a file"):
+        find_weights(RowConfig(weights=name), None)
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint|is neither a file"):
+        load_backbone(name)
+
+
+def test_timm_s_own_file_needs_no_configuration(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    assert fingerprint(f"timm:resnet10t@{path}").keys() == {"checkpoint", "sha256"}
+    with pytest.raises(CheckpointError, match="may be the weights of an export"):
+        fingerprint(str(path))

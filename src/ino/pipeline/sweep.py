@@ -28,6 +28,7 @@ from ino.pipeline.failures import failure_text, first_line, write_text
 from ino.pipeline.pretraining import pretrain
 from ino.pipeline.sweep_plan import Cell, Pass, Plan
 from ino.propagate.tracker import Tracker
+from ino.train.folder_lock import folder_lock
 from ino.train.stopping import INTERRUPTED_STATUS, SAVED_STATUS
 
 OnCell = Callable[[Cell], None]
@@ -44,14 +45,18 @@ def run_sweep(
         jobs: cells at once, each in a process with its share of the processor's cores; with 1 all
             run in this process.
         on_cell: called when a cell is done or has failed.
+
+    Raises:
+        OutputError: another process has the folder.
     """
-    cells = [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
-    if jobs == 1:
-        for cell in cells:
-            run_cell(plan, cell, out=out)
-            on_cell(cell)
-    else:
-        _run_at_once(plan, cells, out=out, jobs=jobs, on_cell=on_cell)
+    with folder_lock(out, command="ino sweep"):
+        cells = [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
+        if jobs == 1:
+            for cell in cells:
+                run_cell(plan, cell, out=out)
+                on_cell(cell)
+        else:
+            _run_at_once(plan, cells, out=out, jobs=jobs, on_cell=on_cell)
     return [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
 
 

@@ -30,7 +30,9 @@ def suite_parser() -> ArgumentParser:
     parser.add_argument(
         "--sequences", nargs="+", action="extend", metavar="NAME", help="of DAVIS, only these"
     )
-    parser.add_argument("--short-side", type=int, help="of every row; scales the radius")
+    parser.add_argument(
+        "--short-side", type=int, help="of every row, but for square inputs; scales the radius"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of every row")
     parser.add_argument(
         "--jobs", type=int, default=1, help="processes that share the videos (default: 1)"
@@ -39,7 +41,8 @@ def suite_parser() -> ArgumentParser:
         "--devices",
         type=str,
         metavar="NAME,...",
-        help="of the processes in turn, as in cuda:0,cuda:1 (default: all GPUs, else the CPU)",
+        help="of the processes in turn, as in cuda:0,cuda:1 (default: with several "
+        "--jobs all GPUs, else auto)",
     )
     return parser
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 
 import timm
 
-from ino.errors import CheckpointError, ConfigError
+from ino.errors import CheckpointError, ConfigError, DatasetError
 from ino.models.bundled import bundled_names
 from ino.pipeline.resuming import check_settings
 from ino.pipeline.settings import fingerprint, settings_text, sized_protocol
 from ino.pipeline.suite_data import DATA_SETS, Video
-from ino.pipeline.suite_file import RowConfig, SuiteConfig
+from ino.pipeline.suite_file import RowConfig, SuiteConfig, is_square
 from ino.propagate.protocols import Protocol
 
 ENDINGS = (".pth", ".pt", ".pth.tar", ".tar", ".safetensors", "")
@@ -63,10 +64,16 @@ class SuiteRow:
 
 @dataclass(frozen=True)
 class SuitePlan:
-    """Rows in the order of the table."""
+    """Rows in the order of the table, and the labels of those that are asked for; None: all."""
 
     title: str
     rows: tuple[SuiteRow, ...]
+    only: frozenset[str] | None = None
+
+    @property
+    def chosen(self) -> list[SuiteRow]:
+        """The rows that are asked for."""
+        return [row for row in self.rows if self.only is None or row.label in self.only]
 
     def row(self, label: str) -> SuiteRow:
         return next(one for one in self.rows if one.label == label)
@@ -79,7 +86,8 @@ def plan_suite(
 
     Args:
         suite: as `read_suite` gives it.
-        only: labels of the rows to take; all where None.
+        only: labels of the rows to do; all where None. The others are in the plan too, whether or
+            not their weights and data sets are at hand.
         look: the rows are only listed, so that data sets may be missing.
 
     Raises:
@@ -92,16 +100,16 @@ def plan_suite(
     read: dict[str, tuple[Video, ...]] = {}
     rows = []
     for label, config in suite.rows.items():
+        is_chosen = only is None or label in only
         try:
-            row = _plan_row(label, config, suite=suite, folder=folder)
-            if only is not None and label not in only:
-                continue
-            if not row.absent:
-                row = dataclasses.replace(row, videos=_videos(row.config, read, look=look))
+            row = _plan_row(label, config, suite=suite, folder=folder, is_chosen=is_chosen)
+            with suppress(*([] if is_chosen else [ConfigError, DatasetError])):
+                if not row.absent:
+                    row = dataclasses.replace(row, videos=_videos(row.config, read, look=look))
         except (ConfigError, CheckpointError) as error:
             raise type(error)(f"row {label}: {error}") from error
         rows.append(row)
-    return SuitePlan(suite.title, tuple(rows))
+    return SuitePlan(suite.title, tuple(rows), None if only is None else frozenset(only))
 
 
 def check_suite_folder(plan: SuitePlan, out: Path) -> None:
@@ -113,7 +121,9 @@ def check_suite_folder(plan: SuitePlan, out: Path) -> None:
     for row in plan.rows:
         stored = out / row.label / "settings.json"
         if not row.absent and stored.is_file():
-            check_settings(stored, json.loads(row.settings))
+            # A list is shown without the data set at hand.
+            unknown = ("root",) if row.config.root is None else ()
+            check_settings(stored, json.loads(row.settings), leave_out=unknown)
 
 
 def _check_labels(rows: Mapping[str, RowConfig], only: Sequence[str] | None) -> None:
@@ -130,7 +140,7 @@ def _check_labels(rows: Mapping[str, RowConfig], only: Sequence[str] | None) -> 
 
 
 def _plan_row(
-    label: str, config: RowConfig, *, suite: SuiteConfig, folder: Path | None
+    label: str, config: RowConfig, *, suite: SuiteConfig, folder: Path | None, is_chosen: bool
 ) -> SuiteRow:
     data = DATA_SETS[config.data]
     _check_meaning(config)
@@ -140,17 +150,19 @@ def _plan_row(
             f"published names {unknown[0]}, but the scores of {config.data} are "
             f"{', '.join(data.scores)}"
         )
-    for name in ("layer", "radius", "short_side"):
-        if name in config.set and getattr(config, name) is not None:
-            raise ConfigError(f"{name} is given twice, by itself and under set; keep one")
-    overrides = dict(config.set)
-    for name in ("layer", "radius"):
-        if getattr(config, name) is not None:
-            overrides[name] = getattr(config, name)
-    usual = "ino-ytvos" if config.data == "ytvos" else "ino-davis"
-    side = config.short_side  # one that is under set leaves the radius as it is
-    protocol = sized_protocol(config.protocol or usual, short_side=side, **overrides)
-    weights, absent = find_weights(config, folder)
+    protocol = sized_protocol(
+        config.protocol or ("ino-ytvos" if config.data == "ytvos" else "ino-davis"),
+        short_side=config.short_side,
+        layer=config.layer,
+        radius=config.radius,
+        overrides=config.set,
+    )
+    try:
+        weights, absent = find_weights(config, folder)
+    except CheckpointError as error:
+        if is_chosen:
+            raise
+        weights, absent = config.weights, f"absent: {error}"
     filled = dataclasses.replace(
         config,
         weights=weights,
@@ -165,6 +177,14 @@ def _check_meaning(config: RowConfig) -> None:
     """Refuses what a data set would silently pass over."""
     if config.sequences is not None and config.data in ("jhmdb", "vip"):
         raise ConfigError(f"sequences cannot be chosen for {config.data}; leave them out")
+    if is_square(config) and (config.short_side is not None or "short_side" in config.set):
+        raise ConfigError(
+            f"short_side has no meaning for {config.data}, whose frames are made square; give "
+            "input_size, or input_size: 0 for the size of the protocol"
+        )
+    for name in ("year", "resolution", "joint_topk"):
+        if name not in _OF_DATA[config.data] and getattr(config, name) != getattr(RowConfig, name):
+            raise ConfigError(f"{name} has no meaning for {config.data}; leave it out")
     if config.input_size is not None and config.data in ("davis", "ytvos"):
         raise ConfigError(f"input_size has no meaning for {config.data}; give short_side")
     if config.input_size is not None and config.input_size < 0:

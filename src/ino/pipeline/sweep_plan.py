@@ -216,10 +216,9 @@ def _passes(chosen: EvaluationConfig) -> Iterator[Pass]:
     if not sides or not networks:
         raise ConfigError("evaluation needs one short_side and one network or several of them")
     for side, network in itertools.product(dict.fromkeys(sides), dict.fromkeys(networks)):
-        fields = dict(chosen.set)
-        if chosen.radius is not None:
-            fields["radius"] = chosen.radius
-        protocol = sized_protocol(chosen.protocol, short_side=side, **fields)
+        protocol = sized_protocol(
+            chosen.protocol, short_side=side, radius=chosen.radius, overrides=chosen.set
+        )
         yield Pass(f"davis_{protocol.short_side or 'native'}_{network}", network, protocol)
 
 

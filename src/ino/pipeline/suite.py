@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ino import __version__
-from ino.evaluate.workers import usable_cores
+from ino.data.cores import available_cores
 from ino.pipeline.failures import failure_text, first_line, write_text
 from ino.pipeline.resuming import note_finished, open_folder, read_finished
 from ino.pipeline.soft_labels import LabelTracker
@@ -132,7 +132,7 @@ def run_suite(
         else:
             from ino.pipeline.suite_processes import share_tasks
 
-            threads = max(1, usable_cores() // jobs)
+            threads = max(1, available_cores() // jobs)
             share_tasks(board, jobs=jobs, devices=devices, threads=threads, on_task=on_task)
     return [row for row in plan.rows if row.label in board.failed]
 

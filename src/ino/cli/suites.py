@@ -13,8 +13,6 @@ from ino.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-DATA_NAMES = ("davis", "ytvos", "jhmdb", "vip")
-
 
 def with_suite(arguments: list[str]) -> list[str]:
     """`evaluate --suite FILE` as `evaluate suite FILE`, which it is short for."""
@@ -100,6 +98,8 @@ def compare(options: Namespace) -> int:
 
 def _changes(chosen: Namespace) -> dict[str, Any]:
     """The fields of the file that options replace."""
+    from ino.pipeline.suite_file import DATA_NAMES
+
     roots = {f"roots.{name}": chosen[name] for name in DATA_NAMES}
     paths = {"weights_dir": chosen.weights_dir, **roots}
     return {key: None if path is None else str(path) for key, path in paths.items()} | {

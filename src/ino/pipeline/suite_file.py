@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent.parent / "suites"
 """Where the named suites are."""
 
 DataName = Literal["davis", "ytvos", "jhmdb", "vip"]
+DATA_NAMES: tuple[str, ...] = get_args(DataName)
 
 
 @dataclass
@@ -142,8 +143,8 @@ def _read_file(path: Path) -> SuiteConfig:
         raise ConfigError(f"{where} has no rows; list them by label under rows")
     values = typed(content, SuiteConfig, where=where, skip=("defaults", "rows"))
     suite = SuiteConfig(**values, defaults=defaults)
-    if unknown := [key for key in suite.roots if key not in get_args(DataName)]:
-        known = ", ".join(get_args(DataName))
+    if unknown := [key for key in suite.roots if key not in DATA_NAMES]:
+        known = ", ".join(DATA_NAMES)
         raise ConfigError(f"{where} has a root for {unknown[0]}; the data sets are {known}")
     for label, fields in rows.items():
         suite.rows[str(label)] = _read_row(str(label), fields, defaults, where=where)

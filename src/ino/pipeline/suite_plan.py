@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ import timm
 from ino.errors import CheckpointError, ConfigError, DatasetError
 from ino.models.bundled import bundled_names
 from ino.pipeline.resuming import check_settings
+from ino.pipeline.row_labels import check_labels
 from ino.pipeline.settings import fingerprint, settings_text, sized_protocol
 from ino.pipeline.suite_data import DATA_SETS, Video
 from ino.pipeline.suite_file import RowConfig, SuiteConfig, is_square
@@ -23,15 +24,8 @@ from ino.propagate.protocols import Protocol
 ENDINGS = (".pth", ".pt", ".pth.tar", ".tar", ".safetensors", "")
 """Of a file of weights that a row names without one; the last is a folder or a whole name."""
 
-_LABEL = re.compile(r"[\w+][\w.,=+-]*")
 _NAME = re.compile(r"color|[a-z][\w.-]+:.+")  # a path of Windows has one letter before its colon
 _CHOICES = ("network", "seed", "precision", "data", "root", "split")
-_OF_DATA = {
-    "davis": ("year", "resolution", "sequences"),
-    "ytvos": ("sequences",),
-    "jhmdb": ("input_size", "joint_topk"),
-    "vip": ("input_size",),
-}
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class SuiteRow:
     @cached_property
     def settings(self) -> str:
         """What is stored beside its results; two results were made alike where these are equal."""
-        names = (*_CHOICES, *_OF_DATA[self.config.data])
+        names = (*_CHOICES, *DATA_SETS[self.config.data].choices)
         chosen: dict[str, Any] = {name: getattr(self.config, name) for name in names}
         weights = self.config.weights or ""
         return settings_text(self.protocol, {"weights": weights, **fingerprint(weights), **chosen})
@@ -93,7 +87,9 @@ def plan_suite(
     Raises:
         InoError: a label, a weight, a protocol or a field cannot be used, or a data set is missing.
     """
-    _check_labels(suite.rows, only)
+    check_labels(suite.rows)
+    if unknown := [label for label in only or [] if label not in suite.rows]:
+        raise ConfigError(f"the suite has no row {unknown[0]}; it has {', '.join(suite.rows)}")
     folder = None if suite.weights_dir is None else Path(suite.weights_dir)
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"the folder of weights {folder} does not exist; create it or give one")
@@ -124,19 +120,6 @@ def check_suite_folder(plan: SuitePlan, out: Path) -> None:
             # A list is shown without the data set at hand.
             unknown = ("root",) if row.config.root is None else ()
             check_settings(stored, json.loads(row.settings), leave_out=unknown)
-
-
-def _check_labels(rows: Mapping[str, RowConfig], only: Sequence[str] | None) -> None:
-    for label in rows:
-        if not _LABEL.fullmatch(label):
-            raise ConfigError(
-                f"the label {label!r} cannot name a folder; use letters, digits and . , = + -"
-            )
-        if twice := [one for one in rows if one != label and one.lower() == label.lower()]:
-            raise ConfigError(f"the labels {label} and {twice[0]} name one folder on some disks")
-    for label in only or []:
-        if label not in rows:
-            raise ConfigError(f"the suite has no row {label}; it has {', '.join(rows)}")
 
 
 def _plan_row(
@@ -183,7 +166,8 @@ def _check_meaning(config: RowConfig) -> None:
             "input_size, or input_size: 0 for the size of the protocol"
         )
     for name in ("year", "resolution", "joint_topk"):
-        if name not in _OF_DATA[config.data] and getattr(config, name) != getattr(RowConfig, name):
+        is_usual = getattr(config, name) == getattr(RowConfig, name)
+        if name not in DATA_SETS[config.data].choices and not is_usual:
             raise ConfigError(f"{name} has no meaning for {config.data}; leave it out")
     if config.input_size is not None and config.data in ("davis", "ytvos"):
         raise ConfigError(f"input_size has no meaning for {config.data}; give short_side")
@@ -240,7 +224,7 @@ def _videos(
         if look:
             return ()
         raise ConfigError(f"no root of {config.data} is given; pass --{config.data} ROOT")
-    names = ("data", "root", "split", *_OF_DATA[config.data])
+    names = ("data", "root", "split", *DATA_SETS[config.data].choices)
     key = json.dumps([getattr(config, name) for name in names])
     if key not in read:
         read[key] = tuple(DATA_SETS[config.data].read(config))

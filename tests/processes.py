@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,20 @@ def wait(processes: Sequence[BaseProcess]) -> list[int | None]:
             process.kill()
             process.join()
     return [process.exitcode for process in processes]
+
+
+@contextmanager
+def held_elsewhere(out: Path) -> Iterator[None]:
+    """Within, another process holds the folder as a command does that writes into it."""
+    words = "import sys; from pathlib import Path; from ino.train.folder_lock import folder_lock\n"
+    words += f"with folder_lock(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        yield
+        other.kill()
 
 
 def _train(

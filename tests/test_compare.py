@@ -78,6 +78,19 @@ def test_page_pictures_and_table(tmp_path, evaluations, capsys):
     assert (strip[:180][below, images] != strip[376:][below, images]).any()
 
 
+def test_overwriting_leaves_no_older_strips(tmp_path, evaluations):
+    a, b = evaluations
+    out = tmp_path / "out"
+    assert run("compare", a, b, "--out", out, "--num", 1) == 0
+    (out / "strips/note.txt").write_text("mine")
+    assert run("compare", b, a, "--out", out, "--num", 1, "--overwrite") == 0
+    assert sorted(path.name for path in (out / "strips").iterdir()) == [
+        "01_s2.png",
+        "02_s1.png",
+        "note.txt",
+    ]
+
+
 def test_only_common_sequences_are_compared(tmp_path, davis, evaluations, capsys):
     part = shifted(davis, tmp_path / "part", {"s1": 1, "s2": 2})
     assert run("compare", evaluations[0], part, "--out", tmp_path / "out") == 0
@@ -130,6 +143,10 @@ def test_bad_input(tmp_path, davis, evaluations, capsys):
     assert "is broken" in refused(capsys, "compare", a, tmp_path / "c", *out)
     (b / "predictions/s0/00003.png").unlink()
     assert "00003.png does not exist" in refused(capsys, "compare", a, b, *out)
+    shutil.copy(a / "predictions/s0/00003.png", b / "predictions/s0/00003.png")
+    write_labels(b / "predictions/s1/00004.png", np.ones((24, 80), dtype=np.uint8))
+    line = refused(capsys, "compare", a, b, *out)
+    assert "s1/00004.png is 24x80 (height x width), but its frame is 48x80" in line
     assert not (tmp_path / "out").exists()
     lonely = shifted(davis, tmp_path / "lonely", {"s3": 0})
     few = shifted(davis, tmp_path / "few", {"s0": 0})

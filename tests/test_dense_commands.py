@@ -1,6 +1,7 @@
 """The commands for joints and parts: results on disk, one line and status 2 for bad input."""
 
 import dataclasses
+import hashlib
 import json
 import re
 
@@ -13,6 +14,7 @@ from ino.data.jhmdb import read_jhmdb
 from ino.data.label_png import read_raw_labels, write_labels
 from ino.data.synthetic import generate_clip
 from ino.models.backbones import load_backbone
+from ino.models.bundled import bundled_folder
 from ino.pipeline.jhmdb import carry_joints, evaluate_jhmdb
 from ino.pipeline.soft_labels import LabelTracker
 from ino.pipeline.vip import evaluate_vip
@@ -87,6 +89,20 @@ def test_evaluate_vip(tmp_path, vip, capsys):
     assert scores["num_frames"] == 2
     assert scores["parts"]["IoU"]["hat"] is None
     assert scores["parts"]["IoU"]["socks"] > 0.2
+
+
+def test_settings_tell_which_weights_were_used(tmp_path, vip, monkeypatch):
+    def settings(name, *options):
+        assert run("evaluate", "vip", "--root", vip, "--out", tmp_path / name, *options) == 0
+        return json.loads((tmp_path / name / "settings.json").read_text())
+
+    found = settings("ours", "--weights", "ino_vitt8", *FAST[2:])
+    file = bundled_folder("ino_vitt8") / "model.safetensors"
+    assert found["checkpoint"] == str(file)
+    assert found["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "color").mkdir()  # as the folder of a suite has it
+    assert not {"checkpoint", "sha256"} & settings("raw", *FAST).keys()
 
 
 def sliding(num_frames: int, *, size: int = 80) -> list[np.ndarray]:

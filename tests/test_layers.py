@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "ino"
 LAYERS = {
     "errors": -1,
     "files": 0,
+    "plain_yaml": 0,
     "data": 1,
     "losses": 2,
     "models": 2,

@@ -1,6 +1,7 @@
 """`ino evaluate suite`: one table from one file, each video once, whatever happens in between."""
 
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -14,14 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from command import refused, run
 from dense_layouts import write_official_list, write_part_video, write_pose_video
+from ino.cli.suites import _devices
 from ino.data.label_png import read_labels
 from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.data.synthetic_ytvos import write_ytvos_layout
-from ino.errors import InoError
+from ino.errors import ConfigError, InoError
+from ino.models import devices
 from ino.models.backbones import load_backbone
 from ino.pipeline import suite as suites
 from ino.pipeline.davis import evaluate_davis
@@ -30,6 +34,7 @@ from ino.pipeline.suite_file import FOLDER, read_suite, suite_names
 from ino.pipeline.suite_plan import plan_suite
 from ino.propagate.tracker import Tracker
 from ino.train.loop import train
+from processes import held_elsewhere
 from tiny_run import tiny_config
 
 NANO = "random:vit_nano/8"
@@ -98,7 +103,7 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     printed = capsys.readouterr().out
     assert performed == ALL
     color, nano, peer = json.loads((out / "table.json").read_text())["rows"]
-    protocol = sized_protocol("ino-davis", short_side=48, layer=1, topk=3)
+    protocol = sized_protocol("ino-davis", short_side=48, layer=1, overrides={"topk": 3})
     tracker = Tracker(load_backbone(NANO, seed=3), protocol=protocol)
     alone = evaluate_davis(davis, out=tmp_path / "alone", tracker=tracker)
     assert nano["scores"]["J&F"]["measured"] == 100 * alone.jf_mean
@@ -186,6 +191,42 @@ def test_a_broken_frame_fails_its_rows_only(tmp_path, davis, file, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"broken: failed: s1: .*00003\.jpg", " ".join(printed.split()))
     assert "whole: failed" not in printed
+
+
+def test_some_rows_leave_the_others_in_the_table(tmp_path, file, davis, capsys, performed):
+    out, weights = tmp_path / "out", tmp_path / "weights"
+    weights.mkdir()
+    (weights / "gone").mkdir()
+    rows = content(davis)["rows"] | {"gone": {"weights": str(weights / "gone")}}
+    suite = file(rows=rows)
+    assert run("evaluate", "suite", suite, "--out", out, "--rows", "color", "nano") == 0
+    (weights / "gone").rmdir()  # other rows need neither their weights nor their data sets
+    rows["pose"] = {"weights": "color", "data": "jhmdb", "short_side": None}
+    suite = file(rows=rows)
+    (out / "nano/done.json").unlink()
+    (out / "nano/finished.txt").write_text("s0\ns2\n")
+    performed.clear()
+    capsys.readouterr()
+    assert run("evaluate", "suite", suite, "--out", out, "--rows", "color") == 0
+    assert performed == []
+    assert "nano" not in capsys.readouterr().out
+    table = json.loads((out / "table.json").read_text())["rows"]
+    states = {row["label"]: row["state"] for row in table}
+    assert list(states) == ["color", "nano", "peer", "gone", "pose"]
+    assert states["color"].startswith("done, J&F")
+    assert states["nano"] == "2 of 3 videos carried"
+    assert states["gone"].startswith("absent: ") and "gone is neither a file" in states["gone"]
+    assert states["pose"] == "not started (color)"
+    assert "gone is neither" in refused(capsys, "evaluate", "suite", suite, "--out", out)
+
+
+def test_list_refuses_other_settings_but_needs_no_data_set(tmp_path, file, capsys):
+    out = tmp_path / "out"
+    assert run("evaluate", "suite", file(), "--out", out, "--rows", "color") == 0
+    line = refused(capsys, "evaluate", "suite", file(), "--out", out, "--list", "--short-side", 64)
+    assert "radius was 4, but now it is 5" in line
+    assert run("evaluate", "suite", file(roots={}), "--out", out, "--list") == 0
+    assert "color: done, J&F" in capsys.readouterr().out
 
 
 def test_list_tells_how_far_each_row_is(tmp_path, file, capsys):
@@ -316,6 +357,30 @@ def test_published_numbers_are_those_of_the_paper():
         assert len(four) == 4 and abs(mean - sum(four) / 4) < 0.18  # MAST's differ by 0.175
 
 
+def test_a_short_side_under_set_leaves_the_radius_as_it_is(file):
+    rows = {
+        "by-itself": {"weights": "color", "short_side": 240},
+        "under-set": {"weights": "color", "set": {"short_side": 240}},
+    }
+    plan = plan_suite(read_suite(str(file(rows=rows, defaults={}))))
+    found = [(row.protocol.short_side, row.protocol.radius) for row in plan.rows]
+    assert found == [(240, 20), (240, 40)]
+
+
+def test_the_short_side_of_the_command_leaves_square_inputs_alone(tmp_path, file):
+    rows = {
+        "masks": {},
+        "parts": {"data": "vip"},
+        "pose": {"data": "jhmdb", "input_size": 64},
+        "by-protocol": {"data": "vip", "input_size": 0},
+    }
+    suite = file(rows=rows, defaults={"weights": "color"})
+    plan = plan_suite(read_suite(str(suite), {"rows.short_side": 240}), look=True)
+    found = {row.label: (row.protocol.short_side, row.protocol.radius) for row in plan.rows}
+    assert found["masks"] == found["by-protocol"] == (240, 20)
+    assert found["parts"] == found["pose"] == (480, 40)
+
+
 def test_the_file_in_the_manual_can_be_used(tmp_path, davis):
     manual = Path(__file__).parent.parent / "docs" / "suites.md"
     (text,) = re.findall(r"```yaml\n(.*?)```", manual.read_text(encoding="utf-8"), re.DOTALL)
@@ -353,7 +418,29 @@ def test_the_file_in_the_manual_can_be_used(tmp_path, davis):
         ({"rows": {"a": {}}}, "row a: it names no weights"),
         ({"rows": {"a/b": {"weights": "color"}}}, "cannot name a folder"),
         ({"rows": {"a": {"weights": "color"}, "A": {"weights": "color"}}}, "name one folder"),
-        ({"rows": {"a": {"weights": "color", "data": "vip"}}}, "pass --vip ROOT"),
+        (
+            {"rows": {"a": {"weights": "color", "data": "vip", "short_side": None}}},
+            "row a: no root of vip is given; pass --vip ROOT",
+        ),
+        ({"rows": {"a": {"weights": "color", "data": "vip"}}}, "row a: short_side has no meaning"),
+        (
+            {"rows": {"a": {"weights": "color", "set": {"short_side": 64}}}},
+            "row a: short_side is given twice",
+        ),
+        ({"rows": {"a": {"weights": "color", "set": {"name": "x"}}}}, "row a: .*no 'name'"),
+        (
+            {"rows": {"a": {"weights": "color", "set": {1: 2}}}},
+            "row a .*has the key 1, which is no name",
+        ),
+        ({"rows": {"a": {"weights": "color", "joint_topk": 3}}}, "joint_topk has no meaning"),
+        (
+            {"rows": {"a": {"weights": "color", "data": "ytvos", "year": 2016}}},
+            "year has no meaning for ytvos",
+        ),
+        (
+            {"rows": {"a": {"weights": "color", "data": "ytvos", "resolution": "1080p"}}},
+            "resolution has no meaning for ytvos",
+        ),
         ({"roots": {}}, "row color: no root of davis is given; pass --davis ROOT"),
         ({"roots": {"davis": "nowhere"}}, "nowhere"),
         ({"roots": {"davos": "x"}}, "a root for davos"),
@@ -388,6 +475,34 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, capsys):
 
 
 # ---- processes
+
+
+def test_two_suites_do_not_write_into_one_folder(tmp_path, file, capsys):
+    out = tmp_path / "out"
+    with held_elsewhere(out):
+        line = refused(capsys, "evaluate", "suite", file(), "--out", out)
+        assert "another ino evaluate suite is writing into" in line
+        assert run("evaluate", "suite", file(), "--out", out, "--list") == 0
+    assert not (out / "color").exists()
+
+
+def test_gpus_of_other_processes_are_counted_and_not_touched(monkeypatch, caplog):
+    """A tensor on each would keep memory there, and no process could take one that is exclusive."""
+    tried = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices, "choose_device", tried.append)
+    monkeypatch.setattr(logging.getLogger("ino"), "propagate", True)
+    assert _devices("cuda:0,cuda:1,cuda", 3) == ["cuda:0", "cuda:1", "cuda"]
+    assert _devices(None, 2) == ["cuda:0", "cuda:1"]
+    assert tried == []
+    with pytest.raises(ConfigError, match="'cuda:2' cannot be used here, which has 2 CUDA"):
+        _devices("cuda:1,cuda:2", 2)
+    _devices("cpu,mps", 2)
+    assert tried == ["cpu", "mps"]
+    assert not caplog.records
+    assert _devices("cuda:0,cuda:1", 1) == ["cuda:0", "cuda:1"]
+    assert tried[2:] == ["cuda:0", "cuda:1"]
+    assert "names 2, but --jobs is 1: only cuda:0 is used" in caplog.text
 
 
 @pytest.mark.slow

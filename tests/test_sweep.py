@@ -23,6 +23,7 @@ from ino.train.config_dict import to_dict
 from ino.train.length import with_steps
 from ino.train.recipes import as_options, load_recipe
 from ino.train.resolve import resolve
+from processes import held_elsewhere
 
 SMALL = {
     "model": {"arch": "vit_nano", "out_dim": 32, "hidden_dim": 24, "bottleneck_dim": 16},
@@ -269,6 +270,11 @@ def test_a_short_run_still_trains_the_last_layer(data):
         ({"evaluation": []}, "under evaluation"),
         ({"evaluation": {}}, "--davis ROOT"),
         ({"evaluation": {"root": "nowhere"}}, "nowhere"),
+        (
+            {"evaluation": {"root": "x", "radius": 5, "set": {"radius": 9}}},
+            "radius is given twice",
+        ),
+        ({"evaluation": {"root": "x", "set": {"name": "x"}}}, "no 'name'"),
         ({"seeds": []}, "give one or more"),
         ({"seeds": [1, 1]}, "each once"),
         ({"seeds": "many"}, "seeds"),
@@ -283,7 +289,13 @@ def test_a_short_run_still_trains_the_last_layer(data):
         ({"rows": {"a": {"data.clip_length": 8}}}, r"row a: 4 of the 4 videos cannot be used"),
         ({"rows": {"a": {"loss.l2g": "much"}}}, r"row a: .*loss\.l2g"),
         ({"rows": {"a/b": {}}}, "cannot name a folder"),
-        ({"rows": {"color": {}}}, "label color"),
+        ({"rows": {"color": {}}}, "label of the baseline color"),
+        ({"rows": {"Color": {}}}, "labels Color and color name one folder on some disks"),
+        ({"rows": {"a": {}, "A": {}}}, "labels a and A name one folder on some disks"),
+        (
+            {"rows": {"random-vit_nano-8": {}}, "baselines": ["random:vit_nano/8"]},
+            "label of the baseline random-vit_nano-8",
+        ),
         ({"rows": {"a": {"run.seed": 1}}}, "list seeds"),
         ({"rows": {"a": {"optim.epochs": 1}}}, r"optim\.epochs follows from steps"),
         ({"rows": {}, "grid": {"loss.l2g": []}}, r"no values for loss\.l2g"),
@@ -324,6 +336,13 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, capsys):
     assert "not YAML" in refused(capsys, "sweep", broken)
     broken.write_text("- 1")
     assert "must hold keys" in refused(capsys, "sweep", broken)
+
+
+def test_two_sweeps_do_not_write_into_one_folder(tmp_path, file, capsys):
+    out = tmp_path / "out"
+    with held_elsewhere(out):
+        assert "another ino sweep is writing" in refused(capsys, "sweep", file(), "--out", out)
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_a_changed_file_does_not_go_on_in_the_same_folder(tmp_path, file, data, capsys):

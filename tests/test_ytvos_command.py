@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,13 @@ from ino.data.synthetic import generate_clip
 from ino.data.synthetic_ytvos import write_ytvos_layout
 from ino.data.ytvos import read_ytvos_split
 from ino.errors import OutputError, VideoError
-from ino.pipeline import carrying
+from ino.pipeline import carrying, resuming
+from ino.pipeline.failures import write_text
+from ino.pipeline.resuming import open_folder, read_finished
 from ino.pipeline.settings import fingerprint
 from ino.propagate.protocols import get_protocol
 from ino.propagate.session import Session
+from processes import held_elsewhere
 
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=4"]
 A1, B2 = "0000000aaa", "00000000bb"
@@ -277,11 +281,43 @@ def test_two_settings_are_never_mixed(made, done, tmp_path, capsys):
     message = refused(capsys, *arguments, "--split", "mine", *FAST, "--resume")
     assert "frames was" in message
     assert "give one" in refused(capsys, *arguments, *FAST, "--resume", "--overwrite")
+    both = ["evaluate", "ytvos", "--root", made, "--out", tmp_path / "new", *FAST]
+    assert "give one" in refused(capsys, *both, "--resume", "--overwrite")
+    assert not (tmp_path / "new").exists()
     assert masks_of(out) == before
     (out / "settings.json").write_text("{")
     assert "is broken" in refused(capsys, *arguments, *FAST, "--resume")
     (out / "settings.json").unlink()
     assert "has no settings.json" in refused(capsys, *arguments, *FAST, "--resume")
+
+
+@pytest.mark.parametrize("num_writes", [0, 1, 2])
+def test_a_kill_at_any_point_of_the_start_can_be_resumed(tmp_path, monkeypatch, num_writes):
+    done = []
+
+    def killed(path, text):
+        if len(done) == num_writes:
+            raise KeyboardInterrupt
+        done.append(path)
+        write_text(path, text)
+
+    monkeypatch.setattr(resuming, "write_text", killed)
+    with suppress(KeyboardInterrupt):
+        open_folder(tmp_path / "out", '{"a": 1}', resume=False, overwrite=False)
+    monkeypatch.setattr(resuming, "write_text", write_text)
+    open_folder(tmp_path / "out", '{"a": 1}', resume=True, overwrite=False)
+    assert json.loads((tmp_path / "out/settings.json").read_text()) == {"a": 1}
+    assert read_finished(tmp_path / "out") == []
+
+
+def test_two_commands_do_not_write_into_one_folder(made, done, tmp_path, capsys):
+    out = shutil.copytree(done, tmp_path / "out")
+    arguments = ["evaluate", "ytvos", "--root", made, "--out", out, *FAST]
+    with held_elsewhere(out):
+        for option in ("--resume", "--overwrite"):
+            line = refused(capsys, *arguments, option)
+            assert "another ino evaluate ytvos is writing into" in line
+    assert run(*arguments, "--resume") == 0
 
 
 def test_after_overwriting_nothing_old_counts_as_done(made, done, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from ino.errors import ConfigError
-from ino.train.recipes import FOLDER, load_recipe, recipe_names
+from ino.train.recipes import FOLDER, load_recipe, read_recipe, recipe_names
 from ino.train.resolve import resolve
 
 
@@ -31,6 +31,22 @@ def test_overrides_come_last_and_numbers_keep_their_type():
     assert isinstance(config.optim.lr, float)
     assert config.optim.lr == 1
     assert config.variant == "released"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run: {wandb: 2024-99-99}\n", "is not YAML: month must be"),
+        ("model: {arch: vit_tiny}\nmodel: {arch: vit_small}\n", "has model twice"),
+        ("model: {arch: vit_tiny, arch: vit_small}\n", "has arch twice"),
+        ("- 1\n", "must hold keys such as model and data"),
+    ],
+)
+def test_a_file_that_says_nothing_or_two_things_is_refused(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_recipe(str(path))
 
 
 def test_a_value_of_the_wrong_type_is_refused(tmp_path):

@@ -6,15 +6,15 @@ from typing import Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
+from ino.cli.shared_options import add_overwrite, plain_parser
 from ino.errors import ConfigError
 
 
 def export_parser() -> ArgumentParser:
     """The options of `ino export`."""
-    parser = ArgumentParser(
-        description="Writes a network of a run as model.safetensors, config.json and README.md, "
-        "for ino, timm and hubs; nothing is uploaded.",
-        exit_on_error=False,
+    parser = plain_parser(
+        "Writes a network of a run as model.safetensors, config.json and README.md, for ino, timm "
+        "and hubs; nothing is uploaded."
     )
     parser.add_argument("run", type=Path, help="folder of a run, or a checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -49,12 +49,7 @@ def export_parser() -> ArgumentParser:
     parser.add_argument(
         "--data", type=str, default="", help="what it learned from, in your words, for the card"
     )
-    parser.add_argument(
-        "--overwrite",
-        action=ActionYesNo,
-        default=False,
-        help="write into a folder that holds something",
-    )
+    add_overwrite(parser)
     return parser
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ino.cli.shared_options import plain_parser
+
 
 def index_parser() -> ArgumentParser:
     """The options of `ino index`."""
-    parser = ArgumentParser(
-        description="Tells what videos there are: number, hours, sizes, rates, and which are "
-        "broken. Headers alone are read, each once; `ino train` uses what was found.",
-        exit_on_error=False,
+    parser = plain_parser(
+        "Tells what videos there are: number, hours, sizes, rates, and which are broken. Headers "
+        "alone are read, each once; `ino train` uses what was found."
     )
     parser.add_argument("roots", nargs="+", type=Path, help="as for --data.root of ino train")
     parser.add_argument(

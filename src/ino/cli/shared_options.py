@@ -14,6 +14,11 @@ def add_output(parser: ArgumentParser, *, default: Path | None, shown: str = "")
     """Where results go."""
     words = f"folder of the results (default: {shown or default})"
     parser.add_argument("--out", type=Path, default=default, help=words)
+    add_overwrite(parser)
+
+
+def add_overwrite(parser: ArgumentParser) -> None:
+    """Whether the folder of the results may hold something."""
     parser.add_argument(
         "--overwrite",
         action=ActionYesNo,

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 
-SUITES = Path(__file__).parent.parent / "suites"
+from ino.cli.shared_options import add_output, plain_parser
 
 
 def suite_parser() -> ArgumentParser:
-    names = ", ".join(path.stem for path in sorted(SUITES.glob("*.yaml")))
-    parser = ArgumentParser(
-        exit_on_error=False,
-        description="Carries and scores every row of a suite (weights, protocol, data set) and "
-        "prints one table with published numbers and the difference. Stopped, it goes on where it "
-        f"was. Suites: {names}. The same as ino evaluate --suite FILE.",
+    from ino.pipeline.suite_file import DATA_NAMES, suite_names
+
+    parser = plain_parser(
+        "Carries and scores every row of a suite (weights, protocol, data set) and prints one "
+        "table with published numbers and the difference. Stopped, it goes on where it was. "
+        f"Suites: {', '.join(suite_names())}. The same as ino evaluate --suite FILE."
     )
     parser.add_argument("file", type=str, help="name of a suite or path of a YAML file")
     parser.add_argument("--out", type=Path, help="folder of the suite (default: suites/FILE)")
@@ -24,13 +24,15 @@ def suite_parser() -> ArgumentParser:
     parser.add_argument(
         "--weights-dir", type=Path, metavar="DIR", help="folder of the files that rows name"
     )
-    for name in ("davis", "ytvos", "jhmdb", "vip"):
+    for name in DATA_NAMES:
         words = f"root of the data set, for rows with data: {name}"
         parser.add_argument(f"--{name}", type=Path, metavar="ROOT", help=words)
     parser.add_argument(
         "--sequences", nargs="+", action="extend", metavar="NAME", help="of DAVIS, only these"
     )
-    parser.add_argument("--short-side", type=int, help="of every row; scales the radius")
+    parser.add_argument(
+        "--short-side", type=int, help="of every row, but for square inputs; scales the radius"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of every row")
     parser.add_argument(
         "--jobs", type=int, default=1, help="processes that share the videos (default: 1)"
@@ -39,16 +41,16 @@ def suite_parser() -> ArgumentParser:
         "--devices",
         type=str,
         metavar="NAME,...",
-        help="of the processes in turn, as in cuda:0,cuda:1 (default: all GPUs, else the CPU)",
+        help="of the processes in turn, as in cuda:0,cuda:1 (default: with several "
+        "--jobs all GPUs, else auto)",
     )
     return parser
 
 
 def compare_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        exit_on_error=False,
-        description="Compares two evaluations on DAVIS sequence by sequence: pictures of the "
-        "largest differences, a scatter of J&F and a table, as PNGs and one HTML page.",
+    parser = plain_parser(
+        "Compares two evaluations on DAVIS sequence by sequence: pictures of the largest "
+        "differences, a scatter of J&F and a table, as PNGs and one HTML page."
     )
     words = "folder of an evaluation, or of a row of a suite"
     parser.add_argument("a", type=Path, metavar="A", help=words)
@@ -56,13 +58,7 @@ def compare_parser() -> ArgumentParser:
     parser.add_argument(
         "--root", type=Path, help="folder that holds JPEGImages (default: as A was evaluated)"
     )
-    parser.add_argument("--out", type=Path, help="folder of the results (default: A_and_B)")
-    parser.add_argument(
-        "--overwrite",
-        action=ActionYesNo,
-        default=False,
-        help="write into a folder that holds something",
-    )
+    add_output(parser, default=None, shown="A_and_B")
     parser.add_argument(
         "--num", type=int, default=3, help="sequences shown that are best for A, and for B"
     )

@@ -1,5 +1,7 @@
 """The commands that look at many evaluations: evaluate suite and compare."""
 
+import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from jsonargparse import Namespace
 from ino.cli.tracking import progress
 from ino.errors import ConfigError
 
-DATA_NAMES = ("davis", "ytvos", "jhmdb", "vip")
+_log = logging.getLogger(__name__)
 
 
 def with_suite(arguments: list[str]) -> list[str]:
@@ -33,11 +35,11 @@ def evaluate(options: Namespace) -> int:
 
     plan = plan_suite(read_suite(chosen.file, _changes(chosen)), only=chosen.rows, look=chosen.list)
     out = chosen.out or Path("suites") / Path(chosen.file).stem
+    check_suite_folder(plan, out)
     if chosen.list:
-        for row in plan.rows:
+        for row in plan.chosen:
             print(f"{row.label}: {state_of(row, out=out)}")
         return 0
-    check_suite_folder(plan, out)
     return _run(plan, out=out, jobs=chosen.jobs, devices=_devices(chosen.devices, chosen.jobs))
 
 
@@ -60,7 +62,8 @@ def _run(plan: Any, *, out: Path, jobs: int, devices: list[str]) -> int:
                 write_suite_table(plan, out=out)
 
         failed = run_suite(plan, out=out, jobs=jobs, devices=devices, on_task=tell)
-    rows = write_suite_table(plan, out=out)
+    labels = [row.label for row in plan.chosen]
+    rows = [row for row in write_suite_table(plan, out=out) if row.label in labels]
     print_lines(table_lines(rows), Console(), num_texts=num_texts(rows), caption=CAPTION)
     for row in rows:
         if not row.measured:
@@ -95,6 +98,8 @@ def compare(options: Namespace) -> int:
 
 def _changes(chosen: Namespace) -> dict[str, Any]:
     """The fields of the file that options replace."""
+    from ino.pipeline.suite_file import DATA_NAMES
+
     roots = {f"roots.{name}": chosen[name] for name in DATA_NAMES}
     paths = {"weights_dir": chosen.weights_dir, **roots}
     return {key: None if path is None else str(path) for key, path in paths.items()} | {
@@ -105,7 +110,11 @@ def _changes(chosen: Namespace) -> dict[str, Any]:
 
 
 def _devices(given: str | None, jobs: int) -> list[str]:
-    """The devices of the processes, in turn; each is tried."""
+    """The devices of the processes, in turn; each is tried.
+
+    GPUs are only counted where other processes take them: whoever tries one holds memory of it, and
+    may be the only one that it lets in.
+    """
     from torch import cuda
 
     from ino.models.devices import choose_device
@@ -115,5 +124,14 @@ def _devices(given: str | None, jobs: int) -> list[str]:
         return [f"cuda:{number}" for number in range(cuda.device_count())] if several else ["auto"]
     names = given.split(",")
     for name in names:
-        choose_device(name)
+        if jobs == 1 or not re.fullmatch(r"cuda(:\d{1,4})?", name):
+            choose_device(name)
+        elif int(name.partition(":")[2] or 0) >= cuda.device_count():
+            raise ConfigError(
+                f"the device {name!r} cannot be used here, which has {cuda.device_count()} CUDA "
+                "devices; leave it out or pass --devices cpu"
+            )
+    if len(names) > jobs:
+        words = "--devices names %d, but --jobs is %d: only %s is used"
+        _log.warning(words, len(names), jobs, ", ".join(names[:jobs]))
     return names

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from ino.cli.shared_options import plain_parser
+
 
 def sweep_parser() -> ArgumentParser:
     from ino.pipeline.sweep_file import sweep_names
     from ino.train.config_dict import field_names
 
-    parser = ArgumentParser(
-        exit_on_error=False,
-        description="Trains and scores every row of a sweep with every seed, and prints one "
-        "table. Stopped, it goes on where it was. Fields of all runs can be set as in ino train, "
-        f"such as --data.root FOLDER. Sweeps: {', '.join(sweep_names())}.",
+    parser = plain_parser(
+        "Trains and scores every row of a sweep with every seed, and prints one table. Stopped, it "
+        "goes on where it was. Fields of all runs can be set as in ino train, such as --data.root "
+        f"FOLDER. Sweeps: {', '.join(sweep_names())}."
     )
     parser.add_argument("file", type=str, help="name of a sweep or path of a YAML file")
     parser.add_argument("--out", type=Path, help="folder of the sweep (default: sweeps/FILE)")
@@ -40,10 +41,9 @@ def sweep_parser() -> ArgumentParser:
 
 
 def plot_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        exit_on_error=False,
-        description="Draws the curves of one or several runs: losses, targets, features, rates, "
-        "speed and scores.",
+    parser = plain_parser(
+        "Draws the curves of one or several runs: losses, targets, features, rates, speed and "
+        "scores."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(

@@ -30,6 +30,7 @@ def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     from ino.models.backbones import load_backbone
     from ino.models.devices import choose_device
+    from ino.pipeline.settings import fingerprint
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
     protocol = get_protocol(chosen.protocol or backbone.protocol, **overrides)
@@ -39,6 +40,7 @@ def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
         protocol,
         {
             "weights": chosen.weights,
+            **fingerprint(chosen.weights),
             "network": chosen.network,
             "device": str(device),
             "precision": chosen.precision,

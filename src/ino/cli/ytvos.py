@@ -24,7 +24,6 @@ def evaluate(options: Namespace) -> int:
 
     from ino.data.ytvos import read_ytvos_split
     from ino.evaluate.ytvos_tables import print_scores
-    from ino.pipeline.settings import fingerprint
     from ino.pipeline.ytvos import evaluate_split
 
     split = read_ytvos_split(chosen.root, split=chosen.split, videos=chosen.videos)
@@ -34,7 +33,7 @@ def evaluate(options: Namespace) -> int:
             out=chosen.out,
             tracker=tracker,
             seen=chosen.seen,
-            settings=settings | fingerprint(chosen.weights),
+            settings=settings,
             resume=chosen.resume,
             overwrite=chosen.overwrite,
             on_frame=advance,

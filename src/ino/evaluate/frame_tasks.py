@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from ino.data.cores import available_cores
 from ino.data.label_png import VOID, read_raw_labels, resolve_void
 from ino.errors import MaskError
 from ino.evaluate.label_scores import score_labels
-from ino.evaluate.workers import run_tasks, usable_cores
+from ino.evaluate.workers import run_tasks
 
 _FRAMES_PER_TASK = 16
 _FRAMES_PER_WORKER = 300
@@ -80,7 +81,7 @@ def score_tasks(
     """
     if workers is None:
         num_frames = sum(len(task.pairs) for task in tasks)
-        workers = min(usable_cores(), 1 + num_frames // _FRAMES_PER_WORKER)
+        workers = min(available_cores(), 1 + num_frames // _FRAMES_PER_WORKER)
     parts: list[np.ndarray] = []
     with closing(run_tasks(score_frames, tasks, workers=workers)) as results:
         for task, part in zip(tasks, results, strict=True):

@@ -4,7 +4,6 @@ A submission is a zip file with `Annotations/<video>/<frame>.png`; a folder of p
 folder a video can be looked at before it is packed. The server tells little and counts attempts.
 """
 
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from ino.data.cores import available_cores
 from ino.data.frame_folder import image_size
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
 from ino.errors import MaskError
@@ -137,7 +137,7 @@ def _check_files(
             count=len(by_video[folder]),
         )
     check = partial(_check_video, by_video=by_video)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_WORKERS)) as pool:
+    with ThreadPoolExecutor(min(available_cores(), _MAX_WORKERS)) as pool:
         for video, found in zip(split.videos, pool.map(check, split.videos), strict=True):
             report.join(found)
             if on_video is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from ino.data.frame_folder import image_size
 from ino.data.vos import VideoSequence, read_davis
 from ino.errors import ConfigError, MaskError, OutputError
 from ino.evaluate.comparison import Comparison, compare_scores
@@ -51,7 +52,7 @@ def compare_evaluations(
     Raises:
         ConfigError: the two have nothing in common, or a number is out of range.
         DatasetError: the data set is not as its layout says.
-        MaskError: masks are missing or broken.
+        MaskError: masks are missing, broken or of another size than their frames.
         OutputError: a folder is no evaluation on DAVIS, or results cannot be written.
     """
     if num_shown < 0 or num_frames < 1:
@@ -73,8 +74,12 @@ def compare_evaluations(
         for gaps in comparison.ends(num_shown)
     ]
     new_folder(out / "strips", overwrite=True)
+    written = set()
     for number, (gap, rows) in enumerate(itertools.chain(*strips), start=1):
-        _save(strips_picture(rows), out / "strips" / f"{number:02d}_{gap.sequence}.png")
+        written.add(path := out / "strips" / f"{number:02d}_{gap.sequence}.png")
+        _save(strips_picture(rows), path)
+    for stale in {*(out / "strips").glob("[0-9][0-9]*_*.png")} - written:
+        stale.unlink()  # of an earlier result that this one overwrites
     scatter = scatter_picture(comparison, num_named=max(num_shown, 3))
     _save(scatter, out / "scatter.png")
     text = comparison_page(comparison, scatter=scatter, strips=strips, notes=_notes(comparison))
@@ -127,12 +132,20 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_masks(sequences: dict[str, VideoSequence], folders: list[Path]) -> None:
-    for folder in folders:
-        for one in sequences.values():
-            for number in one.annotations:
-                path = folder / one.name / f"{one.frames[number].stem}.png"
+    """Before anything is drawn; only the heads of files are read."""
+    for one in sequences.values():
+        for number, annotation in one.annotations.items():
+            expected = image_size(one.frames[number])
+            masks = [folder / one.name / f"{one.frames[number].stem}.png" for folder in folders]
+            for path in (annotation, *masks):
                 if not path.is_file():
-                    raise MaskError(f"{path} does not exist: evaluate {folder.parent} again")
+                    raise MaskError(f"{path} does not exist: evaluate {path.parents[2]} again")
+                if (found := image_size(path)) != expected:
+                    raise MaskError(
+                        f"{path} is {found[0]}x{found[1]} (height x width), but its frame is "
+                        f"{expected[0]}x{expected[1]}: evaluate again, or pass the data set "
+                        "that was evaluated as --root"
+                    )
 
 
 def _notes(comparison: Comparison) -> list[str]:

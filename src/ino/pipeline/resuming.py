@@ -4,12 +4,13 @@ A folder holds results of one `settings.json` only: another is refused, never mi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ino.errors import ConfigError, OutputError
-from ino.files import atomic_path, new_folder, remove_leftovers
+from ino.errors import OutputError
+from ino.files import new_folder, remove_leftovers
+from ino.pipeline.failures import write_text
 
 _FINISHED = "finished.txt"
 _MISSING = object()
@@ -22,15 +23,13 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
         out: created where it is missing.
         settings: the text of settings.json, an object of JSON.
         resume: go on with results that were made with the same settings.
-        overwrite: accept a folder that holds something; nothing in it counts as done.
+        overwrite: where `resume` is off, accept a folder that holds something; nothing in it counts
+            as done.
 
     Raises:
-        ConfigError: `resume` and `overwrite` are both given.
         OutputError: the folder holds something and neither is given, its settings are others, or it
             cannot be written to.
     """
-    if resume and overwrite:
-        raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
     stored = out / "settings.json"
     if resume and stored.is_file():
         check_settings(stored, json.loads(settings))
@@ -41,10 +40,11 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
     else:
         advice = "choose another --out, or pass --resume to go on or --overwrite to do all anew"
     new_folder(out, overwrite=overwrite, advice=advice)
-    # The list goes first: a kill between the two must not leave masks of other settings as done.
-    for path, text in ((out / _FINISHED, ""), (stored, settings)):
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    # An older list goes first: a kill between the two must not leave masks of other settings as
+    # done, and where there is none, nothing may be in the folder before its settings are.
+    if (out / _FINISHED).exists():
+        write_text(out / _FINISHED, "")
+    write_text(stored, settings)
 
 
 def read_finished(out: Path) -> list[str]:
@@ -63,12 +63,18 @@ def note_finished(out: Path, name: str) -> None:
         OutputError: the note cannot be written.
     """
     names = dict.fromkeys([*read_finished(out), name])
-    with atomic_path(out / _FINISHED) as temporary:
-        temporary.write_text("".join(f"{one}\n" for one in names), encoding="utf-8")
+    write_text(out / _FINISHED, "".join(f"{one}\n" for one in names))
 
 
-def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(
+    path: Path, settings: Mapping[str, Any], *, leave_out: Collection[str] = ()
+) -> None:
     """Compares settings with those that were stored.
+
+    Args:
+        path: of settings.json.
+        settings: that it should hold.
+        leave_out: names that are not compared.
 
     Raises:
         OutputError: they are others, or the file is broken; the message names the first.
@@ -81,7 +87,7 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
             "--out or pass --overwrite in place of --resume"
         ) from error
     ours = _flat(settings)
-    for name in sorted({*ours, *stored}):
+    for name in sorted({*ours, *stored} - {*leave_out}):
         if ours.get(name, _MISSING) != stored.get(name, _MISSING):
             before, now = (one.get(name, "not set") for one in (stored, ours))
             raise OutputError(

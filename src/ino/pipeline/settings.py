@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ino import __version__
+from ino.errors import ConfigError
 from ino.files import atomic_path
 from ino.models.bundled import bundled_folder
 from ino.models.checkpoints import find_checkpoint
@@ -19,24 +20,37 @@ OnFrame = Callable[[], None]
 """Called after each frame."""
 
 
-def sized_protocol(name: str, *, short_side: int | None, **overrides: Any) -> Protocol:
+def sized_protocol(
+    name: str,
+    /,
+    *,
+    short_side: int | None,
+    layer: int | None = None,
+    radius: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Protocol:
     """A named protocol for frames of another size; its radius covers the same part of a frame.
 
     Args:
         name: one of `ino.propagate.protocols`.
         short_side: pixels; None for the protocol's own size.
-        overrides: other fields; a radius among them is taken as it is.
+        layer: block whose features are read; None for the protocol's own.
+        radius: feature positions, taken as it is; None: scaled with `short_side`.
+        overrides: other fields. Here None is a value, and a short side leaves the radius as it is.
 
     Raises:
-        ConfigError: the name or a field is unknown, or a value is out of range.
+        ConfigError: the name or a field is unknown, one is given twice, or a value is out of range.
     """
-    if short_side is None:
-        return get_protocol(name, **overrides)
-    get_protocol(name, short_side=short_side)  # a size that cannot be is told of before it is used
-    usual = get_protocol(name)
-    if usual.radius is not None and usual.short_side is not None:
-        overrides.setdefault("radius", max(1, round(usual.radius * short_side / usual.short_side)))
-    return get_protocol(name, short_side=short_side, **overrides)
+    chosen = dict(overrides or {})
+    given = {"short_side": short_side, "layer": layer, "radius": radius}
+    given = {field: value for field, value in given.items() if value is not None}
+    if twice := [field for field in given if field in chosen]:
+        raise ConfigError(f"{twice[0]} is given twice, by itself and under set; keep one")
+    usual, fields = get_protocol(name), chosen | given
+    if short_side is not None and usual.radius is not None and usual.short_side is not None:
+        get_protocol(name, short_side=short_side)  # what cannot be is told of before it is used
+        fields.setdefault("radius", max(1, round(usual.radius * short_side / usual.short_side)))
+    return get_protocol(name, **fields)
 
 
 def write_settings(path: Path, protocol: Protocol, settings: Mapping[str, Any] | None) -> None:
@@ -57,6 +71,8 @@ def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str
 
 def fingerprint(weights: str) -> dict[str, str]:
     """What tells one file of weights from another, so that a resumed run notices a change."""
+    if weights == "color":  # as a row of a suite may be called, and so a folder at hand
+        return {}
     _, path = split_weights(weights)
     if path is None and (given := bundled_folder(weights) or Path(weights)).exists():
         path = exported_weights(given) if is_exported(given) else find_checkpoint(given)

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ino import __version__
-from ino.evaluate.workers import usable_cores
+from ino.data.cores import available_cores
 from ino.pipeline.failures import failure_text, first_line, write_text
 from ino.pipeline.resuming import note_finished, open_folder, read_finished
 from ino.pipeline.soft_labels import LabelTracker
 from ino.pipeline.suite_data import DATA_SETS, Video, make_tracker, read_scores, video_name
 from ino.pipeline.suite_plan import SuitePlan, SuiteRow
 from ino.propagate.tracker import Tracker
+from ino.train.folder_lock import folder_lock
 
 OnTask = Callable[["Task"], None]
 _DONE = "done.json"
@@ -107,7 +108,7 @@ def run_suite(
     devices: Sequence[str] = ("auto",),
     on_task: OnTask = lambda task: None,
 ) -> list[SuiteRow]:
-    """Carries and scores every row that is not done, and gives those that failed.
+    """Carries and scores every chosen row that is not done, and gives those that failed.
 
     Args:
         plan: see `plan_suite`; checked against the folder by `check_suite_folder`.
@@ -115,21 +116,24 @@ def run_suite(
         jobs: processes that share the videos of all rows; with 1 all is done in this process.
         devices: of the processes, in turn.
         on_task: called after a video is carried, and after a row is scored or has failed.
+
+    Raises:
+        OutputError: another process has the folder.
     """
     board = Board(out)
-    for row in plan.rows:
-        if not row.absent and not is_done(row, out=out):
+    with folder_lock(out, command="ino evaluate suite"):
+        for row in _rows_left(plan, out=out):
             board.open_row(row)
-    if jobs == 1:
-        worker = Worker(out, device=devices[0], scorers=None)
-        while (task := board.take()) is not None:
-            board.finish(task, worker.perform(task))
-            on_task(task)
-    else:
-        from ino.pipeline.suite_processes import share_tasks
+        if jobs == 1:
+            worker = Worker(out, device=devices[0], scorers=None)
+            while (task := board.take()) is not None:
+                board.finish(task, worker.perform(task))
+                on_task(task)
+        else:
+            from ino.pipeline.suite_processes import share_tasks
 
-        threads = max(1, usable_cores() // jobs)
-        share_tasks(board, jobs=jobs, devices=devices, threads=threads, on_task=on_task)
+            threads = max(1, available_cores() // jobs)
+            share_tasks(board, jobs=jobs, devices=devices, threads=threads, on_task=on_task)
     return [row for row in plan.rows if row.label in board.failed]
 
 
@@ -169,8 +173,13 @@ class Worker:
 
 def num_left(plan: SuitePlan, *, out: Path) -> int:
     """Videos that are still to be carried."""
-    rows = [row for row in plan.rows if not row.absent and not is_done(row, out=out)]
+    rows = _rows_left(plan, out=out)
     return sum(max(0, len(row.videos) - len(read_finished(out / row.label))) for row in rows)
+
+
+def _rows_left(plan: SuitePlan, *, out: Path) -> list[SuiteRow]:
+    """Those that are asked for, can run and are not done."""
+    return [row for row in plan.chosen if not row.absent and not is_done(row, out=out)]
 
 
 def is_done(row: SuiteRow, *, out: Path) -> bool:

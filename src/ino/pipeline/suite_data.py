@@ -43,6 +43,7 @@ class DataSet:
 
     Attributes:
         scores: names in a suite's table, and in the `global` part of scores.json.
+        choices: fields of a row that only some data sets have.
         split: that is taken where none is given.
         input_size: side of the square input that papers take, pixels; None: by protocol.
         read: the videos of a row, root and split filled in.
@@ -52,6 +53,7 @@ class DataSet:
     """
 
     scores: dict[str, str]
+    choices: tuple[str, ...]
     split: str | int
     input_size: int | None
     read: Callable[[RowConfig], Sequence[Any]]
@@ -186,6 +188,7 @@ DATA_SETS = {
             "F": "F-Mean",
             "F recall": "F-Recall",
         },
+        choices=("year", "resolution", "sequences"),
         split="val",
         input_size=None,
         read=_read_davis,
@@ -202,6 +205,7 @@ DATA_SETS = {
             "F unseen": "F-Unseen",
             "all J&F": "J&F-All",
         },
+        choices=("sequences",),
         split="valid",
         input_size=None,
         read=_read_ytvos,
@@ -211,6 +215,7 @@ DATA_SETS = {
     ),
     "jhmdb": DataSet(
         scores={"PCK@0.1": "PCK@0.1", "PCK@0.2": "PCK@0.2"},
+        choices=("input_size", "joint_topk"),
         split=1,
         input_size=320,
         read=_read_jhmdb,
@@ -220,6 +225,7 @@ DATA_SETS = {
     ),
     "vip": DataSet(
         scores={"mIoU": "mIoU"},
+        choices=("input_size",),
         split="val",
         input_size=560,
         read=_read_vip,

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 from ino.errors import ConfigError
-from ino.pipeline.plain_yaml import check_keys, read_yaml
+from ino.plain_yaml import check_keys, named_file, read_yaml, typed, yaml_names
 
 FOLDER = Path(__file__).parent.parent / "suites"
 """Where the named suites are."""
 
 DataName = Literal["davis", "ytvos", "jhmdb", "vip"]
+DATA_NAMES: tuple[str, ...] = get_args(DataName)
 
 
 @dataclass
@@ -30,7 +29,8 @@ class RowConfig:
         network: student or teacher of a file; None for the one that is usually evaluated.
         seed: of random weights.
         protocol: how labels are carried; None for ino-ytvos on YouTube-VOS, else ino-davis.
-        short_side: of the network's input, pixels; the protocol's radius is scaled with it.
+        short_side: of the network's input, pixels; the protocol's radius is scaled with it. Not
+            where frames are made square.
         layer: block whose features are read, from 1; None for the protocol's own.
         radius: of the window, feature positions; None as said above.
         set: other fields of the protocol.
@@ -91,7 +91,12 @@ class SuiteConfig:
 
 def suite_names() -> list[str]:
     """Names of the suites that come with ino."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return yaml_names(FOLDER)
+
+
+def is_square(row: RowConfig) -> bool:
+    """Whether frames are made squares of the row's input size, so that it has no short side."""
+    return row.data in ("jhmdb", "vip") and row.input_size != 0
 
 
 def read_suite(name: str, changes: Mapping[str, Any] | None = None) -> SuiteConfig:
@@ -100,26 +105,22 @@ def read_suite(name: str, changes: Mapping[str, Any] | None = None) -> SuiteConf
     Args:
         name: one of `suite_names()`, or the path of a YAML file.
         changes: fields by dotted name: `weights_dir`, `roots.DATA`, and `rows.FIELD` for every row
-            (`rows.sequences` only for those of DAVIS); None leaves one as it is.
+            (`rows.sequences` only for those of DAVIS, `rows.short_side` not for those whose frames
+            are made square); None leaves one as it is.
 
     Raises:
         ConfigError: there is no such suite, it is no YAML, has a key that is not known or is there
             twice (as a label), or a value is not of its field's type.
     """
-    path = FOLDER / f"{name}.yaml"
-    if not path.exists():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(suite_names())
-        raise ConfigError(f"there is no suite {name!r}; give one of {known} or a YAML file")
-    suite = _read_file(path)
+    suite = _read_file(named_file(name, FOLDER, what="suite"))
     for key, value in (changes or {}).items():
         section, _, option = key.rpartition(".")
         if value is None:
             continue
         if section == "rows":
             for row in suite.rows.values():
-                if option != "sequences" or row.data == "davis":
+                skipped = {"sequences": row.data != "davis", "short_side": is_square(row)}
+                if not skipped.get(option, False):
                     setattr(row, option, value)
         elif section == "roots":
             suite.roots[option] = value
@@ -140,10 +141,10 @@ def _read_file(path: Path) -> SuiteConfig:
         raise ConfigError(f"{where} has published numbers under defaults; give each row its own")
     if not isinstance(rows, dict) or not rows:
         raise ConfigError(f"{where} has no rows; list them by label under rows")
-    skip = {"defaults", "rows"}
-    suite = SuiteConfig(**_typed(content, SuiteConfig, where=where, skip=skip), defaults=defaults)
-    if unknown := [key for key in suite.roots if key not in get_args(DataName)]:
-        known = ", ".join(get_args(DataName))
+    values = typed(content, SuiteConfig, where=where, skip=("defaults", "rows"))
+    suite = SuiteConfig(**values, defaults=defaults)
+    if unknown := [key for key in suite.roots if key not in DATA_NAMES]:
+        known = ", ".join(DATA_NAMES)
         raise ConfigError(f"{where} has a root for {unknown[0]}; the data sets are {known}")
     for label, fields in rows.items():
         suite.rows[str(label)] = _read_row(str(label), fields, defaults, where=where)
@@ -158,19 +159,4 @@ def _read_row(label: str, fields: Any, defaults: dict[str, Any], *, where: str) 
         both["set"] = {**defaults["set"], **fields["set"]}
     if "weights" in fields and "file" not in fields:
         both.pop("file", None)
-    both = {key: value for key, value in both.items() if value is not None}
-    return RowConfig(**_typed(both, RowConfig, where=f"row {label} of {where}"))
-
-
-def _typed(
-    content: dict[str, Any], kind: type, *, where: str, skip: set[str] | None = None
-) -> dict[str, Any]:
-    """The values of the fields of a dataclass, of the fields' types, but for those to skip."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, nested_key="it", skip=set(skip or ()))
-    try:
-        values = parser.parse_object({"it": content})
-    except ArgumentError as error:
-        reason = " ".join(str(error).split()).replace("'it.", "'").replace('"it.', '"')
-        raise ConfigError(f"{where} cannot be used: {reason}") from error
-    return values["it"].as_dict()
+    return RowConfig(**typed(both, RowConfig, where=f"row {label} of {where}"))

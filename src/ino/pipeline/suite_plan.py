@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,27 +12,21 @@ from typing import Any
 
 import timm
 
-from ino.errors import CheckpointError, ConfigError
+from ino.errors import CheckpointError, ConfigError, DatasetError
 from ino.models.bundled import bundled_names
 from ino.models.timm_models import split_weights
 from ino.pipeline.resuming import check_settings
+from ino.pipeline.row_labels import check_labels
 from ino.pipeline.settings import fingerprint, settings_text, sized_protocol
 from ino.pipeline.suite_data import DATA_SETS, Video
-from ino.pipeline.suite_file import RowConfig, SuiteConfig
+from ino.pipeline.suite_file import RowConfig, SuiteConfig, is_square
 from ino.propagate.protocols import Protocol
 
 ENDINGS = (".pth", ".pt", ".pth.tar", ".tar", ".safetensors", "")
 """Of a file of weights that a row names without one; the last is a folder or a whole name."""
 
-_LABEL = re.compile(r"[\w+][\w.,=+-]*")
 _NAME = re.compile(r"color|[a-z][\w.-]+:.+")  # a path of Windows has one letter before its colon
 _CHOICES = ("network", "seed", "precision", "data", "root", "split")
-_OF_DATA = {
-    "davis": ("year", "resolution", "sequences"),
-    "ytvos": ("sequences",),
-    "jhmdb": ("input_size", "joint_topk"),
-    "vip": ("input_size",),
-}
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class SuiteRow:
     @cached_property
     def settings(self) -> str:
         """What is stored beside its results; two results were made alike where these are equal."""
-        names = (*_CHOICES, *_OF_DATA[self.config.data])
+        names = (*_CHOICES, *DATA_SETS[self.config.data].choices)
         chosen: dict[str, Any] = {name: getattr(self.config, name) for name in names}
         weights = self.config.weights or ""
         return settings_text(self.protocol, {"weights": weights, **fingerprint(weights), **chosen})
@@ -64,10 +59,16 @@ class SuiteRow:
 
 @dataclass(frozen=True)
 class SuitePlan:
-    """Rows in the order of the table."""
+    """Rows in the order of the table, and the labels of those that are asked for; None: all."""
 
     title: str
     rows: tuple[SuiteRow, ...]
+    only: frozenset[str] | None = None
+
+    @property
+    def chosen(self) -> list[SuiteRow]:
+        """The rows that are asked for."""
+        return [row for row in self.rows if self.only is None or row.label in self.only]
 
     def row(self, label: str) -> SuiteRow:
         return next(one for one in self.rows if one.label == label)
@@ -80,29 +81,32 @@ def plan_suite(
 
     Args:
         suite: as `read_suite` gives it.
-        only: labels of the rows to take; all where None.
+        only: labels of the rows to do; all where None. The others are in the plan too, whether or
+            not their weights and data sets are at hand.
         look: the rows are only listed, so that data sets may be missing.
 
     Raises:
         InoError: a label, a weight, a protocol or a field cannot be used, or a data set is missing.
     """
-    _check_labels(suite.rows, only)
+    check_labels(suite.rows)
+    if unknown := [label for label in only or [] if label not in suite.rows]:
+        raise ConfigError(f"the suite has no row {unknown[0]}; it has {', '.join(suite.rows)}")
     folder = None if suite.weights_dir is None else Path(suite.weights_dir)
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"the folder of weights {folder} does not exist; create it or give one")
     read: dict[str, tuple[Video, ...]] = {}
     rows = []
     for label, config in suite.rows.items():
+        is_chosen = only is None or label in only
         try:
-            row = _plan_row(label, config, suite=suite, folder=folder)
-            if only is not None and label not in only:
-                continue
-            if not row.absent:
-                row = dataclasses.replace(row, videos=_videos(row.config, read, look=look))
+            row = _plan_row(label, config, suite=suite, folder=folder, is_chosen=is_chosen)
+            with suppress(*([] if is_chosen else [ConfigError, DatasetError])):
+                if not row.absent:
+                    row = dataclasses.replace(row, videos=_videos(row.config, read, look=look))
         except (ConfigError, CheckpointError) as error:
             raise type(error)(f"row {label}: {error}") from error
         rows.append(row)
-    return SuitePlan(suite.title, tuple(rows))
+    return SuitePlan(suite.title, tuple(rows), None if only is None else frozenset(only))
 
 
 def check_suite_folder(plan: SuitePlan, out: Path) -> None:
@@ -114,24 +118,13 @@ def check_suite_folder(plan: SuitePlan, out: Path) -> None:
     for row in plan.rows:
         stored = out / row.label / "settings.json"
         if not row.absent and stored.is_file():
-            check_settings(stored, json.loads(row.settings))
-
-
-def _check_labels(rows: Mapping[str, RowConfig], only: Sequence[str] | None) -> None:
-    for label in rows:
-        if not _LABEL.fullmatch(label):
-            raise ConfigError(
-                f"the label {label!r} cannot name a folder; use letters, digits and . , = + -"
-            )
-        if twice := [one for one in rows if one != label and one.lower() == label.lower()]:
-            raise ConfigError(f"the labels {label} and {twice[0]} name one folder on some disks")
-    for label in only or []:
-        if label not in rows:
-            raise ConfigError(f"the suite has no row {label}; it has {', '.join(rows)}")
+            # A list is shown without the data set at hand.
+            unknown = ("root",) if row.config.root is None else ()
+            check_settings(stored, json.loads(row.settings), leave_out=unknown)
 
 
 def _plan_row(
-    label: str, config: RowConfig, *, suite: SuiteConfig, folder: Path | None
+    label: str, config: RowConfig, *, suite: SuiteConfig, folder: Path | None, is_chosen: bool
 ) -> SuiteRow:
     data = DATA_SETS[config.data]
     _check_meaning(config)
@@ -141,17 +134,19 @@ def _plan_row(
             f"published names {unknown[0]}, but the scores of {config.data} are "
             f"{', '.join(data.scores)}"
         )
-    for name in ("layer", "radius", "short_side"):
-        if name in config.set and getattr(config, name) is not None:
-            raise ConfigError(f"{name} is given twice, by itself and under set; keep one")
-    overrides = dict(config.set)
-    for name in ("layer", "radius"):
-        if getattr(config, name) is not None:
-            overrides[name] = getattr(config, name)
-    usual = "ino-ytvos" if config.data == "ytvos" else "ino-davis"
-    side = config.short_side  # one that is under set leaves the radius as it is
-    protocol = sized_protocol(config.protocol or usual, short_side=side, **overrides)
-    weights, absent = find_weights(config, folder)
+    protocol = sized_protocol(
+        config.protocol or ("ino-ytvos" if config.data == "ytvos" else "ino-davis"),
+        short_side=config.short_side,
+        layer=config.layer,
+        radius=config.radius,
+        overrides=config.set,
+    )
+    try:
+        weights, absent = find_weights(config, folder)
+    except CheckpointError as error:
+        if is_chosen:
+            raise
+        weights, absent = config.weights, f"absent: {error}"
     filled = dataclasses.replace(
         config,
         weights=weights,
@@ -166,6 +161,15 @@ def _check_meaning(config: RowConfig) -> None:
     """Refuses what a data set would silently pass over."""
     if config.sequences is not None and config.data in ("jhmdb", "vip"):
         raise ConfigError(f"sequences cannot be chosen for {config.data}; leave them out")
+    if is_square(config) and (config.short_side is not None or "short_side" in config.set):
+        raise ConfigError(
+            f"short_side has no meaning for {config.data}, whose frames are made square; give "
+            "input_size, or input_size: 0 for the size of the protocol"
+        )
+    for name in ("year", "resolution", "joint_topk"):
+        is_usual = getattr(config, name) == getattr(RowConfig, name)
+        if name not in DATA_SETS[config.data].choices and not is_usual:
+            raise ConfigError(f"{name} has no meaning for {config.data}; leave it out")
     if config.input_size is not None and config.data in ("davis", "ytvos"):
         raise ConfigError(f"input_size has no meaning for {config.data}; give short_side")
     if config.input_size is not None and config.input_size < 0:
@@ -221,7 +225,7 @@ def _videos(
         if look:
             return ()
         raise ConfigError(f"no root of {config.data} is given; pass --{config.data} ROOT")
-    names = ("data", "root", "split", *_OF_DATA[config.data])
+    names = ("data", "root", "split", *DATA_SETS[config.data].choices)
     key = json.dumps([getattr(config, name) for name in names])
     if key not in read:
         read[key] = tuple(DATA_SETS[config.data].read(config))

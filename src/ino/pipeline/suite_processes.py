@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ino.pipeline.child_processes import ended, print_into, stop_all
 from ino.pipeline.suite import Board, Task, Worker
 
 
@@ -70,16 +70,13 @@ def share_tasks(
                     idle.append(child)
                 except (EOFError, OSError):
                     child.process.join()
-                    log = log_file(board.out, child.number)
-                    failure = f"its process ended with status {child.process.exitcode}; see {log}\n"
+                    child.pipe.close()
+                    failure = ended(child.process, log=log_file(board.out, child.number))
                     numbers.append(child.number)
                 board.finish(child.task, failure)
                 on_task(child.task)
     finally:
-        for child in [*idle, *busy]:
-            child.process.terminate()
-        for child in [*idle, *busy]:
-            child.process.join()
+        stop_all([child.process for child in [*idle, *busy]])
 
 
 def log_file(out: Path, number: int) -> Path:
@@ -99,13 +96,11 @@ def _start(number: int, out: Path, *, device: str, threads: int) -> _Child:
 def _serve(pipe: Connection, number: int, out: Path, device: str, threads: int) -> None:
     """What a process does: answers tasks until the pipe or the parent ends."""
     torch.set_num_threads(threads)
-    with log_file(out, number).open("a", encoding="utf-8") as log:
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
-        worker = Worker(out, device=device, scorers=1)
-        while True:
-            try:
-                task = pipe.recv()
-            except (EOFError, KeyboardInterrupt):
-                return
-            pipe.send(worker.perform(task))
+    print_into(log_file(out, number))
+    worker = Worker(out, device=device, scorers=1)
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        pipe.send(worker.perform(task))

@@ -7,27 +7,28 @@ What is done is read from the folder alone, so a sweep that was killed goes on w
     DIR/LABEL/seed_N.log.txt      what it printed, where several run at once
 """
 
-import contextlib
 import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
+from ino.data.cores import available_cores
 from ino.errors import StoppedError
 from ino.evaluate.tables import read_means
 from ino.models.backbones import load_backbone
 from ino.models.checkpoints import list_checkpoints
 from ino.models.devices import choose_device
+from ino.pipeline.child_processes import ended, print_into, stop_all
 from ino.pipeline.davis import evaluate_davis
 from ino.pipeline.failures import failure_text, first_line, write_text
 from ino.pipeline.pretraining import pretrain
 from ino.pipeline.sweep_plan import Cell, Pass, Plan
 from ino.propagate.tracker import Tracker
+from ino.train.folder_lock import folder_lock
 from ino.train.stopping import INTERRUPTED_STATUS, SAVED_STATUS
 
 OnCell = Callable[[Cell], None]
@@ -44,14 +45,18 @@ def run_sweep(
         jobs: cells at once, each in a process with its share of the processor's cores; with 1 all
             run in this process.
         on_cell: called when a cell is done or has failed.
+
+    Raises:
+        OutputError: another process has the folder.
     """
-    cells = [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
-    if jobs == 1:
-        for cell in cells:
-            run_cell(plan, cell, out=out)
-            on_cell(cell)
-    else:
-        _run_at_once(plan, cells, out=out, jobs=jobs, on_cell=on_cell)
+    with folder_lock(out, command="ino sweep"):
+        cells = [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
+        if jobs == 1:
+            for cell in cells:
+                run_cell(plan, cell, out=out)
+                on_cell(cell)
+        else:
+            _run_at_once(plan, cells, out=out, jobs=jobs, on_cell=on_cell)
     return [cell for cell in plan.cells if not is_done(plan, cell, out=out)]
 
 
@@ -122,7 +127,7 @@ def _score(plan: Plan, cell: Cell, one: Pass, *, folder: Path) -> None:
 def _run_at_once(plan: Plan, cells: list[Cell], *, out: Path, jobs: int, on_cell: OnCell) -> None:
     """A process a cell, so that one that is killed takes no other with it."""
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_cores() // jobs)
     waiting = list(reversed(cells))
     running: dict[int, tuple[Cell, BaseProcess]] = {}
     try:
@@ -137,16 +142,11 @@ def _run_at_once(plan: Plan, cells: list[Cell], *, out: Path, jobs: int, on_cell
                 cell, process = running.pop(sentinel)
                 process.join()
                 if process.exitcode and process.exitcode not in (SAVED_STATUS, INTERRUPTED_STATUS):
-                    words = f"its process ended with status {process.exitcode}"
-                    write_text(
-                        error_file(cell, out=out), f"{words}; see {log_file(cell, out=out)}\n"
-                    )
+                    failure = ended(process, log=log_file(cell, out=out))
+                    write_text(error_file(cell, out=out), failure)
                 on_cell(cell)
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.join()
+        stop_all([process for _, process in running.values()])
 
 
 def log_file(cell: Cell, *, out: Path) -> Path:
@@ -156,18 +156,8 @@ def log_file(cell: Cell, *, out: Path) -> Path:
 
 def _run_alone(plan: Plan, cell: Cell, out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    path = log_file(cell, out=out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as log, _output_to(log.fileno()):
-        try:
-            run_cell(plan, cell, out=out)
-        except StoppedError as stopped:
-            sys.exit(stopped.status)
-
-
-@contextlib.contextmanager
-def _output_to(descriptor: int) -> Iterator[None]:
-    """Sends everything that this process and its children print into a file, for good."""
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    yield
+    print_into(log_file(cell, out=out))
+    try:
+        run_cell(plan, cell, out=out)
+    except StoppedError as stopped:
+        sys.exit(stopped.status)

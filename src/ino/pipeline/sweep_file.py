@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from ino.errors import ConfigError
-from ino.pipeline.plain_yaml import check_keys, read_yaml
+from ino.plain_yaml import check_keys, named_file, read_yaml, typed, yaml_names
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
 """Where the named sweeps are."""
@@ -80,7 +77,7 @@ class SweepConfig:
 
 def sweep_names() -> list[str]:
     """Names of the sweeps that come with ino."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return yaml_names(FOLDER)
 
 
 def read_sweep(name: str, changes: Mapping[str, Any] | None = None) -> SweepConfig:
@@ -94,33 +91,22 @@ def read_sweep(name: str, changes: Mapping[str, Any] | None = None) -> SweepConf
         ConfigError: there is no such sweep, it is no YAML, has a key that is not known or is there
             twice, or a value is not of its field's type.
     """
-    path = FOLDER / f"{name}.yaml"
-    if not path.exists():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(sweep_names())
-        raise ConfigError(f"there is no sweep {name!r}; give one of {known} or a YAML file")
+    path = named_file(name, FOLDER, what="sweep")
+    where = f"the sweep {path}"
     content = read_yaml(path, what="sweep")
-    check_keys(content, SweepConfig, where=f"the sweep {path}")
+    check_keys(content, SweepConfig, where=where)
     content = {key: value for key, value in content.items() if value is not None}
     evaluation = content.get("evaluation", {})
-    check_keys(evaluation, EvaluationConfig, where=f"the sweep {path}", prefix="evaluation.")
+    check_keys(evaluation, EvaluationConfig, where=where, prefix="evaluation.")
     if isinstance(rows := content.get("rows"), dict):
         content["rows"] = {str(label): {} if row is None else row for label, row in rows.items()}
     for dotted, value in (changes or {}).items():
         section, _, option = dotted.rpartition(".")
         if value is not None:
             (content.setdefault(section, {}) if section else content)[option] = value
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SweepConfig, nested_key="sweep")
-    try:
-        values = parser.parse_object({"sweep": content})
-    except ArgumentError as error:
-        reason = " ".join(str(error).split()).replace("'sweep.", "'").replace('"sweep.', '"')
-        raise ConfigError(f"the sweep {path} cannot be used: {reason}") from error
-    sections: dict[str, Any] = values["sweep"].as_dict()
-    evaluation = EvaluationConfig(**sections.pop("evaluation"))
-    return SweepConfig(**sections, evaluation=evaluation)
+    values = typed(content, SweepConfig, where=where)
+    evaluation = EvaluationConfig(**values.pop("evaluation"))
+    return SweepConfig(**values, evaluation=evaluation)
 
 
 def label_of(values: Mapping[str, Any], *, row: str = "") -> str:

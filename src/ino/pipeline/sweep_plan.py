@@ -10,6 +10,7 @@ from typing import Any
 from ino.data.vos import read_davis
 from ino.errors import ConfigError, VideoError
 from ino.models.checkpoints import NetworkName
+from ino.pipeline.row_labels import check_labels
 from ino.pipeline.settings import sized_protocol
 from ino.pipeline.sweep_file import EvaluationConfig, SweepConfig, label_of
 from ino.propagate.protocols import Protocol
@@ -21,7 +22,6 @@ from ino.train.resolve import resolve
 from ino.train.videos import count_epoch
 
 MAX_RUNS = 1000
-_LABEL = re.compile(r"[\w+][\w.,=+-]*")
 _OF_STEPS = ("run.max_steps", "optim.epochs", "optim.warmup_epochs")
 
 
@@ -95,6 +95,11 @@ def plan_sweep(sweep: SweepConfig, overrides: Mapping[str, Any] | None = None) -
     varied = _rows(sweep)
     common = dict(flatten(sweep.set)) | dict(overrides or {})
     _check_fields(sweep, varied, given=overrides or {})
+    baselines = list(_baselines(sweep, common))
+    others = {cell.label for cell in baselines}
+    if both := [label for label in varied if label in others]:
+        raise ConfigError(f"a row has the label of the baseline {both[0]}; give it another")
+    check_labels([*varied, *others])
     passes = tuple(_passes(sweep.evaluation))
     _check_data_set(sweep.evaluation)
     num_runs = len(varied) * len(sweep.seeds)
@@ -106,7 +111,7 @@ def plan_sweep(sweep: SweepConfig, overrides: Mapping[str, Any] | None = None) -
         for label, values in varied.items()
         for seed in sweep.seeds
     ]
-    cells = [*_baselines(sweep, common), *runs]
+    cells = [*baselines, *runs]
     unknown = [label for label in sweep.published if label not in {one.label for one in cells}]
     if unknown:
         known = ", ".join(dict.fromkeys(one.label for one in cells))
@@ -125,11 +130,7 @@ def _rows(sweep: SweepConfig) -> dict[str, dict[str, Any]]:
         for point in itertools.product(*sweep.grid.values()):
             values = dict(zip(sweep.grid, point, strict=True))
             label = label_of(values, row=row) or Path(sweep.base or "").stem
-            if not _LABEL.fullmatch(label):
-                raise ConfigError(
-                    f"the label {label!r} cannot name a folder; use letters, digits and . , = + -"
-                )
-            if label in found or label in sweep.baselines:
+            if label in found:
                 raise ConfigError(f"two rows have the label {label}; each needs its own")
             if twice := [name for name in values if name in fields]:
                 raise ConfigError(f"{twice[0]} is set by the row {row} and by the grid; keep one")
@@ -216,10 +217,9 @@ def _passes(chosen: EvaluationConfig) -> Iterator[Pass]:
     if not sides or not networks:
         raise ConfigError("evaluation needs one short_side and one network or several of them")
     for side, network in itertools.product(dict.fromkeys(sides), dict.fromkeys(networks)):
-        fields = dict(chosen.set)
-        if chosen.radius is not None:
-            fields["radius"] = chosen.radius
-        protocol = sized_protocol(chosen.protocol, short_side=side, **fields)
+        protocol = sized_protocol(
+            chosen.protocol, short_side=side, radius=chosen.radius, overrides=chosen.set
+        )
         yield Pass(f"davis_{protocol.short_side or 'native'}_{network}", network, protocol)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ino.data.frame_folder import image_size
 from ino.data.label_png import is_whole_png, read_labels, write_labels
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
-from ino.errors import DatasetError, MaskError
+from ino.errors import ConfigError, DatasetError, MaskError
 from ino.evaluate.submission import check_masks
 from ino.evaluate.submission_report import SubmissionReport
 from ino.evaluate.ytvos import YtvosScores, score_split
@@ -26,6 +26,7 @@ from ino.pipeline.settings import OnFrame, settings_text
 from ino.pipeline.submission import pack_submission
 from ino.propagate.protocols import Protocol
 from ino.propagate.tracker import Tracker
+from ino.train.folder_lock import folder_lock
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def evaluate_ytvos(
         DatasetError: the data set is not as its layout says.
         ConfigError: `resume` and `overwrite` are both given.
         OutputError: the folder holds something and neither is on, it was made with other settings,
-            or cannot be written.
+            another process has it, or it cannot be written.
         MaskError: the masks cannot be handed in, because something changed them.
     """
     found = read_ytvos_split(root, split=split, videos=videos)
@@ -108,6 +109,8 @@ def evaluate_split(
     on_frame: OnFrame = lambda: None,
 ) -> YtvosResult:
     """As `evaluate_ytvos`, for a split that was read already."""
+    if resume and overwrite:
+        raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
     if split.frames_folder == split.folder:
         _log.warning(
             "%s is not there: masks are carried through the frames of %s alone",
@@ -119,9 +122,11 @@ def evaluate_split(
         "split": str(split.folder),
         "frames": str(split.frames_folder),
     }
-    open_folder(out, settings_text(tracker.protocol, chosen), resume=resume, overwrite=overwrite)
-    num_skipped = _propagate_all(split, out, tracker=tracker, on_frame=on_frame)
-    report, submission, scores = finish_split(split, out, protocol=tracker.protocol, seen=seen)
+    text = settings_text(tracker.protocol, chosen)
+    with folder_lock(out, command="ino evaluate ytvos"):
+        open_folder(out, text, resume=resume, overwrite=overwrite)
+        num_skipped = _propagate_all(split, out, tracker=tracker, on_frame=on_frame)
+        report, submission, scores = finish_split(split, out, protocol=tracker.protocol, seen=seen)
     return YtvosResult(len(split.videos), num_skipped, report, submission, scores)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ino.errors import ConfigError
+from ino.plain_yaml import named_file, read_yaml, yaml_names
 from ino.train.config import TrainConfig
 from ino.train.config_dict import field_names, flatten, from_dict
 
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent.parent / "recipes"
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with ino."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return yaml_names(FOLDER)
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -32,20 +32,11 @@ def read_recipe(name: str) -> dict[str, Any]:
         name: one of `recipe_names()`, or the path of a YAML file.
 
     Raises:
-        ConfigError: there is no such recipe, it is no YAML, or it has a key that is not known.
+        ConfigError: there is no such recipe, it is no YAML, or it has a key that is not known or is
+            there twice.
     """
-    path = FOLDER / f"{name}.yaml"
-    if not path.exists():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(recipe_names())
-        raise ConfigError(f"there is no recipe {name!r}; give one of {known} or a YAML file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"the recipe {path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"the recipe {path} must hold sections such as model and data")
+    path = named_file(name, FOLDER, what="recipe")
+    content = read_yaml(path, what="recipe", such_as="model and data")
     known_keys = field_names()
     flat = dict(flatten(content))
     for key in flat:

@@ -89,7 +89,7 @@ def test_features_of_releases(peers, method, tmp_path):
     path = write(released(method, formula_weights(peers, method)), tmp_path)
     backbone = load_backbone(path)
     assert not backbone.training
-    assert backbone.num_layers == LAYERS.get(method, 12)
+    assert backbone.num_layers == backbone.layer == LAYERS.get(method, 12)
     assert backbone.protocol == PROTOCOLS.get(method, method)
     check_features(backbone, peers, method)
 
@@ -156,7 +156,7 @@ def test_teachers_of_dino_and_ibot(vit, form, tmp_path):
     else:
         path = write(content[form], tmp_path)
     backbone = load_backbone(path)
-    assert (backbone.protocol, backbone.std[0], backbone.num_layers) == ("dino", 0.228, 12)
+    assert (backbone.protocol, backbone.std[0], backbone.layer) == ("dino", 0.228, 12)
     found = backbone.vit.state_dict()
     assert all(torch.equal(found[key], value) for key, value in vit.items())
     assert found.keys() - vit.keys() == {"mask_token"}
@@ -203,7 +203,7 @@ def test_the_release_of_ino(golden, tmp_path):
     teacher = {key: value + 1 for key, value in student.items()}
     content = full(teacher, student, head="headlist.headlist.0.", extra={"dino_loss_hw_list": {}})
     backbone = load_backbone(write(content, tmp_path))
-    assert (backbone.num_layers, backbone.protocol, backbone.std[0]) == (12, "ino-davis", 0.228)
+    assert (backbone.layer, backbone.protocol, backbone.std[0]) == (7, "ino-davis", 0.228)
     name = next(key for key in numbers if key.startswith("120x208") and key.endswith("tok_slice"))
     features = backbone(drawn(22, (1, 3, 120, 208)), layer=7)
     tokens = features[0].flatten(1).T

@@ -18,7 +18,7 @@ from ino.models.exported import is_exported, read_exported
 from ino.models.releases import KNOWN, read_release
 from ino.models.timm_models import TIMM, build_timm, split_weights
 from ino.models.vit import ARCHITECTURES, build_vit
-from ino.models.vit_backbone import RELEASED_STD, VitBackbone
+from ino.models.vit_backbone import OUR_LAYER, RELEASED_STD, VitBackbone
 from ino.models.weight_files import load_plain
 
 __all__ = ["RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone", "load_backbone"]
@@ -127,7 +127,7 @@ def _exported(path: Path, *, network: NetworkName | None) -> Backbone:
             f"{path} holds the {exported.network} of a run and no {network}: ask for the "
             f"{exported.network}, or export the {network}"
         )
-    reading = Reading(std=exported.std, protocol=exported.protocol)
+    reading = Reading(std=exported.std, protocol=exported.protocol, layer=OUR_LAYER)
     return VitBackbone(exported.vit, reading=reading).eval()
 
 

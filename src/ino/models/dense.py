@@ -26,19 +26,21 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a network is read: its input, and the protocol that its authors chose.
+    """How a network is read: its input, and the protocol and the layer that its authors chose.
 
     Attributes:
         mean: of the channels of `colours`.
         std: the same.
         colours: of the input.
         protocol: name of the one in `ino.propagate.protocols` that belongs to the network.
+        layer: the sensible one, or the last where there are fewer; None: the last.
     """
 
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     colours: Colours = "rgb"
     protocol: str = "ino-davis"
+    layer: int | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -49,6 +51,7 @@ class Backbone(nn.Module, ABC):
         dims: length of a feature, of each layer.
         stride: of the last layer.
         num_layers: how many layers there are to read.
+        layer: the sensible one, for those who choose no protocol.
         side_multiple: what sides of the input are multiples of; None: the stride of the layer. With
             1 sides can have any length, and the last features cover what is left of a stride.
         smallest_side: shortest side of an input, pixels.
@@ -72,6 +75,7 @@ class Backbone(nn.Module, ABC):
         self.dims = tuple(dims)
         self.num_layers = len(self.strides)
         self.stride = self.strides[-1]
+        self.layer = min(reading.layer or self.num_layers, self.num_layers)
         self.side_multiple = side_multiple
         self.smallest_side = smallest_side
         self.mean = reading.mean

@@ -12,6 +12,9 @@ RELEASED_STD = (0.228, 0.224, 0.225)
 """By which the authors' code normalises at inference, and DINO's and iBOT's; in training its first
 number is 0.229."""
 
+OUR_LAYER = 7
+"""Block whose features the authors of INO read, and ours after them."""
+
 
 class VitBackbone(Backbone):
     """Patch tokens of a ViT's block, final norm applied; layer n is block n."""
@@ -28,7 +31,7 @@ class VitBackbone(Backbone):
         std: deviation by which images are normalised; None for that of `reading`.
         reading: of the input; None for that of our runs.
         """
-        reading = reading or Reading()
+        reading = reading or Reading(layer=OUR_LAYER)
         if std is not None:
             reading = dataclasses.replace(reading, std=std)
         super().__init__(

@@ -13,10 +13,10 @@ from ino.models.dense import Reading
 from ino.models.timm_backbone import TimmBackbone
 from ino.models.timm_models import build_timm
 from ino.models.vit import ARCHITECTURES, VisionTransformer
-from ino.models.vit_backbone import RELEASED_STD, VitBackbone
+from ino.models.vit_backbone import OUR_LAYER, RELEASED_STD, VitBackbone
 from ino.models.weights import split_network
 
-_INO = Reading(std=RELEASED_STD, protocol="ino-davis")
+_INO = Reading(std=RELEASED_STD, protocol="ino-davis", layer=OUR_LAYER)
 _DINO = Reading(std=RELEASED_STD, protocol="dino")
 _DINOV2 = Reading(protocol="dinov3")
 _DINOV3_NAMES = {

@@ -36,13 +36,13 @@ def named_file(name: str, folder: Path, *, what: str) -> Path:
     return path
 
 
-def read_yaml(path: Path, *, what: str, such_as: str = "rows") -> dict[str, Any]:
+def read_yaml(path: Path, *, what: str, holds: str = "keys such as rows") -> dict[str, Any]:
     """The keys and values of a file.
 
     Args:
         path: of the file.
         what: it is called in messages, such as "sweep".
-        such_as: keys that it may have, for messages.
+        holds: what it should hold, for messages.
 
     Raises:
         ConfigError: it is no YAML, holds no keys, or a key is there twice.
@@ -56,7 +56,7 @@ def read_yaml(path: Path, *, what: str, such_as: str = "rows") -> dict[str, Any]
     if twice is not None:
         raise ConfigError(f"the {what} {path} has {twice} twice: give each label and field once")
     if not isinstance(content, dict):
-        raise ConfigError(f"the {what} {path} must hold keys such as {such_as}")
+        raise ConfigError(f"the {what} {path} must hold {holds}")
     return content
 
 

@@ -39,7 +39,7 @@ def test_overrides_come_last_and_numbers_keep_their_type():
         ("run: {wandb: 2024-99-99}\n", "is not YAML: month must be"),
         ("model: {arch: vit_tiny}\nmodel: {arch: vit_small}\n", "has model twice"),
         ("model: {arch: vit_tiny, arch: vit_small}\n", "has arch twice"),
-        ("- 1\n", "must hold keys such as model and data"),
+        ("- 1\n", "must hold sections such as model and data"),
     ],
 )
 def test_a_file_that_says_nothing_or_two_things_is_refused(tmp_path, text, words):

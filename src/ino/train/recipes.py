@@ -36,7 +36,7 @@ def read_recipe(name: str) -> dict[str, Any]:
             there twice.
     """
     path = named_file(name, FOLDER, what="recipe")
-    content = read_yaml(path, what="recipe", such_as="model and data")
+    content = read_yaml(path, what="recipe", holds="sections such as model and data")
     known_keys = field_names()
     flat = dict(flatten(content))
     for key in flat:

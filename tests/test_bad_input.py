@@ -107,7 +107,7 @@ def test_checks_of_a_negative_number_of_frames(capsys, frames):
 
 def test_options_without_meaning_warn(frames, caplog):
     assert run(*segment(frames, "--both-ways", "--check-every", "2", "--no_overlay")) == 0
-    assert "have no meaning with both_ways" in caplog.text
+    assert "have no meaning with --both-ways" in caplog.text
 
 
 # ---- the system

@@ -77,11 +77,21 @@ def _parsed(text: str, value: str) -> Any:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows a bar; call what it yields after each of the `total`, 0 where that is not known."""
+    """Shows a bar; call what it yields after each of the `total`, 0 where that is not known.
+
+    What ends before the first of them leaves no bar above its message.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total or None)
-        yield lambda: bar.advance(task)
+        try:
+            yield lambda: bar.advance(task)
+        except BaseException:
+            if not bar.tasks[task].completed:
+                bar.live.transient = True
+                bar.live.stop()
+                bar.disable = True  # or its own end writes an empty line to what is no terminal
+            raise

@@ -1,5 +1,6 @@
 """What the commands share that carry masks: the tracker of their options, a bar of progress."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,8 @@ import yaml
 from jsonargparse import Namespace
 
 from ino.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
@@ -34,6 +37,8 @@ def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
     protocol = get_protocol(chosen.protocol or backbone.protocol, **overrides)
+    if chosen.weights == "color" and "layer" in overrides:
+        _log.warning("color has one layer, which is read: --set layer changes nothing")
     device = choose_device(chosen.device)
     return (
         backbone,

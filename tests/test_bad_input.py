@@ -105,9 +105,17 @@ def test_checks_of_a_negative_number_of_frames(capsys, frames):
     assert not (frames.parent / "out").exists()
 
 
-def test_options_without_meaning_warn(frames, caplog):
+def test_options_without_meaning_warn(frames, capsys):
     assert run(*segment(frames, "--both-ways", "--check-every", "2", "--no_overlay")) == 0
-    assert "have no meaning with both_ways" in caplog.text
+    assert "have no meaning with --both-ways" in capsys.readouterr().err
+
+
+def test_a_layer_of_color_warns(frames, capsys):
+    assert run(*segment(frames, "--set", "layer=99", "--no_overlay")) == 0
+    words = "ino: color has one layer, which is read: --set layer changes nothing\n"
+    assert words in capsys.readouterr().err
+    assert run(*segment(frames, "--no_overlay", "--overwrite")) == 0
+    assert "ino: " not in capsys.readouterr().err
 
 
 # ---- the system

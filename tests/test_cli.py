@@ -21,8 +21,10 @@ from PIL import Image
 from command import refused, run
 from data.video_files import cut, write_sound, write_video
 from ino import cli
+from ino.cli.making import _name_of
 from ino.data.label_png import read_labels, write_labels
 from ino.data.synthetic import generate_clip, write_davis_layout
+from ino.data.synthetic_ytvos import write_ytvos_layout
 from ino.data.video import VideoWriter, read_frames, read_info
 
 OPTIONS = Path(__file__).parent / "cli_options.txt"
@@ -71,6 +73,27 @@ def test_segment_writes_masks_overlay_and_settings(tmp_path, video, mask, clip):
     assert settings["weights"] == "color"
     assert settings["protocol"]["name"] == "ino-davis"
     assert settings["protocol"]["short_side"] is None
+    assert settings["masks"] == {"0": str(mask)}
+    given = ("resize_mask", "correct", "both_ways", "check_every")
+    assert [settings[name] for name in given] == [False, False, False, 0]
+
+
+def test_settings_say_which_masks_were_given_and_how_they_were_used(tmp_path, video, clip):
+    for number in (0, 3):
+        write_labels(tmp_path / f"{number}.png", clip.labels[number][::2])
+    masks = ["--mask", tmp_path / "0.png", f"3={tmp_path / '3.png'}", "--resize-mask", *FAST]
+
+    def settings(name, *options):
+        assert run("segment", video, *masks, "--out", tmp_path / name, *options) == 0
+        return json.loads((tmp_path / name / "settings.json").read_text())
+
+    one = settings("one", "--correct", "--check-every", 2)
+    assert one["masks"] == {"0": str(tmp_path / "0.png"), "3": str(tmp_path / "3.png")}
+    given = ("resize_mask", "correct", "both_ways", "check_every")
+    assert [one[name] for name in given] == [True, True, False, 2]
+    # What is skipped is not said to have been done.
+    other = settings("other", "--both-ways", "--correct", "--check-every", 2)
+    assert [other[name] for name in given] == [True, False, True, 0]
 
 
 def test_an_object_enters_later(tmp_path, video, clip):
@@ -93,6 +116,18 @@ def test_masks_may_be_a_folder_named_by_frames(tmp_path, video, clip):
     assert not read_labels(out / "masks/00001.png").any()
     np.testing.assert_array_equal(read_labels(out / "masks/00002.png"), clip.labels[2])
     assert not (out / "overlay.mp4").exists()
+
+
+def test_a_pattern_of_images_is_called_as_its_folder(tmp_path, clip, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_davis_layout({"one": clip, "two": clip}, tmp_path / "davis")
+    images, masks = Path("davis/JPEGImages/480p"), Path("davis/Annotations/480p")
+    for name in ("one", "two"):
+        mask = ["--mask", masks / name / "00000.png", *FAST, "--no_overlay"]
+        assert run("segment", images / name / "%05d.jpg", *mask) == 0
+    assert sorted(path.name for path in Path("segments").iterdir()) == ["one", "two"]
+    monkeypatch.chdir(images / "one")
+    assert _name_of(Path("%05d.jpg")) == _name_of(Path()) == "one"
 
 
 def test_evaluate_and_score_agree(tmp_path, davis, capsys):
@@ -199,6 +234,26 @@ def test_a_mask_is_resized_if_asked(tmp_path, video):
     bad_mask("size", path)
     assert run("segment", video, "--mask", path, "--resize-mask", "--out", out, *FAST) == 0
     assert read_labels(out / "masks/00000.png").shape == (48, 64)
+
+
+def test_what_is_refused_before_the_first_frame_leaves_no_bar(tmp_path, capsys, video, mask, clip):
+    write_labels(tmp_path / "small.png", clip.labels[0][:20, :20])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/keep").touch()
+    ytvos = tmp_path / "ytvos"
+    write_ytvos_layout({"a": clip}, ytvos)
+    for arguments in (
+        ["segment", video, "--mask", tmp_path / "small.png", "--out", tmp_path / "o", *FAST],
+        ["segment", video, "--mask", f"99={mask}", "--out", tmp_path / "o", *FAST],
+        ["segment", video, "--mask", mask, "--out", tmp_path / "out", *FAST],
+        ["check", tmp_path / "nothere.zip", "--root", ytvos],
+    ):
+        assert run(*arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("ino: ")
+    mask = ["--mask", mask, "--out", tmp_path / "good", *FAST]
+    assert run("segment", video, *mask) == 0
+    assert "6/6" in capsys.readouterr().err
 
 
 def test_masks_for_frames_that_do_not_exist(tmp_path, capsys, video, mask):
@@ -389,7 +444,11 @@ def test_options_without_meaning_both_ways_are_told(tmp_path, video, clip, capsy
     write_labels(tmp_path / "mask.png", clip.labels[4])
     options = ["--mask", f"4={tmp_path / 'mask.png'}", "--out", tmp_path / "out", *FAST]
     assert run("segment", video, *options, "--both-ways", "--check-every", "2") == 0
-    assert "check_every have no meaning with both_ways and are skipped" in capsys.readouterr().err
+    words = "these options have no meaning with --both-ways and are skipped: "
+    assert f"{words}--check-every\n" in capsys.readouterr().err
+    more = ["--both-ways", "--check-every", "2", "--correct", "--overwrite"]
+    assert run("segment", video, *options, *more) == 0
+    assert f"{words}--correct, --check-every\n" in capsys.readouterr().err
 
 
 def test_warnings_go_to_the_stderr_of_the_moment(tmp_path, video, mask):

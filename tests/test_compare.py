@@ -94,13 +94,31 @@ def test_overwriting_leaves_no_older_strips(tmp_path, evaluations):
 def test_only_common_sequences_are_compared(tmp_path, davis, evaluations, capsys):
     part = shifted(davis, tmp_path / "part", {"s1": 1, "s2": 2})
     assert run("compare", evaluations[0], part, "--out", tmp_path / "out") == 0
-    assert (
-        "Scored in one of the two only: s0, s3." in (tmp_path / "out/comparison.html").read_text()
-    )
+    words = "Scored in one of the two only, and left out: s0, s3. Means are over the 2 sequences"
+    assert words in capsys.readouterr().out
+    for name in ("comparison.html", "table.md"):
+        assert words in (tmp_path / "out" / name).read_text()
     kept = compare_scores(
         ("a", "p"), *(read_json(x / "scores.json") for x in (evaluations[0], part))
     )
     assert {one.sequence for one in kept.a.objects} == {"s1", "s2"}
+
+
+def test_rows_of_suites_and_evaluations_are_compared_by_year(tmp_path, davis, capsys):
+    fast = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=2"]
+    shutil.copytree(davis / "ImageSets/2017", davis / "ImageSets/2016", dirs_exist_ok=True)
+    for year in (2016, 2017):
+        chosen = ["--year", year, "--sequences", "s0", "--out", tmp_path / f"y{year}"]
+        assert run("evaluate", "davis", "--root", davis, *chosen, *fast) == 0
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("rows: {one: {weights: color, short_side: 24, sequences: [s0]}}")
+    assert run("evaluate", "suite", suite, "--davis", davis, "--out", tmp_path / "suite") == 0
+    out = ["--out", tmp_path / "out"]
+    line = refused(capsys, "compare", tmp_path / "y2017", tmp_path / "y2016", *out)
+    assert "y2017 was evaluated with year 2017" in line and "with 2016; give two" in line
+    assert run("compare", tmp_path / "y2017", tmp_path / "suite/one", *out) == 0
+    (tmp_path / "y2017/settings.json").unlink()  # of another program, say
+    assert run("compare", tmp_path / "suite/one", tmp_path / "y2017", *out, "--overwrite") == 0
 
 
 def test_rows_of_suites_with_one_name_are_told_apart(tmp_path):

@@ -29,9 +29,11 @@ from ino.models import devices
 from ino.models.backbones import load_backbone
 from ino.pipeline import suite as suites
 from ino.pipeline.davis import evaluate_davis
+from ino.pipeline.remarks import remarks_on
 from ino.pipeline.settings import sized_protocol
 from ino.pipeline.suite_file import FOLDER, read_suite, suite_names
 from ino.pipeline.suite_plan import plan_suite
+from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
 from ino.train.loop import train
 from processes import held_elsewhere
@@ -124,6 +126,53 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     assert run("evaluate", "--suite", file(), "--out", out) == 0
     assert performed == []
     assert capsys.readouterr().out == printed
+
+
+def test_what_is_not_as_published_is_told_below_the_table(tmp_path, file, capsys):
+    out, published = tmp_path / "out", {"published": {"J&F": 60.0}}
+    rows = {
+        "a": {"weights": "color", **published, "short_side": 480, "set": {"layer": 7}},
+        "b": {"weights": "color", **published, "sequences": ["s0"]},
+        "c": {"weights": "color", **published, "sequences": ["s0"], "precision": "bf16"},
+        "d": {"weights": "color", "sequences": ["s0"]},
+    }
+    suite = file(rows=rows, defaults={"short_side": 24})
+    assert run("evaluate", "suite", suite, "--out", out, "--rows", "b", "c", "d") == 0
+    lines = [
+        "measured on 1 sequence only (s0): b, c",
+        "measured by ino-davis with short_side 24 in place of 480, radius 2 in place of 40: b, c",
+        "measured in bf16: c",
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("measured ")] == lines
+    text = (out / "table.md").read_text()
+    assert [line[2:] for line in text.splitlines() if line.startswith("- measured")] == lines
+    table = {
+        row["label"]: row["remarks"] for row in json.loads((out / "table.json").read_text())["rows"]
+    }
+    assert [len(table[label]) for label in "abcd"] == [0, 2, 3, 0]
+
+
+def test_remarks_name_what_is_not_as_named():
+    assert remarks_on(get_protocol("crw"), sequences=None) == ()
+    (remark,) = remarks_on(get_protocol("crw"), sequences=list("abcde"))
+    assert remark == "measured on 5 sequences only (a, b, c and 2 more)"
+    protocol = get_protocol("ino-davis", short_side=None)
+    (remark,) = remarks_on(protocol, sequences=None)
+    assert remark == "measured by ino-davis with short_side none in place of 480"
+
+
+def test_labels_stay_whole_and_endings_are_told_once(tmp_path, davis, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["--davis", davis, "--weights-dir", tmp_path, "--out", tmp_path / "out"]
+    assert run("evaluate", "suite", "table2", *arguments) == 0
+    shown = capsys.readouterr().out
+    assert " contcorr-trackingnet " in shown and " timecycle-rn18 " in shown
+    assert shown.count(".safetensors") == 1
+    assert f"crw-kinetics: absent: crw_kinetics.pth is expected in {tmp_path}\n" in shown
+    assert (tmp_path / "out/table.md").read_text().count(".safetensors") == 1
+    assert run("evaluate", "suite", "table2", *arguments, "--list") == 0
+    assert capsys.readouterr().out.count(".safetensors") == 1
 
 
 def test_a_suite_that_was_stopped_goes_on_with_the_next_video(

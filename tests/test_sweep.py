@@ -91,6 +91,9 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     line = f"{fmean(values):.1f} ± {stdev(values):.1f}"
     assert line in printed and line in (out / "table.md").read_text()
     assert table[0]["J&F"]["std"] is None
+    remark = "measured by ino-davis with short_side 48 in place of 480"
+    assert remark in printed and remark in (out / "table.md").read_text()
+    assert [len(row["remarks"]) for row in table] == [0, 0, 0, 1]
     configs = {
         row: yaml.safe_load((out / row / "seed_1/config.yaml").read_text())
         for row in ("g2g", "all")

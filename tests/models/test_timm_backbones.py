@@ -204,7 +204,10 @@ def test_a_file_that_is_not_there(tmp_path):
         load_backbone(f"timm:resnet10t@{tmp_path / 'nothing.pth'}")
 
 
-@pytest.mark.parametrize("name", ["timm:resnet18", "resnet18.a1_in1k", "timm:hf-hub:timm/none"])
+@pytest.mark.parametrize(
+    "name",
+    ["timm:resnet18", "resnet18.a1_in1k", "timm:hf-hub:timm/none", "hf-hub:timm/none"],
+)
 def test_without_a_network_a_fetch_ends_at_once_in_one_sentence(name, monkeypatch, tmp_path):
     def unknown(*_):
         raise OSError("name or service not known")

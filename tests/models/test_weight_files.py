@@ -76,6 +76,20 @@ def test_code_is_never_run_and_is_told_from_damage(zipped, tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_code_in_pickles_that_torch_did_not_write(protocol, tmp_path, recwarn):
+    mark, path = tmp_path / "executed", tmp_path / "evil.pkl"
+    whole = pickle.dumps({"model": Trap(mark)}, protocol=protocol)
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match="could run code"):
+        load_plain(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"could run code|not a whole"):
+        load_plain(path)
+    assert not mark.exists()
+    assert not recwarn.list
+
+
 def test_paths_of_files_touch_nothing(tmp_path):
     """They become pure paths, which have no way to the disk."""
     found = load_plain(written({"at": tmp_path}, tmp_path, zipped=True))

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ino: {_one_line(error)}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print("ino: stopped", file=sys.stderr)
+        print(f"ino: stopped{_how_to_go_on(suites.with_suite(arguments))}", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno in (None, errno.EBADF, errno.EFAULT):  # of a library; a fault of ours
@@ -56,6 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     return 2
+
+
+def _how_to_go_on(arguments: Sequence[str]) -> str:
+    """What follows `stopped` for commands that keep what is done."""
+    if tuple(arguments[:2]) in {("evaluate", "davis"), ("evaluate", "ytvos")}:
+        return "; what is done is kept: go on with --resume"
+    if arguments[:1] == ["sweep"] or arguments[:2] == ["evaluate", "suite"]:
+        return "; what is done is kept: start the same command again to go on"
+    return ""
 
 
 def _log_to_screen() -> None:

@@ -11,6 +11,7 @@ def davis_parser() -> ArgumentParser:
     parser = plain_parser("Propagates the first masks of a DAVIS split and scores the result.")
     _add_davis(parser)
     add_output(parser, default=Path("davis"))
+    _add_resume(parser)
     add_tracker(parser)
     return parser
 
@@ -23,12 +24,7 @@ def ytvos_parser() -> ArgumentParser:
     _add_ytvos(parser)
     _add_seen(parser)
     add_output(parser, default=Path("ytvos"))
-    parser.add_argument(
-        "--resume",
-        action=ActionYesNo,
-        default=False,
-        help="go on with what was made with the same settings",
-    )
+    _add_resume(parser)
     add_tracker(parser, protocol="ino-ytvos")
     return parser
 
@@ -103,6 +99,11 @@ def _add_ytvos(parser: ArgumentParser) -> None:
 def _add_seen(parser: ArgumentParser) -> None:
     words = "YouTube-VOS: seen categories, one a line, or a meta.json (default: train/meta.json)"
     parser.add_argument("--seen", type=Path, metavar="FILE", help=words)
+
+
+def _add_resume(parser: ArgumentParser) -> None:
+    words = "go on with what was made with the same settings"
+    parser.add_argument("--resume", action=ActionYesNo, default=False, help=words)
 
 
 def _add_input_size(parser: ArgumentParser, *, default: int) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -41,14 +40,23 @@ def train(options: Namespace) -> int:
 def segment(options: Namespace) -> int:
     """Carries masks through a video."""
     chosen = options.segment
-    out = chosen.out or Path("segments") / chosen.video.stem
-    masks = read_masks(chosen.mask)
+    paths = mask_paths(chosen.mask)
+
+    from ino.data.label_png import read_labels
+
+    masks = {number: read_labels(path) for number, path in paths.items()}
     tracker, settings = tracker_of(chosen)
+    settings |= {
+        "video": str(chosen.video),
+        "masks": {number: str(path) for number, path in paths.items()},
+        "resize_mask": chosen.resize_mask,
+    }
 
     from ino.data.video import read_info
     from ino.pipeline.segment import resize_masks, segment_video
 
     info = read_info(chosen.video)
+    out = chosen.out or Path("segments") / _name_of(chosen.video)
     if chosen.resize_mask:
         masks = resize_masks(masks, size=(info.height, info.width))
     print(describe(chosen, tracker.protocol))
@@ -58,7 +66,7 @@ def segment(options: Namespace) -> int:
             masks,
             out=out,
             tracker=tracker,
-            settings=settings | {"video": str(chosen.video)},
+            settings=settings,
             overlay=chosen.overlay,
             correct=chosen.correct,
             both_ways=chosen.both_ways,
@@ -70,20 +78,27 @@ def segment(options: Namespace) -> int:
     return 0
 
 
-def read_masks(given: Sequence[str]) -> dict[int, Any]:
-    """Label maps by frame number from `PNG`, `FRAME=PNG` and folders of `FRAME.png`.
+def _name_of(video: Path) -> str:
+    """What a video is called: its file or folder, or the folder of a pattern of images."""
+    from ino.data.frame_sequence import is_pattern
+
+    if is_pattern(video):
+        return video.parent.resolve().name
+    return video.resolve().stem if video.name in ("", "..") else video.stem
+
+
+def mask_paths(given: Sequence[str]) -> dict[int, Path]:
+    """Files of masks by frame number from `PNG`, `FRAME=PNG` and folders of `FRAME.png`.
 
     Raises:
-        MaskError: a file cannot be used, or two are for one frame.
+        MaskError: something names no file, or two files are for one frame.
     """
-    from ino.data.label_png import read_labels
-
     paths: dict[int, Path] = {}
     for frame, path in _mask_paths(given):
         if frame in paths:
             raise MaskError(f"{paths[frame]} and {path} are both for frame {frame}; give one")
         paths[frame] = path
-    return {frame: read_labels(path) for frame, path in sorted(paths.items())}
+    return dict(sorted(paths.items()))
 
 
 def _mask_paths(given: Sequence[str]) -> Iterator[tuple[int, Path]]:

@@ -31,7 +31,7 @@ def evaluate(options: Namespace) -> int:
 
     from ino.pipeline.suite import state_of
     from ino.pipeline.suite_file import read_suite
-    from ino.pipeline.suite_plan import check_suite_folder, plan_suite
+    from ino.pipeline.suite_plan import OTHER_ENDINGS, check_suite_folder, plan_suite
 
     plan = plan_suite(read_suite(chosen.file, _changes(chosen)), only=chosen.rows, look=chosen.list)
     out = chosen.out or Path("suites") / Path(chosen.file).stem
@@ -39,6 +39,8 @@ def evaluate(options: Namespace) -> int:
     if chosen.list:
         for row in plan.chosen:
             print(f"{row.label}: {state_of(row, out=out)}")
+        if any(row.expects_file for row in plan.chosen):
+            print(OTHER_ENDINGS)
         return 0
     return _run(plan, out=out, jobs=chosen.jobs, devices=_devices(chosen.devices, chosen.jobs))
 
@@ -47,7 +49,13 @@ def _run(plan: Any, *, out: Path, jobs: int, devices: list[str]) -> int:
     from rich.console import Console
 
     from ino.pipeline.suite import error_file, num_left, run_suite, state_of
-    from ino.pipeline.suite_table import CAPTION, num_texts, table_lines, write_suite_table
+    from ino.pipeline.suite_table import (
+        CAPTION,
+        note_lines,
+        num_texts,
+        table_lines,
+        write_suite_table,
+    )
     from ino.pipeline.text_table import print_lines
 
     out.mkdir(parents=True, exist_ok=True)
@@ -65,9 +73,8 @@ def _run(plan: Any, *, out: Path, jobs: int, devices: list[str]) -> int:
     labels = [row.label for row in plan.chosen]
     rows = [row for row in write_suite_table(plan, out=out) if row.label in labels]
     print_lines(table_lines(rows), Console(), num_texts=num_texts(rows), caption=CAPTION)
-    for row in rows:
-        if not row.measured:
-            print(f"{row.label}: {row.state}")
+    for line in note_lines(rows):
+        print(line)
     print(f"results in {out}")
     return 1 if failed else 0
 
@@ -92,6 +99,8 @@ def compare(options: Namespace) -> int:
         overwrite=chosen.overwrite,
     )
     print_lines(comparison.lines(), Console(), caption="percent")
+    for note in comparison.notes():
+        print(note)
     print(f"look at {out / 'comparison.html'}")
     return 0
 

@@ -1,5 +1,6 @@
 """What the commands share that carry masks: the tracker of their options, a bar of progress."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,8 @@ import yaml
 from jsonargparse import Namespace
 
 from ino.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
@@ -34,6 +37,8 @@ def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
     protocol = get_protocol(chosen.protocol or backbone.protocol, **overrides)
+    if chosen.weights == "color" and "layer" in overrides:
+        _log.warning("color has one layer, which is read: --set layer changes nothing")
     device = choose_device(chosen.device)
     return (
         backbone,
@@ -77,11 +82,21 @@ def _parsed(text: str, value: str) -> Any:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows a bar; call what it yields after each of the `total`, 0 where that is not known."""
+    """Shows a bar; call what it yields after each of the `total`, 0 where that is not known.
+
+    What ends before the first of them leaves no bar above its message.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total or None)
-        yield lambda: bar.advance(task)
+        try:
+            yield lambda: bar.advance(task)
+        except BaseException:
+            if not bar.tasks[task].completed:
+                bar.live.transient = True
+                bar.live.stop()
+                bar.disable = True  # or its own end writes an empty line to what is no terminal
+            raise

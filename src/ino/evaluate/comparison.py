@@ -50,6 +50,16 @@ class Comparison:
         first = list(self.gaps[:count])
         return first, list(reversed(self.gaps[max(len(first), len(self.gaps) - count) :]))
 
+    def notes(self) -> list[str]:
+        """What the means leave out."""
+        if not self.left_out:
+            return []
+        return [
+            f"Scored in one of the two only, and left out: {', '.join(self.left_out)}. Means are "
+            f"over the {len(self.gaps)} sequences that both have, so they may differ from what an "
+            "evaluation printed."
+        ]
+
     def lines(self) -> list[list[str]]:
         """A table in percent: the means over objects, then a sequence a line."""
         means = [

@@ -172,7 +172,8 @@ def _check_complete(sequences: Sequence[VideoSequence], predictions: Path) -> No
     if absent:
         raise MaskError(
             f"{predictions} has no folder for {len(absent)} of {len(sequences)} sequences, the "
-            f"first of them {absent[0]}: it must hold one folder of PNG files a sequence"
+            f"first of them {absent[0]}: it must hold one folder of PNG files a sequence; choose "
+            "those that it has with --sequences"
         )
     for sequence in sequences:
         scored = _scored(sequence)

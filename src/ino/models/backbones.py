@@ -16,7 +16,7 @@ from ino.models.checkpoints import FORMAT, NetworkName, find_checkpoint, vit_of,
 from ino.models.dense import Backbone, Reading
 from ino.models.exported import is_exported, read_exported
 from ino.models.releases import KNOWN, read_release
-from ino.models.timm_models import TIMM, build_timm, split_weights
+from ino.models.timm_models import HUBS, TIMM, build_timm, split_weights
 from ino.models.vit import ARCHITECTURES, build_vit
 from ino.models.vit_backbone import OUR_LAYER, RELEASED_STD, VitBackbone
 from ino.models.weight_files import load_plain
@@ -59,7 +59,8 @@ def load_backbone(
             release that `releases` knows; `ino_vitt8`, which comes with ino; `color`;
             `random:ARCH/PATCH` for ours and `random:MODEL` for timm's with random weights;
             `timm:MODEL` or `MODEL` for timm's with weights from the network, `timm:MODEL@FILE` with
-            those of a file. A convolutional MODEL may end with its stride, as in `resnet50/8`.
+            those of a file. MODEL may be `hf-hub:OWNER/NAME`; a convolutional one may end with its
+            stride, as in `resnet50/8`.
         network: which of a file's two networks; None for the one that its authors evaluate: the
             teacher of DINO and iBOT, the student of others. Weights of one network warn; `color`
             and random weights, which are student and teacher alike, do not.
@@ -75,7 +76,7 @@ def load_backbone(
         return ColorBackbone()
     if text.startswith(_RANDOM):
         return _random(text.removeprefix(_RANDOM), seed=seed)
-    if text.startswith(TIMM):
+    if text.startswith((TIMM, *HUBS)):
         return _timm(text, network=network)
     path = bundled_folder(text) or Path(name)
     if path.exists():

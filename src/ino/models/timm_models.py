@@ -24,6 +24,9 @@ from ino.models.weight_files import load_plain
 TIMM = "timm:"
 """Before the names of models of timm."""
 
+HUBS = ("hf-hub:", "hf_hub:")
+"""Before the names of models that a hub describes, as timm writes them."""
+
 _STRIDES = (8, 16, 32)
 _FLEXIBLE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 """What makes timm's families take inputs of any size, one after the other."""

@@ -5,7 +5,11 @@ PyTorch's two formats (zip files, and what it wrote before version 1.6) and safe
 
 import argparse
 import errno
+import io
 import pickle
+import pickletools
+import struct
+import warnings
 import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -19,6 +23,9 @@ from ino.errors import CheckpointError
 
 _MOST_HEADER_BYTES = 100_000_000
 """A safetensors file's header is not longer, by its definition."""
+
+_MOST_PICKLE_BYTES = 16_000_000
+"""That are looked at to tell a pickle which names code from damage."""
 
 
 def load_plain(path: Path) -> dict[str, Any]:
@@ -37,10 +44,12 @@ def load_plain(path: Path) -> dict[str, Any]:
     try:
         if is_safetensors:
             return dict(load_file(path))
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            # It says that reading may fail, and where it does that is told below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path) and not _asks_for_code(error):
+        if not (zipfile.is_zipfile(path) or _asks_for_code(error) or _is_pickle_of_code(path)):
             raise CheckpointError(_not_whole(path)) from error
         raise CheckpointError(
             f"{path} holds more than tensors and plain values and could run code when read; "
@@ -87,6 +96,18 @@ def _harmless() -> list[Any]:
 def _asks_for_code(error: pickle.UnpicklingError) -> bool:
     """Whether torch refused a class or function, and not bytes that make no sense."""
     return any(words in str(error) for words in ("GLOBAL", "reduce", "allowlisted"))
+
+
+def _is_pickle_of_code(path: Path) -> bool:
+    """Whether a file is a whole pickle that names a class or function, in a form that torch does
+    not know: `pickle.dump` writes newer ones than `torch.save`. Nothing of it is run."""
+    with path.open("rb") as file:
+        start = io.BytesIO(file.read(_MOST_PICKLE_BYTES))
+    try:
+        named = {opcode.name for opcode, _, _ in pickletools.genops(start)}
+    except (ValueError, EOFError, struct.error, OverflowError, MemoryError):
+        return False
+    return not named.isdisjoint({"GLOBAL", "STACK_GLOBAL", "INST"})
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -61,8 +61,9 @@ def compare_evaluations(
             "sequences and 1 or more frames"
         )
     names = names_apart(a, b)
+    settings = _common_settings(a, b)
     comparison = compare_scores(names, *(read_json(one / "scores.json") for one in (a, b)))
-    found = _sequences(a, b, root, [gap.sequence for gap in comparison.gaps])
+    found = _sequences(a, settings, root, [gap.sequence for gap in comparison.gaps])
     folders = {name: one / "predictions" for name, one in zip(names, (a, b), strict=True)}
     _check_masks(found, list(folders.values()))
     new_folder(out, overwrite=overwrite)
@@ -84,7 +85,8 @@ def compare_evaluations(
     _save(scatter, out / "scatter.png")
     text = comparison_page(comparison, scatter=scatter, strips=strips, notes=_notes(comparison))
     write_text(out / "comparison.html", text)
-    write_text(out / "table.md", markdown(comparison.lines()))
+    below = "".join(f"\n{note}\n" for note in comparison.notes())
+    write_text(out / "table.md", markdown(comparison.lines()) + below)
     write_text(out / "comparison.json", json.dumps(_plain(comparison, a, b), indent=2) + "\n")
     return comparison
 
@@ -105,19 +107,30 @@ def names_apart(a: Path, b: Path) -> tuple[str, str]:
     raise AssertionError("two paths that differ have ends that differ")
 
 
-def _sequences(a: Path, b: Path, root: Path | None, names: list[str]) -> dict[str, VideoSequence]:
-    """The sequences by name, read as A was evaluated."""
+def _common_settings(a: Path, b: Path) -> dict[str, Any]:
+    """What the two tell of their data set, A before B.
+
+    Raises:
+        ConfigError: they were evaluated on two.
+    """
     ours, theirs = (_settings(one) for one in (a, b))
-    for name in _OF_DATA:
-        if ours.get(name) != theirs.get(name):
+    for name in _OF_DATA:  # what one of them does not tell, as masks of other programs, is no other
+        if name in ours and name in theirs and ours[name] != theirs[name]:
             raise ConfigError(
-                f"{a} was evaluated with {name} {ours.get(name)}, {b} with {theirs.get(name)}; "
+                f"{a} was evaluated with {name} {ours[name]}, {b} with {theirs[name]}; "
                 "give two evaluations of the same data set"
             )
-    root = root or (Path(ours["root"]) if ours.get("root") else None)
+    return {name: value for name, value in theirs.items() if name in _OF_DATA} | ours
+
+
+def _sequences(
+    a: Path, settings: dict[str, Any], root: Path | None, names: list[str]
+) -> dict[str, VideoSequence]:
+    """The sequences by name, read as A was evaluated."""
+    root = root or (Path(settings["root"]) if settings.get("root") else None)
     if root is None:
         raise ConfigError(f"{a / 'settings.json'} does not tell the data set; pass --root DAVIS")
-    choice: dict[str, Any] = {name: ours[name] for name in _OF_DATA if name in ours}
+    choice = {name: settings[name] for name in _OF_DATA if name in settings}
     return {one.name: one for one in read_davis(root, sequences=names, **choice)}
 
 
@@ -154,9 +167,7 @@ def _notes(comparison: Comparison) -> list[str]:
         "which J of the two methods differs most, with its number. Scores are means over all "
         "frames, in percent; J&F of a sequence is the mean over its objects."
     ]
-    if comparison.left_out:
-        notes.append(f"Scored in one of the two only: {', '.join(comparison.left_out)}.")
-    return notes
+    return notes + comparison.notes()
 
 
 def _plain(comparison: Comparison, a: Path, b: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""DAVIS from the data set to scores: propagate the first masks, then score what is on disk."""
+"""DAVIS from the data set to scores: propagate the first masks, then score what is on disk.
+
+A run that was killed goes on where it stopped.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ino.data.frame_folder import image_size
-from ino.data.label_png import VOID, read_labels, write_labels
+from ino.data.label_png import VOID, is_whole_png, read_labels, write_labels
 from ino.data.vos import VideoSequence, read_davis
-from ino.errors import DatasetError
+from ino.errors import ConfigError, DatasetError
 from ino.evaluate.davis import DavisScores, score_davis
 from ino.evaluate.tables import write_csv, write_json
-from ino.files import new_folder
 from ino.pipeline.carrying import carry_masks
-from ino.pipeline.settings import OnFrame, write_settings
+from ino.pipeline.resuming import note_finished, open_folder, read_finished
+from ino.pipeline.settings import OnFrame, settings_text
 from ino.propagate.tracker import Tracker
+from ino.train.folder_lock import folder_lock
 
 
 def evaluate_davis(
@@ -28,13 +32,14 @@ def evaluate_davis(
     resolution: str = "480p",
     sequences: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     on_frame: OnFrame = lambda: None,
 ) -> DavisScores:
     """Propagates the first masks of a DAVIS split and scores the result.
 
-    Writes `predictions/SEQUENCE/FRAME.png`, the CSV files of the official evaluation, `scores.json`
-    and `settings.json`.
+    Writes `predictions/SEQUENCE/FRAME.png`, `finished.txt` with the sequences that are done, the
+    CSV files of the official evaluation, `scores.json` and `settings.json`.
 
     Args:
         root: the data set.
@@ -44,25 +49,47 @@ def evaluate_davis(
         split: name of the list of sequences.
         resolution: name of the folder between Annotations and the sequences.
         sequences: those of the list to do; all where None.
-        settings: stored beside the protocol, such as the name of the weights.
-        overwrite: accept a folder that holds something.
-        on_frame: called after each frame.
+        settings: stored beside the protocol and the data set, such as the name of the weights.
+        resume: go on with what is in the folder, if it was made with the same settings.
+        overwrite: accept a folder that holds something, and do all anew.
+        on_frame: called after each frame, those of skipped sequences too.
 
     Raises:
         DatasetError: the data set is not as its layout says.
-        OutputError: the folder holds something and `overwrite` is off, or cannot be written.
+        ConfigError: `resume` and `overwrite` are both given.
+        OutputError: the folder holds something and neither is on, it was made with other settings,
+            another process has it, or it cannot be written.
     """
+    if resume and overwrite:
+        raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
-    new_folder(out, overwrite=overwrite)
-    write_settings(out / "settings.json", tracker.protocol, settings)
+    for sequence in found:
+        _check_given(sequence)
     predictions = out / "predictions"
-    propagate_sequences(found, out=predictions, tracker=tracker, on_frame=on_frame)
-    scores = score_davis(
-        predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
-    )
-    write_csv(scores, out, split=split)
-    write_json(scores, out / "scores.json", protocol=dataclasses.asdict(tracker.protocol))
+    data = {"root": str(root), "year": year, "split": split, "resolution": resolution}
+    text = settings_text(tracker.protocol, data | {**(settings or {})})
+    with folder_lock(out, command="ino evaluate davis"):
+        open_folder(out, text, resume=resume, overwrite=overwrite)
+        for sequence in found:
+            if sequence.name in read_finished(out) and sequence_is_whole(sequence, predictions):
+                for _ in sequence.frames:
+                    on_frame()
+                continue
+            propagate_sequences([sequence], out=predictions, tracker=tracker, on_frame=on_frame)
+            note_finished(out, sequence.name)
+        scores = score_davis(
+            predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
+        )
+        write_csv(scores, out, split=split)
+        write_json(scores, out / "scores.json", protocol=dataclasses.asdict(tracker.protocol))
     return scores
+
+
+def sequence_is_whole(sequence: VideoSequence, predictions: Path) -> bool:
+    """Whether the masks of all frames are there, and whole still."""
+    size = image_size(sequence.frames[0])
+    masks = (predictions / sequence.name / f"{frame.stem}.png" for frame in sequence.frames)
+    return all(is_whole_png(path, size=size) for path in masks)
 
 
 def propagate_sequences(

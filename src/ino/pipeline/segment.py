@@ -58,7 +58,8 @@ def segment_video(
         masks: frame number, from 0, to label map (see `Tracker.track`).
         out: folder of the results.
         tracker: carries the masks.
-        settings: stored beside the protocol, such as the name of the weights.
+        settings: stored beside the protocol and the choices below, such as the name of the weights;
+            unless they name `masks`, the numbers of the masks' frames are stored.
         overlay: write the video with masks drawn over it.
         correct: later masks also correct the objects of earlier ones.
         both_ways: each frame gets its labels from the nearest mask, before or after it; each mask
@@ -78,8 +79,10 @@ def segment_video(
     info = read_info(video)
     _check_sizes(masks, info)
     if both_ways:
-        if correct or check_every:
-            log.warning("correct and check_every have no meaning with both_ways and are skipped")
+        if skipped := ["--correct"] * correct + ["--check-every"] * (check_every > 0):
+            words = "these options have no meaning with --both-ways and are skipped: %s"
+            log.warning(words, ", ".join(skipped))
+            correct, check_every = False, 0
         found = _carried_both_ways(video, masks, tracker)
     else:
         found = _carried_forward(video, masks, tracker, correct=correct, check_every=check_every)
@@ -87,13 +90,15 @@ def segment_video(
         first = next(results)  # raises what is wrong with masks before anything is written
         folder = new_folder(out, overwrite=overwrite) / "masks"
         folder.mkdir(exist_ok=True)
-        write_settings(out / "settings.json", tracker.protocol, settings)
+        choices = {"correct": correct, "both_ways": both_ways, "check_every": check_every}
+        stored = {"masks": [int(number) for number in sorted(masks)], **choices, **(settings or {})}
+        write_settings(out / "settings.json", tracker.protocol, stored)
         movie = out / "overlay.mp4"
         in_order = overlay and not both_ways
         with VideoWriter(movie, fps=info.fps) if in_order else nullcontext() as writer:
             done, broken = _write(chain([first], results), folder, writer, on_frame)
     _remove_stale(folder, done)
-    if check_every and not both_ways:
+    if check_every:
         _report_survival(done, out / "survival.json")
     if broken is not None:
         raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")

@@ -23,7 +23,7 @@ from ino.evaluate.tables import read_means, write_csv, write_json
 from ino.files import atomic_path
 from ino.models.backbones import load_backbone
 from ino.models.devices import choose_device
-from ino.pipeline.davis import propagate_sequences
+from ino.pipeline.davis import propagate_sequences, sequence_is_whole
 from ino.pipeline.jhmdb import carry_joints
 from ino.pipeline.soft_labels import LabelTracker
 from ino.pipeline.suite_file import RowConfig
@@ -104,6 +104,10 @@ def _read_davis(row: RowConfig) -> list[VideoSequence]:
 
 def _carry_davis(row: RowConfig, video: VideoSequence, tracker: Tracker, folder: Path) -> None:
     propagate_sequences([video], out=folder / "predictions", tracker=tracker)
+
+
+def _has_whole_frames(video: VideoSequence, folder: Path) -> bool:
+    return sequence_is_whole(video, folder / "predictions")
 
 
 def _has_all_frames(video: VideoSequence, folder: Path) -> bool:
@@ -193,7 +197,7 @@ DATA_SETS = {
         input_size=None,
         read=_read_davis,
         carry=_carry_davis,
-        is_whole=_has_all_frames,
+        is_whole=_has_whole_frames,
         score=_score_davis,
     ),
     "ytvos": DataSet(

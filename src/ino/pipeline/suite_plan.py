@@ -25,6 +25,11 @@ from ino.propagate.protocols import Protocol
 ENDINGS = (".pth", ".pt", ".pth.tar", ".tar", ".safetensors", "")
 """Of a file of weights that a row names without one; the last is a folder or a whole name."""
 
+OTHER_ENDINGS = (
+    "in place of .pth a file may end with .pt, .pth.tar, .tar or .safetensors, or be a run's folder"
+)
+"""Said once below rows whose files are not there."""
+
 _NAME = re.compile(r"color|[a-z][\w.-]+:.+")  # a path of Windows has one letter before its colon
 _CHOICES = ("network", "seed", "precision", "data", "root", "split")
 
@@ -47,6 +52,11 @@ class SuiteRow:
     protocol: Protocol
     videos: tuple[Video, ...]
     absent: str = ""
+
+    @property
+    def expects_file(self) -> bool:
+        """Whether it is absent because the file that it names is not in the folder of weights."""
+        return bool(self.absent) and self.config.weights is None and self.config.file is not None
 
     @cached_property
     def settings(self) -> str:
@@ -195,9 +205,8 @@ def find_weights(config: RowConfig, folder: Path | None) -> tuple[str | None, st
         _check_weights(config.weights)
         return config.weights, ""
     if config.file is not None:
-        expected = f"{config.file}.pth (or .pt, .pth.tar, .tar, .safetensors, or a run's folder)"
         where = f"in {folder}" if folder is not None else "in the folder given by --weights-dir"
-        return None, f"absent: {expected} is expected {where}"
+        return None, f"absent: {config.file}.pth is expected {where}"
     if not config.published:
         raise ConfigError("it names no weights; give weights, or file and --weights-dir")
     return None, "published numbers only"

@@ -8,9 +8,10 @@ from typing import Any
 
 from ino import __version__
 from ino.pipeline.failures import write_text
+from ino.pipeline.remarks import remark_lines, remarks_on
 from ino.pipeline.suite import scores_of, state_of
 from ino.pipeline.suite_data import DATA_SETS
-from ino.pipeline.suite_plan import SuitePlan
+from ino.pipeline.suite_plan import OTHER_ENDINGS, SuitePlan, SuiteRow
 from ino.pipeline.text_table import markdown
 
 CAPTION = "percent; in brackets what was published, and measured minus published"
@@ -18,7 +19,11 @@ CAPTION = "percent; in brackets what was published, and measured minus published
 
 @dataclass(frozen=True)
 class TableRow:
-    """Scores of a row in percent, by name; empty where it is not done."""
+    """Scores of a row in percent, by name; empty where it is not done.
+
+    `remarks` say where what was measured may not be what was published; `expects_file` that the row
+    is absent for want of a file.
+    """
 
     label: str
     about: str
@@ -27,22 +32,30 @@ class TableRow:
     state: str
     measured: dict[str, float]
     published: dict[str, float]
+    remarks: tuple[str, ...]
+    expects_file: bool
 
 
 def suite_rows(plan: SuitePlan, *, out: Path) -> list[TableRow]:
     """A line for each row, from what is on disk."""
-    return [
-        TableRow(
-            label=row.label,
-            about=row.config.about,
-            data=row.config.data,
-            protocol=row.protocol.name,
-            state=state_of(row, out=out),
-            measured=scores_of(row, out=out),
-            published=row.config.published,
-        )
-        for row in plan.rows
-    ]
+    return [_table_row(row, out=out) for row in plan.rows]
+
+
+def _table_row(row: SuiteRow, *, out: Path) -> TableRow:
+    config, measured = row.config, scores_of(row, out=out)
+    is_beside = not measured.keys().isdisjoint(config.published)
+    given: dict[str, Any] = {"sequences": config.sequences, "precision": config.precision}
+    return TableRow(
+        label=row.label,
+        about=config.about,
+        data=config.data,
+        protocol=row.protocol.name,
+        state=state_of(row, out=out),
+        measured=measured,
+        published=config.published,
+        remarks=remarks_on(row.protocol, **given) if is_beside else (),
+        expects_file=row.expects_file,
+    )
 
 
 def num_texts(rows: list[TableRow]) -> int:
@@ -71,6 +84,14 @@ def table_lines(rows: list[TableRow]) -> Iterator[list[str]]:
         ]
 
 
+def note_lines(rows: list[TableRow]) -> list[str]:
+    """What stands below the table: how scores beside published ones were measured, then how far
+    the rows without scores are."""
+    lines = remark_lines((row.label, row.remarks) for row in rows)
+    lines += [f"{row.label}: {row.state}" for row in rows if not row.measured]
+    return lines + [OTHER_ENDINGS] * any(row.expects_file for row in rows)
+
+
 def write_suite_table(plan: SuitePlan, *, out: Path) -> list[TableRow]:
     """Writes table.json, in full precision, and table.md; gives their rows.
 
@@ -79,7 +100,7 @@ def write_suite_table(plan: SuitePlan, *, out: Path) -> list[TableRow]:
     """
     rows = suite_rows(plan, out=out)
     title = f"# {plan.title}\n\n" if plan.title else ""
-    notes = "".join(f"- {row.label}: {row.state}\n" for row in rows if not row.measured)
+    notes = "".join(f"- {line}\n" for line in note_lines(rows))
     table = markdown(table_lines(rows), num_texts=num_texts(rows))
     text = f"{title}{table}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n"
     write_text(out / "table.md", text + (f"\n{notes}" if notes else ""))
@@ -109,6 +130,7 @@ def _plain(row: TableRow) -> dict[str, Any]:
         "data": row.data,
         "protocol": row.protocol,
         "state": row.state,
+        "remarks": list(row.remarks),
         "scores": {
             name: {
                 "measured": (ours := row.measured.get(name)),

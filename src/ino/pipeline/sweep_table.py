@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ino import __version__
 from ino.files import atomic_path
+from ino.pipeline.remarks import remark_lines, remarks_on
 from ino.pipeline.sweep import read_scores
 from ino.pipeline.sweep_plan import Plan
 from ino.pipeline.text_table import markdown, print_lines
@@ -20,7 +21,10 @@ SCORES = {"J&F": "J&F-Mean", "J": "J-Mean", "F": "F-Mean"}
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of a label by one evaluation, in percent, each a list over the seeds done."""
+    """Scores of a label by one evaluation, in percent, each a list over the seeds done.
+
+    `remarks` say where what was measured may not be what was published.
+    """
 
     label: str
     short_side: int | None
@@ -29,6 +33,7 @@ class Row:
     num_seeds: int
     scores: dict[str, list[float]]
     published: float | None
+    remarks: tuple[str, ...] = ()
 
 
 def table_rows(plan: Plan, *, out: Path) -> list[Row]:
@@ -46,13 +51,19 @@ def table_rows(plan: Plan, *, out: Path) -> list[Row]:
             }
             published = plan.published.get(label)
             side = one.protocol.short_side
-            rows.append(Row(label, side, one.network, list(done), len(cells), scores, published))
+            row = Row(label, side, one.network, list(done), len(cells), scores, published)
+            if done and published is not None:
+                remarks = remarks_on(one.protocol, sequences=plan.evaluation.sequences)
+                row = replace(row, remarks=remarks)
+            rows.append(row)
     return rows
 
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Prints the table: mean ± sample standard deviation, in percent."""
     print_lines(cells_of(rows), console)
+    for line in _notes(rows):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_table(rows: list[Row], folder: Path) -> None:
@@ -63,7 +74,7 @@ def write_table(rows: list[Row], folder: Path) -> None:
     """
     content = {"software": {"name": "ino", "version": __version__}, "rows": [*map(_plain, rows)]}
     for name, text in (
-        ("table.md", markdown(cells_of(rows))),
+        ("table.md", markdown(cells_of(rows)) + "".join(f"\n- {line}" for line in _notes(rows))),
         ("table.json", json.dumps(content, indent=2) + "\n"),
     ):
         with atomic_path(folder / name) as temporary:
@@ -95,6 +106,10 @@ def cells_of(rows: list[Row]) -> Iterator[list[str]]:
         ]
 
 
+def _notes(rows: list[Row]) -> list[str]:
+    return remark_lines((row.label, row.remarks) for row in rows)
+
+
 def _spread(values: list[float]) -> str:
     if not values:
         return "-"
@@ -108,6 +123,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "network": row.network,
         "seeds": row.seeds,
         "published": row.published,
+        "remarks": list(row.remarks),
         **{
             name: {
                 "mean": fmean(values) if values else None,

@@ -10,12 +10,19 @@ from rich.table import Table
 def print_lines(
     lines: Iterable[Sequence[str]], console: Console, *, num_texts: int = 1, caption: str = ""
 ) -> None:
-    """Prints a table whose first line are headings; all columns but `num_texts` are numbers."""
+    """Prints a table whose first line are headings; all columns but `num_texts` are numbers.
+
+    Labels, in the first column, are kept whole unless the longest takes a third of the screen.
+    """
     headings, *rows = lines
+    longest = max((len(row[0]) for row in rows), default=0)
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, caption=caption or None)
     for index, heading in enumerate(headings):
         table.add_column(
-            heading, justify="right" if index >= num_texts else "left", overflow="fold"
+            heading,
+            justify="right" if index >= num_texts else "left",
+            overflow="fold",
+            no_wrap=index == 0 and longest <= console.width // 3,
         )
     for row in rows:
         table.add_row(*row)

@@ -31,6 +31,7 @@ __all__ = [
     "Size",
     "WindowShape",
     "get_protocol",
+    "replaced_fields",
 ]
 
 _INO_DAVIS = Protocol(
@@ -242,11 +243,22 @@ def describe_protocol(protocol: Protocol) -> str:
     """
     shown = ("layer", "short_side", "topk", "num_context", "window", "radius", "temperature")
     values = vars(protocol)
-    line = f"{protocol.name} (" + ", ".join(f"{name} {values[name]}" for name in shown) + ")"
+    fields_shown = ", ".join(f"{name} {_as_given(values[name])}" for name in shown)
+    replaced = replaced_fields(protocol)
+    how = f"with {', '.join(replaced)}" if replaced else "as named"
+    return f"{protocol.name} ({fields_shown}), {how}"
+
+
+def replaced_fields(protocol: Protocol) -> list[str]:
+    """What a protocol has otherwise than the one of its name, for people: a field each."""
     named = vars(PROTOCOLS.get(protocol.name, protocol))
-    replaced = [
-        f"{name} {value} in place of {named[name]}"
-        for name, value in values.items()
+    return [
+        f"{name} {_as_given(value)} in place of {_as_given(named[name])}"
+        for name, value in vars(protocol).items()
         if value != named[name]
     ]
-    return line + (f", with {', '.join(replaced)}" if replaced else ", as named")
+
+
+def _as_given(value: Any) -> str:
+    """A value as `--set` takes it."""
+    return "none" if value is None else str(value)

@@ -370,6 +370,29 @@ def test_a_folder_without_videos_leaves_no_run_behind(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_training_looks_at_its_folder_and_weights_before_the_videos(tmp_path, capsys):
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "notes.txt").touch()
+    (tmp_path / "broken.pt").write_bytes(b"junk")
+    broken = ["--init", tmp_path / "broken.pt"]
+    fixed = ["train", "tiny", "--run.accelerator", "cpu", "--data.root", tmp_path / "nowhere"]
+    assert "held is not empty" in refused(capsys, *fixed, "--out", held, *broken)
+    assert "broken.pt" in refused(capsys, *fixed, "--out", tmp_path / "run", *broken)
+    assert "nowhere" in refused(capsys, *fixed, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_that_does_not_begin_says_only_why(tmp_path):
+    command = [sys.executable, "-m", "ino", "train", "tiny", "--run.precision", "bf16-mixed"]
+    given = ["--run.accelerator", "cpu", "--data.root", "nowhere", "--out", "run"]
+    done = subprocess.run([*command, *given], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout + done.stderr == (
+        "ino: nowhere does not exist: give a folder, a video, or a list of videos\n"
+    )
+
+
 def test_a_hostile_checkpoint_is_refused(tmp_path, capsys, video, mask):
     path = tmp_path / "weights.pt"
     torch.save({"format": os.system}, path)

@@ -52,6 +52,8 @@ def test_an_export_has_the_features_of_its_run(trained, images, tmp_path, capsys
     assert sorted(path.name for path in out.iterdir()) == names
     shown = capsys.readouterr().out
     assert all(f"{out / name} (" in shown for name in names)
+    size = (out / "config.json").stat().st_size
+    assert f"{out / 'config.json'} ({size / 1000:.1f} kB)" in shown  # not 0.0 MB
     backbone = load_backbone(out)
     assert backbone.num_layers == 7
     assert backbone.std == RELEASED_STD

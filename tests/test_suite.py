@@ -515,7 +515,7 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, capsys):
     assert "no row colour; it has color, nano, peer" in line(file(), "--rows", "colour")
     broken = tmp_path / "broken.yaml"
     broken.write_text("rows: {a: {weights: color}, a: {weights: color}}\n")
-    assert "has a twice: give each label" in line(broken)
+    assert "has 'a' twice: give each label" in line(broken)
     broken.write_text("rows: [")
     assert "not YAML" in line(broken)
     broken.write_text("- 1")

@@ -75,20 +75,33 @@ def new_folder(
     Raises:
         OutputError: the folder holds something and `overwrite` is off, or it cannot be written to.
     """
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file, but a folder is written: choose another --out")
+    check_new_folder(path, overwrite=overwrite, advice=advice)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):  # permission bits alone do not tell (root, mounts)
             pass
-        is_empty = all(entry.name.startswith(".") for entry in path.iterdir())
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write to the folder {path}: {reason}") from error
-    if not is_empty and not overwrite:
-        raise OutputError(f"{path} is not empty: {advice}")
+        raise _unwritable(path, error) from error
     remove_leftovers(path)
     return path
+
+
+def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> None:
+    """Checks of `new_folder` that create nothing, for before long work.
+
+    Raises:
+        OutputError: there is a file, or a folder that holds something and `overwrite` is off.
+    """
+    try:
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise OutputError(f"{path} is a file, but a folder is written: choose another --out")
+        is_empty = all(entry.name.startswith(".") for entry in path.iterdir())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if not is_empty and not overwrite:
+        raise OutputError(f"{path} is not empty: {advice}")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -105,6 +118,10 @@ def remove_leftovers(folder: Path) -> None:
             if not _runs(int(marks["process"])):
                 with suppress(OSError):  # another process may do the same at this moment
                     path.unlink()
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write to the folder {folder}: {error.strerror or error}")
 
 
 def _machine() -> int:

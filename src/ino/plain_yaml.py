@@ -54,7 +54,7 @@ def read_yaml(path: Path, *, what: str, holds: str = "keys such as rows") -> dic
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ConfigError(f"the {what} {path} is not YAML: {error}") from error
     if twice is not None:
-        raise ConfigError(f"the {what} {path} has {twice} twice: give each label and field once")
+        raise ConfigError(f"the {what} {path} has {twice!r} twice: give each label and field once")
     if not isinstance(content, dict):
         raise ConfigError(f"the {what} {path} must hold {holds}")
     return content

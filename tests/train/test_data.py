@@ -34,8 +34,10 @@ def mixed(tmp_path) -> Path:
 def test_the_table_tells_number_length_size_and_what_is_broken(mixed, tmp_path, capsys):
     broken = tmp_path / "broken.jsonl"
     assert main(["index", str(mixed), "--broken", str(broken)]) == 0
-    shown = capsys.readouterr().out
+    shown, beside = capsys.readouterr()
+    assert beside == ""  # no empty line of a bar that nobody sees move
     assert re.search(r"videos +5\b", shown)
+    assert re.search(r"median seconds +[\d.]+ +5% to 95%", shown)
     assert re.search(r"broken +2\b", shown)
     assert "96x64" in shown
     assert "half.mp4 breaks off" in shown
@@ -44,6 +46,14 @@ def test_the_table_tells_number_length_size_and_what_is_broken(mixed, tmp_path, 
     assert {Path(line["path"]).name for line in lines} == {"half.mp4", "zero.mp4"}
     main(["index", str(mixed)])
     assert "2 headers read" in capsys.readouterr().out  # broken ones are tried again
+
+
+def test_an_index_of_broken_videos_alone_is_an_error_after_its_table(mixed, capsys):
+    assert main(["index", str(mixed / "half.mp4")]) == 2
+    shown, beside = capsys.readouterr()
+    assert re.search(r"broken +1\b", shown) and "half.mp4 breaks off" in shown
+    assert "1 header read" in shown
+    assert beside == "ino: none of the videos can be used (1): give others\n"
 
 
 def test_training_leaves_out_at_once_what_headers_rule_out(mixed, config, tmp_path, capsys):

@@ -169,6 +169,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 
 
 def test_a_disk_that_stays_full_ends_the_run_in_one_line(config, tmp_path, monkeypatch):
+    """And says what there is to resume from, which may be nothing."""
     config.run.max_steps = 3
     train(config, out=tmp_path / "run")
     config.run.max_steps = 5
@@ -177,8 +178,10 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line(config, tmp_path, monke
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OutputError, match=r"No space left.*earlier checkpoints are whole"):
+    with pytest.raises(OutputError, match=r"No space left.*; step_00000003\.pt is whole"):
         train(config, out=tmp_path / "run", resume=True)
+    with pytest.raises(OutputError, match=r"No space left.*; no checkpoint was written: make room"):
+        train(config, out=tmp_path / "other")
     (left,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert read_checkpoint(left)["step"] == 3
 

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,17 @@ def test_two_runs_are_equal_to_the_bit_and_their_logs_too(config, tmp_path):
     assert_equal_states(*states)
     assert logs[0] == logs[1]
     assert [line["step"] for line in logs[0]] == list(range(8))
+    documented = re.findall(r"`(\w+)`", _log_table())
+    assert {name for line in logs[0] for name in line} <= {*documented}
+
+
+def _log_table() -> str:
+    """The names of what a line of a log has, as two pages of the documentation list them."""
+    rows = "".join(
+        (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+        for page in ("data.md", "training.md")
+    ).splitlines()
+    return "\n".join(row.split("|")[1] for row in rows if row.startswith("| `"))
 
 
 def test_another_seed_gives_other_weights(config, tmp_path):

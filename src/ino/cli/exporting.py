@@ -74,8 +74,15 @@ def export(options: Namespace) -> int:
         overwrite=chosen.overwrite,
     )
     for path in written:
-        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"{path} ({size_words(path.stat().st_size)})")
     return 0
+
+
+def size_words(num_bytes: int) -> str:
+    """A size as people read it: 12.3 MB, 4.5 kB."""
+    if num_bytes >= 1e6:
+        return f"{num_bytes / 1e6:.1f} MB"
+    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def parse_layer(text: str | None) -> int | Literal["all"] | None:

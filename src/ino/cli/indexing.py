@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ino.cli.shared_options import plain_parser
+from ino.errors import VideoError
 
 
 def index_parser() -> ArgumentParser:
@@ -25,7 +26,11 @@ def index_parser() -> ArgumentParser:
 
 
 def index(options: Namespace) -> int:
-    """Reads the headers of videos and prints what they tell."""
+    """Reads the headers of videos and prints what they tell.
+
+    Raises:
+        VideoError: there is no video, or none that can be used.
+    """
     chosen = options.index
 
     import time
@@ -40,7 +45,10 @@ def index(options: Namespace) -> int:
     file = chosen.index or default_index(chosen.roots)
     started = time.perf_counter()
     columns = ("headers", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # Where nobody sees it move, the bar would leave an empty line.
+    hidden = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None)
         found = index_videos(
             chosen.roots,
@@ -58,7 +66,10 @@ def index(options: Namespace) -> int:
         )
     if chosen.broken:
         quarantine_all(chosen.broken, {found.names[i]: why for i, why in found.faults.items()})
-    print(f"{found.num_read} headers read in {seconds:.1f} s; kept in {file}")
+    headers = "header" if found.num_read == 1 else "headers"
+    print(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}", flush=True)
+    if len(found.faults) == len(found):
+        raise VideoError(f"none of the videos can be used ({len(found)}): give others")
     return 0
 
 
@@ -80,7 +91,7 @@ def summary_table(found: Any) -> Any:
     table.add_row("hours", f"{seconds.sum() / 3600:.2f}", "")
     if len(seconds):
         low, middle, high = np.percentile(seconds, [5, 50, 95])
-        table.add_row("seconds", f"{middle:.1f}", f"5% to 95%: {low:.1f} to {high:.1f}")
+        table.add_row("median seconds", f"{middle:.1f}", f"5% to 95%: {low:.1f} to {high:.1f}")
     pairs = [f"{width}x{height}" for height, width in sizes.tolist()]
     for name, values in (
         ("width x height", pairs),

@@ -4,8 +4,10 @@ There is no launcher here: torchrun and SLURM start the processes, or Fabric tho
 """
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -39,18 +41,33 @@ def build_fabric(config: RunConfig) -> Fabric:
         "num_nodes": num_nodes,
     }
     try:
-        precision = config.precision
-        if precision == "auto":
-            device = Fabric(**settings).device
-            precision = "bf16-mixed" if computes_in_bf16(device) else "32-true"
-        strategy = _build_strategy(config.strategy, devices=devices, num_nodes=num_nodes)
-        return Fabric(**settings, strategy=strategy, precision=precision)
+        with _without_remarks():
+            precision = config.precision
+            if precision == "auto":
+                device = Fabric(**settings).device
+                precision = "bf16-mixed" if computes_in_bf16(device) else "32-true"
+            strategy = _build_strategy(config.strategy, devices=devices, num_nodes=num_nodes)
+            return Fabric(**settings, strategy=strategy, precision=precision)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot run on accelerator {config.accelerator} with {devices} device(s) on "
             f"{num_nodes} machine(s), strategy {config.strategy} and precision {config.precision}: "
             f"{error}"
         ) from error
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keeps Fabric from naming the precision before it is known that a run begins."""
+    logs = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def launch(fabric: Fabric) -> None:

@@ -192,8 +192,12 @@ def _save(run: Run, *, out: Path, step: int, must: bool) -> None:
         failure = str(error)
         if not must:
             _LOG.warning("%s; the run goes on and tries again at the next checkpoint", failure)
+        elif newest := newest_checkpoint(out):
+            failure += f"; {newest.name} is whole: make room and resume"
+        else:
+            failure += "; no checkpoint was written: make room; --resume begins at the first step"
     if must and (failure := run.fabric.broadcast(failure)):
-        raise OutputError(f"{failure}; earlier checkpoints are whole: make room and resume")
+        raise OutputError(failure)
 
 
 def _stopped(run: Run, stop: StopSignals, *, out: Path) -> Exception:

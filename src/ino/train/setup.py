@@ -17,7 +17,7 @@ from ino.data.clip_sampler import ClipSampler
 from ino.data.shard_clips import ShardSchedule
 from ino.data.visits import VisitSampler
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder, remove_leftovers
+from ino.files import atomic_path, check_new_folder, new_folder, remove_leftovers
 from ino.models.checkpoints import list_checkpoints
 from ino.models.student_teacher import StudentTeacher
 from ino.train.checkpoint import RunState, remove_half_written, restore_checkpoint
@@ -76,19 +76,20 @@ def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> R
     fabric = build_fabric(config.run)
     launch(fabric)
     config = with_processes(config, fabric)
-    clips = build_data(config, fabric, out=out)
     resume = resume or is_own_restart(out)
-    is_locked = resume and out.is_dir()
+    is_locked = out.is_dir()
 
     def find() -> Path | None:
         if is_locked:
             held.enter_context(folder_lock(out))
+        check_folder(config, out=out, resume=resume)
         return newest_whole(out) if resume else None
 
     saved = of_first(fabric, find)
 
     torch.manual_seed(config.run.seed)
     model, origin = build_networks(config, saved=saved)
+    clips = build_data(config, fabric, out=out)
     network, state = _set_up(config, fabric, model, origin)
 
     def begin() -> None:
@@ -142,21 +143,30 @@ def _set_up(
     return network, RunState(model, objective, build_optimizer(model.student), scaler, origin)
 
 
-def prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Origin) -> None:
-    """Creates the folder of a run with its configuration, or checks that a run can continue there.
+def check_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
+    """Checks that a run can begin or continue in its folder; creates nothing.
 
     Raises:
-        OutputError: the folder holds something and `resume` is off, or it cannot be written.
+        OutputError: the folder holds something and `resume` is off, or there is a file.
         ConfigError: the run in the folder was configured otherwise; the message names the field.
     """
-    if resume and ((out / CONFIG_NAME).exists() or list_checkpoints(out)):
+    if resume and _holds_run(out):
         _check_same_run(config, out)
+    else:
+        check_new_folder(out, advice=_advice(out))
+
+
+def prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Origin) -> None:
+    """Creates the folder of a run, which was checked, with its configuration.
+
+    Raises:
+        OutputError: it cannot be written, or holds something by now.
+    """
+    if resume and _holds_run(out):
         remove_leftovers(out)
         remove_half_written(out)
     else:
-        other = "choose another --out"
-        continue_run = f"it holds a run; pass --resume to continue it or {other}"
-        new_folder(out, advice=continue_run if list_checkpoints(out) else other)
+        new_folder(out, advice=_advice(out))
     # A kill between any two of these leaves a folder that resumes or that counts as empty.
     if name := launch_name():
         with atomic_path(out / LAUNCH_NAME) as temporary:
@@ -182,6 +192,18 @@ def is_own_restart(out: Path) -> bool:
     """
     path = out / LAUNCH_NAME
     return is_restart() and path.is_file() and path.read_text(encoding="utf-8") == launch_name()
+
+
+def _holds_run(out: Path) -> bool:
+    return (out / CONFIG_NAME).exists() or bool(list_checkpoints(out))
+
+
+def _advice(out: Path) -> str:
+    """What to do with a folder that holds something."""
+    other = "choose another --out"
+    if list_checkpoints(out):
+        return f"it holds a run; pass --resume to continue it or {other}"
+    return other
 
 
 def _check_same_run(config: TrainConfig, out: Path) -> None:

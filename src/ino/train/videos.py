@@ -94,7 +94,10 @@ def count_epoch(data: DataConfig) -> int:
 def _index(roots: list[Path], name: str) -> VideoIndex:
     """The index of the videos; where its usual place cannot be written, one that is not kept."""
     columns = ("headers", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # Where nobody sees it move, the bar would leave an empty line.
+    hidden = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None)
 
         def index(file: Path | None) -> VideoIndex:

@@ -8,6 +8,7 @@ import errno
 import pickle
 import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from struct import error as StructError
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def load_plain(path: Path) -> dict[str, Any]:
         TypeError,
         AttributeError,
         AssertionError,
+        StructError,
         SafetensorError,
     ) as error:
         # Damaged bytes may name a place that no file has (EINVAL); the rest is the disk's word.

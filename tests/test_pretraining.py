@@ -10,6 +10,7 @@ import yaml
 from ino import cli
 from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.models.checkpoints import read_checkpoint
+from ino.train.curves import read_history
 
 RECIPE = {
     "model": {"arch": "vit_nano", "out_dim": 32, "hidden_dim": 24, "bottleneck_dim": 16},
@@ -40,7 +41,7 @@ def scored(data):
     return ["--run.eval_root", data / "davis", "--run.eval_short_side", 48, "--run.eval_every", 3]
 
 
-def test_scores_stand_beside_the_loss_and_decide_which_checkpoint_is_best(data, tmp_path):
+def test_scores_stand_beside_the_loss_and_decide_which_checkpoint_is_best(data, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(data, out, *scored(data), "--run.eval_sequences", '["one"]') == 0
     lines = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
@@ -54,6 +55,13 @@ def test_scores_stand_beside_the_loss_and_decide_which_checkpoint_is_best(data, 
     best = read_checkpoint(out / "checkpoints/best.pt")
     assert best["score"] == max(found.values())
     assert best["step"] == max(found, key=lambda step: found[step])
+    shown = capsys.readouterr().err.splitlines()
+    for step, score in found.items():
+        (line,) = (line for line in shown if line.startswith(f"step_{step:08d}: J&F {score:.1f}, "))
+        is_best = score > max((found[s] for s in found if s < step), default=0)
+        assert line.endswith(", kept as best.pt") == is_best
+    steps, values = read_history(out, label="run").series["eval_jf"]
+    assert dict(zip(steps, values, strict=True)) == found  # drawn where folders are named
     # The score on the way is that of the command on the checkpoint.
     again = tmp_path / "again"
     arguments = ["--root", data / "davis", "--weights", out, "--out", again, "--device", "cpu"]

@@ -97,7 +97,7 @@ def test_paths_of_files_touch_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>Not found</html>", b"\x00" * 100, pickle.dumps({"a": 1})[:-3]]
+    "content", [b"", b"<html>Not found</html>", b"\x00" * 100, b"junk", pickle.dumps({"a": 1})[:-3]]
 )
 def test_other_files_are_no_checkpoints(content, tmp_path):
     path = tmp_path / "weights.pth"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ino import cli
-from ino.train.curves import distinct_labels, draw, read_history, smooth
+from ino.train.curves import distinct_labels, draw, read_history, short_number, smooth
 
 
 def write_log(folder, num_steps, **numbers):
@@ -40,7 +40,33 @@ def test_panels_are_those_that_there_are_numbers_for(tmp_path):
     raw, smoothed = figure.axes[0].get_lines()[:2]
     assert raw.get_alpha() == pytest.approx(0.25)
     np.testing.assert_allclose(raw.get_ydata(), 5.0 - np.arange(60) / 60)
+    np.testing.assert_allclose(raw.get_xdata(), 1 + np.arange(60))  # as checkpoints are named
     assert smoothed.get_linewidth() > raw.get_linewidth()
+
+
+def test_the_labels_of_the_axes_say_it_all(tmp_path):
+    """No factor or offset above a panel, no powers, no parts of steps."""
+    numbers = {
+        "lr": lambda s: 1.5e-6 * s,
+        "teacher_momentum": lambda s: 0.996 + 1e-8 * s,
+        "grad_norm": lambda s: 4.0 + 5 * s,
+        "eval_jf": lambda s: 40.0 if s == 1 else None,
+    }
+    figure = draw([read_history(write_log(tmp_path / "run", 3, **numbers), label="run")])
+    figure.canvas.draw()
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    for axes in panels.values():
+        assert axes.yaxis.get_offset_text().get_text() == ""
+        steps = [float(label.get_text()) for label in axes.get_xticklabels()]
+        assert steps and set(steps) <= {0.0, 1.0, 2.0, 3.0, 4.0}
+        shown = axes.get_yticklabels(which="both")
+        assert not any("times" in label.get_text() for label in shown)
+        assert {label.get_fontsize() for label in shown} == {8}
+    rates = [label.get_text() for label in panels["learning rate"].get_yticklabels()]
+    assert {"0", "5e-7", "2.5e-6"} <= set(rates)
+    norms = panels["gradient norm"].get_yticklabels(which="both")
+    assert {"4", "10"} <= {label.get_text() for label in norms}
+    assert short_number(-1.25e-10) == "-1.25e-10"
 
 
 def test_smoothing_is_a_mean_over_the_neighbours():

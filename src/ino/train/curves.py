@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from ino.errors import ConfigError
 from ino.files import atomic_path
@@ -29,7 +30,7 @@ class Panel:
 
 
 PANELS = (
-    Panel("loss", ("loss",)),
+    Panel("loss", ("loss",), "nats"),
     Panel("J&F on labelled sequences", ("eval_jf",), "percent"),
     Panel("global to global", ("g2g",), "nats"),
     Panel("local to global", ("l2g",), "nats"),
@@ -59,7 +60,7 @@ MIN_POINTS_TO_SMOOTH = 40
 
 @dataclass(frozen=True)
 class History:
-    """The numbers of a run by name: steps, and the value at each."""
+    """The numbers of a run by name: steps done, as in the names of checkpoints, and values."""
 
     label: str
     series: dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]
@@ -89,7 +90,8 @@ def read_history(run: Path, *, label: str) -> History:
             continue
         for name, value in numbers.items():
             if isinstance(value, int | float) and -LARGEST <= value <= LARGEST:
-                points.setdefault(name, []).append((step, float(value)))
+                # A line's step counts from 0: what it tells is known once that step is done.
+                points.setdefault(name, []).append((step + 1, float(value)))
     if not points:
         raise ConfigError(f"{path} holds no step yet: wait for the first")
     columns = {name: np.array(found).T for name, found in points.items()}
@@ -194,12 +196,38 @@ def _draw_panel(axes: Axes, panel: Panel, histories: Sequence[History]) -> None:
         axes.set_ylim(bottom=0)
     axes.set_title(panel.title, fontsize=10, loc="left", fontweight="bold")
     axes.set_ylabel(panel.unit, fontsize=8)
-    axes.set_xlabel("step", fontsize=8)
-    axes.tick_params(labelsize=8)
+    axes.set_xlabel("steps done", fontsize=8)
+    axes.tick_params(which="both", labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    _plain_numbers(axes)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.01)
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Has the labels of the values say it all: no offset or factor above the panel, no powers."""
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter(_PlainLogFormatter())
+        axes.yaxis.set_minor_formatter(_PlainLogFormatter(labelOnlyBase=False))
+    elif max(map(abs, axes.get_ylim())) < 1e-3:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    else:
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+
+
+class _PlainLogFormatter(LogFormatter):
+    """Labels those ticks that matplotlib would, as 6 and 20."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def short_number(value: float) -> str:
+    """A small number as 5e-5, 1.5e-4 or 0."""
+    digits, exponent = f"{value:.6e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}" if value else "0"
 
 
 def _draw_line(

@@ -22,6 +22,7 @@ from ino.train.log_file import LOG_NAME, LogFile
 from ino.train.wandb_run import WandbRun
 
 SHOWN = ("loss", "g2g", "l2g", "masked", "affinity")
+SCORES = (("eval_jf", "J&F"), ("eval_j", "J"), ("eval_f", "F"))
 Item = TypeVar("Item")
 _LOG = logging.getLogger("ino")
 
@@ -127,6 +128,20 @@ class RunLog:
         self._progress.update(self._task, completed=step + 1, description=shown)
         if self.is_due(step):
             self._show(step, numbers, shown)
+
+    def scored(self, scores: Mapping[str, float], *, done: int, is_best: bool) -> None:
+        """Says on the screen what a state scored.
+
+        Args:
+            scores: percent, by name: `eval_jf`, `eval_j`, `eval_f`.
+            done: steps, by which the state's folder and checkpoint are named.
+            is_best: whether it is kept as best.pt.
+        """
+        if not self._enabled or not scores:
+            return
+        found = [f"{words} {scores[name]:.1f}" for name, words in SCORES if name in scores]
+        told = f"step_{done:08d}: {', '.join(found)}{', kept as best.pt' if is_best else ''}"
+        self._progress.console.print(told, highlight=False, soft_wrap=True)
 
     def picture(
         self, step: int, name: str, sheet: UInt8[np.ndarray, "rows columns 3"], *, path: Path

@@ -92,8 +92,12 @@ class Watch:
             with _losing_only("scores"):
                 scores |= self._evaluate(weights, done)
         score = scores.get("eval_jf", float("-inf"))
+        is_best = False
         with _losing_only("best.pt"):
-            save_best(run.config, run.state, out=self._out, step=done, score=score, writes=writes)
+            is_best = save_best(
+                run.config, run.state, out=self._out, step=done, score=score, writes=writes
+            )
+        self._log.scored(scores, done=done, is_best=is_best)
         return scores
 
     def judge(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,6 @@ import struct
 import warnings
 import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from struct import error as StructError
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def load_plain(path: Path) -> dict[str, Any]:
         TypeError,
         AttributeError,
         AssertionError,
-        StructError,
+        struct.error,
         SafetensorError,
     ) as error:
         # Damaged bytes may name a place that no file has (EINVAL); the rest is the disk's word.

@@ -480,7 +480,7 @@ def test_warnings_go_to_the_stderr_of_the_moment(tmp_path, video, mask):
     for out in ("first", "second"):
         with contextlib.redirect_stderr(io.StringIO()) as shown:
             assert run("segment", video, *options, "--out", tmp_path / out) == 0
-        assert "have no meaning with both_ways" in shown.getvalue()
+        assert "have no meaning with --both-ways" in shown.getvalue()
 
 
 def test_what_is_lost_is_told(tmp_path, capsys, caplog):

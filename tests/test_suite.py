@@ -168,6 +168,8 @@ def test_labels_stay_whole_and_endings_are_told_once(tmp_path, davis, capsys, mo
     assert run("evaluate", "suite", "table2", *arguments) == 0
     shown = capsys.readouterr().out
     assert " contcorr-trackingnet " in shown and " timecycle-rn18 " in shown
+    assert shown.count(" TrackingNet ") == 2 and shown.count(" (89.0) ") == 1
+    assert all(len(line) <= 80 for line in shown.split("\ntimecycle-rn18: ")[0].splitlines())
     assert shown.count(".safetensors") == 1
     assert f"crw-kinetics: absent: crw_kinetics.pth is expected in {tmp_path}\n" in shown
     assert (tmp_path / "out/table.md").read_text().count(".safetensors") == 1
@@ -281,16 +283,17 @@ def test_list_refuses_other_settings_but_needs_no_data_set(tmp_path, file, capsy
 def test_list_tells_how_far_each_row_is(tmp_path, file, capsys):
     out = tmp_path / "out"
     assert run("evaluate", "suite", file(), "--out", out, "--list") == 0
-    color, nano, peer = capsys.readouterr().out.splitlines()
+    color, nano, peer, endings = capsys.readouterr().out.splitlines()
     assert (color, nano) == ("color: not started (color)", f"nano: not started ({NANO})")
-    assert peer.startswith("peer: absent: crw.pth (or .pt")
+    assert peer.startswith("peer: absent: crw.pth is expected in the folder given by --weights-dir")
+    assert "may end with .pt" in endings
     assert not out.exists()
     assert run("evaluate", "suite", file(), "--out", out) == 0
     (out / "nano/done.json").unlink()
     (out / "nano/finished.txt").write_text("s0\ns2\n")
     capsys.readouterr()
     run("evaluate", "suite", file(), "--out", out, "--list")
-    color, nano, _ = capsys.readouterr().out.splitlines()
+    color, nano, *_ = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"color: done, J&F [\d.]+", color)
     assert nano == "nano: 2 of 3 videos carried"
 
@@ -372,7 +375,9 @@ def test_every_data_set_gives_the_scores_of_its_own_command(tmp_path, davis, fil
 @pytest.mark.parametrize("name", suite_names())
 def test_named_suites_can_be_listed_and_planned(name, davis, tmp_path, capsys):
     assert run("evaluate", "suite", name, "--list") == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(read_suite(name).rows)
+    labels = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    rows = read_suite(name).rows
+    assert labels[: len(rows)] == list(rows) and len(labels) <= len(rows) + 1
     write_ytvos_layout({"a": generate_clip(0, num_frames=6, height=48, width=64)}, tmp_path / "y")
     weights = tmp_path / "weights"
     for row in read_suite(name).rows.values():

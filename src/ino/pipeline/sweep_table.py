@@ -73,8 +73,9 @@ def write_table(rows: list[Row], folder: Path) -> None:
         OutputError: a file cannot be written.
     """
     content = {"software": {"name": "ino", "version": __version__}, "rows": [*map(_plain, rows)]}
+    notes = "".join(f"- {line}\n" for line in _notes(rows))
     for name, text in (
-        ("table.md", markdown(cells_of(rows)) + "".join(f"\n- {line}" for line in _notes(rows))),
+        ("table.md", markdown(cells_of(rows)) + (f"\n{notes}" if notes else "")),
         ("table.json", json.dumps(content, indent=2) + "\n"),
     ):
         with atomic_path(folder / name) as temporary:

@@ -314,7 +314,7 @@ def test_predictions_that_do_not_fit(tmp_path, capsys, davis, clip, fault):
         ("optim:\n  lr: high", r"optim\.lr"),
         ("optim:\n  epochs: -1", r"optim\.epochs is -1; it must be above 0"),
         ("variant: best", "variant"),
-        ("- a list", "must hold sections"),
+        ("- a list", "must hold keys such as model"),
         ("a: [", "not YAML"),
     ],
 )
@@ -351,7 +351,22 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
         ),
         (["score", "nowhere", "--root", "."], "ImageSets"),
         (["juggle"], "juggle"),
-        ([], "subcommand"),
+        (
+            [],
+            "ino needs one of demo, train, index, sweep, plot, export, segment, evaluate, compare,",
+        ),
+        (["evaluate"], "ino evaluate needs one of davis, ytvos, suite, jhmdb, vip (ino evaluate -"),
+        (["evaluate", "suite"], "ino evaluate suite needs file (ino evaluate suite --help shows"),
+        (["evaluate", "davis", "--root", "."], "ino evaluate davis needs weights (ino eval"),
+        (["export"], "ino export needs run and out (ino export --help shows the options)"),
+        (["train", "tiny", "--optim.lr", "abc"], "optim.lr is abc; it must be a number (ino train"),
+        (["train", "tiny", "--variant", "x"], "variant is x; it must be paper or released ("),
+        (
+            ["train", "tiny", "--data.num_workers", "x"],
+            "data.num_workers is x; it must be a whole number or auto (",
+        ),
+        (["score", "x", "--root"], "expected one argument (ino score --help shows"),
+        (["segment", "x", "--mask", "x", "--check-every", "x"], "it must be a whole number ("),
     ],
 )
 def test_arguments_that_are_wrong(tmp_path, capsys, monkeypatch, arguments, words):

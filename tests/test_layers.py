@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "ino"
 
 LAYERS = {
     "errors": -1,
+    "argument_words": -1,
     "files": 0,
     "plain_yaml": 0,
     "data": 1,

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ino.argument_words import plain_words
 from ino.errors import ConfigError
 
 
@@ -106,7 +107,7 @@ def typed(
     try:
         values = parser.parse_object({"it": given})
     except ArgumentError as error:
-        reason = " ".join(str(error).split()).replace("'it.", "'").replace('"it.', '"')
+        reason = plain_words(error).replace("'it.", "'").replace('"it.', '"').removeprefix("it.")
         raise ConfigError(f"{where} cannot be used: {reason}") from error
     return values["it"].as_dict()
 

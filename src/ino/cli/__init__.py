@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
+from ino.argument_words import plain_words
 from ino.cli import dense, evaluating, exporting, indexing, making, suites, sweeping, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError, StoppedError
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"name the recipe first: ino train {options.train.recipe} ...")
         return COMMANDS[_command_of(options)](options)
     except ArgumentError as error:
-        print(f"ino: {_one_line(error)} (ino --help shows the options)", file=sys.stderr)
+        words = plain_words(error, commands=COMMANDS)
+        print(f"ino: {words} ({_help_of(arguments)} shows the options)", file=sys.stderr)
     except InoError as error:
         print(f"ino: {_one_line(error)}", file=sys.stderr)
     except StoppedError as error:
@@ -105,6 +107,15 @@ def _lacks_memory(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _help_of(arguments: Sequence[str]) -> str:
+    """How to see the options of the command that was given."""
+    given = " ".join(arguments[:2])
+    if given.startswith("evaluate ") and given in COMMANDS:
+        return f"ino {given} --help"
+    is_known = any(name.split()[0] == arguments[0] for name in COMMANDS) if arguments else False
+    return f"ino {arguments[0]} --help" if is_known else "ino --help"
 
 
 def _command_of(options: Namespace) -> str:

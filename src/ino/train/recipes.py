@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from ino.argument_words import plain_words
 from ino.errors import ConfigError
 from ino.plain_yaml import named_file, read_yaml, yaml_names
 from ino.train.config import TrainConfig
@@ -60,7 +61,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         return config_of(parser.parse_args([*recipe_arguments(name), *overrides]))
     except ArgumentError as error:
-        raise ConfigError(f"the recipe {name} cannot be used: {error}") from error
+        raise ConfigError(f"the recipe {name} cannot be used: {plain_words(error)}") from error
 
 
 def recipe_arguments(name: str) -> list[str]:

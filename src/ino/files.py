@@ -59,6 +59,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in UTF-8, whole or not at all (see `atomic_path`)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def new_folder(
     path: Path, *, overwrite: bool = False, advice: str = "choose another --out or pass --overwrite"
 ) -> Path:

@@ -18,7 +18,7 @@ from ino.data.label_png import write_labels
 from ino.data.synthetic_scene import Wave, make_scene, render
 from ino.data.video import VideoWriter
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, write_text
 
 BLUR = 0.6  # pixels, standard deviation
 NOISE = 0.012  # standard deviation of a sensor whose range is 0..1
@@ -108,8 +108,9 @@ def write_davis_layout(clips: Mapping[str, SyntheticClip], root: Path) -> None:
             with atomic_path(frames / f"{t:05d}.jpg") as temporary:
                 Image.fromarray(frame).save(temporary, format="JPEG", quality=95)
             write_labels(annotations / f"{t:05d}.png", labels)
-    with atomic_path(new_folder(root / "ImageSets" / "2017") / "val.txt") as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in clips), encoding="utf-8")
+    write_text(
+        new_folder(root / "ImageSets" / "2017") / "val.txt", "".join(f"{name}\n" for name in clips)
+    )
 
 
 def write_videos(

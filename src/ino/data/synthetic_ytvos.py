@@ -11,7 +11,7 @@ from PIL import Image
 from ino.data.label_png import write_labels
 from ino.data.synthetic import SyntheticClip
 from ino.errors import ConfigError
-from ino.files import atomic_path, new_folder
+from ino.files import atomic_path, new_folder, write_text
 
 STEP = 5
 """Every so many frames one is in the split, as in YouTube-VOS."""
@@ -60,8 +60,7 @@ def write_ytvos_layout(
         _write_frames(folder / "JPEGImages" / name, clip, kept)
         _write_annotations(folder / "Annotations" / name, clip, enters, dense=dense)
         meta[name] = {"objects": _describe(enters, categories or {}, kept)}
-    with atomic_path(folder / "meta.json") as temporary:
-        temporary.write_text(json.dumps({"videos": meta}, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "meta.json", json.dumps({"videos": meta}, indent=2) + "\n")
 
 
 def _describe(

@@ -14,7 +14,7 @@ from ino import __version__
 from ino.evaluate.jhmdb import JOINT_NAMES
 from ino.evaluate.parts import PartScores
 from ino.evaluate.pose import PoseScores
-from ino.files import atomic_path
+from ino.files import write_text
 
 
 def print_pose(scores: PoseScores, console: Console) -> None:
@@ -80,8 +80,7 @@ def _named(names: Iterable[str], values: Iterable[float]) -> dict[str, float | N
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     whole = {"software": {"name": "ino", "version": __version__}, **content}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(whole, indent=2) + "\n")
 
 
 def _percent(value: float) -> str:

@@ -19,7 +19,7 @@ from ino.evaluate.davis import DavisScores
 from ino.evaluate.figures import curve_svg
 from ino.evaluate.overlay import draw_overlay, film_strip
 from ino.evaluate.page import Strip
-from ino.files import atomic_path
+from ino.files import write_text
 
 NUM_SHOWN = 5
 """Frames of a film strip."""
@@ -69,8 +69,7 @@ def write_report(
     parts = [*lead]
     for section in sections:
         parts += [page.heading(section.title), *section.parts]
-    with atomic_path(path) as temporary:
-        temporary.write_text(page.page(title, parts), encoding="utf-8")
+    write_text(path, page.page(title, parts))
 
 
 def score_table(methods: Sequence[Method]) -> str:

@@ -19,7 +19,7 @@ from ino import __version__
 from ino.errors import OutputError
 from ino.evaluate.davis import DavisScores, ObjectScore
 from ino.evaluate.metrics import Summary
-from ino.files import atomic_path
+from ino.files import atomic_path, write_text
 
 
 def global_scores(scores: DavisScores) -> dict[str, float]:
@@ -96,8 +96,7 @@ def write_json(scores: DavisScores, path: Path, *, protocol: Mapping[str, Any] |
         "objects": [asdict(score) for score in scores.objects],
     }
     text = json.dumps(content, indent=2, default=str) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def read_means(path: Path) -> dict[str, float] | None:

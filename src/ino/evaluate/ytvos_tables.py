@@ -13,7 +13,7 @@ from rich.table import Table
 from ino import __version__
 from ino.evaluate.tables import write_rows
 from ino.evaluate.ytvos import YtvosScores
-from ino.files import atomic_path
+from ino.files import write_text
 
 
 def global_scores(scores: YtvosScores) -> dict[str, float | None]:
@@ -128,8 +128,7 @@ def write_json(scores: YtvosScores, path: Path, *, protocol: Mapping[str, Any] |
         "objects": [asdict(score) for score in scores.objects],
     }
     text = json.dumps(content, indent=2, default=str) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _percent(value: float | None) -> str:

@@ -18,8 +18,7 @@ from ino.evaluate.comparison_page import (
     strips_picture,
 )
 from ino.evaluate.tables import read_json
-from ino.files import atomic_path, new_folder
-from ino.pipeline.failures import write_text
+from ino.files import atomic_path, new_folder, write_text
 from ino.pipeline.text_table import markdown
 
 _OF_DATA = ("year", "split", "resolution")

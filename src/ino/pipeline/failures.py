@@ -4,7 +4,6 @@ import traceback
 from pathlib import Path
 
 from ino.errors import InoError
-from ino.files import atomic_path
 
 
 def failure_text(error: Exception) -> str:
@@ -13,12 +12,6 @@ def failure_text(error: Exception) -> str:
         return f"{' '.join(str(error).split())}\n"
     last = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{last}\n\n{''.join(traceback.format_exception(error))}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def first_line(path: Path) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ino.errors import OutputError
-from ino.files import new_folder, remove_leftovers
-from ino.pipeline.failures import write_text
+from ino.files import new_folder, remove_leftovers, write_text
 
 _FINISHED = "finished.txt"
 _MISSING = object()

@@ -24,7 +24,7 @@ from ino.data.video import (
 )
 from ino.errors import ConfigError, MaskError, VideoError
 from ino.evaluate.overlay import draw_overlay
-from ino.files import atomic_path, new_folder
+from ino.files import new_folder, write_text
 from ino.pipeline.settings import OnFrame, write_settings
 from ino.propagate.tracker import Tracker
 
@@ -220,8 +220,7 @@ def _remove_stale(folder: Path, done: Collection[int]) -> None:
 def _report_survival(done: Mapping[int, Mapping[int, float] | None], path: Path) -> None:
     """Stores it and warns of objects that did not find back."""
     survival = {number: found for number, found in done.items() if found is not None}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(survival, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(survival, indent=2) + "\n")
     for label in sorted({label for found in survival.values() for label in found}):
         lost = [index for index, found in survival.items() if found.get(label, 1.0) < LOST]
         if lost:

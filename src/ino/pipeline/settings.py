@@ -9,7 +9,7 @@ from typing import Any
 
 from ino import __version__
 from ino.errors import ConfigError
-from ino.files import atomic_path
+from ino.files import write_text
 from ino.models.bundled import bundled_folder
 from ino.models.checkpoints import find_checkpoint
 from ino.models.exported import exported_weights, is_exported
@@ -55,8 +55,7 @@ def sized_protocol(
 
 def write_settings(path: Path, protocol: Protocol, settings: Mapping[str, Any] | None) -> None:
     """Stores how results were made: protocol, settings and version."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(settings_text(protocol, settings), encoding="utf-8")
+    write_text(path, settings_text(protocol, settings))
 
 
 def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str:

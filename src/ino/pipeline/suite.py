@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ino import __version__
 from ino.data.cores import available_cores
-from ino.pipeline.failures import failure_text, first_line, write_text
+from ino.files import write_text
+from ino.pipeline.failures import failure_text, first_line
 from ino.pipeline.resuming import note_finished, open_folder, read_finished
 from ino.pipeline.soft_labels import LabelTracker
 from ino.pipeline.suite_data import DATA_SETS, Video, make_tracker, read_scores, video_name

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ino import __version__
-from ino.pipeline.failures import write_text
+from ino.files import write_text
 from ino.pipeline.remarks import remark_lines, remarks_on
 from ino.pipeline.suite import scores_of, state_of
 from ino.pipeline.suite_data import DATA_SETS

@@ -19,12 +19,13 @@ import torch
 from ino.data.cores import available_cores
 from ino.errors import StoppedError
 from ino.evaluate.tables import read_means
+from ino.files import write_text
 from ino.models.backbones import load_backbone
 from ino.models.checkpoints import list_checkpoints
 from ino.models.devices import choose_device
 from ino.pipeline.child_processes import ended, print_into, stop_all
 from ino.pipeline.davis import evaluate_davis
-from ino.pipeline.failures import failure_text, first_line, write_text
+from ino.pipeline.failures import failure_text, first_line
 from ino.pipeline.pretraining import pretrain
 from ino.pipeline.sweep_plan import Cell, Pass, Plan
 from ino.propagate.tracker import Tracker

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ino import __version__
-from ino.files import atomic_path
+from ino.files import write_text
 from ino.pipeline.remarks import remark_lines, remarks_on
 from ino.pipeline.sweep import read_scores
 from ino.pipeline.sweep_plan import Plan
@@ -78,8 +78,7 @@ def write_table(rows: list[Row], folder: Path) -> None:
         ("table.md", markdown(cells_of(rows)) + (f"\n{notes}" if notes else "")),
         ("table.json", json.dumps(content, indent=2) + "\n"),
     ):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def cells_of(rows: list[Row]) -> Iterator[list[str]]:

@@ -17,7 +17,7 @@ from ino.data.path_table import PathTable
 from ino.data.quarantine import quarantine_all
 from ino.data.shard_clips import ShardClips, ShardSchedule
 from ino.data.visits import VisitSampler
-from ino.files import atomic_path
+from ino.files import write_text
 from ino.train.config import TrainConfig
 from ino.train.devices import of_first
 from ino.train.videos import find_shards, find_usable, has_shards, sampling_of
@@ -139,8 +139,7 @@ def record_videos(clips: Clips, out: Path) -> None:
             before.get("clips_an_epoch") if isinstance(before, dict) else "other",
             now["clips_an_epoch"],
         )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(now) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(now) + "\n")
 
 
 def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ino.files import atomic_path
+from ino.files import write_text
 
 LOG_NAME = "log.jsonl"
 _LOG = logging.getLogger("ino")
@@ -66,5 +66,4 @@ def _drop_lines_from(path: Path, step: int) -> None:
         if not is_earlier:
             break
         kept.append(line)
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))

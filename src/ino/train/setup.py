@@ -17,7 +17,7 @@ from ino.data.clip_sampler import ClipSampler
 from ino.data.shard_clips import ShardSchedule
 from ino.data.visits import VisitSampler
 from ino.errors import ConfigError
-from ino.files import atomic_path, check_new_folder, new_folder, remove_leftovers
+from ino.files import check_new_folder, new_folder, remove_leftovers, write_text
 from ino.models.checkpoints import list_checkpoints
 from ino.models.student_teacher import StudentTeacher
 from ino.train.checkpoint import RunState, remove_half_written, restore_checkpoint
@@ -169,8 +169,7 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Orig
         new_folder(out, advice=_advice(out))
     # A kill between any two of these leaves a folder that resumes or that counts as empty.
     if name := launch_name():
-        with atomic_path(out / LAUNCH_NAME) as temporary:
-            temporary.write_text(name, encoding="utf-8")
+        write_text(out / LAUNCH_NAME, name)
     write_config(config, out=out, origin=origin)
     (out / "checkpoints").mkdir(exist_ok=True)
 
@@ -180,8 +179,7 @@ def write_config(config: TrainConfig, *, out: Path, origin: Origin) -> None:
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     if origin.path:
         text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
-    with atomic_path(out / CONFIG_NAME) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out / CONFIG_NAME, text)
 
 
 def is_own_restart(out: Path) -> bool:

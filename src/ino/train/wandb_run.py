@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ino.errors import ConfigError
-from ino.files import atomic_path
+from ino.files import write_text
 
 ID_NAME = "wandb_id.txt"
 
@@ -77,6 +77,5 @@ def _stored_id(path: Path) -> str:
     if path.is_file() and (found := path.read_text(encoding="utf-8").strip()):
         return found
     new = secrets.token_hex(8)
-    with atomic_path(path) as temporary:
-        temporary.write_text(new + "\n", encoding="utf-8")
+    write_text(path, new + "\n")
     return new

@@ -314,7 +314,7 @@ def test_predictions_that_do_not_fit(tmp_path, capsys, davis, clip, fault):
         ("optim:\n  lr: high", r"optim\.lr"),
         ("optim:\n  epochs: -1", r"optim\.epochs is -1; it must be above 0"),
         ("variant: best", "variant"),
-        ("- a list", "must hold keys such as model"),
+        ("- a list", "must hold sections"),
         ("a: [", "not YAML"),
     ],
 )

@@ -334,7 +334,7 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, capsys):
     assert "row g2g sets" in refused(capsys, "sweep", file(), "--loss.l2g", 1)
     broken = tmp_path / "broken.yaml"
     broken.write_text("rows: {a: {}, a: {loss.l2g: 0}}\n")
-    assert "has a twice" in refused(capsys, "sweep", broken)
+    assert "has 'a' twice" in refused(capsys, "sweep", broken)
     broken.write_text("rows: [")
     assert "not YAML" in refused(capsys, "sweep", broken)
     broken.write_text("- 1")

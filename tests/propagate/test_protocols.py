@@ -171,7 +171,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 def test_a_protocol_in_one_line():
     assert describe_protocol(get_protocol("dino")) == (
-        "dino (layer None, short_side 480, topk 5, num_context 7, window square, radius 12, "
+        "dino (layer none, short_side 480, topk 5, num_context 7, window square, radius 12, "
         "temperature 0.1), as named"
     )
     changed = describe_protocol(get_protocol("ino-davis", short_side=240, feedback="hard"))

@@ -37,8 +37,8 @@ def test_overrides_come_last_and_numbers_keep_their_type():
     ("text", "words"),
     [
         ("run: {wandb: 2024-99-99}\n", "is not YAML: month must be"),
-        ("model: {arch: vit_tiny}\nmodel: {arch: vit_small}\n", "has model twice"),
-        ("model: {arch: vit_tiny, arch: vit_small}\n", "has arch twice"),
+        ("model: {arch: vit_tiny}\nmodel: {arch: vit_small}\n", "has 'model' twice"),
+        ("model: {arch: vit_tiny, arch: vit_small}\n", "has 'arch' twice"),
         ("- 1\n", "must hold sections such as model and data"),
     ],
 )

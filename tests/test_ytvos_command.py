@@ -24,8 +24,8 @@ from ino.data.synthetic import generate_clip
 from ino.data.synthetic_ytvos import write_ytvos_layout
 from ino.data.ytvos import read_ytvos_split
 from ino.errors import OutputError, VideoError
+from ino.files import write_text
 from ino.pipeline import carrying, resuming
-from ino.pipeline.failures import write_text
 from ino.pipeline.resuming import open_folder, read_finished
 from ino.pipeline.settings import fingerprint
 from ino.propagate.protocols import get_protocol

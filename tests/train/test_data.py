@@ -61,7 +61,9 @@ def test_training_leaves_out_at_once_what_headers_rule_out(mixed, config, tmp_pa
     config.run.max_steps = 1
     out = tmp_path / "run"
     train(config, out=out)
-    assert "4 videos, 0.0 hours, 3 left out (quarantine.jsonl says why)" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "4 videos, 0.0 hours, 3 left out (quarantine.jsonl says why)" in shown
+    assert f"on cpu, precision {config.run.precision}\n" in shown
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert {Path(line["path"]).name for line in lines} == {"half.mp4", "short.mp4", "zero.mp4"}
     assert all(line["reason"] for line in lines)

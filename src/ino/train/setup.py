@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule
+from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -99,6 +100,9 @@ def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> R
         record_videos(clips, out)
 
     of_first(fabric, begin)  # after the networks: what cannot be built leaves no folder behind
+    if fabric.is_global_zero:
+        told = f"on {fabric.device}, precision {fabric.strategy.precision.precision}"
+        Console(stderr=True).print(told, highlight=False)
     for note in origin.notes if fabric.is_global_zero and not saved else ():
         _LOG.warning("%s", note)
     first_step = restore_checkpoint(saved, state) if saved else 0

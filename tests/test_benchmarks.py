@@ -57,6 +57,14 @@ CLAIMS = {
         for precision in ("fp32", "bf16")
         for name in ("channels_last", "two_at_once", "four_at_once", "compiled", "torch_attention")
     ],
+    "kernels": [
+        "products_bf16",
+        "attention_frames",
+        "attention_frames_with_gradients",
+        "attention_crops",
+        "attention_crops_with_gradients",
+        "attention_large_frame",
+    ],
     "reading": ["access_speedup_short", "access_speedup_long", "one_thread_speedup"],
     "indexing": ["index_speedup"],
     "data": [

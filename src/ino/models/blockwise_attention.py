@@ -1,8 +1,8 @@
 """Attention by blocks of queries on a CPU: fewer seconds than torch's fused kernel takes in bf16.
 
 A block of affinities is small enough to stay in a processor's cache, and is computed again for the
-gradients, so that the memory of attention does not grow with the square of the tokens.
-docs/benchmarks.md has the times of both.
+gradients, so that the memory of attention does not grow with the square of the tokens. All blocks
+share the memory of the first. docs/benchmarks.md has the times of both.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def blockwise_attention(
     scaled = query * query.shape[-1] ** -0.5
     heads = (part.flatten(0, 1).contiguous() for part in (scaled, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        mixed = cast(Tensor, _Blockwise.apply(*heads, block * torch.get_num_threads()))
+        mixed = cast(Tensor, _Blockwise.apply(*heads, block))
     return mixed.unflatten(0, query.shape[:2])
 
 
@@ -42,8 +42,9 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, block: int) -> Tensor:
         mixed = torch.empty_like(query)
+        room = query.new_empty(0)
         for heads, rows in _blocks(query, key, block):
-            weights = _weights(query[heads, rows], key[heads])
+            weights = _weights(query[heads, rows], key[heads], room)
             torch.bmm(weights, value[heads], out=mixed[heads, rows])
         ctx.save_for_backward(query, key, value, mixed)
         ctx.block = block
@@ -55,30 +56,39 @@ class _Blockwise(torch.autograd.Function):
         (gradient,) = gradients
         # Of a row of the softmax: the mean of its gradient by its weights.
         exact = torch.promote_types(query.dtype, torch.float32)
-        mean = (gradient * mixed).sum(dim=-1, keepdim=True, dtype=exact)
+        mean = (gradient * mixed).sum(dim=-1, keepdim=True, dtype=exact).to(query)
         query_gradient = torch.empty_like(query)
-        key_gradient = torch.zeros_like(key, dtype=exact)
+        blocks = list(_blocks(query, key, ctx.block))
+        whole_heads = all(rows.start == 0 for _, rows in blocks)
+        key_gradient = torch.zeros_like(key, dtype=key.dtype if whole_heads else exact)
         value_gradient = torch.zeros_like(key_gradient)
-        for heads, rows in _blocks(query, key, ctx.block):
-            weights = _weights(query[heads, rows], key[heads])
+        room, second_room = query.new_empty(0), query.new_empty(0)
+        for heads, rows in blocks:
+            weights = _weights(query[heads, rows], key[heads], room)
             value_gradient[heads] += torch.bmm(weights.transpose(1, 2), gradient[heads, rows])
-            inner = torch.bmm(gradient[heads, rows], value[heads].transpose(1, 2))
-            inner.sub_(mean[heads, rows].to(inner)).mul_(weights)
+            inner = second_room.resize_(weights.shape)
+            torch.bmm(gradient[heads, rows], value[heads].transpose(1, 2), out=inner)
+            inner.sub_(mean[heads, rows]).mul_(weights)
             torch.bmm(inner, key[heads], out=query_gradient[heads, rows])
             key_gradient[heads] += torch.bmm(inner.transpose(1, 2), query[heads, rows])
         return query_gradient, key_gradient.to(key), value_gradient.to(value), None
 
 
 def _blocks(query: Tensor, key: Tensor, block: int) -> Iterator[tuple[slice, slice]]:
-    """Heads and queries of each block."""
+    """Heads and queries of each block; as many heads for one thread as for another."""
     num_heads, num_queries, _ = query.shape
-    num_tokens = key.shape[1]
-    num_rows = min(num_queries, max(1, block // num_tokens))
-    heads_at_once = max(1, block // (num_rows * num_tokens))
+    num_tokens, num_threads = key.shape[1], torch.get_num_threads()
+    num_rows = min(num_queries, max(1, block * num_threads // num_tokens))
+    heads_at_once = max(1, block * num_threads // (num_rows * num_tokens))
+    if heads_at_once > num_threads:
+        heads_at_once -= heads_at_once % num_threads
     for head in range(0, num_heads, heads_at_once):
         for row in range(0, num_queries, num_rows):
             yield slice(head, head + heads_at_once), slice(row, row + num_rows)
 
 
-def _weights(query: Tensor, key: Tensor) -> Tensor:
-    return torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1)
+def _weights(query: Tensor, key: Tensor, room: Tensor) -> Tensor:
+    """Softmax of the affinities, in the memory of `room`."""
+    affinities = room.resize_(*query.shape[:2], key.shape[1])
+    torch.bmm(query, key.transpose(1, 2), out=affinities)
+    return torch.softmax(affinities, dim=-1, out=affinities)

@@ -99,8 +99,8 @@ class Backbone(nn.Module, ABC):
         layer = self.num_layers if layer is None else layer
         if not 1 <= layer <= self.num_layers:
             raise ConfigError(
-                f"there is no layer {layer}; this backbone has 1 to {self.num_layers}, and its own "
-                f"protocol is {self.protocol}: choose that, or another layer"
+                f"there is no layer {layer}; this backbone has 1 to {self.num_layers}: choose one "
+                f"of them, or its own protocol, {self.protocol}"
             )
         if min(images.shape[-2:]) < self.smallest_side:
             raise VideoError(

@@ -76,7 +76,9 @@ def test_a_program_without_a_guard(tmp_path, way):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 def test_ctrl_c_stops_at_once(tmp_path):
     path = tmp_path / "script.py"
-    path.write_text(SCRIPT.replace("abs, [-1, -2, -3]", "time.sleep, [600, 600, 600]"))
+    # What a shell starts in the background ignores Ctrl-C, and so would this program.
+    heeding = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    path.write_text(heeding + SCRIPT.replace("abs, [-1, -2, -3]", "time.sleep, [600, 600, 600]"))
     with subprocess.Popen(
         [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as program:

@@ -88,6 +88,15 @@ def test_masks_that_broke_after_they_were_done_are_made_again(davis, done, tmp_p
     assert results(out) == results(done)
 
 
+def test_a_layer_that_does_not_exist_leaves_nothing(davis, tmp_path, capsys):
+    network = ["--weights", "random:vit_nano/8", "--set", "layer=13"]
+    out = tmp_path / "out"
+    assert "no layer 13" in refused(
+        capsys, "evaluate", "davis", "--root", davis, "--out", out, *network
+    )
+    assert not out.exists()
+
+
 def test_two_settings_are_never_mixed(davis, done, tmp_path, capsys):
     out = shutil.copytree(done, tmp_path / "out")
     arguments = ["evaluate", "davis", "--root", davis, "--out", out]

@@ -204,7 +204,14 @@ def test_data_sets_that_are_wrong(tmp_path, jhmdb, vip, capsys, data_set, fault,
     assert not out.exists()
 
 
-@pytest.mark.parametrize("option", [["--input-size", "-1"], ["--joint-topk", "0"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--input-size", "-1"],
+        ["--joint-topk", "0"],
+        ["--weights", "random:vit_nano/8", "--set", "layer=13"],
+    ],
+)
 def test_options_that_are_wrong(tmp_path, jhmdb, capsys, option):
     out = tmp_path / "out"
     assert run("evaluate", "jhmdb", "--root", jhmdb, "--out", out, *FAST, *option) == 2

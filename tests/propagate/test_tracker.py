@@ -180,13 +180,10 @@ def test_hard_feedback_takes_new_objects_pixel_by_pixel(name):
     assert (found == 1).any()
 
 
-def test_a_layer_that_the_backbone_lacks(video):
-    frames, labels = video
-    tracker = Tracker(
-        load_backbone("random:vit_nano/8"), protocol=get_protocol("ino-ytvos", layer=13)
-    )
+def test_a_layer_that_the_backbone_lacks():
+    """It is told of before anything is written."""
     with pytest.raises(ConfigError, match="no layer 13; this backbone has 1 to 12"):
-        next(tracker.track(frames, {0: labels[0]}))
+        Tracker(load_backbone("random:vit_nano/8"), protocol=get_protocol("ino-ytvos", layer=13))
 
 
 def test_a_mask_of_another_size(tracker, video):

@@ -36,16 +36,13 @@ class ColorBackbone(Backbone):
     def __init__(self, stride: int = 8) -> None:
         super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
 
-    def forward(
-        self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
-    ) -> Float[Tensor, "batch dim rows columns"]:
-        """The pixels of each patch, 3 x stride x stride numbers."""
-        return self.read(images, 1)
+    def check_layer(self, layer: int | None) -> None:
+        """Nothing: every number is that of the one layer."""
 
     def read(
         self, images: Float[Tensor, "batch 3 height width"], layer: int
     ) -> Float[Tensor, "batch dim rows columns"]:
-        """The same."""
+        """The pixels of each patch, 3 x stride x stride numbers."""
         return F.pixel_unshuffle(images, self.stride)
 
 

@@ -96,12 +96,8 @@ class Backbone(nn.Module, ABC):
             ConfigError: there is no such layer.
             VideoError: the images are too small.
         """
+        self.check_layer(layer)
         layer = self.num_layers if layer is None else layer
-        if not 1 <= layer <= self.num_layers:
-            raise ConfigError(
-                f"there is no layer {layer}; this backbone has 1 to {self.num_layers}: choose one "
-                f"of them, or its own protocol, {self.protocol}"
-            )
         if min(images.shape[-2:]) < self.smallest_side:
             raise VideoError(
                 f"images of {images.shape[-2]}x{images.shape[-1]} pixels are too small for this "
@@ -109,6 +105,14 @@ class Backbone(nn.Module, ABC):
                 "video or a larger short_side"
             )
         return self.read(images, layer)
+
+    def check_layer(self, layer: int | None) -> None:
+        """Nothing, or a ConfigError where there is no such layer; None stands for the last."""
+        if layer is not None and not 1 <= layer <= self.num_layers:
+            raise ConfigError(
+                f"there is no layer {layer}; this backbone has 1 to {self.num_layers}: choose one "
+                f"of them, or its own protocol, {self.protocol}"
+            )
 
     @abstractmethod
     def read(

@@ -46,6 +46,7 @@ class LabelTracker:
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
         choose_device(str(self.device))
+        self._extractor()  # what does not fit is told of before work
 
     def track(
         self,
@@ -63,18 +64,11 @@ class LabelTracker:
             VideoError: a frame is broken, too small, or of another size than the first.
             ConfigError: the backbone does not fit the protocol.
         """
-        protocol = self.protocol
-        if self.input_size is not None:
-            protocol = dataclasses.replace(
-                protocol, short_side=None, size_multiple=None, rounding="none", fixed_sizes=()
-            )
         if isinstance(self.backbone, nn.Module):
             self.backbone.to(self.device).eval()
-        extractor = FeatureExtractor(
-            self.backbone, protocol=protocol, device=self.device, precision=self.precision
-        )
+        extractor = self._extractor()
         screening = computes_in_bf16(torch.device(self.device))
-        propagator = Propagator(protocol, screening=screening)
+        propagator = Propagator(self.protocol, screening=screening)
         size = image_size(frames[0])
         with closing(in_background(read_image(path, size=size) for path in frames)) as images:
             for number, frame in enumerate(images):
@@ -85,3 +79,13 @@ class LabelTracker:
                 check_finite(features, str(frames[number]))
                 grid = (features.shape[0], features.shape[1])
                 yield propagator.step(features, first(grid) if number == 0 else None)
+
+    def _extractor(self) -> FeatureExtractor:
+        protocol = self.protocol
+        if self.input_size is not None:
+            protocol = dataclasses.replace(
+                protocol, short_side=None, size_multiple=None, rounding="none", fixed_sizes=()
+            )
+        return FeatureExtractor(
+            self.backbone, protocol=protocol, device=self.device, precision=self.precision
+        )

@@ -25,8 +25,8 @@ class FeatureBackbone(StructuralType):
 
     Called with normalised images whose sides are multiples of the stride and the layer to read
     (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
-    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side` and `colours`;
-    `ino.models.dense.Backbone` says what they mean and what holds without them.
+    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side`, `colours` and
+    `check_layer`; `ino.models.dense.Backbone` says what they mean and what holds without them.
 
     Attributes:
         stride: pixels of the input a feature.
@@ -70,8 +70,8 @@ class FeatureExtractor:
             precision: of the network.
 
         Raises:
-            ConfigError: the backbone is none or its stride does not fit the protocol, or the
-                precision is unknown.
+            ConfigError: the backbone is none, its stride does not fit the protocol or it lacks the
+                layer, or the precision is unknown.
         """
         if not isinstance(backbone, FeatureBackbone):
             raise ConfigError(
@@ -82,6 +82,8 @@ class FeatureExtractor:
             raise ConfigError(
                 f"the precision is {precision!r}; give {' or '.join(get_args(Precision))}"
             )
+        if check_layer := getattr(backbone, "check_layer", None):
+            check_layer(protocol.layer)
         self.stride = layer_stride(backbone, protocol.layer)
         self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
         self._colours: Colours = getattr(backbone, "colours", "rgb")

@@ -44,11 +44,11 @@ from data_sides import (
     draw_numbers,
     write_h264,
 )
-from ino.data.colours import PLAIN
-from ino.data.synthetic import generate_clip
 from ino.data.video import read_info
-from ino.data.video_list import find_videos
+from ino.data.video_index import find_videos
 from ino.data.views import IMAGENET_STD
+from ino.demo.synthetic import generate_clip
+from ino.kernels.crops import PLAIN
 from report import (
     DifferentResultsError,
     build_parser,

@@ -20,15 +20,9 @@ from torchvision.transforms import functional as pillow_functional
 from torchvision.transforms.v2 import functional
 
 from ino.data.clips import ClipSampling, frame_indices
-from ino.data.colours import Changes, Photometric, draw_changes
 from ino.data.video import read_clip, read_info
-from ino.data.views import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    CropGeometry,
-    draw_boxes,
-    make_crops,
-)
+from ino.data.views import IMAGENET_MEAN, IMAGENET_STD, CropGeometry, make_crops, sample_boxes
+from ino.kernels.crops import Changes, Photometric, sample_changes
 
 SAMPLING = ClipSampling(length=4, frame_step=8)
 
@@ -127,14 +121,14 @@ class PlainSide:
             )
             if drawn.flips[place]:
                 image = functional.horizontal_flip(image)
-            image = self.change_colours(image, drawn.changes, place)
+            image = self.change_colors(image, drawn.changes, place)
             image = functional.normalize(
                 self.to_tensor(image), list(IMAGENET_MEAN), list(IMAGENET_STD)
             )
             crops.append(image)
         return torch.stack(crops).unflatten(0, drawn.flips.shape)
 
-    def change_colours(self, image: Any, changes: Changes, place: tuple[int, ...]) -> Any:
+    def change_colors(self, image: Any, changes: Changes, place: tuple[int, ...]) -> Any:
         brightness, contrast, saturation = changes.factors[place].tolist()
         if changes.jittered[place]:
             for operation in changes.order[place]:
@@ -179,9 +173,9 @@ def draw_numbers(clip: Tensor, kind: Kind, rng: np.random.Generator) -> Drawn:
     """The numbers that `make_crops` draws for a clip alone from this generator."""
     shape = (len(clip), kind.num_crops)
     heights, widths = (np.full(shape, side) for side in clip.shape[1:3])
-    boxes = draw_boxes(rng, heights=heights, widths=widths, geometry=kind.geometry)
+    boxes = sample_boxes(rng, heights=heights, widths=widths, geometry=kind.geometry)
     flips = rng.random(shape) < kind.photometric.flip
-    changes = draw_changes(rng, shape, photometric=kind.photometric)
+    changes = sample_changes(rng, shape, photometric=kind.photometric)
     return Drawn(boxes, flips, changes)
 
 

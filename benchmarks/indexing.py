@@ -25,11 +25,8 @@ from pathlib import Path
 import torch
 
 from ino.data import video_index
-from ino.data.container import VideoFile
-from ino.data.frame_index import _table_of_packets
-from ino.data.video_header import VideoHeader
-from ino.data.video_index import index_videos
-from ino.data.video_list import find_videos
+from ino.data.decode import VideoFile, _table_of_packets
+from ino.data.video_index import VideoHeader, find_videos, index_videos
 from reading import write_drawn
 from report import build_parser, conclude, describe_machine, peak_bytes, print_table
 

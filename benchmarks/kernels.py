@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ino.models.blockwise_attention import blockwise_attention
+from ino.kernels.attention_cpu import blockwise_attention
 from report import build_parser, conclude, describe_machine, print_table
 
 FULL = {"dim": 384, "images": 4, "side": 28, "crops": 32, "frame": 60 * 106, "turns": 15}

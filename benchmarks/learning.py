@@ -29,21 +29,19 @@ from typing import NamedTuple
 
 import torch
 
-from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
-from ino.data.vos import read_davis
+from ino.data.davis import read_davis
+from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import InoError
-from ino.evaluate.davis import DavisScores
-from ino.files import new_folder
-from ino.models.backbones import load_backbone
-from ino.models.checkpoints import NetworkName, find_checkpoint, read_checkpoint
-from ino.models.devices import choose_device
-from ino.pipeline.davis import evaluate_davis
-from ino.pipeline.settings import sized_protocol
+from ino.experiments.rows import with_steps
+from ino.models.backbone import choose_device
+from ino.models.load import load_backbone
+from ino.models.weights import NetworkName, find_checkpoint, read_checkpoint
 from ino.propagate.tracker import Tracker
-from ino.train.config import TrainConfig, Variant
-from ino.train.length import with_steps
+from ino.system import new_folder
+from ino.tasks.davis import DavisScores, evaluate_davis
+from ino.tasks.results import sized_protocol
+from ino.train.config import TrainConfig, Variant, load_recipe
 from ino.train.loop import train
-from ino.train.recipes import load_recipe
 from report import build_parser, conclude, describe_machine, print_table
 
 VARIANTS: tuple[Variant, ...] = ("paper", "released")

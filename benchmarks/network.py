@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ino.models.devices import choose_device
+from ino.models.backbone import choose_device
 from ino.models.vit import VisionTransformer, build_vit
 from report import build_parser, conclude, describe_machine, print_table
 
@@ -41,7 +41,7 @@ def compiled(vit: VisionTransformer) -> VisionTransformer:
 
 def torch_s_attention() -> AbstractContextManager:
     """Has blocks use torch's fused attention in every precision."""
-    return patch("ino.models.block.blockwise_attention", F.scaled_dot_product_attention)
+    return patch("ino.models.vit.blockwise_attention", F.scaled_dot_product_attention)
 
 
 def sides_of(vit: VisionTransformer, image: Tensor) -> dict[str, Callable[[], float]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ino.data.synthetic import generate_clip
+from ino.demo.synthetic import generate_clip
 from ino.models.student_teacher import Views
 from ino.train.config import (
     DataConfig,
@@ -28,11 +28,11 @@ from ino.train.config import (
     RunConfig,
     TrainConfig,
     ViewsConfig,
+    resolve,
 )
-from ino.train.devices import build_fabric
-from ino.train.drawing import draw_views
-from ino.train.networks import build_model
-from ino.train.resolve import resolve
+from ino.train.data import sample_views
+from ino.train.distributed import build_fabric
+from ino.train.run import build_model
 from report import (
     StageTimes,
     add_child,
@@ -95,7 +95,7 @@ class CropSource:
         self._fabric = build_fabric(config.run)
 
     def draw(self, step: int) -> Views:
-        return draw_views(self._config, self._clips, step=step, device=self._fabric.device)
+        return sample_views(self._config, self._clips, step=step, device=self._fabric.device)
 
 
 def measure_times(size: Size) -> tuple[dict[str, dict[str, float]], float, dict[str, float]]:

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ino.data.synthetic import SyntheticClip, generate_clip
-from ino.models.backbones import VitBackbone, load_backbone
-from ino.models.devices import computes_in_bf16
+from ino.demo.synthetic import SyntheticClip, generate_clip
+from ino.models.backbone import computes_in_bf16
+from ino.models.load import VitBackbone, load_backbone
 from ino.propagate.labels import soften_labels
 from propagation_sides import IDS, NUM_OBJECTS, OurTracker, PlainTracker, Size, carry
 from report import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ino.data.label_png import write_labels
-from ino.models.backbones import VitBackbone
+from ino.data.label_maps import write_labels
+from ino.models.load import VitBackbone
 from ino.propagate.features import FeatureExtractor, Precision, input_size
 from ino.propagate.labels import harden_labels
 from ino.propagate.propagator import Propagator

@@ -25,10 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ino.models.devices import computes_in_bf16
+from ino.kernels.topk import TiledMatcher, Window
+from ino.models.backbone import computes_in_bf16
 from ino.propagate.affinity import propagate_labels
-from ino.propagate.layout import Window
-from ino.propagate.tiled_matcher import TiledMatcher
 from reference import plain_propagation, square_window
 from report import (
     GIB,

@@ -29,11 +29,10 @@ import av
 import numpy as np
 import torch
 
-from ino.data import frame_index
-from ino.data.container import VideoFile
-from ino.data.frame_index import count_frames, read_numbered
-from ino.data.remembered import Remembered
-from ino.data.video_list import find_videos
+from ino.data import decode as frame_index
+from ino.data.decode import Remembered, VideoFile, read_numbered
+from ino.data.decode import count_frames_of as count_frames
+from ino.data.video_index import find_videos
 from report import DifferentResultsError, build_parser, conclude, describe_machine, print_table
 
 LENGTH, STEP = 4, 8

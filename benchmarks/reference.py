@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ino.data.label_png import davis_palette
-from ino.models.block import Block
-from ino.models.head import ProjectionHead
+from ino.data.label_maps import davis_palette
 from ino.models.student_teacher import Network
-from ino.models.vit import VisionTransformer
+from ino.models.vit import Block, ProjectionHead, VisionTransformer
 
 TEACHER_TEMPERATURE = 0.04
 STUDENT_TEMPERATURE = 0.1

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ino import __version__
-from ino.files import atomic_path
+from ino.system import atomic_path
 
 GIB = 1 << 30
 

@@ -25,20 +25,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ino.data.clips import ClipDataset, ClipSampling
-from ino.data.synthetic import generate_clip
 from ino.data.video import VideoWriter
-from ino.models.devices import computes_in_bf16
+from ino.demo.synthetic import generate_clip
+from ino.models.backbone import computes_in_bf16
 from ino.models.student_teacher import Views
-from ino.train.config import (
-    DataConfig,
-    MaskingConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-)
-from ino.train.drawing import draw_views
-from ino.train.networks import build_model
-from ino.train.resolve import resolve
+from ino.train.config import DataConfig, MaskingConfig, ModelConfig, RunConfig, TrainConfig, resolve
+from ino.train.data import sample_views
+from ino.train.run import build_model
 from report import StageTimes, build_parser, conclude, describe_machine, print_table
 from training_sides import OurStep
 
@@ -111,7 +104,7 @@ def measure_step(config: TrainConfig, *, repeats: int) -> float:
     clip = torch.from_numpy(generate_clip(0, num_frames=4, height=256, width=340).frames)
     seconds = []
     for step in range(repeats + 1):
-        views = draw_views(config, [clip], step=step, device=CPU)
+        views = sample_views(config, [clip], step=step, device=CPU)
         start = time.process_time()
         side.to_gradients(views, StageTimes())
         side.update(StageTimes())
@@ -136,7 +129,7 @@ def measure_data(config: TrainConfig, *, num_clips: int) -> tuple[float, float]:
         decode = (time.process_time() - start) / num_clips
     start = time.process_time()
     for step, clip in enumerate(clips):
-        draw_views(config, [clip], step=step, device=CPU)
+        sample_views(config, [clip], step=step, device=CPU)
     crops = (time.process_time() - start) / num_clips
     return decode, crops
 

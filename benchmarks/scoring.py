@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import torch
 
-from ino.data.label_png import write_labels
-from ino.evaluate.davis import DavisScores, score_davis
+from ino.data.label_maps import write_labels
+from ino.tasks.davis import DavisScores, score_davis
 from report import (
     DifferentResultsError,
     add_child,

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from ino.data.label_png import write_labels
+from ino.data.label_maps import write_labels
 
 
 def write_pose_video(

@@ -12,8 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from ino.train.config import TrainConfig
-from ino.train.config_dict import from_dict, to_dict
+from ino.train.config import TrainConfig, from_dict, to_dict
 
 DEADLINE = 120  # seconds that a process may take on a busy machine
 
@@ -77,7 +76,7 @@ def wait(processes: Sequence[BaseProcess]) -> list[int | None]:
 @contextmanager
 def held_elsewhere(out: Path) -> Iterator[None]:
     """Within, another process holds the folder as a command does that writes into it."""
-    words = "import sys; from pathlib import Path; from ino.train.folder_lock import folder_lock\n"
+    words = "import sys; from pathlib import Path; from ino.system import folder_lock\n"
     words += f"with folder_lock(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -15,17 +15,16 @@ from PIL import Image
 
 from command import refused, run
 from ino import Tracker, load_backbone
-from ino.data.frame_folder import image_size
-from ino.data.label_png import read_labels, write_labels
-from ino.data.synthetic import generate_clip, write_davis_layout
-from ino.data.synthetic_ytvos import write_ytvos_layout
-from ino.data.ytvos import read_ytvos_split
-from ino.data.ytvos_categories import seen_categories
+from ino.data.label_maps import read_labels, write_labels
+from ino.data.video import image_size
+from ino.data.ytvos import read_ytvos_split, seen_categories
+from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.errors import ConfigError, DatasetError, OutputError, VideoError
-from ino.models.devices import choose_device
-from ino.pipeline.resuming import open_folder, read_finished
-from ino.pipeline.segment import segment_video
+from ino.models.backbone import choose_device
 from ino.propagate.protocols import get_protocol
+from ino.tasks.results import open_folder, read_finished
+from ino.tasks.segment import segment_video
+from synthetic_ytvos import write_ytvos_layout
 
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none"]
 DEEP = "[" * 100_000

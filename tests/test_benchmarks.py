@@ -13,14 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ino.data.synthetic import generate_clip, write_videos
-from ino.models.head import ProjectionHead
+from ino.demo.synthetic import generate_clip, write_videos
 from ino.models.student_teacher import StudentTeacher, Views
-from ino.models.vit import VisionTransformer
+from ino.models.vit import ProjectionHead, VisionTransformer
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
-from ino.train.config import LossConfig
-from ino.train.resolve import resolve
+from ino.train.config import LossConfig, resolve
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -229,14 +227,14 @@ def test_all_sides_make_the_same_crops(benchmark, clip_job):
         assert stages["total"] == pytest.approx(sum(stages.values()) - stages["total"])
 
 
-@pytest.mark.parametrize("what", ["decode", "change_colours"])
+@pytest.mark.parametrize("what", ["decode", "change_colors"])
 def test_other_crops_are_found(benchmark, clip_job, monkeypatch, what):
     """Frames in another order, or colours left as they are."""
     side = benchmark("data_sides").PlainSide
     original = side.decode
     wrong = {
         "decode": lambda self, job: original(self, job)[::-1],
-        "change_colours": lambda self, image, *_: image,
+        "change_colors": lambda self, image, *_: image,
     }
     monkeypatch.setattr(side, what, wrong[what])
     with pytest.raises(benchmark("report").DifferentResultsError, match="levels"):

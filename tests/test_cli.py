@@ -22,10 +22,10 @@ from command import refused, run
 from data.video_files import cut, write_sound, write_video
 from ino import cli
 from ino.cli.making import _name_of
-from ino.data.label_png import read_labels, write_labels
-from ino.data.synthetic import generate_clip, write_davis_layout
-from ino.data.synthetic_ytvos import write_ytvos_layout
+from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_frames, read_info
+from ino.demo.synthetic import generate_clip, write_davis_layout
+from synthetic_ytvos import write_ytvos_layout
 
 OPTIONS = Path(__file__).parent / "cli_options.txt"
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none"]
@@ -459,7 +459,7 @@ def test_segment_both_ways(tmp_path, video, clip):
 def test_segment_both_ways_goes_by_frames_not_by_the_header(tmp_path, video, clip, monkeypatch):
     write_labels(tmp_path / "mask.png", clip.labels[4])
     stated = dataclasses.replace(read_info(video), num_frames=5)
-    monkeypatch.setattr("ino.pipeline.segment.read_info", lambda _: stated)
+    monkeypatch.setattr("ino.tasks.segment.read_info", lambda _: stated)
     options = ["--mask", f"4={tmp_path / 'mask.png'}", "--both-ways", "--out", tmp_path / "out"]
     assert run("segment", video, *options, *FAST) == 0
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 6

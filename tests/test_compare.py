@@ -10,12 +10,10 @@ import pytest
 from PIL import Image
 
 from command import refused, run
-from ino.data.label_png import read_labels, write_labels
-from ino.data.synthetic import generate_clip, write_davis_layout
-from ino.evaluate.comparison import compare_scores, mean_j, telling_frames
-from ino.evaluate.davis import score_davis
-from ino.evaluate.tables import read_json, write_json
-from ino.pipeline.comparing import names_apart
+from ino.data.label_maps import read_labels, write_labels
+from ino.demo.synthetic import generate_clip, write_davis_layout
+from ino.report.comparison import compare_scores, mean_j, names_apart, telling_frames
+from ino.tasks.davis import read_json, score_davis, write_json
 
 NAMES = ("s0", "s1", "s2", "s3")
 

@@ -8,9 +8,9 @@ import pytest
 
 from command import refused, run
 from ino import Tracker, evaluate_davis, load_backbone
-from ino.data.synthetic import generate_clip, write_davis_layout
-from ino.pipeline import davis as pipeline
+from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.propagate.protocols import get_protocol
+from ino.tasks import davis as pipeline
 from processes import held_elsewhere
 
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=4"]

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ino.demo import run_demo
+from ino.demo.demo import run_demo
 from ino.errors import OutputError
 
 

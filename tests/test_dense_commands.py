@@ -11,15 +11,13 @@ import pytest
 from command import run
 from dense_layouts import write_official_list, write_part_video, write_pose_video
 from ino.data.jhmdb import read_jhmdb
-from ino.data.label_png import read_raw_labels, write_labels
-from ino.data.synthetic import generate_clip
-from ino.models.backbones import load_backbone
-from ino.models.bundled import bundled_folder
-from ino.pipeline.jhmdb import carry_joints, evaluate_jhmdb
-from ino.pipeline.soft_labels import LabelTracker
-from ino.pipeline.vip import evaluate_vip
-from ino.propagate.joint_maps import JointMaps
+from ino.data.label_maps import read_raw_labels, write_labels
+from ino.demo.synthetic import generate_clip
+from ino.models.load import bundled_folder, load_backbone
 from ino.propagate.protocols import get_protocol
+from ino.tasks.jhmdb import JointMaps, evaluate_jhmdb, propagate_joints
+from ino.tasks.label_tracker import LabelTracker
+from ino.tasks.vip import evaluate_vip
 
 FAST = ["--weights", "color", "--device", "cpu", "--input-size", "64"]
 
@@ -126,7 +124,7 @@ def test_joints_follow_what_they_are_on(tmp_path, exact):
     write_pose_video(tmp_path, "run", "slide", sliding(4), joints)
     write_official_list(tmp_path, "run", {"slide": 2})
     (video,) = read_jhmdb(tmp_path)
-    found = carry_joints(video, tracker=exact, maps=JointMaps(topk=1))
+    found = propagate_joints(video, tracker=exact, maps=JointMaps(topk=1))
     np.testing.assert_allclose(found, joints, atol=1e-6)
     scores = evaluate_jhmdb(tmp_path, out=tmp_path / "out", tracker=exact, maps=JointMaps(topk=1))
     assert scores.pck(0.1) == 1

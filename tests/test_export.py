@@ -11,12 +11,12 @@ import torch.nn.functional as F
 import yaml
 
 from command import refused, run
-from ino.data.label_png import write_labels
-from ino.data.synthetic import generate_clip, write_videos
+from ino import onnx as onnx_features
+from ino.data.label_maps import write_labels
+from ino.demo.synthetic import generate_clip, write_videos
 from ino.errors import ConfigError
-from ino.models import onnx_features
-from ino.models.backbones import RELEASED_STD, load_backbone
-from ino.pipeline.export import export_run
+from ino.export import export_run
+from ino.models.load import RELEASED_STD, load_backbone
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
 from ino.train.loop import train

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ino.errors import OutputError
-from ino.files import atomic_path, new_folder, remove_leftovers
+from ino.system import atomic_path, new_folder, remove_leftovers
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -91,7 +91,7 @@ def test_long_names_can_be_written(tmp_path):
 WRITES = """
 import sys, time
 from pathlib import Path
-from ino.files import atomic_path
+from ino.system import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print(temporary, flush=True)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from ino.data.label_png import write_labels
+from ino.data.label_maps import write_labels
 from ino.data.video import VideoWriter
 
 PEAK = """

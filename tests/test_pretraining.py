@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from ino import cli
-from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
-from ino.models.checkpoints import read_checkpoint
-from ino.train.curves import read_history
+from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
+from ino.models.weights import read_checkpoint
+from ino.report.curves import read_history
 
 RECIPE = {
     "model": {"arch": "vit_nano", "out_dim": 32, "hidden_dim": 24, "bottleneck_dim": 16},
@@ -109,7 +109,7 @@ def test_a_data_set_without_sequences_is_refused(data, tmp_path, capsys):
 
 
 def test_missing_wandb_is_told_before_the_first_step(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ino.train.wandb_run.find_spec", lambda name: None)
+    monkeypatch.setattr("ino.train.log.find_spec", lambda name: None)
     assert run(data, tmp_path / "run", "--run.wandb", "ino") == 2
     assert "install ino[wandb]" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -118,7 +118,7 @@ def test_missing_wandb_is_told_before_the_first_step(data, tmp_path, capsys, mon
 @pytest.fixture
 def wandb(monkeypatch):
     """Puts a logger in the place of the real one, which is an extra."""
-    monkeypatch.setattr("ino.train.wandb_run.find_spec", lambda name: name)
+    monkeypatch.setattr("ino.train.log.find_spec", lambda name: name)
     errors = types.ModuleType("wandb.errors")
     errors.Error = type("Error", (Exception,), {})
     loggers = types.ModuleType("lightning.pytorch.loggers")

@@ -21,22 +21,22 @@ import yaml
 from command import refused, run
 from dense_layouts import write_official_list, write_part_video, write_pose_video
 from ino.cli.suites import _devices
-from ino.data.label_png import read_labels
-from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
-from ino.data.synthetic_ytvos import write_ytvos_layout
+from ino.data.label_maps import read_labels
+from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import ConfigError, InoError
-from ino.models import devices
-from ino.models.backbones import load_backbone
-from ino.pipeline import suite as suites
-from ino.pipeline.davis import evaluate_davis
-from ino.pipeline.remarks import remarks_on
-from ino.pipeline.settings import sized_protocol
-from ino.pipeline.suite_file import FOLDER, read_suite, suite_names
-from ino.pipeline.suite_plan import plan_suite
+from ino.experiments import suite as suites
+from ino.experiments.rows import remarks_on
+from ino.experiments.suite_file import FOLDER, read_suite, suite_names
+from ino.experiments.suite_plan import plan_suite
+from ino.models import backbone as devices
+from ino.models.load import load_backbone
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
+from ino.tasks.davis import evaluate_davis
+from ino.tasks.results import sized_protocol
 from ino.train.loop import train
 from processes import held_elsewhere
+from synthetic_ytvos import write_ytvos_layout
 from tiny_run import tiny_config
 
 NANO = "random:vit_nano/8"

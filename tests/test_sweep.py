@@ -13,16 +13,14 @@ import pytest
 import yaml
 
 from command import refused, run
-from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
+from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import ConfigError
-from ino.models.checkpoints import list_checkpoints
-from ino.pipeline import sweep as sweeping
-from ino.pipeline.sweep_file import FOLDER, read_sweep, sweep_names
-from ino.pipeline.sweep_plan import plan_sweep
-from ino.train.config_dict import to_dict
-from ino.train.length import with_steps
-from ino.train.recipes import as_options, load_recipe
-from ino.train.resolve import resolve
+from ino.experiments import sweep as sweeping
+from ino.experiments.rows import with_steps
+from ino.experiments.sweep_file import FOLDER, read_sweep, sweep_names
+from ino.experiments.sweep_plan import plan_sweep
+from ino.models.weights import list_checkpoints
+from ino.train.config import as_options, load_recipe, resolve, to_dict
 from processes import held_elsewhere
 
 SMALL = {

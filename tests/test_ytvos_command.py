@@ -15,22 +15,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ino.pipeline.ytvos as pipeline
+import ino.tasks.ytvos as pipeline
 from command import refused, run
 from ino import Tracker, evaluate_ytvos, load_backbone, score_davis
-from ino.data.frame_folder import read_image
-from ino.data.label_png import read_labels, write_labels
-from ino.data.synthetic import generate_clip
-from ino.data.synthetic_ytvos import write_ytvos_layout
+from ino.data.label_maps import read_labels, write_labels
+from ino.data.video import read_image
 from ino.data.ytvos import read_ytvos_split
+from ino.demo.synthetic import generate_clip
 from ino.errors import OutputError, VideoError
-from ino.files import write_text
-from ino.pipeline import carrying, resuming
-from ino.pipeline.resuming import open_folder, read_finished
-from ino.pipeline.settings import fingerprint
 from ino.propagate.protocols import get_protocol
-from ino.propagate.session import Session
+from ino.propagate.tracker import Session
+from ino.system import write_text
+from ino.tasks import results as carrying
+from ino.tasks import results as resuming
+from ino.tasks.results import fingerprint, open_folder, read_finished
 from processes import held_elsewhere
+from synthetic_ytvos import write_ytvos_layout
 
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=4"]
 A1, B2 = "0000000aaa", "00000000bb"

@@ -6,34 +6,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ino.data.label_png import read_labels, write_labels
+    from ino.data.label_maps import read_labels, write_labels
     from ino.data.video import VideoWriter, read_frames
-    from ino.evaluate.davis import score_davis
-    from ino.evaluate.submission import check_submission
-    from ino.evaluate.ytvos import score_ytvos
-    from ino.models.backbones import load_backbone
-    from ino.pipeline.davis import evaluate_davis
-    from ino.pipeline.segment import segment_video
-    from ino.pipeline.ytvos import evaluate_ytvos
+    from ino.models.load import load_backbone
     from ino.propagate.protocols import get_protocol
     from ino.propagate.tracker import Tracker
+    from ino.tasks.davis import evaluate_davis, score_davis
+    from ino.tasks.segment import segment_video
+    from ino.tasks.submission import check_submission
+    from ino.tasks.ytvos import evaluate_ytvos, score_ytvos
     from ino.train.config import TrainConfig
 
 _HOMES = {
     "TrainConfig": "ino.train.config",
     "Tracker": "ino.propagate.tracker",
     "VideoWriter": "ino.data.video",
-    "check_submission": "ino.evaluate.submission",
-    "evaluate_davis": "ino.pipeline.davis",
-    "evaluate_ytvos": "ino.pipeline.ytvos",
+    "check_submission": "ino.tasks.submission",
+    "evaluate_davis": "ino.tasks.davis",
+    "evaluate_ytvos": "ino.tasks.ytvos",
     "get_protocol": "ino.propagate.protocols",
-    "load_backbone": "ino.models.backbones",
+    "load_backbone": "ino.models.load",
     "read_frames": "ino.data.video",
-    "read_labels": "ino.data.label_png",
-    "score_davis": "ino.evaluate.davis",
-    "score_ytvos": "ino.evaluate.ytvos",
-    "segment_video": "ino.pipeline.segment",
-    "write_labels": "ino.data.label_png",
+    "read_labels": "ino.data.label_maps",
+    "score_davis": "ino.tasks.davis",
+    "score_ytvos": "ino.tasks.ytvos",
+    "segment_video": "ino.tasks.segment",
+    "write_labels": "ino.data.label_maps",
 }
 
 __all__ = [

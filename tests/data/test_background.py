@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ino.data.background import in_background
+from ino.data.video import in_background
 
 
 def test_items_come_in_order():

@@ -4,9 +4,9 @@ import dataclasses
 
 import torch
 
-from ino.data.clip_random import clip_streams
-from ino.data.colours import Photometric
+from ino.data.clips import clip_streams
 from ino.data.views import CropGeometry, make_crops
+from ino.kernels.crops import Photometric
 
 SEED = [3, 7]
 

@@ -13,14 +13,9 @@ from torch.utils.data import DataLoader
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
 from ino.data import clips as clips_module
-from ino.data.clip_sampler import ClipSampler
-from ino.data.clips import (
-    ClipDataset,
-    ClipSampling,
-    frame_indices,
-)
+from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, frame_indices
 from ino.data.video import read_clip
-from ino.data.video_list import find_videos
+from ino.data.video_index import find_videos
 from ino.errors import ConfigError, VideoError
 
 NUM_GOOD = 8

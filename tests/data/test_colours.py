@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as reference
 
-from ino.data.colours import PLAIN, Changes, Photometric, change_colours, draw_changes
+from ino.kernels.crops import PLAIN, Changes, Photometric, change_colors, sample_changes
 
 ALL = Photometric(jitter=0.8, hue=0.5, brightness=1.5, grey=0.3, blur=0.5)
 
@@ -50,10 +50,10 @@ def expected(image: torch.Tensor, changes: Changes, index: int) -> torch.Tensor:
 def test_changes_are_torchvision_s(levels, seed, monkeypatch):
     """In each image's own order, whatever is done to the others."""
     # It weighs red by 0.2989, Pillow by 0.299.
-    monkeypatch.setattr("ino.data.colours.GREY_WEIGHTS", (0.2989, 0.587, 0.114))
-    changes = draw_changes(np.random.default_rng(seed), (12,), photometric=ALL)
+    monkeypatch.setattr("ino.kernels.crops.GREY_WEIGHTS", (0.2989, 0.587, 0.114))
+    changes = sample_changes(np.random.default_rng(seed), (12,), photometric=ALL)
     assert len({tuple(order) for order in changes.order}) > 6
-    found = change_colours(levels.clone(), changes)
+    found = change_colors(levels.clone(), changes)
     for index, image in enumerate(levels):
         torch.testing.assert_close(
             found[index], expected(image, changes, index), atol=2e-3, rtol=0, msg=f"image {index}"
@@ -64,8 +64,8 @@ def test_changes_are_torchvision_s(levels, seed, monkeypatch):
 def test_one_change_alone(levels, name):
     strengths = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
     photometric = dataclasses.replace(PLAIN, jitter=1.0, **(strengths | {name: 0.4}))
-    changes = draw_changes(np.random.default_rng(1), (12,), photometric=photometric)
-    found = change_colours(levels.clone(), changes)
+    changes = sample_changes(np.random.default_rng(1), (12,), photometric=photometric)
+    found = change_colors(levels.clone(), changes)
     for index, image in enumerate(levels):
         wanted = expected(image, changes, index)
         torch.testing.assert_close(found[index], wanted, atol=0.03, rtol=0)  # 1e-4 of the range
@@ -74,47 +74,47 @@ def test_one_change_alone(levels, name):
 
 def test_grey_is_pillow_s_and_keeps_white():
     levels = torch.tensor([[255.0, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]])
-    changes = draw_changes(
+    changes = sample_changes(
         np.random.default_rng(0), (4,), photometric=dataclasses.replace(PLAIN, grey=1.0)
     )
-    found = change_colours(levels[..., None, None], changes)[..., 0, 0]
+    found = change_colors(levels[..., None, None], changes)[..., 0, 0]
     luma = torch.tensor([255.0, 0.299 * 255, 0.587 * 255, 0.114 * 255])
     torch.testing.assert_close(found, luma[:, None].expand(-1, 3))
 
 
 def test_an_image_does_not_depend_on_the_others(levels):
     shape = (3, 2, 2)
-    changes = draw_changes(np.random.default_rng(0), shape, photometric=ALL)
-    found = change_colours(levels.clone(), changes).view(*shape, 3, 20, 24)
+    changes = sample_changes(np.random.default_rng(0), shape, photometric=ALL)
+    found = change_colors(levels.clone(), changes).view(*shape, 3, 20, 24)
     for place in np.ndindex(shape):
         one = tuple(slice(index, index + 1) for index in place)
-        alone = change_colours(levels.view(*shape, 3, 20, 24)[place][None], changes.of(one))
+        alone = change_colors(levels.view(*shape, 3, 20, 24)[place][None], changes.of(one))
         torch.testing.assert_close(alone[0], found[place], atol=1e-3, rtol=1e-6)
 
 
 def test_nothing_changes_without_changes(levels):
-    changes = draw_changes(np.random.default_rng(0), (12,), photometric=PLAIN)
-    assert torch.equal(change_colours(levels.clone(), changes), levels)
+    changes = sample_changes(np.random.default_rng(0), (12,), photometric=PLAIN)
+    assert torch.equal(change_colors(levels.clone(), changes), levels)
 
 
 def test_images_without_changes_keep_their_levels(levels):
-    changes = draw_changes(np.random.default_rng(0), (12,), photometric=ALL)
+    changes = sample_changes(np.random.default_rng(0), (12,), photometric=ALL)
     untouched = ~changes.jittered & ~changes.grey & (changes.sigma == 0)
     assert 0 < untouched.sum() < 12
-    found = change_colours(levels.clone(), changes)
+    found = change_colors(levels.clone(), changes)
     assert torch.equal(found[untouched], levels[untouched])
 
 
 def test_threads_change_nothing():
     levels = 255 * torch.rand(1, 3, 224, 224)  # torch would share the mean among threads
-    changes = draw_changes(
+    changes = sample_changes(
         np.random.default_rng(0), (1,), photometric=Photometric(jitter=1.0, blur=1.0)
     )
     before = torch.get_num_threads()
     results = []
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
-        results.append(change_colours(levels.clone(), changes))
+        results.append(change_colors(levels.clone(), changes))
     torch.set_num_threads(before)
     assert torch.equal(*results)
 
@@ -122,15 +122,15 @@ def test_threads_change_nothing():
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 12])
 def test_blur_of_small_images(size):
     photometric = dataclasses.replace(PLAIN, blur=1.0)
-    changes = draw_changes(np.random.default_rng(0), (2,), photometric=photometric)
+    changes = sample_changes(np.random.default_rng(0), (2,), photometric=photometric)
     flat = torch.full((2, 3, size, size + 1), 7.0)
-    torch.testing.assert_close(change_colours(flat.clone(), changes), flat)
+    torch.testing.assert_close(change_colors(flat.clone(), changes), flat)
 
 
 def test_draws_are_torchvision_s():
     """Shares, ranges and orders of many draws."""
     photometric = Photometric(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1, blur=0.5)
-    changes = draw_changes(np.random.default_rng(0), (100, 200), photometric=photometric)
+    changes = sample_changes(np.random.default_rng(0), (100, 200), photometric=photometric)
     for drawn, share in (
         (changes.jittered, 0.8),
         (changes.grey, 0.2),

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ino.data import cores
+from ino import system as cores
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from video_files import FASTSTART, cut, moving_frames, write_video
 
-from ino.data import frame_index
-from ino.data.container import VideoFile
-from ino.data.mp4_header import read_header_frames
+from ino.data import decode as frame_index
+from ino.data.decode import VideoFile, read_header_frames
 from ino.data.video import read_clip, read_frames
 from ino.errors import VideoError
 

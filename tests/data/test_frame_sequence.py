@@ -8,10 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ino.data import frame_sequence
-from ino.data.frame_sequence import FrameSequence, open_sequence
-from ino.data.video import count_frames, is_video, read_clip, read_frames, read_info
-from ino.data.video_list import find_videos
+from ino.data import video as frame_sequence
+from ino.data.video import (
+    FrameSequence,
+    count_frames,
+    is_video,
+    open_sequence,
+    read_clip,
+    read_frames,
+    read_info,
+)
+from ino.data.video_index import find_videos
 from ino.errors import VideoError
 
 

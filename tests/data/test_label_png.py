@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ino.data.label_png import (
+from ino.data.label_maps import (
     davis_palette,
     is_whole_png,
     labels_from_colors,

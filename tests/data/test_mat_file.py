@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from ino.data.mat_file import read_arrays
+from ino.data.jhmdb import read_arrays
 
 ARRAYS = {
     "pos_img": np.random.default_rng(0).random((2, 15, 4)),
@@ -91,7 +91,7 @@ def test_what_is_wrong(tmp_path, change, words):
 
 
 def test_a_variable_that_would_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("ino.data.mat_file._MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("ino.data.jhmdb._MAX_BYTES", 1 << 20)
     packed = zlib.compress(bytes(1 << 22))
     header = written({}, compressed=False)[:128]
     (tmp_path / "a.mat").write_bytes(header + struct.pack("<II", 15, len(packed)) + packed)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ino.data.path_table import PathTable
-from ino.data.remembered import Remembered
+from ino.data.clips import PathTable
+from ino.data.decode import Remembered
 
 PATHS = ["a.mp4", "folder/ü b.mp4", os.fsdecode(b"caf\xe9.mp4"), "/x/y.mkv"]
 

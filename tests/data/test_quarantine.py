@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ino.data.quarantine import leave_out, quarantine_all
+from ino.data.video_index import leave_out, quarantine_all
 from ino.errors import OutputError
 
 VIDEOS = [Path(f"folder é/video {index}.mp4") for index in range(30)]

@@ -5,12 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ino.data.resampling import (
-    bicubic_weights,
-    resize_boxes,
-    resize_by_products,
-    resize_one_by_one,
-)
+from ino.kernels.crops import bicubic_weights, resize_boxes, resize_by_products, resize_one_by_one
 
 WAYS = [resize_one_by_one, resize_by_products]
 HEIGHT, WIDTH = 60, 80
@@ -123,7 +118,7 @@ def test_parts_change_nothing(frame, monkeypatch):
     clips = [torch.from_numpy(frame).expand(4, -1, -1, -1)]
     flips = np.zeros((4, 3, 1), bool)
     whole = resize_by_products(clips, boxes, flips, size=16)
-    monkeypatch.setattr("ino.data.resampling._MAX_BYTES", 1)
+    monkeypatch.setattr("ino.kernels.crops._MAX_BYTES", 1)
     assert torch.equal(resize_by_products(clips, boxes, flips, size=16), whole)
 
 

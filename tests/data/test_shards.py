@@ -21,9 +21,16 @@ from video_files import moving_frames, write_video
 
 from ino.data import shards as shards_module
 from ino.data.clips import ClipSampling
-from ino.data.shard_clips import ShardClips, ShardSchedule
-from ino.data.shard_survey import count_videos, survey_shards
-from ino.data.shards import ShardCutError, ShardVideo, expand_shards, read_shard
+from ino.data.shards import (
+    ShardClips,
+    ShardCutError,
+    ShardSchedule,
+    ShardVideo,
+    count_videos,
+    expand_shards,
+    read_shard,
+    survey_shards,
+)
 from ino.data.video import read_clip
 from ino.errors import ConfigError, VideoError
 

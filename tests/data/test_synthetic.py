@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ino.data.synthetic as synthetic
-from ino.data.label_png import read_labels
-from ino.data.synthetic import generate_clip, write_davis_layout, write_videos
+import ino.demo.synthetic as synthetic
+from ino.data.davis import read_davis
+from ino.data.label_maps import read_labels
 from ino.data.video import read_frames, read_info
-from ino.data.vos import read_davis
+from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import ConfigError, OutputError
 
 

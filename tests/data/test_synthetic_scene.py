@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import ino.data.synthetic_scene as synthetic_scene
-from ino.data.synthetic_scene import Wave, make_scene, render
-from ino.data.synthetic_textures import REACH, Sprite
+import ino.demo.synthetic as synthetic_scene
+from ino.demo.synthetic import REACH, Sprite, Wave, make_scene, render
 from ino.errors import ConfigError
 
 

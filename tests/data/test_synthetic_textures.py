@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ino.data.synthetic_textures import PATTERNS, draw_ground, draw_palette, draw_sprite
+from ino.demo.synthetic import PATTERNS, draw_ground, draw_palette, draw_sprite
 
 COLOURS = np.array([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9]], np.float32)
 

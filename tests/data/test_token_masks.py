@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ino.data.token_masks import blockwise_mask, draw_masks, draw_num_masked, random_mask
+from ino.data.masking import blockwise_mask, random_mask, sample_masks, sample_num_masked
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,7 +42,8 @@ def test_blocks_reach_every_position_and_favour_no_side():
 def test_steps_with_masks_come_with_their_probability():
     rng = np.random.default_rng(0)
     drawn = [
-        draw_num_masked(rng, num_tokens=784, probability=0.5, ratio=(0.1, 0.5)) for _ in range(2000)
+        sample_num_masked(rng, num_tokens=784, probability=0.5, ratio=(0.1, 0.5))
+        for _ in range(2000)
     ]
     masked = [count for count in drawn if count]
     assert len(masked) / len(drawn) == pytest.approx(0.5, abs=0.04)
@@ -54,7 +55,7 @@ def test_steps_with_masks_come_with_their_probability():
 @pytest.mark.parametrize("kind", ["blockwise", "random"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_mask_a_clip_or_one_for_all(kind, shared):
-    masks = draw_masks(
+    masks = sample_masks(
         np.random.default_rng(3),
         num_clips=3,
         rows=12,

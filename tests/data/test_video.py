@@ -10,8 +10,7 @@ from av.stream import Disposition
 from PIL import Image
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
-from ino.data.container import VideoFile
-from ino.data.synthetic import generate_clip
+from ino.data.decode import VideoFile
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
@@ -21,6 +20,7 @@ from ino.data.video import (
     read_frames,
     read_info,
 )
+from ino.demo.synthetic import generate_clip
 from ino.errors import OutputError, VideoError
 
 FRAMES = moving_frames(61)

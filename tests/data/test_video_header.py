@@ -3,9 +3,9 @@
 import pytest
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
-from ino.data import video_header
+from ino.data import video_index as video_header
 from ino.data.video import read_info
-from ino.data.video_header import read_header
+from ino.data.video_index import read_header
 from ino.errors import VideoError
 
 FRAMES = moving_frames(12)

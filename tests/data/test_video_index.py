@@ -11,11 +11,15 @@ from PIL import Image
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
 from ino.data import video_index
-from ino.data.clips import ClipSampling
-from ino.data.index_file import Journal, default_index, read_index
-from ino.data.usable_videos import choose_usable
-from ino.data.video_index import VideoIndex, index_videos
-from ino.data.video_list import find_videos
+from ino.data.clips import ClipSampling, choose_usable
+from ino.data.video_index import (
+    Journal,
+    VideoIndex,
+    default_index,
+    find_videos,
+    index_videos,
+    read_index,
+)
 from ino.errors import OutputError, VideoError
 
 GOOD = ["a.mp4", "b.mkv", "c/d.mp4", "e.avi"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ino.data.video_list import find_videos
+from ino.data.video_index import find_videos
 from ino.errors import VideoError
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from ino.data.colours import PLAIN, Photometric
-from ino.data.resampling import resize_by_products
-from ino.data.views import CropGeometry, draw_boxes, make_crops, normalize
+from ino.data.views import CropGeometry, make_crops, normalize, sample_boxes
+from ino.kernels.crops import PLAIN, Photometric, resize_by_products
 
 LOCAL = CropGeometry(size=16, scale=(0.05, 0.8))
 
@@ -27,7 +26,7 @@ def frame():
 def boxes_of(height: int, width: int, *, num_boxes: int, geometry: CropGeometry) -> np.ndarray:
     heights, widths = np.full(num_boxes, height), np.full(num_boxes, width)
     rng = np.random.default_rng(0)
-    return draw_boxes(rng, heights=heights, widths=widths, geometry=geometry)
+    return sample_boxes(rng, heights=heights, widths=widths, geometry=geometry)
 
 
 def test_boxes_are_distributed_as_torchvision_s():

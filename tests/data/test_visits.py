@@ -5,9 +5,8 @@ import pytest
 import torch
 from video_files import FASTSTART, moving_frames, write_video
 
-from ino.data.clips import ClipDataset, ClipSampling
-from ino.data.video_list import find_videos
-from ino.data.visits import WINDOW, VisitSampler
+from ino.data.clips import WINDOW, ClipDataset, ClipSampling, VisitSampler
+from ino.data.video_index import find_videos
 from ino.errors import ConfigError
 
 CLIPS = 3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ino.data.vos import VideoSequence, read_davis, read_ytvos
+from ino.data.davis import VideoSequence, read_davis, read_ytvos
 from ino.errors import DatasetError
 
 FRAMES = ("00000", "00001", "00002")

@@ -7,12 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from ino.data.label_png import read_labels, write_labels
-from ino.data.synthetic import generate_clip
-from ino.data.synthetic_ytvos import write_ytvos_layout
-from ino.data.ytvos import read_ytvos_split
-from ino.data.ytvos_categories import YTVOS_SEEN, seen_categories
+from ino.data.label_maps import read_labels, write_labels
+from ino.data.ytvos import YTVOS_SEEN, read_ytvos_split, seen_categories
+from ino.demo.synthetic import generate_clip
 from ino.errors import ConfigError, DatasetError, MaskError, OutputError
+from synthetic_ytvos import write_ytvos_layout
 
 FIVES = tuple(f"{t:05d}" for t in range(0, 20, 5))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ino.evaluate.boundaries import Points, boundary_f
+from ino.metrics import Points, boundary_f
 
 
 def brute_force(ours: np.ndarray, theirs: np.ndarray, radius: int) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ino.data.label_png import write_labels
+from ino.data.label_maps import write_labels
 from ino.errors import ConfigError, DatasetError, MaskError
-from ino.evaluate.davis import DavisScores, ObjectScore, score_davis
-from ino.evaluate.metrics import Summary
+from ino.metrics import Summary
+from ino.tasks.davis import DavisScores, ObjectScore, score_davis
 from oracles import boundary as oracle
 
 HEIGHT, WIDTH = 36, 48

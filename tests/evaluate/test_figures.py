@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ino.evaluate.figures import curve_svg, feature_colours, nice_ticks, running_median
+from ino.report.sections import curve_svg, feature_colors, nice_ticks, running_median
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def maps():
 
 
 def test_colours_have_the_size_of_their_maps_and_fill_the_range(maps):
-    colours = feature_colours(maps)
+    colours = feature_colors(maps)
     assert [image.shape for image in colours] == [(6, 9, 3), (4, 5, 3)]
     assert all(image.dtype == np.uint8 for image in colours)
     both = np.concatenate([image.reshape(-1, 3) for image in colours])
@@ -26,14 +26,14 @@ def test_colours_have_the_size_of_their_maps_and_fill_the_range(maps):
 
 
 def test_colours_do_not_depend_on_the_order_of_maps_or_the_sign_of_axes(maps):
-    first, second = feature_colours(maps)
-    swapped = feature_colours(maps[::-1])
+    first, second = feature_colors(maps)
+    swapped = feature_colors(maps[::-1])
     np.testing.assert_array_equal(swapped[0], second)
     np.testing.assert_array_equal(swapped[1], first)
     # A rotation of the features by permuting dimensions changes neither components nor signs.
     order = np.random.default_rng(1).permutation(12)
     for ours, theirs in zip(
-        feature_colours([m[..., order] for m in maps]), (first, second), strict=True
+        feature_colors([m[..., order] for m in maps]), (first, second), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -41,21 +41,21 @@ def test_colours_do_not_depend_on_the_order_of_maps_or_the_sign_of_axes(maps):
 def test_the_projection_is_shared(maps):
     """The same feature has the same colour in every map."""
     joined = [maps[0], np.concatenate([maps[0][:2, :5], maps[1]])]
-    first, second = feature_colours(joined)
+    first, second = feature_colors(joined)
     np.testing.assert_array_equal(second[:2], first[:2, :5])
 
 
 def test_the_first_component_is_the_one_of_the_largest_variance():
     rng = np.random.default_rng(2)
     features = rng.standard_normal((20, 20, 5)) * [1, 8, 0.1, 3, 0.1]
-    (colours,) = feature_colours([features])
+    (colours,) = feature_colors([features])
     for channel, dim in enumerate((1, 3, 0)):
         correlation = np.corrcoef(colours[..., channel].ravel(), features[..., dim].ravel())[0, 1]
         assert correlation > 0.9
 
 
 def test_constant_features_are_drawn():
-    (colours,) = feature_colours([np.ones((3, 4, 8))])
+    (colours,) = feature_colors([np.ones((3, 4, 8))])
     assert colours.shape == (3, 4, 3)
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from ino.evaluate.label_scores import score_labels
-from ino.evaluate.metrics import contour_accuracy, region_similarity
+from ino.metrics import contour_accuracy, region_similarity, score_labels
 from oracles import boundary as oracle
 
 

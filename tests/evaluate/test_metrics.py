@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ino.evaluate.metrics import (
+from ino.metrics import (
     boundary_map,
     boundary_radius,
     contour_accuracy,

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from ino.data.label_png import davis_palette
+from ino.data.label_maps import davis_palette
 from ino.errors import ConfigError, MaskError
-from ino.evaluate.overlay import draw_overlay, film_strip
+from ino.overlay import draw_overlay, film_strip
 
 
 @pytest.fixture

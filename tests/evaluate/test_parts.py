@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from ino.data.label_png import write_labels
-from ino.data.vos import VideoSequence
+from ino.data.davis import VideoSequence
+from ino.data.label_maps import write_labels
 from ino.errors import DatasetError, MaskError
-from ino.evaluate.parts import class_iou, count_labels, score_parts
+from ino.metrics import class_iou, count_labels
+from ino.tasks.vip import score_parts
 
 TRUTH = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], dtype=np.uint8)
 FOUND = np.array([[0, 0, 0, 1], [0, 1, 1, 2]], dtype=np.uint8)

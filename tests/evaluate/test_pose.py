@@ -7,8 +7,8 @@ import pytest
 
 from ino.data.jhmdb import PoseVideo
 from ino.errors import ConfigError, DatasetError
-from ino.evaluate.jhmdb import score_jhmdb
-from ino.evaluate.pose import PckRule, joint_errors, score_joints
+from ino.metrics import PckRule, joint_errors, score_joints
+from ino.tasks.jhmdb import score_jhmdb
 
 SIZE = (100, 100)
 # Three joints; their box is 30 x 40 with a diagonal of 50, so the person's size is 30.
@@ -134,7 +134,7 @@ def test_nothing_to_score():
 )
 def test_predictions_that_do_not_fit(tmp_path, monkeypatch, content, words):
     video = PoseVideo("run", "one", (tmp_path / "1.png",) * 3, tmp_path / "joints.mat")
-    monkeypatch.setattr("ino.evaluate.jhmdb.read_joints", lambda _: np.zeros((4, 15, 2)))
+    monkeypatch.setattr("ino.tasks.jhmdb.read_joints", lambda _: np.zeros((4, 15, 2)))
     (tmp_path / "run").mkdir()
     if isinstance(content, bytes):
         (tmp_path / "run/one.npy").write_bytes(content)

@@ -8,15 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from ino.data.label_png import davis_palette, write_labels
-from ino.data.synthetic import generate_clip, write_davis_layout
-from ino.data.vos import read_davis
+from ino.data.davis import read_davis
+from ino.data.label_maps import davis_palette, write_labels
+from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.errors import OutputError
-from ino.evaluate import page
-from ino.evaluate.davis import DavisScores, ObjectScore
-from ino.evaluate.metrics import Summary
-from ino.evaluate.page import Strip
-from ino.evaluate.report import (
+from ino.metrics import Summary
+from ino.report import page
+from ino.report.page import Strip
+from ino.report.sections import (
     Method,
     Section,
     curve_section,
@@ -29,6 +28,7 @@ from ino.evaluate.report import (
     telling_sequences,
     write_report,
 )
+from ino.tasks.davis import DavisScores, ObjectScore
 
 
 def score(sequence: str, j: float, f: float, object_id: int = 1) -> ObjectScore:

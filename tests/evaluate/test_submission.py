@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ino.data.label_png import read_labels, write_labels
-from ino.data.synthetic import generate_clip
-from ino.data.synthetic_ytvos import write_ytvos_layout
+from ino.data.label_maps import read_labels, write_labels
 from ino.data.ytvos import read_ytvos_split
+from ino.demo.synthetic import generate_clip
 from ino.errors import MaskError, OutputError
-from ino.evaluate.submission import check_submission
-from ino.evaluate.submission_report import SubmissionReport
-from ino.pipeline.submission import pack_submission
+from ino.tasks.submission import SubmissionReport, check_submission, pack_submission
+from synthetic_ytvos import write_ytvos_layout
 
 NUM_MASKS = 7
 

@@ -9,9 +9,8 @@ from rich.console import Console
 
 import ino
 from ino.errors import OutputError
-from ino.evaluate.davis import DavisScores, ObjectScore
-from ino.evaluate.metrics import Summary
-from ino.evaluate.tables import print_scores, write_csv, write_json
+from ino.metrics import Summary
+from ino.tasks.davis import DavisScores, ObjectScore, print_scores, write_csv, write_json
 
 
 @pytest.fixture

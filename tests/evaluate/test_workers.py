@@ -11,9 +11,9 @@ from operator import truediv
 
 import pytest
 
-from ino.data.label_png import read_labels
+from ino.data.label_maps import read_labels
 from ino.errors import InoError, MaskError
-from ino.evaluate.workers import run_tasks
+from ino.tasks.scoring import run_tasks
 
 
 @pytest.mark.parametrize("workers", [1, 2, 9])
@@ -38,7 +38,7 @@ def test_errors_come_out_unchanged(tmp_path):
 def test_a_fault_says_where_it_was():
     with pytest.raises(ZeroDivisionError) as raised:
         list(run_tasks(partial(truediv, 1), [1, 0, 2], workers=2))
-    assert "workers.py" in raised.value.__notes__[0]
+    assert "scoring.py" in raised.value.__notes__[0]
 
 
 def test_a_child_that_is_killed_does_not_hang():
@@ -55,7 +55,7 @@ def test_closing_stops_all_work_at_once():
 
 SCRIPT = """
 import time
-from ino.evaluate.workers import run_tasks
+from ino.tasks.scoring import run_tasks
 print("started", flush=True)
 print(sum(run_tasks(abs, [-1, -2, -3], workers=2)), flush=True)
 """

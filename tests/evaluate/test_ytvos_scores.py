@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ino.data.label_png import read_labels, write_labels
-from ino.data.synthetic import generate_clip
-from ino.data.synthetic_ytvos import write_ytvos_layout
+from ino.data.label_maps import read_labels, write_labels
+from ino.demo.synthetic import generate_clip
 from ino.errors import ConfigError, DatasetError, MaskError
-from ino.evaluate.ytvos import YtvosObjectScore, YtvosScores, score_ytvos
-from ino.evaluate.ytvos_tables import describe_seen, print_scores, write_csv, write_json
+from ino.tasks.ytvos import (
+    YtvosObjectScore,
+    YtvosScores,
+    describe_seen,
+    print_scores,
+    score_ytvos,
+    write_csv,
+    write_json,
+)
 from oracles import boundary as oracle
+from synthetic_ytvos import write_ytvos_layout
 
 NAMES = ("0000000aaa", "00000000bb")
 

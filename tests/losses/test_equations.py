@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from ino.losses.affinity import affinity_loss
-from ino.losses.centering import centered_targets
-from ino.losses.masked import masked_prediction_loss
-from ino.losses.out_generative import (
+from ino.losses import (
+    affinity_loss,
     by_pairs,
+    centered_targets,
     frame_pairs,
     global_to_global_loss,
     joint_weights,
     local_to_global_loss,
+    masked_prediction_loss,
 )
 from oracles import objective as oracle
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from ino.losses.affinity import affinity_loss
-from ino.losses.centering import centered_targets
-from ino.losses.masked import masked_prediction_loss
-from ino.losses.out_generative import (
+from ino.losses import (
+    affinity_loss,
     by_pairs,
+    centered_targets,
     global_to_global_loss,
     joint_weights,
     local_to_global_loss,
+    masked_prediction_loss,
 )
 
 TOLERANCE = {"f64": 1e-10, "f32": 1e-5}

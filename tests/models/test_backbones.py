@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ino.errors import ConfigError
-from ino.models.backbones import load_backbone
-from ino.models.devices import choose_device
+from ino.models.backbone import choose_device
+from ino.models.load import load_backbone
 
 
 @pytest.mark.parametrize("name", ["color", "random:vit_nano/8", "random:vit_nano/16"])

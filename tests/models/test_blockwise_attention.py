@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ino.models.blockwise_attention import blockwise_attention
+from ino.kernels.attention_cpu import blockwise_attention
 
 BLOCKS = [1, 40, 100, 10**6]  # one query at a time, some, whole heads, several heads
 

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from ino.models.backbones import load_backbone
-from ino.models.bundled import DEFAULT, FOLDER, bundled_folder, bundled_names
-from ino.pipeline.settings import fingerprint, sized_protocol
+from ino.models.load import DEFAULT, FOLDER, bundled_folder, bundled_names, load_backbone
+from ino.tasks.results import fingerprint, sized_protocol
 
 MOST_BYTES = 30e6
 

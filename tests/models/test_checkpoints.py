@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError
-from ino.models.backbones import load_backbone
-from ino.models.checkpoints import FORMAT, VERSION, find_checkpoint, read_checkpoint, vit_of
+from ino.models.load import load_backbone
 from ino.models.vit import build_vit
+from ino.models.weights import FORMAT, VERSION, find_checkpoint, read_checkpoint, vit_of
 
 
 @pytest.fixture

@@ -11,12 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from ino.errors import CheckpointError, ConfigError, OutputError
-from ino.models.backbones import RELEASED_STD, VitBackbone, load_backbone
-from ino.models.export_files import export_files, round_weights, truncate
-from ino.models.export_folder import WORK, write_files
-from ino.models.exported import is_exported, read_exported
+from ino.export import WORK, export_files, round_weights, truncate, write_files
+from ino.models.load import RELEASED_STD, VitBackbone, load_backbone
 from ino.models.vit import build_vit
-from ino.models.weights import read_weights
+from ino.models.weights import is_exported, read_exported, read_weights
 
 STD = (0.229, 0.224, 0.225)
 

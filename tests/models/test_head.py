@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ino.models.head import ProjectionHead
+from ino.models.vit import ProjectionHead
 
 
 @pytest.fixture

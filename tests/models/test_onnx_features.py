@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ino import onnx as onnx_features
 from ino.errors import ConfigError
-from ino.models import onnx_features
-from ino.models.backbones import VitBackbone
-from ino.models.export_files import truncate
-from ino.models.onnx_features import FeatureGraph, features_onnx
+from ino.export import truncate
+from ino.models.load import VitBackbone
 from ino.models.vit import build_vit
+from ino.onnx import FeatureGraph, features_onnx
 
 STD = (0.228, 0.224, 0.225)
 

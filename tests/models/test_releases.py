@@ -24,11 +24,11 @@ from released_files import (
 from safetensors.torch import save_file
 
 from ino.errors import CheckpointError, ConfigError, VideoError
-from ino.models import resnet_releases, vit_releases
-from ino.models.backbones import load_backbone
-from ino.models.dense import input_channels
-from ino.models.releases import read_release
-from ino.models.resnets import build_resnet
+from ino.models import peers as resnet_releases
+from ino.models import peers as vit_releases
+from ino.models.backbone import input_channels
+from ino.models.load import load_backbone
+from ino.models.peers import build_resnet, read_release
 from ino.models.vit import build_vit
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from ino.models.head import ProjectionHead
 from ino.models.student_teacher import StudentTeacher, Views, separate
-from ino.models.vit import build_vit
+from ino.models.vit import ProjectionHead, build_vit
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from test_releases import assert_near
 
 from ino.errors import CheckpointError, ConfigError
-from ino.models import timm_models
-from ino.models.backbones import load_backbone
+from ino.models import backbone as timm_models
+from ino.models.load import load_backbone
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
 

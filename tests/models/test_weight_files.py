@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError
-from ino.models.weight_files import load_plain
+from ino.models.weights import load_plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])

@@ -7,11 +7,11 @@ import timm
 import torch
 
 from ino.errors import CheckpointError
-from ino.models.backbones import load_backbone
-from ino.models.timm_models import split_weights
-from ino.pipeline.settings import fingerprint
-from ino.pipeline.suite_file import RowConfig
-from ino.pipeline.suite_plan import find_weights
+from ino.experiments.suite_file import RowConfig
+from ino.experiments.suite_plan import find_weights
+from ino.models.backbone import split_weights
+from ino.models.load import load_backbone
+from ino.tasks.results import fingerprint
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError
-from ino.models.checkpoints import position_side, read_checkpoint, vit_of
-from ino.models.head import ProjectionHead
-from ino.models.vit import build_vit
-from ino.models.weights import describe, read_weights
+from ino.models.vit import ProjectionHead, build_vit
+from ino.models.weights import describe, position_side, read_checkpoint, read_weights, vit_of
 
 SIZES = {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8}
 

@@ -5,9 +5,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ino.kernels.topk import DEFAULT_MAX_BYTES, TiledMatcher, Window, choose_layout
 from ino.propagate.affinity import merge_candidates, propagate_labels
-from ino.propagate.layout import Window, choose_layout
-from ino.propagate.tiled_matcher import DEFAULT_MAX_BYTES, TiledMatcher
 from oracles.dense_propagation import dense_labels
 
 

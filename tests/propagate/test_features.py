@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ino.errors import ConfigError, VideoError
-from ino.models.dense import Backbone, Reading
+from ino.models.backbone import Backbone, Reading
 from ino.propagate.features import FeatureExtractor, input_size
 from ino.propagate.protocols import get_protocol
 

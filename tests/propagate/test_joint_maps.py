@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ino.errors import ConfigError
-from ino.propagate.joint_maps import JointMaps, draw_joints, locate_joints
+from ino.tasks.jhmdb import JointMaps, draw_joints, locate_joints
 
 SIZE, GRID = (240, 320), (40, 40)
 

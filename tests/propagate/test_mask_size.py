@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ino.propagate.mask_size import resize_mask, restore_mask
+from ino.propagate.labels import resize_mask, restore_mask
 
 
 def test_masks_of_the_input_s_size_stay_as_they_are():

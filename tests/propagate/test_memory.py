@@ -3,7 +3,7 @@ import weakref
 import pytest
 import torch
 
-from ino.propagate.affinity import FeatureMap
+from ino.kernels.topk import FeatureMap
 from ino.propagate.memory import Memory, MemoryFrame
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ino.errors import ConfigError
-from ino.propagate.onnx_step import propagation_graph
+from ino.onnx import propagation_graph
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
 

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ino.propagate.per_frame import averaged_labels
+from ino.propagate.peers import WindowFrame, averaged_labels, window_labels
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
-from ino.propagate.window_softmax import WindowFrame, window_labels
 from oracles import peer_propagation as oracle
 
 EXACT = {"rtol": 0, "atol": 1e-11}

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ino.propagate.labels import harden_labels, soften_labels
-from ino.propagate.mask_size import resize_mask, restore_mask
+from ino.propagate.labels import harden_labels, resize_mask, restore_mask, soften_labels
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
 

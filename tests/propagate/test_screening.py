@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ino.propagate.screening import (
+from ino.kernels.topk import (
     key_screen,
     least_product,
     least_similarity,

@@ -202,7 +202,7 @@ def test_bad_calls_lose_nothing(tracker, video):
 
 
 def test_bf16_features_are_nearly_the_same(video):
-    from ino.models.backbones import load_backbone
+    from ino.models.load import load_backbone
 
     frames, labels = video
     protocol = get_protocol("ino-davis", short_side=4 * HEIGHT, radius=4)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ino.errors import ConfigError, MaskError, VideoError
-from ino.models.backbones import ColorBackbone, load_backbone
+from ino.models.load import ColorBackbone, load_backbone
 from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.tracker import Tracker
 from propagate.moving_squares import HEIGHT, WIDTH, iou, moving_squares

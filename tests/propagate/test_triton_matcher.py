@@ -4,12 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ino.propagate.layout import Window
-from ino.propagate.tiled_matcher import TiledMatcher
+from ino.kernels.topk import TiledMatcher, Window
 
 pytest.importorskip("triton", reason="triton comes with torch for Linux")
 
-from ino.propagate.triton_matcher import TritonMatcher
+from ino.kernels.topk_triton import TritonMatcher
 
 
 def unit_maps(count, height, width, dim, *, dtype=torch.float32):

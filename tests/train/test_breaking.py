@@ -12,19 +12,16 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
-from ino.files import atomic_path
-from ino.models.checkpoints import list_checkpoints, read_checkpoint
-from ino.models.weights import read_weights
-from ino.pipeline.sweep_file import read_sweep
-from ino.train import setup
-from ino.train.checkpoint import _write
-from ino.train.collapse import CollapseMonitor
-from ino.train.curves import plot_runs, read_history
-from ino.train.devices import count_processes
-from ino.train.folder_lock import folder_lock
+from ino.experiments.sweep_file import read_sweep
+from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
+from ino.report.curves import plot_runs, read_history
+from ino.system import atomic_path, folder_lock
+from ino.train import run as setup
+from ino.train.config import read_recipe, resolve
+from ino.train.distributed import count_processes
 from ino.train.loop import train
-from ino.train.recipes import read_recipe
-from ino.train.resolve import resolve
+from ino.train.monitors import CollapseMonitor
+from ino.train.run import _write
 
 DEEP = "[" * 100_000
 
@@ -137,7 +134,7 @@ def test_a_folder_of_checkpoints_that_went_is_made_again(tmp_path):
 
 def test_two_runs_do_not_write_into_one_folder(config, tmp_path):
     out = tmp_path / "run"
-    words = "import sys; from pathlib import Path; from ino.train.folder_lock import folder_lock\n"
+    words = "import sys; from pathlib import Path; from ino.system import folder_lock\n"
     words += f"with folder_lock(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -1,11 +1,10 @@
 """The best checkpoint."""
 
-from ino.models.checkpoints import list_checkpoints, read_checkpoint
-from ino.train.checkpoint import RunState, best_score, save_best
-from ino.train.networks import Origin, build_model
+from ino.models.weights import list_checkpoints, read_checkpoint
+from ino.train.config import resolve
 from ino.train.objective import Objective
 from ino.train.optim import build_optimizer
-from ino.train.resolve import resolve
+from ino.train.run import Origin, RunState, best_score, build_model, save_best
 
 
 def test_the_best_is_kept_beside_the_newest(config, tmp_path):

@@ -3,10 +3,7 @@
 import pytest
 
 from ino.errors import ConfigError
-from ino.train.config import TrainConfig
-from ino.train.config_dict import from_dict, to_dict
-from ino.train.resolve import resolve
-from ino.train.variants import VARIANTS
+from ino.train.config import VARIANTS, TrainConfig, from_dict, resolve, to_dict
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ino import cli
-from ino.train.curves import distinct_labels, draw, read_history, short_number, smooth
+from ino.report.curves import distinct_labels, draw, read_history, short_number, smooth
 
 
 def write_log(folder, num_steps, **numbers):

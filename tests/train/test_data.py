@@ -10,11 +10,11 @@ import pytest
 
 from data.video_files import FASTSTART, cut, moving_frames, write_video
 from ino.cli import main
-from ino.data.index_file import default_index
+from ino.data.video_index import default_index
+from ino.experiments.rows import with_steps
 from ino.train.config import DataConfig
-from ino.train.length import with_steps
+from ino.train.data import find_usable
 from ino.train.loop import train
-from ino.train.videos import find_usable
 from tiny_run import lines_without_times
 
 

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ino.models.head import ProjectionHead
 from ino.models.student_teacher import StudentTeacher, Views
-from ino.models.vit import VisionTransformer
+from ino.models.vit import ProjectionHead, VisionTransformer
 from ino.train.config import LossConfig, OptimConfig
 from ino.train.objective import Objective
-from ino.train.optim import build_optimizer, clip_gradients, set_rates
-from ino.train.schedules import Schedules
+from ino.train.optim import Schedules, build_optimizer, clip_gradients, set_rates
 
 pytestmark = pytest.mark.real
 

@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from ino.errors import TrainingError
-from ino.models.checkpoints import read_checkpoint
+from ino.models.weights import read_checkpoint
 from ino.train import loop
-from ino.train.health import diagnosis
-from ino.train.loop import train
+from ino.train.loop import diagnosis, train
 
 
 @pytest.fixture
 def inject(monkeypatch):
     """Puts a NaN into one pixel of the local crops of some steps."""
-    original = loop.draw_views
+    original = loop.sample_views
 
     def at(*steps):
         def broken(*args, step, **kwargs):
@@ -26,7 +25,7 @@ def inject(monkeypatch):
                 views.local_crops[0, 0, 0, 0, 0, 0] = float("nan")
             return views
 
-        monkeypatch.setattr(loop, "draw_views", broken)
+        monkeypatch.setattr(loop, "sample_views", broken)
 
     return at
 

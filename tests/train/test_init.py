@@ -7,11 +7,11 @@ import torch
 import yaml
 
 from ino.errors import CheckpointError
-from ino.models.bundled import DEFAULT, FOLDER
-from ino.models.checkpoints import read_checkpoint
+from ino.models.load import DEFAULT, FOLDER
 from ino.models.vit import build_vit
+from ino.models.weights import read_checkpoint
 from ino.train.loop import train
-from ino.train.networks import build_networks
+from ino.train.run import build_networks
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-from ino.data.clip_sampler import ClipSampler
+from ino.data.clips import ClipSampler
 from ino.errors import OutputError, StoppedError, TrainingError
-from ino.models.checkpoints import list_checkpoints, read_checkpoint
-from ino.train import checkpoint, loop
-from ino.train.batches import batches
+from ino.models.weights import list_checkpoints, read_checkpoint
+from ino.train import loop
+from ino.train import run as checkpoint
+from ino.train.data import batches
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, start_training, wait
 from tiny_run import assert_equal_states, tiny_config
@@ -79,7 +80,7 @@ def test_a_kill_while_saving_leaves_whole_checkpoints(config, whole, tmp_path):
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
 def test_a_signal_saves_after_the_step(config, whole, tmp_path, monkeypatch, name, status):
     out = tmp_path / "stopped"
-    original = loop.draw_views
+    original = loop.sample_views
 
     def signalled(*args, step, **kwargs):
         if step == 4:
@@ -87,12 +88,12 @@ def test_a_signal_saves_after_the_step(config, whole, tmp_path, monkeypatch, nam
         return original(*args, step=step, **kwargs)
 
     before = signal.getsignal(signal.Signals[name])
-    monkeypatch.setattr(loop, "draw_views", signalled)
+    monkeypatch.setattr(loop, "sample_views", signalled)
     with pytest.raises(StoppedError, match=rf"by {name}; .*step_00000005\.pt is saved") as stopped:
         train(config, out=out)
     assert stopped.value.status == status
     assert signal.getsignal(signal.Signals[name]) == before
-    monkeypatch.setattr(loop, "draw_views", original)
+    monkeypatch.setattr(loop, "sample_views", original)
     train(config, out=out, resume=True)
     assert_same_run(whole, out)
 
@@ -115,7 +116,7 @@ def test_a_decoding_process_that_is_killed_is_replaced(config, tmp_path, monkeyp
     config.data.num_workers = 1
     config.run.max_steps = 4
     train(config, out=tmp_path / "whole")
-    original = loop.draw_views
+    original = loop.sample_views
 
     def murderous(*args, step, **kwargs):
         if step == 0:
@@ -123,7 +124,7 @@ def test_a_decoding_process_that_is_killed_is_replaced(config, tmp_path, monkeyp
                 child.kill()
         return original(*args, step=step, **kwargs)
 
-    monkeypatch.setattr(loop, "draw_views", murderous)
+    monkeypatch.setattr(loop, "sample_views", murderous)
     train(config, out=tmp_path / "run")
     assert "a process that decodes died" in caplog.text
     assert_same_run(tmp_path / "whole", tmp_path / "run", num_steps=4)

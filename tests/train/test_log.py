@@ -6,9 +6,10 @@ import math
 import pytest
 
 from ino.errors import OutputError
-from ino.models.checkpoints import list_checkpoints
-from ino.train import log, watching
-from ino.train.log_file import LogFile
+from ino.models.weights import list_checkpoints
+from ino.train import log
+from ino.train import monitors as watching
+from ino.train.log import LogFile
 from ino.train.loop import train
 
 

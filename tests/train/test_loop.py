@@ -16,11 +16,10 @@ import torch
 import yaml
 
 from ino.errors import ConfigError, OutputError
-from ino.models.checkpoints import read_checkpoint
-from ino.train.config import LossConfig, TrainConfig
-from ino.train.config_dict import to_dict
+from ino.models.weights import read_checkpoint
+from ino.train.config import LossConfig, TrainConfig, to_dict
 from ino.train.loop import train
-from ino.train.networks import build_model
+from ino.train.run import build_model
 from tiny_run import assert_close_states, assert_equal_states, lines_without_times
 
 

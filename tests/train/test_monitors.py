@@ -9,11 +9,17 @@ import re
 import pytest
 import torch
 
-from ino.data.synthetic import generate_clip, write_videos
+from ino.demo.synthetic import generate_clip, write_videos
 from ino.models.vit import build_vit
-from ino.train.collapse import PATIENCE, CollapseMonitor
 from ino.train.loop import train
-from ino.train.monitors import divergences, effective_rank, feature_numbers, target_numbers
+from ino.train.monitors import (
+    PATIENCE,
+    CollapseMonitor,
+    divergences,
+    effective_rank,
+    feature_numbers,
+    target_numbers,
+)
 
 
 def test_uniform_targets_have_full_entropy_and_no_information():

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 
-from ino.models.head import ProjectionHead
 from ino.models.student_teacher import StudentTeacher
-from ino.models.vit import build_vit
+from ino.models.vit import ProjectionHead, build_vit
 from ino.train.optim import build_optimizer, clip_gradients, set_rates, take_step
 
 YES, NO = torch.tensor(True), torch.tensor(False)

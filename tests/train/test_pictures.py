@@ -7,7 +7,7 @@ from PIL import Image
 
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.train.loop import train
-from ino.train.pictures import GAP, MIN_SIDE, contact_sheet
+from ino.train.monitors import GAP, MIN_SIDE, contact_sheet
 
 MEAN, STD = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
 

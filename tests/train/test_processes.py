@@ -16,10 +16,9 @@ import yaml
 from lightning.fabric import Fabric
 
 from ino.errors import ConfigError, OutputError
-from ino.models.checkpoints import list_checkpoints, read_checkpoint
-from ino.train.config import RunConfig
-from ino.train.config_dict import to_dict
-from ino.train.devices import build_fabric, count_processes, launch_name, of_first
+from ino.models.weights import list_checkpoints, read_checkpoint
+from ino.train.config import RunConfig, to_dict
+from ino.train.distributed import build_fabric, count_processes, launch_name, of_first
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, torchrun_environments, wait
 from tiny_run import assert_close_states

@@ -3,8 +3,7 @@
 import pytest
 
 from ino.errors import ConfigError
-from ino.train.recipes import FOLDER, load_recipe, read_recipe, recipe_names
-from ino.train.resolve import resolve
+from ino.train.config import FOLDER, load_recipe, read_recipe, recipe_names, resolve
 
 
 def test_every_recipe_is_valid_and_opens_with_its_command():

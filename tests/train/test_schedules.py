@@ -5,7 +5,7 @@ import pytest
 
 from ino.errors import ConfigError
 from ino.train.config import OptimConfig
-from ino.train.schedules import Schedules, cosine_schedule
+from ino.train.optim import Schedules, cosine_schedule
 
 
 @pytest.mark.parametrize("run", ["charades", "kinetics", "default", "tiny"])

@@ -10,10 +10,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
-from ino.argument_words import plain_words
 from ino.cli import dense, evaluating, exporting, indexing, making, suites, sweeping, ytvos
 from ino.cli.options import build_parser
 from ino.errors import ConfigError, InoError, StoppedError
+from ino.plain_yaml import plain_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,7 +132,7 @@ def _with_recipe(arguments: Sequence[str]) -> list[str]:
     if len(arguments) < 2 or arguments[0] != "train" or arguments[1].startswith("-"):
         return list(arguments)
 
-    from ino.train.recipes import recipe_arguments
+    from ino.train.config import recipe_arguments
 
     return [*arguments[:2], *recipe_arguments(arguments[1]), *arguments[2:]]
 

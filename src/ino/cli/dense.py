@@ -11,9 +11,8 @@ from ino.cli.tracking import backbone_of, describe, progress
 def evaluate_jhmdb(options: Namespace) -> int:
     """Carries the first joints of JHMDB's test videos and scores the result."""
     from ino.data.jhmdb import read_jhmdb
-    from ino.evaluate.dense_tables import print_pose
-    from ino.pipeline.jhmdb import evaluate_jhmdb as evaluate
-    from ino.propagate.joint_maps import JointMaps
+    from ino.tasks.jhmdb import JointMaps, print_pose
+    from ino.tasks.jhmdb import evaluate_jhmdb as evaluate
 
     chosen = options.evaluate.jhmdb
     maps = JointMaps(topk=chosen.joint_topk)
@@ -23,8 +22,8 @@ def evaluate_jhmdb(options: Namespace) -> int:
 def evaluate_vip(options: Namespace) -> int:
     """Carries the first part labels of a VIP split and scores the result."""
     from ino.data.vip import read_vip
-    from ino.evaluate.dense_tables import print_parts
-    from ino.pipeline.vip import evaluate_vip as evaluate
+    from ino.tasks.vip import evaluate_vip as evaluate
+    from ino.tasks.vip import print_parts
 
     return _evaluate(options.evaluate.vip, read=read_vip, evaluate=evaluate, show=print_parts)
 
@@ -41,7 +40,7 @@ def _evaluate(
 
     from rich.console import Console
 
-    from ino.pipeline.soft_labels import LabelTracker
+    from ino.tasks.label_tracker import LabelTracker
 
     tracker = LabelTracker(
         backbone,

@@ -12,9 +12,9 @@ def evaluate_davis(options: Namespace) -> int:
 
     from rich.console import Console
 
-    from ino.data.vos import read_davis
-    from ino.evaluate.tables import print_scores
-    from ino.pipeline.davis import evaluate_davis as evaluate
+    from ino.data.davis import read_davis
+    from ino.tasks.davis import evaluate_davis as evaluate
+    from ino.tasks.davis import print_scores
 
     choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
     num_frames = sum(len(one.frames) for one in read_davis(chosen.root, **choice))
@@ -40,9 +40,8 @@ def score(options: Namespace) -> int:
 
     from rich.console import Console
 
-    from ino.evaluate.davis import score_davis
-    from ino.evaluate.tables import print_scores, write_csv, write_json
-    from ino.files import new_folder
+    from ino.system import new_folder
+    from ino.tasks.davis import print_scores, score_davis, write_csv, write_json
 
     choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
     scores = score_davis(chosen.predictions, chosen.root, workers=chosen.workers, **choice)

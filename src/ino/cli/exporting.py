@@ -58,7 +58,7 @@ def export(options: Namespace) -> int:
     chosen = options.export
     layer, image_size = parse_layer(chosen.layer), parse_size(chosen.image_size)
 
-    from ino.pipeline.export import export_run
+    from ino.export import export_run
 
     written = export_run(
         chosen.run,

@@ -38,9 +38,7 @@ def index(options: Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from ino.data.index_file import default_index
-    from ino.data.quarantine import quarantine_all
-    from ino.data.video_index import index_videos
+    from ino.data.video_index import default_index, index_videos, quarantine_all
 
     file = chosen.index or default_index(chosen.roots)
     started = time.perf_counter()

@@ -11,7 +11,7 @@ from ino.errors import MaskError
 
 def demo(options: Namespace) -> int:
     """Learns, carries and scores on generated video."""
-    from ino.demo import run_demo
+    from ino.demo.demo import run_demo
 
     chosen = options.demo
     report = run_demo(
@@ -23,14 +23,14 @@ def demo(options: Namespace) -> int:
 
 def train(options: Namespace) -> int:
     """Trains by a recipe."""
-    from ino.train.recipes import config_of
+    from ino.train.config import config_of
 
     config = config_of(options.train)
     out = options.train.out or Path("runs") / Path(options.train.recipe).stem
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from ino.pipeline.pretraining import pretrain
+    from ino.pretrain import pretrain
 
     checkpoint = pretrain(config, out=out, resume=options.train.resume)
     rank_zero_only(print)(f"last checkpoint: {checkpoint}")
@@ -42,7 +42,7 @@ def segment(options: Namespace) -> int:
     chosen = options.segment
     paths = mask_paths(chosen.mask)
 
-    from ino.data.label_png import read_labels
+    from ino.data.label_maps import read_labels
 
     masks = {number: read_labels(path) for number, path in paths.items()}
     tracker, settings = tracker_of(chosen)
@@ -53,7 +53,7 @@ def segment(options: Namespace) -> int:
     }
 
     from ino.data.video import read_info
-    from ino.pipeline.segment import resize_masks, segment_video
+    from ino.tasks.segment import resize_masks, segment_video
 
     info = read_info(chosen.video)
     out = chosen.out or Path("segments") / _name_of(chosen.video)
@@ -80,7 +80,7 @@ def segment(options: Namespace) -> int:
 
 def _name_of(video: Path) -> str:
     """What a video is called: its file or folder, or the folder of a pattern of images."""
-    from ino.data.frame_sequence import is_pattern
+    from ino.data.video import is_pattern
 
     if is_pattern(video):
         return video.parent.resolve().name

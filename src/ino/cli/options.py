@@ -18,7 +18,7 @@ from ino.cli.indexing import index_parser
 from ino.cli.shared_options import add_output, add_tracker, plain_parser
 from ino.cli.suite_options import compare_parser, suite_parser
 from ino.cli.sweep_options import plot_parser, sweep_parser
-from ino.models.bundled import DEFAULT
+from ino.models.load import DEFAULT
 
 
 def build_parser() -> ArgumentParser:
@@ -63,7 +63,7 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _train_parser() -> ArgumentParser:
-    from ino.train.recipes import add_config_arguments, recipe_names
+    from ino.train.config import add_config_arguments, recipe_names
 
     parser = plain_parser(
         "Trains by a recipe: the name of one that comes with ino, or a YAML file. Every field can "

@@ -8,7 +8,7 @@ from ino.cli.shared_options import add_output, plain_parser
 
 
 def suite_parser() -> ArgumentParser:
-    from ino.pipeline.suite_file import DATA_NAMES, suite_names
+    from ino.experiments.suite_file import DATA_NAMES, suite_names
 
     parser = plain_parser(
         "Carries and scores every row of a suite (weights, protocol, data set) and prints one "

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from ino.cli.tracking import progress
 from ino.errors import ConfigError
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger("ino")
 
 
 def with_suite(arguments: list[str]) -> list[str]:
@@ -29,9 +29,9 @@ def evaluate(options: Namespace) -> int:
     if chosen.jobs < 1:
         raise ConfigError(f"--jobs is {chosen.jobs}; it must be 1 or more")
 
-    from ino.pipeline.suite import state_of
-    from ino.pipeline.suite_file import read_suite
-    from ino.pipeline.suite_plan import OTHER_ENDINGS, check_suite_folder, plan_suite
+    from ino.experiments.suite import state_of
+    from ino.experiments.suite_file import read_suite
+    from ino.experiments.suite_plan import OTHER_ENDINGS, check_suite_folder, plan_suite
 
     plan = plan_suite(read_suite(chosen.file, _changes(chosen)), only=chosen.rows, look=chosen.list)
     out = chosen.out or Path("suites") / Path(chosen.file).stem
@@ -48,15 +48,15 @@ def evaluate(options: Namespace) -> int:
 def _run(plan: Any, *, out: Path, jobs: int, devices: list[str]) -> int:
     from rich.console import Console
 
-    from ino.pipeline.suite import error_file, num_left, run_suite, state_of
-    from ino.pipeline.suite_table import (
+    from ino.experiments.suite import error_file, num_left, run_suite, state_of
+    from ino.experiments.suite_table import (
         CAPTION,
         note_lines,
         num_texts,
         table_lines,
         write_suite_table,
     )
-    from ino.pipeline.text_table import print_lines
+    from ino.tables import print_lines
 
     out.mkdir(parents=True, exist_ok=True)
     with progress("videos", num_left(plan, out=out)) as advance:
@@ -85,8 +85,8 @@ def compare(options: Namespace) -> int:
 
     from rich.console import Console
 
-    from ino.pipeline.comparing import compare_evaluations
-    from ino.pipeline.text_table import print_lines
+    from ino.report.comparison import compare_evaluations
+    from ino.tables import print_lines
 
     out = chosen.out or Path(f"{chosen.a.name}_and_{chosen.b.name}")
     comparison = compare_evaluations(
@@ -107,7 +107,7 @@ def compare(options: Namespace) -> int:
 
 def _changes(chosen: Namespace) -> dict[str, Any]:
     """The fields of the file that options replace."""
-    from ino.pipeline.suite_file import DATA_NAMES
+    from ino.experiments.suite_file import DATA_NAMES
 
     roots = {f"roots.{name}": chosen[name] for name in DATA_NAMES}
     paths = {"weights_dir": chosen.weights_dir, **roots}
@@ -126,7 +126,7 @@ def _devices(given: str | None, jobs: int) -> list[str]:
     """
     from torch import cuda
 
-    from ino.models.devices import choose_device
+    from ino.models.backbone import choose_device
 
     if given is None:
         several = jobs > 1 and cuda.device_count() > 1
@@ -142,5 +142,5 @@ def _devices(given: str | None, jobs: int) -> list[str]:
             )
     if len(names) > jobs:
         words = "--devices names %d, but --jobs is %d: only %s is used"
-        _log.warning(words, len(names), jobs, ", ".join(names[:jobs]))
+        _LOG.warning(words, len(names), jobs, ", ".join(names[:jobs]))
     return names

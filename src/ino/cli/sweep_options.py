@@ -8,8 +8,8 @@ from ino.cli.shared_options import plain_parser
 
 
 def sweep_parser() -> ArgumentParser:
-    from ino.pipeline.sweep_file import sweep_names
-    from ino.train.config_dict import field_names
+    from ino.experiments.sweep_file import sweep_names
+    from ino.train.config import field_names
 
     parser = plain_parser(
         "Trains and scores every row of a sweep with every seed, and prints one table. Stopped, it "

@@ -33,11 +33,11 @@ def sweep(options: Namespace) -> int:
 
     from rich.console import Console
 
-    from ino.pipeline.sweep import run_sweep, state_of
-    from ino.pipeline.sweep_changes import check_folder
-    from ino.pipeline.sweep_file import read_sweep
-    from ino.pipeline.sweep_plan import plan_sweep
-    from ino.pipeline.sweep_table import print_table, table_rows, write_table
+    from ino.experiments.sweep import run_sweep, state_of
+    from ino.experiments.sweep_changes import check_folder
+    from ino.experiments.sweep_file import read_sweep
+    from ino.experiments.sweep_plan import plan_sweep
+    from ino.experiments.sweep_table import print_table, table_rows, write_table
 
     changes = {field: _changed(option, chosen[option]) for option, field in CHANGES.items()}
     plan = plan_sweep(read_sweep(chosen.file, changes), dict(_given_fields(chosen)))
@@ -69,7 +69,7 @@ def sweep(options: Namespace) -> int:
 
 def plot(options: Namespace) -> int:
     """Draws the curves of runs."""
-    from ino.train.curves import plot_runs
+    from ino.report.curves import plot_runs
 
     chosen = options.plot
     print(f"curves in {plot_runs(chosen.runs, out=chosen.out)}")
@@ -91,7 +91,7 @@ def _changed(option: str, value: Any) -> Any:
 
 def _given_fields(chosen: Namespace) -> Iterator[tuple[str, str]]:
     """The fields of a run that were given on the command line."""
-    from ino.train.config_dict import field_names
+    from ino.train.config import field_names
 
     for name in field_names():
         if chosen[name] is not None:

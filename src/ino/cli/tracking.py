@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 
 from ino.errors import ConfigError
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger("ino")
 
 
 def tracker_of(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
@@ -31,14 +31,14 @@ def backbone_of(chosen: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     if chosen.protocol is not None:  # faults are told of before work
         get_protocol(chosen.protocol, **overrides)
 
-    from ino.models.backbones import load_backbone
-    from ino.models.devices import choose_device
-    from ino.pipeline.settings import fingerprint
+    from ino.models.backbone import choose_device
+    from ino.models.load import load_backbone
+    from ino.tasks.results import fingerprint
 
     backbone = load_backbone(chosen.weights, network=chosen.network)
     protocol = get_protocol(chosen.protocol or backbone.protocol, **overrides)
     if chosen.weights == "color" and "layer" in overrides:
-        _log.warning("color has one layer, which is read: --set layer changes nothing")
+        _LOG.warning("color has one layer, which is read: --set layer changes nothing")
     device = choose_device(chosen.device)
     return (
         backbone,

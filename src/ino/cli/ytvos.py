@@ -10,9 +10,9 @@ from ino.cli.tracking import describe, progress, tracker_of
 from ino.errors import MaskError
 
 if TYPE_CHECKING:
-    from ino.evaluate.submission_report import SubmissionReport
+    from ino.tasks.submission import SubmissionReport
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger("ino")
 
 
 def evaluate(options: Namespace) -> int:
@@ -23,8 +23,7 @@ def evaluate(options: Namespace) -> int:
     from rich.console import Console
 
     from ino.data.ytvos import read_ytvos_split
-    from ino.evaluate.ytvos_tables import print_scores
-    from ino.pipeline.ytvos import evaluate_split
+    from ino.tasks.ytvos import evaluate_split, print_scores
 
     split = read_ytvos_split(chosen.root, split=chosen.split, videos=chosen.videos)
     with progress("frames", sum(len(video.frames) for video in split.videos)) as advance:
@@ -60,7 +59,7 @@ def check(options: Namespace) -> int:
     chosen = options.check
 
     from ino.data.ytvos import read_ytvos_split
-    from ino.evaluate.submission import check_masks
+    from ino.tasks.submission import check_masks
 
     split = read_ytvos_split(chosen.root, split=chosen.split, videos=chosen.videos)
     with progress("videos", len(split.videos)) as advance:
@@ -79,13 +78,12 @@ def score(options: Namespace) -> int:
     chosen = options.score
     for name, default in (("year", 2017), ("resolution", "480p")):
         if chosen[name] != default:
-            _log.warning("--%s has no meaning with --layout ytvos and is skipped", name)
+            _LOG.warning("--%s has no meaning with --layout ytvos and is skipped", name)
 
     from rich.console import Console
 
-    from ino.evaluate.ytvos import score_ytvos
-    from ino.evaluate.ytvos_tables import print_scores, write_csv, write_json
-    from ino.files import new_folder
+    from ino.system import new_folder
+    from ino.tasks.ytvos import print_scores, score_ytvos, write_csv, write_json
 
     split = chosen.split
     if split == "val" and not (chosen.root / split).is_dir():

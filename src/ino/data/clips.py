@@ -1,25 +1,88 @@
-"""Which frames of which video make a training clip, and a data set of such clips.
+"""A stream of random numbers for each clip of a step, whichever process has the clip."""
 
-Everything random is a function of (seed, epoch, index) alone: the number of workers changes
-nothing, and a run that is resumed reads what it would have read. Crops and colours are not drawn
-here but on the device that trains (views.py).
-"""
-
+import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from ino.data.path_table import PathTable
-from ino.data.quarantine import leave_out
 from ino.data.video import read_chosen
+from ino.data.video_index import VideoIndex, leave_out
 from ino.errors import ConfigError, VideoError
+
+_CLIPS_KEY = 1
+
+
+def clip_streams(
+    seed: list[int], *, num_clips: int, first_clip: int = 0
+) -> list[np.random.Generator]:
+    """A generator for each of some clips of a step.
+
+    It follows from the seed and from the clip's place among the clips of all processes: two
+    processes of one clip draw what one process of two clips draws.
+
+    Args:
+        seed: of the step; not negative.
+        num_clips: clips of this process.
+        first_clip: place of the first of them among those of all processes.
+    """
+    places = range(first_clip, first_clip + num_clips)
+    return [
+        np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_CLIPS_KEY, place)))
+        for place in places
+    ]
+
+
+# Many paths in little memory, which data workers share instead of each having a copy.
+
+
+class PathTable(Sequence[Path]):
+    """Paths, kept as one run of bytes: no Python object for each, no reference to be counted.
+
+    Args:
+        paths: as paths or text.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
+        self._bounds = np.concatenate([np.zeros(1, np.int64), ends])
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return Path(
+            os.fsdecode(self._bytes[self._bounds[place] : self._bounds[place + 1]].tobytes())
+        )
+
+    def digest(self) -> str:
+        """A short text that is equal for equal paths in equal order, and for no others."""
+        return hashlib.sha256(self._bounds.tobytes() + self._bytes.tobytes()).hexdigest()[:16]
+
+
+# Which frames of which video make a training clip, and a data set of such clips.
+#
+# Everything random is a function of (seed, epoch, index) alone: the number of workers changes
+# nothing, and a run that is resumed reads what it would have read. Crops and colours are not drawn
+# here but on the device that trains (views.py).
+
 
 _NUM_CANDIDATES = 100  # videos that may stand in for one clip; known broken ones cost nothing
 _MAX_FAILURES = 20
@@ -194,3 +257,243 @@ class ClipDataset(Dataset[Tensor]):
             f"{self.num_broken} of the {int((self._state > 0).sum())} videos tried cannot be "
             f"used{where}: check the folder of videos and the clip's length and step"
         )
+
+
+# In which order clips come, and which process takes which.
+
+
+def count_batches(num_clips: int, *, global_batch: int, clips_per_visit: int = 1) -> int:
+    """Whole batches of an epoch.
+
+    Args:
+        num_clips: of the epoch.
+        global_batch: clips of a batch, over all processes.
+        clips_per_visit: clips of a video that are read together, and no two in one batch.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    num_visits = num_clips // clips_per_visit // global_batch
+    if num_visits:
+        return num_visits * clips_per_visit
+    if num_clips >= global_batch:
+        raise ConfigError(
+            f"an epoch visits {num_clips // clips_per_visit} videos, fewer than the {global_batch} "
+            "clips of one step, which are all of different videos: turn data.visits off"
+        )
+    raise ConfigError(
+        f"an epoch has {num_clips} clips, fewer than the {global_batch} of one step: raise "
+        "data.clips_per_video, lower data.batch_size, or give more videos"
+    )
+
+
+class ClipSampler(Sampler[tuple[int, int]]):
+    """The (epoch, index) pairs of one epoch for one process, in the order of its batches.
+
+    An epoch is a permutation drawn from (seed, epoch), cut into global batches, the last one left
+    out if it is not full; each process takes its share of every batch. Iterating gives the rest of
+    the epoch from the position that was set; the position is for the caller to move. As the epoch
+    travels with the index, workers may persist.
+
+    Args:
+        num_clips: of an epoch, over all processes, before it is cut into batches.
+        batch_size: clips a process.
+        seed: not negative.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: there are fewer clips than one global batch needs.
+    """
+
+    def __init__(
+        self, num_clips: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_clips = num_clips
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._global_batch = batch_size * world_size
+        self._epoch = 0
+        self._batch = 0
+        self.num_batches = count_batches(num_clips, global_batch=self._global_batch)
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Makes the next iteration start at this batch of this epoch, both from 0."""
+        self._epoch = epoch
+        self._batch = batch
+
+    def __len__(self) -> int:
+        """The number of clips from the position to the end of the epoch."""
+        return (self.num_batches - self._batch) * self._batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # A spawn key keeps this stream apart from those that the clips are drawn from.
+        seeds = np.random.SeedSequence([self._seed, self._epoch], spawn_key=(0,))
+        order = np.random.default_rng(seeds).permutation(self.num_clips)
+        batches = order[: self.num_batches * self._global_batch].reshape(
+            self.num_batches, -1, self._batch_size
+        )
+        epoch = self._epoch
+        own = batches[self._batch :, self._rank].ravel()
+        return ((epoch, int(index)) for index in own)
+
+
+# All clips of a video from one visit, and batches that mix the clips of many visits.
+#
+# Decoding a clip begins at a key frame, which may be hundreds of frames before it; several clips of
+# a video cost hardly more than the last of them. Visits are dealt to as many lanes as a global
+# batch has places; a batch takes one clip of each lane, so that no video is in a batch twice, and
+# the clips of a window of visits come in random order. Which clip comes where is a function of seed
+# and epoch: it is the same on any number of processes with the same global batch, and after
+# resuming.
+
+
+WINDOW = 4
+"""Visits of a lane whose clips are mixed. Their frames are kept: 5 clips of 4 frames of 256x340
+pixels are 5 MiB a visit."""
+
+
+class VisitSampler(Sampler[tuple[int, int]]):
+    """The (epoch, video) pairs of one process, lane by lane, and the batches made of their clips.
+
+    Args:
+        num_videos: over all processes, each visited once an epoch.
+        clips_per_video: clips of a visit.
+        batch_size: clips a process and step.
+        seed: not negative.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: there are fewer videos than one global batch has clips.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        *,
+        clips_per_video: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._num_videos = num_videos
+        self._clips_per_video = clips_per_video
+        self._batch_size = batch_size
+        self._seed = seed
+        self._first_lane = rank * batch_size
+        self._num_lanes = batch_size * world_size
+        self._epoch = 0
+        self._batch = 0
+        self.num_clips = num_videos * clips_per_video
+        self.num_batches = count_batches(
+            self.num_clips, global_batch=self._num_lanes, clips_per_visit=clips_per_video
+        )
+        self._num_visits = num_videos // self._num_lanes  # of each lane
+        self._batches_per_window = WINDOW * clips_per_video
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Makes the next iteration start at the window of this batch of this epoch, from 0."""
+        self._epoch = epoch
+        self._batch = batch
+
+    def __len__(self) -> int:
+        """The number of visits from the position to the end of the epoch."""
+        done = self._batch // self._batches_per_window * WINDOW
+        return (self._num_visits - done) * self._batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self._epoch
+        order = self._generator(epoch).permutation(self._num_videos)
+        visits = order[: self._num_visits * self._num_lanes].reshape(-1, self._num_lanes)
+        done = self._batch // self._batches_per_window * WINDOW
+        own = visits[done:, self._first_lane : self._first_lane + self._batch_size]
+        return ((epoch, int(video)) for video in own.ravel())
+
+    def batches(self, visits: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
+        """The batches from the position to the end of the epoch.
+
+        Args:
+            visits: as a loader of this sampler gives them, a list of one visit of each lane at a
+                time; a visit is (clips x time, height, width, 3).
+        """
+        epoch, batch = self._epoch, self._batch
+        while batch < self.num_batches:
+            window, skipped = divmod(batch, self._batches_per_window)
+            num_visits = min(WINDOW, self._num_visits - window * WINDOW)
+            kept = [next(visits) for _ in range(num_visits)]
+            orders = [
+                self._generator(epoch, window, self._first_lane + lane).permutation(
+                    num_visits * self._clips_per_video
+                )
+                for lane in range(self._batch_size)
+            ]
+            for place in range(skipped, num_visits * self._clips_per_video):
+                clips = []
+                for lane, order in enumerate(orders):
+                    visit, clip = divmod(int(order[place]), self._clips_per_video)
+                    frames = kept[visit][lane]
+                    clips.append(frames.unflatten(0, (self._clips_per_video, -1))[clip])
+                yield clips
+                batch += 1
+
+    def _generator(self, *place: int) -> np.random.Generator:
+        # A spawn key keeps these streams apart from those that clips are drawn from.
+        return np.random.default_rng(np.random.SeedSequence([self._seed, *place], spawn_key=(1,)))
+
+
+# Which videos of an index can give clips, and why the others cannot.
+
+
+_MANY = 20
+
+
+def choose_usable(
+    index: VideoIndex, sampling: ClipSampling
+) -> tuple[list[str], float, dict[str, str]]:
+    """The usable videos, how many seconds they are, and the reason for each of the others.
+
+    A video whose header does not tell its number of frames counts as long enough.
+
+    Raises:
+        VideoError: no video is usable; or 20 or more are not, and they are the larger part.
+    """
+    too_short = _too_short(index.num_frames, index.fps, sampling)
+    left_out: dict[str, str] = {}
+    usable: list[str] = []
+    seconds = 0.0
+    for place, name in enumerate(index.names):
+        length = (int(index.num_frames[place]), float(index.fps[place]))
+        if place in index.faults:
+            left_out[name] = index.faults[place]
+        elif length in too_short:
+            left_out[name] = f"{name}: {too_short[length]}"
+        else:
+            usable.append(name)
+            seconds += float(index.seconds[place])
+    if not usable or (len(left_out) >= _MANY and 2 * len(left_out) > len(index)):
+        name, reason = next(iter(left_out.items()))
+        raise VideoError(
+            f"{len(left_out)} of the {len(index)} videos cannot be used (the first: {reason}): "
+            "check the folder of videos and the clip's length and step"
+        )
+    return usable, seconds, left_out
+
+
+def _too_short(
+    num_frames: Sequence[int] | np.ndarray,
+    fps: Sequence[float] | np.ndarray,
+    sampling: ClipSampling,
+) -> dict[tuple[int, float], str]:
+    """Why a video of so many frames and such a rate is too short, for those that are."""
+    reasons = {}
+    rng = np.random.default_rng(0)  # where a clip would start is of no interest
+    for length, rate in set(zip(map(int, num_frames), map(float, fps), strict=True)):
+        if length:
+            try:
+                frame_indices(length, rate, sampling=sampling, rng=rng)
+            except VideoError as error:
+                reasons[length, rate] = str(error)
+    return reasons

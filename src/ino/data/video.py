@@ -1,30 +1,270 @@
-"""Video in, video out: what a video is, its frames, some of its frames, and a writer for H.264.
+"""A folder that directly holds images, read as a video: one frame an image, sorted naturally.
 
-A video is a file that FFmpeg reads, a folder that directly holds images, or a pattern of images
-(`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 as they are shown.
-Sound is not read.
+Its frame rate is nominal: images carry no time.
 """
 
+import contextlib
+import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+import queue
+import re
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar, overload
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ino.data import frame_index
-from ino.data.container import NOMINAL_FPS, VideoFile
-from ino.data.frame_folder import is_image, read_image
-from ino.data.frame_index import check_numbers, read_numbered
-from ino.data.frame_sequence import is_pattern, open_sequence
-from ino.errors import OutputError
-from ino.files import atomic_path
+from ino.data.decode import (
+    NOMINAL_FPS,
+    Remembered,
+    VideoFile,
+    check_numbers,
+    count_frames_of,
+    read_numbered,
+)
+from ino.errors import OutputError, VideoError
+from ino.system import atomic_path
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image; hidden files are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The folder's images in natural order: 2.jpg before 10.jpg.
+
+    Raises:
+        VideoError: the folder cannot be read or holds no image.
+    """
+    try:
+        images = [path for path in folder.iterdir() if is_image(path)]
+    except OSError as error:
+        raise VideoError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    if not images:
+        raise VideoError(
+            f"the folder {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): "
+            "give a folder that directly holds a video's frames"
+        )
+    return sorted(images, key=lambda path: natural_key(path.name))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image, read from its header.
+
+    Raises:
+        VideoError: the file is not an image, or is broken.
+    """
+    with _open(path, path) as image:
+        try:
+            is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation
+        except (OSError, SyntaxError, ValueError) as error:  # a PNG is read to its end for it
+            raise _broken(path, error) from error
+        return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
+def read_image(
+    path: Path, *, size: tuple[int, int] | None, content: bytes | None = None
+) -> np.ndarray:
+    """The image as uint8 RGB (height, width, 3); 16-bit images keep their upper 8 bits.
+
+    Args:
+        path: an image.
+        size: height and width that it must have; None for any.
+        content: the image's bytes, where they are at hand; `path` then only names them.
+
+    Raises:
+        VideoError: the file is not a whole image or is of another size.
+    """
+    with _open(path if content is None else io.BytesIO(content), path) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # `convert` would saturate it
+                grey = (np.asarray(upright) >> 8).astype(np.uint8)
+                frame = np.repeat(grey[..., None], 3, axis=2)
+            else:
+                frame = np.array(upright.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _broken(path, error) from error
+    if size is not None and frame.shape[:2] != size:
+        raise VideoError(
+            f"{path} is {frame.shape[0]}x{frame.shape[1]}, but the folder's first image is "
+            f"{size[0]}x{size[1]}: give images of one size (height x width)"
+        )
+    return frame
+
+
+def _broken(path: Path, error: Exception) -> VideoError:
+    return VideoError(f"{path} is broken ({error}): copy the image again")
+
+
+def _open(source: Path | io.BytesIO, path: Path) -> Image.Image:
+    try:
+        return Image.open(source)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise VideoError(
+            f"{path} cannot be read as an image: copy it again or remove it"
+        ) from error
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """What to sort names by so that 2.jpg comes before 10.jpg."""
+    parts = re.split(r"(\d+)", name)
+    # The name itself breaks ties such as 1.jpg and 01.jpg.
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts] + [
+        (2, 0, name)
+    ]
+
+
+# The images of a folder as the frames of a video, listed once and remembered.
+#
+# A sequence is all images of a folder, or those that a pattern such as `frame_%05d.jpg` names.
+# Names that differ in one running number, as nearly all do, are kept as that number's range: a
+# folder then takes the same few bytes however many frames it has.
+
+
+_NUMBER_FORMAT = re.compile(r"%(0\d+)?d")
+_LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
+_MOST_REMEMBERED = 1 << 18  # names and folders
+
+
+class FrameSequence(Sequence[Path]):
+    """The images of a video in the order shown, all in one folder."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._numbered = _as_range(names)
+        self._names = None if self._numbered else list(names)
+        self._length = len(names)
+        self._size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first image, which all others must have.
+
+        Raises:
+            VideoError: the first image is broken.
+        """
+        if self._size is None:
+            self._size = image_size(self[0])
+        return self._size
+
+    @property
+    def num_kept(self) -> int:
+        """How many names are held in memory."""
+        return 1 if self._names is None else len(self._names)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        if self._names is not None:
+            return self._folder / self._names[index]
+        assert self._numbered is not None
+        before, width, after, numbers = self._numbered
+        return self._folder / f"{before}{numbers[index]:0{width}d}{after}"
+
+
+_sequences: Remembered[FrameSequence] = Remembered(
+    most=_MOST_REMEMBERED, weigh=lambda sequence: sequence.num_kept
+)
+
+
+def open_sequence(path: Path) -> FrameSequence | None:
+    """The frames of a folder or a pattern; None for what is neither, such as a video file.
+
+    Raises:
+        VideoError: the folder cannot be read, or holds no image that fits.
+    """
+    is_folder = path.is_dir()
+    if not is_folder and not is_pattern(path):
+        return None
+    folder = path if is_folder else path.parent
+    try:
+        key = (path.absolute(), folder.stat().st_mtime_ns)  # moves when a name comes or goes
+    except OSError as error:
+        raise VideoError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    names = _names_in if is_folder else _matching
+    return _sequences.get(key, lambda: FrameSequence(folder, names(path)))
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path names numbered images, as `shots/frame_%05d.jpg` does."""
+    return (
+        is_image(path)
+        and len(_NUMBER_FORMAT.findall(path.name)) == 1
+        and path.parent.is_dir()
+        and not path.exists()
+    )
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [image.name for image in list_images(folder)]
+
+
+def _matching(pattern: Path) -> list[str]:
+    """The names that a pattern gives, by number.
+
+    Raises:
+        VideoError: there are none.
+    """
+    before, after = (re.escape(part) for part in _NUMBER_FORMAT.split(pattern.name)[::2])
+    number_format = _NUMBER_FORMAT.search(pattern.name)
+    assert number_format is not None
+    found: dict[int, str] = {}
+    for image in list_images(pattern.parent):
+        match = re.fullmatch(f"{before}(\\d+){after}", image.name)
+        if match and number_format[0] % int(match[1]) == match[1]:
+            found[int(match[1])] = image.name
+    if not found:
+        raise VideoError(
+            f"{pattern.parent} holds no image named as {pattern.name}: check the pattern, in which "
+            "%05d stands for a number of five digits"
+        )
+    return [name for _, name in sorted(found.items())]
+
+
+def _as_range(names: Sequence[str]) -> tuple[str, int, str, range] | None:
+    """Before, digits, after and the numbers of names that differ in their last number alone."""
+    first, last = (_LAST_NUMBER.fullmatch(name) for name in (names[0], names[-1]))
+    if first is None or last is None:
+        return None
+    before, digits, after = first.groups()
+    start, stop = int(digits), int(last[2])
+    step = (stop - start) // max(len(names) - 1, 1) or 1
+    numbers = range(start, start + step * len(names), step)
+    width = len(digits) if digits.startswith("0") or len(digits) == len(last[2]) else 1
+    given = (f"{before}{number:0{width}d}{after}" for number in numbers)
+    if step < 0 or any(name != expected for name, expected in zip(names, given, strict=True)):
+        return None
+    return before, width, after, numbers
+
+
+# Video in, video out: what a video is, its frames, some of its frames, and a writer for H.264.
+#
+# A video is a file that FFmpeg reads, a folder that directly holds images, or a pattern of images
+# (`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 as they are shown.
+# Sound is not read.
+
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -86,7 +326,7 @@ def count_frames(path: Path) -> int:
     if images is not None:
         return len(images)
     with VideoFile(path, num_threads=1) as file:
-        return frame_index.count_frames(file)
+        return count_frames_of(file)
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
@@ -139,7 +379,7 @@ def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np
         frames = {i: read_image(images[i], size=images.size) for i in sorted(set(indices))}
         return np.stack([frames[index] for index in indices])
     with VideoFile(path, num_threads=1) as file:
-        return read_numbered(file, choose(frame_index.count_frames(file), file.fps))
+        return read_numbered(file, choose(count_frames_of(file), file.fps))
 
 
 class VideoWriter:
@@ -228,3 +468,50 @@ class VideoWriter:
             self._container.mux(self._stream.encode(picture))
         except av.FFmpegError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+# Work that goes on in a thread of its own while its results are used.
+
+
+Item = TypeVar("Item")
+
+
+def in_background(items: Iterable[Item], *, ahead: int = 2) -> Generator[Item, None, None]:
+    """The same items in the same order, made in a thread, at most `ahead` of them before they are
+    asked for. What the thread raises is raised here. When the result is closed, the thread closes
+    the items, if they are a generator, and ends."""
+    waiting: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue(ahead)
+    closed = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None = None, *, last: bool = False) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put((item, error, last), timeout=0.1)
+                return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item)
+                if closed.is_set():
+                    return
+            put(None, last=True)
+        except BaseException as error:  # whatever it is, the reader must hear of it
+            put(None, error, last=True)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, last = waiting.get()
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield item  # type: ignore[misc]
+    finally:
+        closed.set()
+        thread.join()

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ino.data.colours import Changes, Photometric, change_colours, draw_changes
-from ino.data.resampling import resize_boxes
+from ino.kernels.crops import Changes, Photometric, change_colors, resize_boxes, sample_changes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,7 +33,7 @@ class CropGeometry:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
 
-def draw_boxes(
+def sample_boxes(
     rng: np.random.Generator,
     *,
     heights: Int[np.ndarray, "*batch"],
@@ -113,7 +112,7 @@ def make_crops(
     for first in range(0, len(clips), step):
         part = (slice(None), slice(None), slice(first, first + step))
         levels = resize_boxes(clips[part[2]], boxes[part], flips[part], size=geometry.size)
-        levels = change_colours(levels.flatten(0, 2), changes.of(part))
+        levels = change_colors(levels.flatten(0, 2), changes.of(part))
         crops[part] = normalize(levels).view_as(crops[part])
     return crops
 
@@ -130,9 +129,9 @@ def _draw(
     shape = (len(clips[0]), num_crops, len(clips))
     sizes = np.array([clip.shape[1:3] for clip in clips])
     heights, widths = (np.broadcast_to(side, shape) for side in sizes.T)
-    boxes = draw_boxes(rng, heights=heights, widths=widths, geometry=geometry)
+    boxes = sample_boxes(rng, heights=heights, widths=widths, geometry=geometry)
     flips = rng.random(shape) < photometric.flip
-    return boxes, flips, draw_changes(rng, shape, photometric=photometric)
+    return boxes, flips, sample_changes(rng, shape, photometric=photometric)
 
 
 def normalize(

@@ -6,7 +6,7 @@ Zhou et al., "Adaptive temporal encoding network for video instance-level human 
 
 from pathlib import Path
 
-from ino.data.vos import VideoSequence, read_sequence
+from ino.data.davis import VideoSequence, read_sequence
 from ino.errors import DatasetError
 
 PARTS = (

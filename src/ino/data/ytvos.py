@@ -1,11 +1,8 @@
-"""What a split of YouTube-VOS asks for: its objects, where they enter, and the masks to hand in.
+"""The meta.json of a split of YouTube-VOS: its objects, their categories and frames."""
 
-The split's folder holds `JPEGImages` (every fifth frame), `Annotations` (where objects first
-appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree with the folders.
-The folder of all frames beside it is optional. No frame is decoded here.
-"""
-
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +10,139 @@ from pathlib import Path
 
 import numpy as np
 
-from ino.data.frame_folder import list_images
-from ino.data.label_png import VOID, read_labels
-from ino.data.vos import VideoSequence, folder_names, read_sequence
-from ino.data.ytvos_meta import Listed, Meta, read_meta
+from ino.data.davis import VideoSequence, folder_names, read_sequence
+from ino.data.label_maps import VOID, read_labels
+from ino.data.video import list_images
 from ino.errors import DatasetError, VideoError
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object of meta.json."""
+
+    category: str | None
+    frames: tuple[str, ...]
+
+
+Meta = Mapping[str, Mapping[int, Listed]]
+"""For each video its objects by number."""
+
+
+def read_meta(path: Path) -> Meta | None:
+    """What the file lists; None where there is none.
+
+    Raises:
+        DatasetError: it is broken.
+    """
+    if not path.is_file():
+        return None
+    try:
+        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
+        return {
+            str(name): {
+                int(label): Listed(_category(one), tuple(map(str, one.get("frames") or ())))
+                for label, one in video["objects"].items()
+            }
+            for name, video in videos.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(
+            f"{path} is not the meta.json of YouTube-VOS, in which each of `videos` has `objects` "
+            "with a number each: copy it again, or delete it to go by the folders alone"
+        ) from error
+
+
+def _category(listed: Mapping[str, object]) -> str | None:
+    category = listed.get("category")
+    if not isinstance(category, str | None):
+        raise TypeError(f"the category {category!r} is no text")
+    return category
+
+
+# Which categories of YouTube-VOS are seen: those that its training set holds.
+#
+# The list here is that of Refer-YouTube-VOS, which describes the 3,471 training videos of
+# YouTube-VOS 2019; it has 65 names, as many as the data set's page says for 2018 and 2019. It is
+# for data sets that are YouTube-VOS; others say by a file or a training set of their own what
+# counts as seen.
+
+
+_TRAIN = """
+airplane ape bear bike bird boat bucket bus camel cat cow crocodile deer dog dolphin duck eagle
+earless_seal elephant fish fox frisbee frog giant_panda giraffe hand hat hedgehog horse knife
+leopard lion lizard monkey motorbike mouse others owl paddle parachute parrot penguin person plant
+rabbit raccoon sedan shark sheep sign skateboard snail snake snowboard squirrel surfboard
+tennis_racket tiger toilet train truck turtle umbrella whale zebra
+"""
+YTVOS_SEEN = frozenset(_TRAIN.split())
+"""The 65 categories of the training set."""
+
+_OFFICIAL_NAME = re.compile(r"[0-9a-f]{10}")
+
+
+@dataclass(frozen=True)
+class SeenCategories:
+    """The categories that count as seen, and in words where that is from."""
+
+    names: frozenset[str]
+    source: str
+
+
+def seen_categories(
+    root: Path, *, videos: Iterable[str], file: Path | None = None
+) -> SeenCategories | None:
+    """What counts as seen: as `file` says, else `root`/train/meta.json, else the list above.
+
+    The list is taken only where every video is named as in YouTube-VOS, by ten digits in base 16.
+    Where nothing tells, None.
+
+    Args:
+        root: the data set.
+        videos: names of the videos that are scored.
+        file: a category a line, or a meta.json.
+
+    Raises:
+        DatasetError: the file or train/meta.json is missing, broken or names no category.
+    """
+    train = root / "train" / "meta.json"
+    if file is None and train.is_file():
+        file = train
+    if file is not None:
+        names = _read_names(file)
+        return SeenCategories(names, f"{len(names)} categories of {file}")
+    if all(_OFFICIAL_NAME.fullmatch(name) for name in videos):
+        return SeenCategories(YTVOS_SEEN, "the 65 categories of YouTube-VOS train")
+    return None
+
+
+def _read_names(path: Path) -> frozenset[str]:
+    expected = "expected a category a line, or a meta.json with the category of each object"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            videos = json.loads(text)["videos"].values()
+            names = [one["category"] for video in videos for one in video["objects"].values()]
+        else:
+            lines = (line.partition("#")[0].strip() for line in text.splitlines())
+            names = [line for line in lines if line]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a category is no text")
+        found = frozenset(names)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): {expected}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{path} does not tell which categories are seen: {expected}") from error
+    if not found:
+        raise DatasetError(f"{path} is empty: {expected}")
+    return found
+
+
+# What a split of YouTube-VOS asks for: its objects, where they enter, and the masks to hand in.
+#
+# The split's folder holds `JPEGImages` (every fifth frame), `Annotations` (where objects first
+# appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree with the folders.
+# The folder of all frames beside it is optional. No frame is decoded here.
+
 
 _WORKERS = 8
 _MEND = "copy the split again, or delete meta.json to go by the folders alone"

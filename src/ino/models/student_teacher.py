@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ino.models.head import ProjectionHead
-from ino.models.vit import VisionTransformer
+from ino.models.vit import ProjectionHead, VisionTransformer
 
 Role = Literal["student", "teacher"]
 

@@ -6,34 +6,14 @@ they search and where: `tiled_matcher` anywhere, `triton_matcher` on CUDA.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from ino.propagate.screening import Screen
-
-
-class Candidates(NamedTuple):
-    """The best positions of a group of context frames for each query position, best first.
-
-    Attributes:
-        similarity: cosine similarities; -inf where the windows hold fewer positions.
-        position: row-major positions in the maps of the group, counted on from map to map; any
-            valid one where similarity is -inf.
-    """
-
-    similarity: Float[Tensor, "tokens best"]
-    position: Int64[Tensor, "tokens best"]
-
-
-class FeatureMap(NamedTuple):
-    """What is kept of a frame, in the order of a layout; `screen` only where it is used."""
-
-    exact: Float[Tensor, "tokens dim"]
-    screen: Screen | None
+from ino.kernels.topk import Candidates, FeatureMap
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ino.errors import ConfigError, InoError, VideoError
-from ino.models.dense import Colours, input_channels
+from ino.models.backbone import Colors, input_channels
 from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
@@ -21,12 +21,12 @@ Precision = Literal["fp32", "bf16"]
 
 @runtime_checkable
 class FeatureBackbone(StructuralType):
-    """What propagation needs of a network: any backbone of `ino.models.backbones`, for instance.
+    """What propagation needs of a network: any backbone of `ino.models.load`, for instance.
 
     Called with normalised images whose sides are multiples of the stride and the layer to read
     (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
     has no such layer. It may also have `strides`, `side_multiple`, `smallest_side`, `colours` and
-    `check_layer`; `ino.models.dense.Backbone` says what they mean and what holds without them.
+    `check_layer`; `ino.models.backbone.Backbone` says what they mean and what holds without them.
 
     Attributes:
         stride: pixels of the input a feature.
@@ -86,7 +86,7 @@ class FeatureExtractor:
             check_layer(protocol.layer)
         self.stride = layer_stride(backbone, protocol.layer)
         self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
-        self._colours: Colours = getattr(backbone, "colours", "rgb")
+        self._colours: Colors = getattr(backbone, "colours", "rgb")
         multiple = protocol.size_multiple or self.stride
         if multiple % self._side_multiple:
             raise ConfigError(

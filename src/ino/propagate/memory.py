@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from ino.propagate.affinity import FeatureMap
+from ino.kernels.topk import FeatureMap
 from ino.propagate.protocols import Recent
 
 

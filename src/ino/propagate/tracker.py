@@ -1,30 +1,356 @@
-"""Masks of a few frames carried through a whole video, frame by frame.
-
-Reading videos and writing results belong to `ino.data`; which numbers decide the result, to
-`protocols`.
-"""
+"""Checks of the frames and masks that are given to a tracker, and what masks hold."""
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import nn
 
-from ino.errors import ConfigError, MaskError
-from ino.models.devices import choose_device, computes_in_bf16
-from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision
-from ino.propagate.given_masks import (
-    check_end,
-    check_frame,
-    check_frames,
-    check_mask_size,
-    check_number,
-    entering_objects,
-    object_ids,
+from ino.errors import ConfigError, MaskError, VideoError
+from ino.models.backbone import choose_device, computes_in_bf16
+from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
+from ino.propagate.labels import (
+    harden_labels,
+    label_confidence,
+    resize_mask,
+    restore_mask,
+    soften_labels,
 )
-from ino.propagate.protocols import Protocol, get_protocol
-from ino.propagate.session import Session
+from ino.propagate.propagator import Propagator
+from ino.propagate.protocols import Protocol, Size, get_protocol
+
+BACKGROUND = 0
+VOID = 255
+
+
+def entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict[int, list[int]]:
+    """The ids that each mask introduces, ascending, by its frame's number.
+
+    Args:
+        masks: label maps by frame number.
+        correct: whether masks are used that introduce none; else they get a warning.
+
+    Raises:
+        MaskError: there is no mask, or one is malformed or without objects.
+    """
+    if not isinstance(masks, Mapping):
+        raise MaskError(
+            f"masks are {type(masks).__name__}, but they must be given by the number of their "
+            "frame, as in {0: mask}"
+        )
+    if not masks:
+        raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
+    known: set[int] = set()
+    entering = {}
+    for index in masks:
+        check_number(index)
+    for index in sorted(masks):
+        if index < 0:
+            raise MaskError(f"a mask was given for frame {index}, but frames are counted from 0")
+        found = object_ids(masks[index], index)
+        entering[index] = [label for label in found if label not in known]
+        known.update(found)
+        if not entering[index] and not correct:
+            warnings.warn(
+                f"the mask of frame {index} holds only objects of earlier masks, so it is not "
+                "used: later masks introduce objects but do not correct them unless asked to",
+                stacklevel=3,
+            )
+    return entering
+
+
+def object_ids(mask: np.ndarray, index: int) -> list[int]:
+    """The ids of a mask's objects, ascending, without background and void.
+
+    Raises:
+        MaskError: it is no label map, or holds no object.
+    """
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.uint8:
+        raise MaskError(
+            f"the mask of frame {index} must be uint8 height x width, one object number a pixel, "
+            f"but it is {_kind(mask)}"
+        )
+    counts = np.bincount(mask.ravel(), minlength=256)
+    ids = [int(label) for label in np.flatnonzero(counts) if label not in (BACKGROUND, VOID)]
+    if not ids:
+        raise MaskError(
+            f"the mask of frame {index} holds no object; mark at least one with a number from 1 "
+            "to 254 (255 is void)"
+        )
+    return ids
+
+
+def check_number(index: object) -> None:
+    """Raises MaskError unless it can be the number of a frame."""
+    if not isinstance(index, Integral) or isinstance(index, bool):
+        raise MaskError(
+            f"a mask was given for frame {index!r}, but frames are whole numbers, counted from 0"
+        )
+
+
+def check_frames(frames: object, *, iterator: bool) -> None:
+    """Raises VideoError unless frames can be taken from it one after the other, or by number."""
+    if not isinstance(frames, Iterable if iterator else Sequence | np.ndarray):
+        needed = "something to iterate over" if iterator else "a sequence, such as a list,"
+        raise VideoError(f"frames are {type(frames).__name__}, but {needed} is needed")
+
+
+def _kind(given: object) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} of shape {given.shape}"
+    return f"{type(given).__name__} and no array of numpy"
+
+
+def without_void(mask: np.ndarray) -> np.ndarray:
+    """The mask with background where it is void."""
+    return np.where(mask == VOID, np.uint8(BACKGROUND), mask)
+
+
+def check_frame(frame: np.ndarray, index: int, size: tuple[int, int] | None) -> tuple[int, int]:
+    """The frame's height and width, which are `size` unless that is None.
+
+    Raises:
+        VideoError: they are not, or it is no RGB image.
+    """
+    is_array = isinstance(frame, np.ndarray)
+    if not is_array or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise VideoError(
+            f"frame {index} must be uint8 height x width x 3 (RGB), but it is {_kind(frame)}"
+        )
+    found = (frame.shape[0], frame.shape[1])
+    if size is not None and found != size:
+        raise VideoError(
+            f"frame {index} is {found[0]}x{found[1]} but the frames before it are "
+            f"{size[0]}x{size[1]}; give a video of one size"
+        )
+    return found
+
+
+def check_mask_size(mask: np.ndarray, index: int, size: tuple[int, int]) -> None:
+    """Raises MaskError unless the mask has the frames' height and width."""
+    if mask.shape != size:
+        raise MaskError(
+            f"the mask of frame {index} is {mask.shape[0]}x{mask.shape[1]} but the frames are "
+            f"{size[0]}x{size[1]}; give a mask of the video's size"
+        )
+
+
+def check_end(masks: Mapping[int, np.ndarray], num_frames: int) -> None:
+    """Raises MaskError if a mask belongs to a frame beyond the end of the video."""
+    if (last := max(masks)) >= num_frames:
+        raise MaskError(
+            f"a mask was given for frame {last}, but the video has {num_frames} frames, counted "
+            "from 0; give masks for its frames only"
+        )
+
+
+# One video being tracked: frames in, label maps out, masks added on the way.
+
+
+class Session:
+    """The state of one video; frames are counted from the first that was given."""
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        protocol: Protocol,
+        *,
+        device: torch.device | str,
+        screening: bool,
+    ) -> None:
+        """A session that has seen no frame, see `Tracker` for the options."""
+        self._extractor = extractor
+        self._protocol = protocol
+        self._device = device
+        self._propagator = Propagator(protocol, screening=screening)
+        self._ids: list[int] = []
+        self._num_frames = 0
+        self._size: Size | None = None
+        # Of the input before it is cropped, and the size at which labels are compared.
+        self._whole: Size = (0, 0)
+        self._compared: Size = (0, 0)
+        # Of the last frame.
+        self._soft = torch.empty(0, 0, 0)
+        self._predicted = np.empty((0, 0), dtype=np.uint8)
+        self._given = np.empty((0, 0), dtype=np.uint8)
+        self._given_ids: list[int] = []
+
+    @property
+    def frame(self) -> int:
+        """Number of the last frame."""
+        return self._num_frames - 1
+
+    def step(
+        self, frame: np.ndarray, mask: np.ndarray | None = None, new_ids: Sequence[int] = ()
+    ) -> np.ndarray:
+        """The label map of the next frame; zeros before the first mask.
+
+        Args:
+            frame: uint8 RGB, of the size of those before.
+            mask: a label map of its size that introduces `new_ids`.
+            new_ids: those of its objects that are not known yet.
+
+        Raises:
+            VideoError: the frame is not such an image.
+            MaskError: the mask has another size.
+            InoError: the network's features of it are no numbers.
+        """
+        size = check_frame(frame, self._num_frames, self._size)
+        if mask is not None:
+            check_mask_size(mask, self._num_frames, size)
+            mask = without_void(mask)
+        features = None
+        if self._ids or new_ids:
+            # Before anything is changed: a frame that is refused leaves no trace.
+            features = self._extractor(frame)
+            check_finite(features, f"frame {self._num_frames}")
+        self._size = size
+        self._num_frames += 1
+        if features is None:
+            return np.zeros(size, dtype=np.uint8)
+        is_first = not self._ids
+        entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
+        self._ids += entering
+        labels = self._advance(features, mask if new_ids else None, entering)
+        if is_first and self._protocol.keep_given:
+            assert mask is not None
+            return mask
+        return labels
+
+    def add(self, mask: np.ndarray) -> np.ndarray:
+        """The label map of the last frame once the objects of a mask are where it says.
+
+        Objects that are not known yet enter. A known one is corrected: from here on this frame is
+        its reference. Other objects stay where they were predicted, unless the mask covers them.
+        A mask that holds all known objects decides the background, too. Masks that are given for
+        one frame after the other count as one, in which a later mask covers the earlier ones and
+        replaces the objects that it holds.
+
+        Args:
+            mask: a label map of the frame's size.
+
+        Raises:
+            MaskError: the mask is malformed, of another size, or there is no frame yet.
+        """
+        if self._size is None:
+            raise MaskError("a mask was given before any frame: call start(frame, mask) first")
+        if not self._ids:
+            raise MaskError(
+                f"a mask was added to frame {self.frame}, but no mask came before it: give the "
+                "first one to start(frame, mask), or to track with its frame's number"
+            )
+        found = object_ids(mask, self.frame)
+        check_mask_size(mask, self.frame, self._size)
+        self._ids += [label for label in found if label not in self._ids]
+        mask = without_void(mask)
+        earlier = _without(self._given, found)
+        mask = self._given = np.where(mask == BACKGROUND, earlier, mask)
+        objects = self._given_ids = sorted({*self._given_ids, *found})
+        given = [BACKGROUND, *objects] if {BACKGROUND, *objects} >= set(self._ids) else objects
+        channels = [self._ids.index(label) for label in given]
+        resized = resize_mask(mask, whole=self._whole, size=self._compared)
+        self._soft = self._propagator.add(self._soften(resized, given), channels=channels)
+        if self._protocol.feedback == "hard":
+            # Soft labels are those of the reduced mask now, which would change other objects.
+            labels = _without(self._predicted, given)
+        else:
+            labels = self._harden()
+        labels = self._settle(labels, resized, given)
+        if not self._protocol.keep_given:
+            return labels
+        # What was drawn stays as it was drawn.
+        return np.where(np.isin(mask, given), mask, _without(labels, objects))
+
+    def confidence(self) -> np.ndarray:
+        """The share of the largest label among all labels at each pixel of the last frame, 0..1;
+        0 before the first mask."""
+        assert self._size is not None
+        if not self._ids:
+            return np.zeros(self._size, dtype=np.float32)
+        confidence = label_confidence(
+            self._soft,
+            stride=self._extractor.stride,
+            size=self._compared,
+            method=self._protocol.mask_up,
+        )
+        return restore_mask(confidence, whole=self._whole, size=self._size)
+
+    def survival(self) -> dict[int, float]:
+        """J of each object between its reference and the last frame's labels carried back there.
+
+        The way back is one step over all frames between, without a window. An object that is out of
+        sight in the last frame does not find back.
+        """
+        if not self._ids:
+            return {}
+        found = self._propagator.survival()
+        return {self._ids[channel]: value for channel, value in found.items() if channel}
+
+    def _advance(
+        self, features: torch.Tensor, mask: np.ndarray | None, entering: Sequence[int]
+    ) -> np.ndarray:
+        """Label map of the next frame, objects introduced by `mask`."""
+        assert self._size is not None
+        self._whole = self._compared = self._size
+        if self._protocol.masks_at == "input":
+            self._whole, self._compared = self._extractor.sizes(self._size)
+        new = None
+        self._given_ids = [label for label in entering if label != BACKGROUND]
+        self._given = np.zeros(self._size, dtype=np.uint8)
+        if mask is not None:
+            self._given = np.where(np.isin(mask, entering), mask, self._given)
+            mask = resize_mask(mask, whole=self._whole, size=self._compared)
+            new = self._soften(mask, entering, grid=(features.shape[0], features.shape[1]))
+            if self._protocol.feedback == "hard":
+                new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
+        self._soft = self._propagator.step(features, new)
+        self._predicted = self._harden()
+        return self._settle(self._predicted, mask, entering)
+
+    def _harden(self) -> np.ndarray:
+        return harden_labels(
+            self._soft,
+            ids=self._ids,
+            stride=self._extractor.stride,
+            size=self._compared,
+            method=self._protocol.mask_up,
+            normalize=self._protocol.normalize_output,
+        )
+
+    def _settle(
+        self, labels: np.ndarray, mask: np.ndarray | None, given: Sequence[int]
+    ) -> np.ndarray:
+        """The label map; where labels are fed back hard, with `given` ones as the mask says."""
+        if self._protocol.feedback == "hard":
+            if mask is not None:
+                labels = np.where(np.isin(mask, given), mask, labels)
+            self._propagator.feed_back(self._soften(labels, self._ids))
+        return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
+
+    def _soften(
+        self, mask: np.ndarray, ids: Sequence[int], *, grid: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        return soften_labels(
+            mask,
+            ids=list(ids),
+            grid=grid or (self._soft.shape[0], self._soft.shape[1]),
+            method=self._protocol.mask_down,
+            device=self._device,
+        )
+
+
+def _without(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """The labels with background in place of these."""
+    return np.where(np.isin(labels, ids), np.uint8(BACKGROUND), labels)
+
+
+# Masks of a few frames carried through a whole video, frame by frame.
+#
+# Reading videos and writing results belong to `ino.data`; which numbers decide the result, to
+# `protocols`.
 
 
 class Tracker:
@@ -46,7 +372,7 @@ class Tracker:
         """A tracker; the backbone is moved to `device` and put into evaluation mode.
 
         Args:
-            backbone: for instance from `ino.models.backbones.load_backbone`.
+            backbone: for instance from `ino.models.load.load_backbone`.
             protocol: one of `ino.propagate.protocols`, or its name.
             device: where everything is computed; auto: CUDA, MPS or the CPU, what there is.
             precision: of the network; bf16 is quicker where the device multiplies in it, and

@@ -5,8 +5,20 @@ default is None, see train.variants); each can also be set by itself. Imports no
 the command line can show its options at once.
 """
 
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ino.errors import ConfigError
+from ino.models.vit import ARCHITECTURES, PATCH_SIZES
+from ino.plain_yaml import named_file, plain_words, read_yaml, yaml_names
 
 Variant = Literal["paper", "released"]
 
@@ -256,3 +268,345 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+# What `variant` sets: the points on which the paper's text and the released code differ.
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "data.frame_step": 8,
+        "data.fps": 0.0,
+        "views.colour_on_global": True,
+        "masking.kind": "blockwise",
+        "masking.shared": False,
+        "loss.center_update": "step",
+        "loss.out_mean": "each",
+        "loss.affinity_on": "distributions",
+        "optim.first_epoch": 0,
+        "optim.freeze_last_layer_epochs": 1,
+    },
+    "released": {
+        "data.frame_step": 0,
+        "data.fps": 8.0,
+        "views.colour_on_global": False,
+        "masking.kind": "random",
+        "masking.shared": True,
+        "loss.center_update": "group",
+        "loss.out_mean": "joint",
+        "loss.affinity_on": "logits",
+        "optim.first_epoch": 1,
+        "optim.freeze_last_layer_epochs": 0,
+    },
+}
+"""Where the two variants differ; docs/paper-and-code.md tells what each difference does."""
+
+
+# A training run's configuration as plain values, nested or by dotted name.
+#
+# Imports nothing heavy, so that the command line can name its options at once.
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, for YAML and JSON."""
+    plain = dataclasses.asdict(config)
+    for section in plain.values():
+        if isinstance(section, dict):
+            section.update({k: list(v) for k, v in section.items() if isinstance(v, tuple)})
+    return plain
+
+
+def from_dict(plain: dict[str, Any]) -> TrainConfig:
+    """The configuration that `to_dict` wrote."""
+    sections = {}
+    for section in dataclasses.fields(TrainConfig):
+        value = plain[section.name]
+        if isinstance(value, dict):
+            build: Any = section.default_factory
+            value = build(**{k: _frozen(k, v) for k, v in value.items()})
+        sections[section.name] = value
+    return TrainConfig(**sections)
+
+
+_LISTS = ("root", "eval_sequences")
+"""Fields that hold a list; other sequences are pairs of numbers."""
+
+
+def _frozen(name: str, value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) and name not in _LISTS else value
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested sections: ("model.arch", "vit_tiny")."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def field_names() -> list[str]:
+    """The dotted names of all fields: "model.arch"."""
+    return [name for name, _ in flatten(to_dict(TrainConfig()))]
+
+
+# A configuration made whole by its variant and checked, or compared with another.
+
+
+# Whatever these are, the clips are the same.
+_OF_NO_ACCOUNT = frozenset({"data.num_workers", "data.prefetch", "data.index", "data.batch_size"})
+"""Fields that leave a run's numbers as they are; of the batch size see `check_same_batch`."""
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """A copy in which every field that the variant sets has its value; checked.
+
+    Raises:
+        ConfigError: a value is out of range; the message names the field.
+    """
+    resolved = dataclasses.replace(
+        config,
+        **{
+            section.name: dataclasses.replace(getattr(config, section.name))
+            for section in dataclasses.fields(config)
+            if dataclasses.is_dataclass(getattr(config, section.name))
+        },
+    )
+    if isinstance(resolved.data.root, str):
+        resolved.data.root = [resolved.data.root]
+    if resolved.variant not in VARIANTS:
+        raise ConfigError(f"variant is {resolved.variant!r}; choose paper or released")
+    if resolved.data.frame_step and resolved.data.fps is None:
+        resolved.data.fps = 0.0
+    if resolved.data.fps and resolved.data.frame_step is None:
+        resolved.data.frame_step = 0
+    for name, value in VARIANTS[resolved.variant].items():
+        section, option = name.split(".")
+        if getattr(getattr(resolved, section), option) is None:
+            setattr(getattr(resolved, section), option, value)
+    _check(resolved)
+    return resolved
+
+
+_Rule = tuple[str, Any, bool, str]
+"""Name of a field, its value, whether the rule holds, what the value must be."""
+
+_SEEDS = 2**63
+"""How many torch's generators tell apart."""
+
+
+def _check(config: TrainConfig) -> None:
+    for name, found, holds, wanted in chain(_finite(config), _choices(config), _ranges(config)):
+        if not holds:
+            raise ConfigError(f"{name} is {found}; it must be {wanted}")
+
+
+def _finite(config: TrainConfig) -> Iterator[_Rule]:
+    for name, value in flatten(to_dict(config)):
+        if isinstance(value, float):
+            yield name, value, math.isfinite(value), "a finite number"
+
+
+def _choices(config: TrainConfig) -> Iterator[_Rule]:
+    """Values of which some fit and others do not, or that must fit each other."""
+    model, data, views, loss = config.model, config.data, config.views, config.loss
+    known = model.arch in ARCHITECTURES
+    yield "model.arch", model.arch, known, f"one of {', '.join(ARCHITECTURES)}"
+    patch = model.patch_size
+    yield "model.patch_size", patch, patch in PATCH_SIZES, "8 or 16"
+    yield "data.clip_length", data.clip_length, _is_even(data.clip_length), "an even number >= 2"
+    steps = f"{data.frame_step} and {data.fps}"
+    is_one = bool(data.frame_step) != bool(data.fps)
+    yield "data.frame_step and data.fps", steps, is_one, "one above 0 and the other 0"
+    parts = config.run.accumulate
+    divides = parts > 0 and data.batch_size % parts == 0
+    yield "run.accumulate", parts, divides, f"a divisor of data.batch_size {data.batch_size}"
+    yield "loss weights", "all 0", _any_weight(loss), "above 0 for at least one term"
+    for name, size in (("global", views.global_size), ("local", views.local_size)):
+        fits = size > 0 and size % patch == 0
+        yield f"views.{name}_size", size, fits, f"a multiple of the patch size {patch}"
+
+
+def _ranges(config: TrainConfig) -> Iterator[_Rule]:
+    """Numbers within bounds."""
+    model, data, views = config.model, config.data, config.views
+    masking, loss, optim, run = config.masking, config.loss, config.optim, config.run
+    yield "data.root", data.root, "" not in data.root, "without empty names"
+    yield "run.seed", run.seed, 0 <= run.seed < _SEEDS, f"0 or more and less than {_SEEDS}"
+    shares = {"views.global_scale": views.global_scale, "views.local_scale": views.local_scale}
+    for name, (low, high) in (shares | {"masking.ratio": masking.ratio}).items():
+        holds = 0 < low <= high <= 1
+        yield name, [low, high], holds, "a range within 0..1, smaller value first"
+    probabilities = {
+        "model.drop_path": model.drop_path,
+        "masking.probability": masking.probability,
+        "loss.center_momentum": loss.center_momentum,
+        "optim.teacher_momentum": optim.teacher_momentum,
+        **{f"views.{n}": getattr(views, n) for n in ("flip", "jitter", "grey", "local_blur")},
+    }
+    yield from ((n, v, 0 <= v <= 1, "between 0 and 1") for n, v in probabilities.items())
+    positive = {
+        "data.batch_size": data.batch_size,
+        "data.clips_per_video": data.clips_per_video,
+        "data.prefetch": data.prefetch,
+        "model.out_dim": model.out_dim,
+        "model.hidden_dim": model.hidden_dim,
+        "model.bottleneck_dim": model.bottleneck_dim,
+        "optim.epochs": optim.epochs,
+        **{f"loss.{n}": v for n, v in vars(loss).items() if n.endswith("temperature")},
+        **{f"run.{n}": getattr(run, n) for n in ("log_every", "save_every", "keep")},
+    }
+    yield from ((n, v, v > 0, "above 0") for n, v in positive.items())
+    not_negative = {
+        "views.num_local": views.num_local,
+        "data.num_workers": 0 if data.num_workers == "auto" else data.num_workers,
+        "data.shard_videos": data.shard_videos,
+        "data.frame_step": data.frame_step,
+        "data.fps": data.fps,
+        **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
+        **{f"optim.{n}": v for n, v in vars(optim).items() if n != "epochs"},
+        **{f"run.{n}": getattr(run, n) for n in ("max_steps", "devices", "num_nodes")},
+        **{f"run.{n}": getattr(run, n) for n in ("pictures_every", "eval_every")},
+        "run.eval_short_side": run.eval_short_side,
+    }
+    yield from ((n, v, v >= 0, "0 or more") for n, v in not_negative.items())
+
+
+def _is_even(length: int) -> bool:
+    return length >= 2 and length % 2 == 0
+
+
+def _any_weight(loss: LossConfig) -> bool:
+    return max(loss.g2g, loss.l2g, loss.masked, loss.affinity) > 0
+
+
+_RUN_MATTERS = {"run.seed", "run.precision"}
+
+
+def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """Fields that change the numbers of a run and differ: name, earlier and later value."""
+    found = []
+    old, new = to_dict(earlier), to_dict(later)
+    for section, value in old.items():
+        if not isinstance(value, dict):
+            found += [(section, value, new[section])] if value != new[section] else []
+            continue
+        for key, was in value.items():
+            name = f"{section}.{key}"
+            matters = name in _RUN_MATTERS or (section != "run" and name not in _OF_NO_ACCOUNT)
+            if matters and was != new[section][key]:
+                found.append((name, was, new[section][key]))
+    return found
+
+
+def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> None:
+    """Checks that a step has as many clips as before, over however many processes.
+
+    Args:
+        earlier: with the numbers of processes and machines that were found.
+        later: likewise.
+        run: named in the message.
+
+    Raises:
+        ConfigError: it has not; the message says which data.batch_size would do.
+    """
+    num_old, num_new = count_clips(earlier), count_clips(later)
+    if num_old == num_new:
+        return
+    per_process = later.data.batch_size
+    num_processes = num_new // per_process
+    advice = f"pass --data.batch_size {num_old // num_processes}"
+    if num_old % num_processes:
+        advice = f"use a number of processes that divides {num_old}"
+    raise ConfigError(
+        f"a step of the run in {run} has {num_old} clips, now it would have {num_new} "
+        f"({num_processes} processes x data.batch_size {per_process}): {advice} to continue it"
+    )
+
+
+def count_clips(config: TrainConfig) -> int:
+    """Clips of a step over all processes; their numbers must have been found."""
+    run = config.run
+    return config.data.batch_size * max(1, run.devices) * max(1, run.num_nodes)
+
+
+# Recipes: YAML files that set fields of a training run, by name or by path.
+#
+# The command line takes a recipe as options that come before those given, so that a value is
+# checked the same way wherever it is written; programs take it as a configuration.
+
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+"""Where the named recipes are."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with ino."""
+    return yaml_names(FOLDER)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """What a recipe sets, by dotted field: {"model.arch": "vit_tiny"}.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file.
+
+    Raises:
+        ConfigError: there is no such recipe, it is no YAML, or it has a key that is not known or is
+            there twice.
+    """
+    path = named_file(name, FOLDER, what="recipe")
+    content = read_yaml(path, what="recipe", holds="sections such as model and data")
+    known_keys = field_names()
+    flat = dict(flatten(content))
+    for key in flat:
+        if key not in known_keys:
+            raise ConfigError(f"the recipe {path} has the unknown key {key}; see ino train --help")
+    return flat
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration of a recipe; fields that it leaves out have their defaults.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file.
+        overrides: options as on the command line, such as `--optim.lr=0.001`.
+
+    Raises:
+        ConfigError: see `read_recipe`; or a value is not of its field's type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_config_arguments(parser)
+    try:
+        return config_of(parser.parse_args([*recipe_arguments(name), *overrides]))
+    except ArgumentError as error:
+        raise ConfigError(f"the recipe {name} cannot be used: {plain_words(error)}") from error
+
+
+def recipe_arguments(name: str) -> list[str]:
+    """What a recipe sets, as options of the command line: ["--model.arch=vit_tiny"].
+
+    Raises:
+        ConfigError: see `read_recipe`.
+    """
+    return as_options(read_recipe(name))
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """Values by dotted field as options of the command line."""
+    return [f"--{key}={_as_text(value)}" for key, value in values.items()]
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Adds every field of a training run as an option: --optim.lr."""
+    parser.add_class_arguments(TrainConfig, nested_key=None, fail_untyped=False)
+
+
+def config_of(options: Namespace) -> TrainConfig:
+    """The configuration among parsed options, added by `add_config_arguments`."""
+    values = {name: options[name] for name in TrainConfig.__dataclass_fields__}
+    return from_dict({n: v.as_dict() if isinstance(v, Namespace) else v for n, v in values.items()})
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

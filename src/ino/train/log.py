@@ -1,13 +1,13 @@
-"""What a run tells: one JSON line a step; TensorBoard, Weights & Biases and a line on the screen
-now and then.
+"""The file of a run's numbers: one JSON line a step, which outlives kills and full disks."""
 
-All times are of the host. On a device that works behind it, `waiting` is the share of time in which
-the host had no batch to hand over.
-"""
-
+import json
 import logging
+import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -18,13 +18,154 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from ino.train.log_file import LOG_NAME, LogFile
-from ino.train.wandb_run import WandbRun
+from ino.errors import ConfigError
+from ino.system import write_text
+
+LOG_NAME = "log.jsonl"
+_LOG = logging.getLogger("ino")
+
+
+class LogFile:
+    """Appends a line for each step.
+
+    Opened for a run that resumes, it drops the lines of steps that will be done again, so that the
+    file holds each step once. Lines that a full disk refuses are kept in memory and written once
+    there is room.
+    """
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        """Args:
+        path: of the file.
+        first_step: the step that comes first, counted from 0.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        _drop_lines_from(path, first_step)
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+        self._has_warned = False
+
+    def write(self, numbers: Mapping[str, int | float]) -> None:
+        """Appends numbers by name; JSON knows none that are not finite, they are null."""
+        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        self._unwritten += json.dumps(finite).encode() + b"\n"
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not self._has_warned:
+                _LOG.warning(
+                    "cannot write %s (%s): the run goes on and writes its lines when there is room",
+                    self._path,
+                    error.strerror,
+                )
+            self._has_warned = True
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _drop_lines_from(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            is_earlier = json.loads(line)["step"] < step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break  # torn by a kill, or damaged
+        if not is_earlier:
+            break
+        kept.append(line)
+    write_text(path, "".join(kept))
+
+
+# Weights & Biases, for those who have it: an extra, through Lightning's logger.
+#
+# Where the service cannot or shall not be reached, its own setting WANDB_MODE=offline keeps
+# everything in the folder of the run.
+
+
+ID_NAME = "wandb_id.txt"
+
+
+def check_wandb(project: str) -> None:
+    """Checks that a run can tell Weights & Biases, if it is asked to.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if project and find_spec("wandb") is None:
+        raise ConfigError(
+            f"run.wandb is {project}, but Weights & Biases is not installed; install ino[wandb] or "
+            "leave run.wandb out"
+        )
+
+
+class WandbRun:
+    """A run in a project of Weights & Biases; a run that resumes goes on in the same one."""
+
+    def __init__(self, project: str, *, folder: Path) -> None:
+        """Args:
+        project: its name there.
+        folder: of the run; it names the run and keeps its id and its files.
+
+        Raises:
+            ConfigError: Weights & Biases is not installed, or does not take the run.
+        """
+        check_wandb(project)
+        from lightning.pytorch.loggers import WandbLogger
+
+        known = import_module("wandb.errors").Error
+
+        self._logger = WandbLogger(
+            name=folder.name,
+            save_dir=folder,
+            project=project,
+            id=_stored_id(folder / ID_NAME),
+            resume="allow",
+        )
+        try:
+            self._run = self._logger.experiment  # it connects here, not at the first number
+        except known as error:
+            raise ConfigError(
+                f"run.wandb is {project}, but Weights & Biases does not take the run ({error}): "
+                "run wandb login, set WANDB_MODE=offline, or leave run.wandb out"
+            ) from error
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Logs the numbers of a step."""
+        self._logger.log_metrics(dict(numbers), step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Logs a picture."""
+        self._logger.log_image(name, [str(path)], step=step)
+
+    def close(self, *, failed: bool) -> None:
+        """Sends what is left."""
+        self._run.finish(exit_code=int(failed))
+
+
+def _stored_id(path: Path) -> str:
+    if path.is_file() and (found := path.read_text(encoding="utf-8").strip()):
+        return found
+    new = secrets.token_hex(8)
+    write_text(path, new + "\n")
+    return new
+
+
+# What a run tells: one JSON line a step; TensorBoard, Weights & Biases and a line on the screen
+# now and then.
+#
+# All times are of the host. On a device that works behind it, `waiting` is the share of time in
+# which the host had no batch to hand over.
+
 
 SHOWN = ("loss", "g2g", "l2g", "masked", "affinity")
 SCORES = (("eval_jf", "J&F"), ("eval_j", "J"), ("eval_f", "F"))
 Item = TypeVar("Item")
-_LOG = logging.getLogger("ino")
 
 
 class RunLog:

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ino.losses.affinity import affinity_loss
-from ino.losses.centering import centered_targets
-from ino.losses.masked import masked_prediction_loss
-from ino.losses.out_generative import (
+from ino.losses import (
+    affinity_loss,
     by_pairs,
+    centered_targets,
     global_to_global_loss,
     joint_weights,
     local_to_global_loss,
+    masked_prediction_loss,
 )
 from ino.models.student_teacher import Logits
 from ino.train.config import LossConfig

@@ -1,0 +1,184 @@
+"""Label maps as indexed PNG files with the DAVIS palette: reading, writing, and the rule for 255.
+
+A label map is uint8 (height, width): 0 is background, 1 to 254 are objects, 255 is void. Colors
+are for the eye only; what counts is the index. Other image formats, and colour images, are refused
+with a sentence on how to save an indexed PNG.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from ino.errors import MaskError
+from ino.system import atomic_path
+
+VOID = 255
+_HOW_TO_SAVE = "save it as an indexed PNG (GIMP: Image > Mode > Indexed) or as 8-bit grey"
+
+
+def davis_palette() -> UInt8[np.ndarray, "256 3"]:
+    """The colour of each label: the colour map of PASCAL VOC, which DAVIS uses too.
+
+    The bits of a label are dealt in turn to red, green and blue, from the highest bit down.
+    """
+    labels = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            if (source := 3 * bit + channel) < 8:
+                palette[:, channel] |= (((labels >> source) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+def resolve_void(labels: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """The labels with 255 told apart: void beside objects, object 1 where it stands alone.
+
+    DAVIS-2016 and most programs that write one object use 0 and 255 only; data sets of several
+    objects use 255 for pixels that belong to none and are not scored.
+
+    Args:
+        labels: one index a pixel.
+
+    Returns:
+        The same array where nothing changes, else a new one.
+    """
+    marked = labels == VOID
+    if not marked.any() or ((labels > 0) & ~marked).any():
+        return labels
+    return marked.astype(np.uint8)
+
+
+def read_labels(path: Path) -> UInt8[np.ndarray, "height width"]:
+    """The label map of an indexed or 8-bit grey PNG, 255 told apart by `resolve_void`.
+
+    A map without any object is returned as it is.
+
+    Raises:
+        MaskError: the file is missing, broken, not a PNG, a colour image, or holds more than
+            254 objects.
+    """
+    return resolve_void(read_raw_labels(path))
+
+
+def read_raw_labels(path: Path) -> UInt8[np.ndarray, "height width"]:
+    """The indices of an indexed or 8-bit grey PNG as stored, for callers that know what 255 means.
+
+    Raises:
+        MaskError: as `read_labels`.
+    """
+    image = _open(path)
+    if image.mode == "1":
+        return np.asarray(image.convert("L"))
+    labels = np.asarray(image)
+    if image.mode in ("P", "L"):
+        return labels
+    if labels.ndim == 2:
+        return _narrow(labels, path)
+    raise MaskError(_explain_colours(image, path))
+
+
+def is_whole_png(path: Path, *, size: tuple[int, int]) -> bool:
+    """Whether a file is a PNG of that height and width with all its bytes, by their checksums.
+
+    Nothing is decoded, so this takes a small part of the time of reading it.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+            return (image.height, image.width) == size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def write_labels(path: Path, labels: np.ndarray) -> None:
+    """Writes an indexed PNG with the DAVIS palette, whole or not at all.
+
+    Args:
+        path: where the file will be, in a folder that exists.
+        labels: uint8, height x width.
+
+    Raises:
+        MaskError: the labels are of another type or shape.
+        OutputError: the file cannot be written.
+    """
+    if labels.dtype != np.uint8 or labels.ndim != 2 or labels.size == 0:
+        raise MaskError(
+            f"cannot write {path}: a label map is uint8 height x width, but this array is "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    image = Image.fromarray(labels)
+    image.putpalette(davis_palette().tobytes())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def labels_from_colors(
+    colors: UInt8[np.ndarray, "height width 3"],
+) -> UInt8[np.ndarray, "height width"]:
+    """The label of each colour of the DAVIS palette.
+
+    Args:
+        colors: RGB, for instance a mask that a program saved as a colour image.
+
+    Raises:
+        MaskError: a colour is not in the palette.
+    """
+    # One integer a colour, so that a sorted palette can be searched.
+    weights = np.array([1 << 16, 1 << 8, 1])
+    palette = davis_palette() @ weights
+    wanted = colors @ weights  # (h, w)
+    order = np.argsort(palette)
+    labels = order[np.searchsorted(palette, wanted, sorter=order).clip(max=255)]
+    unknown = palette[labels] != wanted
+    if unknown.any():
+        found = tuple(int(value) for value in colors[unknown][0])
+        raise MaskError(
+            f"the colour {found} is not in the DAVIS palette, so it names no object: {_HOW_TO_SAVE}"
+        )
+    return labels.astype(np.uint8)
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise MaskError(f"{path} is not a file; give an indexed PNG")
+    try:
+        with Image.open(path) as image:
+            if image.format == "PNG":
+                image.load()
+                return image
+            found = f"a {image.format} image"
+    except Image.UnidentifiedImageError:
+        found = "not an image"
+    except Image.DecompressionBombError as error:
+        raise MaskError(f"{path} is too large for a mask: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MaskError(f"{path} is broken ({error}); write or copy it again") from error
+    raise MaskError(f"{path} is {found}, but a mask is a PNG file: {_HOW_TO_SAVE}")
+
+
+def _narrow(labels: np.ndarray, path: Path) -> np.ndarray:
+    """16-bit and 32-bit grey as uint8."""
+    if (highest := int(labels.max())) > VOID:
+        raise MaskError(
+            f"{path} holds values up to {highest}, but a mask has at most 254 objects, numbered "
+            f"1 to 254: {_HOW_TO_SAVE}"
+        )
+    return labels.astype(np.uint8)
+
+
+def _explain_colours(image: Image.Image, path: Path) -> str:
+    message = (
+        f"{path} is an image of mode {image.mode}, but a mask holds one object number a pixel: "
+        f"{_HOW_TO_SAVE}"
+    )
+    try:
+        labels = labels_from_colors(np.asarray(image.convert("RGB")))
+    except MaskError:
+        return message
+    objects = ", ".join(str(label) for label in np.unique(labels) if label > 0) or "none"
+    return (
+        f"{message}; its colours are those of the DAVIS palette (objects: {objects}), so "
+        "write_labels(path, labels_from_colors(colors)) in ino.data.label_maps converts it"
+    )

@@ -1,0 +1,532 @@
+"""Where to compute, and in which precision that is quick."""
+
+import dataclasses
+import difflib
+import inspect
+import re
+import socket
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import cv2
+import numpy as np
+import timm
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
+from ino.errors import CheckpointError, ConfigError, VideoError
+from ino.models.vit import VisionTransformer, interpolate_positions
+from ino.models.weights import NetworkName, choose_network, load_exactly, load_plain, networks_in
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: it is unknown or not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).tolist()  # `meta` holds no numbers
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"the device {name!r} cannot be used here; pass --device cpu") from error
+    return device
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+# The one interface of backbones: dense features of a batch of images.
+#
+# What differs between networks is how images are given to them and which layers can be read; a
+# `Reading` and the strides say so.
+
+
+Colors = Literal["rgb", "lab", "lab-8bit"]
+"""Of the input: RGB in 0..1; OpenCV's float Lab, L in 0..100 and a, b in about -127..127; or its
+8-bit Lab, all in 0..255."""
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a network is read: its input, and the protocol and the layer that its authors chose.
+
+    Attributes:
+        mean: of the channels of `colours`.
+        std: the same.
+        colours: of the input.
+        protocol: name of the one in `ino.propagate.protocols` that belongs to the network.
+        layer: the sensible one, or the last where there are fewer; None: the last.
+    """
+
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    colours: Colors = "rgb"
+    protocol: str = "ino-davis"
+    layer: int | None = None
+
+
+class Backbone(nn.Module, ABC):
+    """Dense features of images, layer by layer.
+
+    Attributes:
+        strides: pixels of the input a feature, of each layer.
+        dims: length of a feature, of each layer.
+        stride: of the last layer.
+        num_layers: how many layers there are to read.
+        layer: the sensible one, for those who choose no protocol.
+        side_multiple: what sides of the input are multiples of; None: the stride of the layer. With
+            1 sides can have any length, and the last features cover what is left of a stride.
+        smallest_side: shortest side of an input, pixels.
+        mean: of the input's channels, which `input_channels` gives.
+        std: the same.
+        colours: of the input.
+        protocol: name of the protocol that belongs to the network.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int],
+        dims: Sequence[int],
+        reading: Reading,
+        side_multiple: int | None = None,
+        smallest_side: int = 1,
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.dims = tuple(dims)
+        self.num_layers = len(self.strides)
+        self.stride = self.strides[-1]
+        self.layer = min(reading.layer or self.num_layers, self.num_layers)
+        self.side_multiple = side_multiple
+        self.smallest_side = smallest_side
+        self.mean = reading.mean
+        self.std = reading.std
+        self.colours: Colors = reading.colours
+        self.protocol = reading.protocol
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        """Features of a layer, counted from 1; what comes after it does not run.
+
+        Args:
+            images: normalised by `mean` and `std`; sides are multiples of `side_multiple`.
+            layer: 1 to `num_layers`; None for the last.
+
+        Raises:
+            ConfigError: there is no such layer.
+            VideoError: the images are too small.
+        """
+        self.check_layer(layer)
+        layer = self.num_layers if layer is None else layer
+        if min(images.shape[-2:]) < self.smallest_side:
+            raise VideoError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} pixels are too small for this "
+                f"backbone: each side must be at least {self.smallest_side} pixels; give a larger "
+                "video or a larger short_side"
+            )
+        return self.read(images, layer)
+
+    def check_layer(self, layer: int | None) -> None:
+        """Nothing, or a ConfigError where there is no such layer; None stands for the last."""
+        if layer is not None and not 1 <= layer <= self.num_layers:
+            raise ConfigError(
+                f"there is no layer {layer}; this backbone has 1 to {self.num_layers}: choose one "
+                f"of them, or its own protocol, {self.protocol}"
+            )
+
+    @abstractmethod
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        """Features of a layer that exists."""
+
+
+def input_channels(
+    frame: UInt8[np.ndarray, "height width 3"], colours: Colors
+) -> Float32[np.ndarray, "height width 3"]:
+    """The channels that a network sees, before they are normalised.
+
+    Lab is OpenCV's, whose tables differ from the closed formula by up to 0.3.
+
+    Args:
+        frame: RGB.
+        colours: of the result.
+
+    Raises:
+        ConfigError: the colours are unknown.
+    """
+    if colours == "rgb":
+        return frame.astype(np.float32) / 255
+    if colours == "lab":
+        return cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    if colours == "lab-8bit":
+        return cv2.cvtColor(frame, cv2.COLOR_RGB2LAB).astype(np.float32)
+    raise ConfigError(f"the colours are {colours!r}; expected one of {', '.join(get_args(Colors))}")
+
+
+# Patch tokens of our ViT as feature maps.
+
+
+RELEASED_STD = (0.228, 0.224, 0.225)
+"""By which the authors' code normalises at inference, and DINO's and iBOT's; in training its first
+number is 0.229."""
+
+OUR_LAYER = 7
+"""Block whose features the authors of INO read, and ours after them."""
+
+
+class VitBackbone(Backbone):
+    """Patch tokens of a ViT's block, final norm applied; layer n is block n."""
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        std: Triple | None = None,
+        reading: Reading | None = None,
+    ) -> None:
+        """Args:
+        vit: the network.
+        std: deviation by which images are normalised; None for that of `reading`.
+        reading: of the input; None for that of our runs.
+        """
+        reading = reading or Reading(layer=OUR_LAYER)
+        if std is not None:
+            reading = dataclasses.replace(reading, std=std)
+        super().__init__(
+            strides=[vit.patch_size] * vit.depth,
+            dims=[vit.embed_dim] * vit.depth,
+            reading=reading,
+        )
+        self.vit = vit
+
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        tokens = self.vit(images, num_blocks=layer)[:, 1:]
+        rows, columns = (side // self.stride for side in images.shape[-2:])
+        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+
+
+# Layers of a model of timm as feature maps, for any that has some.
+#
+# Layers are the blocks of ViTs and their like, final norm applied, and the stages of convolutional
+# and pyramid networks. Feature maps of stride 1 and 2 are those of a stem and no layers.
+
+
+_STEM_STRIDE = 2
+
+
+class _Layer(NamedTuple):
+    place: int  # among those of the model
+    stride: int
+    dim: int
+
+
+class TimmBackbone(Backbone):
+    """Layers of a timm model as feature maps."""
+
+    def __init__(
+        self, network: nn.Module, *, name: str, reading: Reading, dino_positions: bool = False
+    ) -> None:
+        """Tries the network on two small images to see what sizes it takes.
+
+        Args:
+            network: a model of timm, in evaluation mode.
+            name: for messages.
+            reading: of the input.
+            dino_positions: a ViT's position embeddings follow the input's size as in DINO.
+
+        Raises:
+            ConfigError: the model has no spatial features.
+        """
+        found = _layers(network, name)
+        super().__init__(
+            strides=[one.stride for one in found],
+            dims=[one.dim for one in found],
+            reading=reading,
+        )
+        self.network = network
+        self._indices = [one.place for one in found]
+        parameters = inspect.signature(_intermediates_of(network)).parameters
+        self._options = {
+            key: value
+            for key, value in {"norm": True, "stop_early": True}.items()
+            if key in parameters
+        }
+        if not self._has_patches() and "norm" in self._options:
+            self._options["norm"] = False  # a pyramid's final norm fits its last stage alone
+        self._dino_positions = dino_positions
+        self.side_multiple = self._side_multiple(name)
+
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        if self._dino_positions:
+            return self._read_dino(images, layer)
+        (features,) = _intermediates_of(self.network)(
+            images,
+            indices=[self._indices[layer - 1]],
+            intermediates_only=True,
+            output_fmt="NCHW",
+            **self._options,
+        )
+        return features
+
+    def _read_dino(self, images: Tensor, layer: int) -> Tensor:
+        vit: Any = self.network
+        patches = vit.patch_embed(images)  # (b, h, w, d)
+        rows, columns = patches.shape[1:3]
+        tokens = torch.cat([vit.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], 1)
+        tokens = tokens + interpolate_positions(vit.pos_embed, rows=rows, columns=columns)
+        for block in vit.blocks[:layer]:
+            tokens = block(tokens)
+        return vit.norm(tokens)[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
+
+    @torch.no_grad()
+    def _side_multiple(self, name: str) -> int | None:
+        """1 where the model takes sides of any length and rounds the number of features up."""
+        largest = max(self.strides)
+        if not self._fits(2 * largest, 3 * largest) and not self._fits(8 * largest, 12 * largest):
+            raise ConfigError(
+                f"{name} has no feature maps for images of any size, which carrying masks needs; "
+                "take a ViT, a ResNet, a ConvNeXt or a Swin of timm"
+            )
+        if self._has_patches() or not self._fits(2 * largest + 1, 4 * largest - 1):
+            return None
+        return 1
+
+    def _has_patches(self) -> bool:
+        """Whether all layers are blocks of one size, as in a ViT."""
+        return len(set(self.strides)) == 1
+
+    def _fits(self, height: int, width: int) -> bool:
+        """Whether features of such an image have the size that the strides say, rounded up."""
+        images = torch.zeros(1, 3, height, width)
+        for number in (
+            {1, self.num_layers} if self._has_patches() else range(1, self.num_layers + 1)
+        ):
+            stride, dim = self.strides[number - 1], self.dims[number - 1]
+            try:
+                found = self.read(images, number)
+            except (AssertionError, RuntimeError, ValueError, IndexError, TypeError):
+                return False  # timm's ways to refuse a size
+            if tuple(found.shape) != (1, dim, -(-height // stride), -(-width // stride)):
+                return False
+        return True
+
+
+def _layers(network: nn.Module, name: str) -> Sequence[_Layer]:
+    described: Any = getattr(network, "feature_info", None)
+    if not described or not hasattr(network, "forward_intermediates"):
+        raise ConfigError(
+            f"{name} has no spatial features that timm gives; take a ViT, a ResNet, a ConvNeXt or "
+            "a Swin of timm"
+        )
+    layers = [
+        _Layer(index, int(info["reduction"]), int(info["num_chs"]))
+        for index, info in enumerate(described)
+        if info["reduction"] > _STEM_STRIDE
+    ]
+    if not layers:
+        raise ConfigError(f"{name} has no features of stride 4 or more; take another model")
+    return layers
+
+
+def _intermediates_of(network: nn.Module) -> Any:
+    return network.forward_intermediates
+
+
+# Models of timm by name: random, fetched, or with weights of a file.
+
+
+TIMM = "timm:"
+"""Before the names of models of timm."""
+
+HUBS = ("hf-hub:", "hf_hub:")
+"""Before the names of models that a hub describes, as timm writes them."""
+
+_STRIDES = (8, 16, 32)
+_FLEXIBLE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+"""What makes timm's families take inputs of any size, one after the other."""
+_DINO_POSITIONS = re.compile(r"vit_\w+_patch(8_224|16_224|14)(_dinov2\.|_dinov2$|\.dino$)")
+"""Models whose authors interpolate positions as our ViT does; timm's own resampling differs."""
+_EXTRA = re.compile(r"(head|fc|classifier|pre_logits|head_dist)\..+|decoder_.+|mask_token")
+"""Tensors of known releases that features do not need: classifiers, and MAE's decoder."""
+
+
+def split_weights(text: str) -> tuple[str, Path | None]:
+    """What comes before and after the first @ of timm:MODEL@FILE; all of any other text."""
+    named, separator, file = text.partition("@")
+    if not (separator and text.startswith(TIMM)):
+        return text, None
+    return named, Path(file)
+
+
+def build_timm(
+    name: str,
+    *,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    network: NetworkName | None = None,
+    stride: int | None = None,
+    reading: Reading | None = None,
+) -> TimmBackbone:
+    """A model of timm, in evaluation mode.
+
+    Args:
+        name: as timm knows it, as in vit_small_patch14_dinov2.lvd142m.
+        pretrained: fetch its weights from the network; random ones if not.
+        weights: a file of weights in place of those.
+        network: which of a file's two; None for the teacher. A file of one warns.
+        stride: that a convolutional network is to have in the end, by dilation; None for its own.
+        reading: of the input; None for that of timm's configuration.
+
+    Raises:
+        ConfigError: the model is unknown or has no spatial features, or no such stride.
+        CheckpointError: the weights cannot be used or fetched.
+    """
+    _check_name(name, pretrained=pretrained)
+    if stride not in (None, *_STRIDES):
+        raise ConfigError(f"stride {stride} of {name} is not supported; choose 8, 16 or 32")
+    model = _create(name, pretrained=pretrained, stride=stride).eval()
+    if weights is not None:
+        _load_file(model, weights, name=name, network=network)
+    config = getattr(model, "pretrained_cfg", {})
+    if reading is None:
+        reading = Reading(
+            mean=config.get("mean") or IMAGENET_MEAN,
+            std=config.get("std") or IMAGENET_STD,
+            protocol="dinov3" if "dinov" in name else "dino",
+        )
+    backbone = TimmBackbone(
+        model,
+        name=name,
+        reading=reading,
+        dino_positions=_DINO_POSITIONS.match(name) is not None and hasattr(model, "blocks"),
+    )
+    return backbone.eval()
+
+
+def _check_name(name: str, *, pretrained: bool) -> None:
+    if ":" in name:  # a model that its hub describes, such as hf-hub:timm/resnet18.a1_in1k
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise ConfigError(
+            f"timm has no model {architecture!r}"
+            + (f"; near to it are {', '.join(near)}" if near else "; see timm.list_models()")
+        )
+    tags = [one.partition(".")[2] for one in timm.list_pretrained(architecture)]
+    if tag and tag not in tags:
+        raise ConfigError(
+            f"timm has no weights {tag!r} of {architecture}; it has {', '.join(tags) or 'none'}"
+        )
+    if pretrained and not tags:
+        raise ConfigError(
+            f"timm has no weights of {architecture}; give a file, timm:{architecture}@FILE, or "
+            f"take random ones, random:{architecture}"
+        )
+
+
+def _create(name: str, *, pretrained: bool, stride: int | None) -> nn.Module:
+    """The model as the first of `_FLEXIBLE` that its family understands makes it."""
+    chosen: dict[str, Any] = {} if stride is None else {"output_stride": stride}
+    needs_hub = pretrained or ":" in name
+    with _hub_or_its_cache() if needs_hub else nullcontext():
+        for options in _FLEXIBLE:
+            try:
+                return timm.create_model(
+                    name, pretrained=pretrained, num_classes=0, **options, **chosen
+                )
+            except TypeError as error:  # before anything is built or fetched
+                if "unexpected keyword argument" not in str(error):
+                    raise
+            except Exception as error:  # timm's hubs fail in many ways, of several libraries
+                if stride is not None and isinstance(error, AssertionError | NotImplementedError):
+                    break  # families that have the option for their own stride alone
+                if not pretrained:
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                raise CheckpointError(
+                    f"the weights of {name} could not be fetched ({reason}): check the network, or "
+                    f"give a file, timm:{name}@FILE, or take random weights, random:{name}"
+                ) from error
+    raise ConfigError(
+        f"the stride of {name} cannot be chosen; leave /{stride} away, or take a convolutional "
+        "model such as resnet50"
+    )
+
+
+def _load_file(model: nn.Module, path: Path, *, name: str, network: NetworkName | None) -> None:
+    """Loads a file key by key, under timm's names or those that timm's family converts from."""
+    content = load_plain(path)
+    networks = {key: held for key, held in networks_in(content).items() if isinstance(held, dict)}
+    held = choose_network(networks or {"": content}, network=network, usual="teacher", source=path)
+    weights = {
+        key.removeprefix("module."): value
+        for key, value in held.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    expected = model.state_dict().keys()
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None and not expected <= weights.keys():
+        try:
+            weights = dict(convert(weights, model))
+        # What timm's conversions end in that look for tensors of their family.
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            first = ", ".join(list(weights)[:3]) or "none"
+            raise CheckpointError(
+                f"{path} holds no weights of {name}: the first of its tensors are {first}; give a "
+                "file of this model, or the model of this file"
+            ) from error
+    weights = {k: v for k, v in weights.items() if k in expected or not _EXTRA.fullmatch(k)}
+    load_exactly(model, weights, source=path)
+
+
+@contextmanager
+def _hub_or_its_cache() -> Iterator[None]:
+    """Where no way leads to the hub, its library looks into its cache only: at once, in silence."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _is_reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _is_reachable(address: str) -> bool:
+    if getproxies():  # they know names that this machine does not
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(address).hostname, 443)
+    except OSError:
+        return False
+    return True

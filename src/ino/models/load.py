@@ -1,0 +1,178 @@
+"""Weights that come with ino, by name: folders as `ino export` writes them.
+
+A better training replaces them with one command (docs/models.md); nothing here changes then.
+"""
+
+import re
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ino.data.views import IMAGENET_STD
+from ino.errors import CheckpointError
+from ino.models.backbone import (
+    HUBS,
+    OUR_LAYER,
+    RELEASED_STD,
+    TIMM,
+    Backbone,
+    Reading,
+    VitBackbone,
+    build_timm,
+    split_weights,
+)
+from ino.models.peers import KNOWN, read_release
+from ino.models.vit import ARCHITECTURES, build_vit
+from ino.models.weights import (
+    FORMAT,
+    NetworkName,
+    find_checkpoint,
+    is_exported,
+    load_plain,
+    read_exported,
+    vit_of,
+    warn_of_one,
+)
+
+FOLDER = Path(__file__).parent.parent / "weights"
+"""Where the named weights are."""
+
+DEFAULT = "ino_vitt8"
+"""What `ino segment` takes unless told."""
+
+
+def bundled_names() -> list[str]:
+    """Names of the weights that come with ino."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def bundled_folder(name: str) -> Path | None:
+    """The folder of the weights of this name; None where none come with ino under it."""
+    return FOLDER / name if name in bundled_names() else None
+
+
+# Backbones by name or file, what `load_backbone` takes, and baselines that cost nothing.
+
+
+__all__ = ["RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone", "load_backbone"]
+
+_RANDOM = "random:"
+_STRIDE = re.compile(r"(?P<model>.+?)(/(?P<stride>\d+))?")
+
+
+class ColorBackbone(Backbone):
+    """Raw colour: each feature holds the normalised pixels of an 8x8 patch.
+
+    The baseline that any learned feature has to beat. It has one layer and ignores its number.
+    """
+
+    def __init__(self, stride: int = 8) -> None:
+        super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
+
+    def check_layer(self, layer: int | None) -> None:
+        """Nothing: every number is that of the one layer."""
+
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        """The pixels of each patch, 3 x stride x stride numbers."""
+        return F.pixel_unshuffle(images, self.stride)
+
+
+def load_backbone(
+    name: str | Path, *, network: NetworkName | None = None, seed: int = 0
+) -> Backbone:
+    """A backbone by name or from a file, in evaluation mode.
+
+    Args:
+        name: the path of a checkpoint, of a run's folder, of what `ino export` wrote or of a
+            release that `releases` knows; `ino_vitt8`, which comes with ino; `color`;
+            `random:ARCH/PATCH` for ours and `random:MODEL` for timm's with random weights;
+            `timm:MODEL` or `MODEL` for timm's with weights from the network, `timm:MODEL@FILE` with
+            those of a file. MODEL may be `hf-hub:OWNER/NAME`; a convolutional one may end with its
+            stride, as in `resnet50/8`.
+        network: which of a file's two networks; None for the one that its authors evaluate: the
+            teacher of DINO and iBOT, the student of others. Weights of one network warn; `color`
+            and random weights, which are student and teacher alike, do not.
+        seed: of random weights.
+
+    Raises:
+        CheckpointError: the file cannot be used or holds the other network only, or weights cannot
+            be fetched.
+        ConfigError: the architecture is unknown or has no spatial features.
+    """
+    text = str(name)
+    if text == "color":
+        return ColorBackbone()
+    if text.startswith(_RANDOM):
+        return _random(text.removeprefix(_RANDOM), seed=seed)
+    if text.startswith((TIMM, *HUBS)):
+        return _timm(text, network=network)
+    path = bundled_folder(text) or Path(name)
+    if path.exists():
+        return _from_file(path, network=network)
+    if _is_timm_model(text):
+        return _timm(TIMM + text, network=network)
+    raise CheckpointError(
+        f"{name} is neither a file or folder nor a known name; give a checkpoint ({KNOWN}), the "
+        "folder of a run, ino_vitt8, color, random:vit_tiny/8 or timm:MODEL"
+    )
+
+
+def _random(text: str, *, seed: int) -> Backbone:
+    model, stride = _split(text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if model in ARCHITECTURES or not _is_timm_model(model):
+            return VitBackbone(build_vit(model, patch_size=stride or 8)).eval()
+        return build_timm(model, stride=stride)
+
+
+def _timm(text: str, *, network: NetworkName | None) -> Backbone:
+    named, file = split_weights(text)
+    model, stride = _split(named.removeprefix(TIMM))
+    if file is None:
+        warn_of_one(text, network)
+        return build_timm(model, pretrained=True, stride=stride)
+    return build_timm(model, weights=file, network=network, stride=stride)
+
+
+def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
+    if is_exported(path):
+        return _exported(path, network=network)
+    path = find_checkpoint(path)
+    content = load_plain(path)
+    if content.get("format") != FORMAT:
+        return read_release(content, source=path, network=network)
+    vit = vit_of(content, source=path, network=network or "student")
+    std = RELEASED_STD if content["config"].get("variant") == "released" else IMAGENET_STD
+    return VitBackbone(vit, std=std).eval()
+
+
+def _exported(path: Path, *, network: NetworkName | None) -> Backbone:
+    exported = read_exported(path)
+    if not exported.network:
+        warn_of_one(path, network)
+    elif network not in (None, exported.network):
+        raise CheckpointError(
+            f"{path} holds the {exported.network} of a run and no {network}: ask for the "
+            f"{exported.network}, or export the {network}"
+        )
+    reading = Reading(std=exported.std, protocol=exported.protocol, layer=OUR_LAYER)
+    return VitBackbone(exported.vit, reading=reading).eval()
+
+
+def _split(text: str) -> tuple[str, int | None]:
+    """A model's name and the number behind its last slash."""
+    match = _STRIDE.fullmatch(text)
+    if match is None:
+        return text, None
+    return match["model"], int(match["stride"]) if match["stride"] else None
+
+
+def _is_timm_model(text: str) -> bool:
+    return timm.is_model(_split(text)[0].partition(".")[0])

@@ -1,0 +1,646 @@
+"""ResNets that keep their resolution: dense features of the methods that came before ViTs.
+
+The networks are timm's ResNet-18 and -50 with stages whose stride is 1 and whose convolutions are
+not dilated, as the releases have them, and the ResNet-18 without max-pooling of MAST and CorrFlow.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+from ino.errors import CheckpointError
+from ino.models.backbone import (
+    OUR_LAYER,
+    RELEASED_STD,
+    Backbone,
+    Reading,
+    TimmBackbone,
+    VitBackbone,
+    build_timm,
+)
+from ino.models.vit import ARCHITECTURES, VisionTransformer
+from ino.models.weights import (
+    NetworkName,
+    are_tensors,
+    choose_network,
+    load_exactly,
+    networks_in,
+    position_side,
+    split_network,
+)
+
+
+def build_resnet(depth: int, *, unit_stages: Sequence[int], reflect: bool = False) -> ResNet:
+    """A ResNet without classifier and with random weights.
+
+    Args:
+        depth: 18 or 50.
+        unit_stages: stages, of 1 to 4, all of whose convolutions get stride 1.
+        reflect: padded convolutions reflect the image at its border; zeros if not. The max-pooling
+            stays as it is.
+    """
+    resnet = timm.create_model(f"resnet{depth}", num_classes=0)
+    assert isinstance(resnet, ResNet)
+    for number in unit_stages:
+        for module in stage(resnet, number).modules():
+            if isinstance(module, nn.Conv2d):
+                module.stride = (1, 1)
+    for module in resnet.modules():
+        if reflect and isinstance(module, nn.Conv2d) and any(module.padding):
+            module.padding_mode = "reflect"
+    return resnet
+
+
+def stage(resnet: ResNet, number: int) -> nn.Module:
+    """Stage 1, 2, 3 or 4."""
+    return resnet.get_submodule(f"layer{number}")
+
+
+class ResNetBackbone(Backbone):
+    """Stages of a ResNet as feature maps; inputs have any size of at least a stride.
+
+    Layer n is stage n. The last one that can be read is where its authors read it, so it goes
+    through what they put behind it.
+    """
+
+    def __init__(
+        self,
+        resnet: ResNet,
+        *,
+        num_stages: int,
+        strides: Sequence[int],
+        reading: Reading,
+        opening: nn.Module | None = None,
+        closing: nn.Module | None = None,
+        closing_dim: int | None = None,
+        normalize: bool = False,
+    ) -> None:
+        """Args:
+        resnet: whose stages after `num_stages` are dropped.
+        num_stages: stages that can be read.
+        strides: of each of them.
+        reading: of the input.
+        opening: what images go through first.
+        closing: what the last stage's output goes through.
+        closing_dim: channels that come out of `closing`.
+        normalize: features have length 1.
+        """
+        dims = [int(info["num_chs"]) for info in resnet.feature_info[1 : num_stages + 1]]
+        if closing_dim is not None:
+            dims[-1] = closing_dim
+        reflects = resnet.conv1.padding_mode == "reflect"  # which needs two features at least
+        super().__init__(
+            strides=strides,
+            dims=dims,
+            reading=reading,
+            side_multiple=1,
+            smallest_side=strides[-1] + reflects,
+        )
+        self.opening = opening or nn.Identity()
+        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.act1, resnet.maxpool)
+        self.stages = nn.ModuleList(stage(resnet, number + 1) for number in range(num_stages))
+        self.closing = closing or nn.Identity()
+        self.normalize = normalize
+
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        features = self.stem(self.opening(images))
+        for one in self.stages[:layer]:
+            features = one(features)
+        if layer == self.num_layers:
+            features = self.closing(features)
+        return F.normalize(features, dim=1) if self.normalize else features
+
+
+class Renormalize(nn.Module):
+    """Images of -1..1 normalised by a mean and a deviation of values 0..1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        return ((images + 1) / 2 - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+
+
+class RectifiedConv(nn.Conv2d):
+    """A 1x1 convolution without bias, then ReLU."""
+
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__(dim_in, dim, 1, bias=False)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, features: Float[Tensor, "batch dim_in rows columns"]
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        return F.relu(super().forward(features))
+
+
+class _TwoConvolutions(nn.Module):
+    """A residual block under the names of MAST's weights."""
+
+    def __init__(self, dim_in: int, dim: int, stride: int) -> None:
+        super().__init__()
+        self.left = nn.Sequential(
+            nn.Conv2d(dim_in, dim, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+            nn.BatchNorm2d(dim),
+        )
+        self.shortcut = nn.Sequential()
+        if dim_in != dim or stride != 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(dim_in, dim, 1, stride, bias=False), nn.BatchNorm2d(dim)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.left(x) + self.shortcut(x))
+
+
+class MastNetwork(nn.Module):
+    """The network of MAST and CorrFlow under the names of its weights: 64 channels at stride 4."""
+
+    widths = (64, 128, 256, 256)
+    stage_strides = (1, 2, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        extraction = nn.Module()
+        extraction.conv1 = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
+        )
+        dim_in = 64
+        for number, (dim, stride) in enumerate(zip(self.widths, self.stage_strides, strict=True)):
+            blocks = [_TwoConvolutions(dim_in, dim, stride), _TwoConvolutions(dim, dim, 1)]
+            extraction.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
+            dim_in = dim
+        self.feature_extraction = extraction
+        self.post_convolution = nn.Conv2d(dim_in, 64, 3, padding=1)
+
+
+class MastBackbone(Backbone):
+    """Stages of MAST's network, the last one through its closing convolution; never normalised."""
+
+    def __init__(self, network: MastNetwork, *, reading: Reading) -> None:
+        super().__init__(
+            strides=(2, 4, 4, 4), dims=(64, 128, 256, 64), reading=reading, side_multiple=1
+        )
+        self.network = network
+
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        extraction = self.network.feature_extraction
+        features = extraction.get_submodule("conv1")(images)
+        for number in range(layer):
+            features = extraction.get_submodule(f"layer{number + 1}")(features)
+        return self.network.post_convolution(features) if layer == self.num_layers else features
+
+
+# Readers for releases on ResNets: CRW, VFS, DUL, TimeCycle, ContCorr, MAST and CorrFlow.
+
+
+Weights = dict[str, Tensor]
+
+
+class Part(NamedTuple):
+    """A module before or after the ResNet."""
+
+    prefix: str
+    """Of the names of its tensors."""
+    build: Callable[[], nn.Module]
+    dim: int | None = None
+    """Of its output; None: that of its input."""
+
+
+def _crw_names(weights: Weights, source: Path) -> Weights:
+    """Its older networks had padding as a module before each convolution."""
+    return {re.sub(r"(conv[12])\.1\.weight$", r"\1.weight", k): w for k, w in weights.items()}
+
+
+def _without_time(weights: Weights, source: Path) -> Weights:
+    """Convolutions without the dimension of time, which is 1 long."""
+    for key, value in weights.items():
+        if value.ndim == 5 and value.shape[2] != 1:
+            raise CheckpointError(
+                f"{source}: {key} is {tuple(value.shape)}, expected a third dimension of 1; give "
+                "the release of TimeCycle"
+            )
+    # Its last convolution has two further dimensions of 1 for space, which stay.
+    return {key: w.squeeze(2) if w.ndim == 5 else w for key, w in weights.items()}
+
+
+def _vfs_names(weights: Weights, source: Path) -> Weights:
+    """Torchvision's names of tensors that VFS's training names after mmcv's modules."""
+    weights = {_torchvision_name(key): value for key, value in weights.items()}
+    if "fc.weight" in weights:
+        raise CheckpointError(
+            f"{source} is a ResNet with a classifier (fc), which VFS does not have; read it by "
+            "timm:resnet50@FILE or timm:resnet18@FILE"
+        )
+    return weights
+
+
+def _torchvision_name(key: str) -> str:
+    if not key.startswith("backbone."):
+        return key
+    key = key.removeprefix("backbone.").replace("downsample.conv.", "downsample.0.")
+    key = key.replace("downsample.bn.", "downsample.1.")
+    return re.sub(r"conv(\d)\.bn\.", r"bn\1.", re.sub(r"conv(\d)\.conv\.", r"conv\1.", key))
+
+
+class ResNetRelease(NamedTuple):
+    """What decides how a release on a ResNet is read.
+
+    `extra` matches names of tensors that it is known to have and inference does not read; `adapt`
+    gives the release's tensors the names and shapes that are read here.
+    """
+
+    name: str
+    prefix: str
+    extra: str
+    num_stages: int
+    normalize: bool
+    reading: Reading
+    reflect: bool = False
+    adapt: Callable[[Weights, Path], Weights] | None = None
+    opening: Part | None = None
+    closing: Part | None = None
+
+
+PREFIXED = (
+    ResNetRelease(
+        name="CRW",
+        prefix="encoder.model.",
+        extra=r"selfsim_fc\.\d+\.(weight|bias)",
+        num_stages=3,
+        normalize=True,
+        reading=Reading(protocol="crw"),
+        reflect=True,
+        adapt=_crw_names,
+    ),
+    ResNetRelease(
+        name="DUL",
+        prefix="fast_net.backbone.",
+        extra=r"fast_net\.emb_q\..+",
+        num_stages=4,
+        normalize=True,
+        reading=Reading(protocol="dul"),
+    ),
+    ResNetRelease(
+        name="TimeCycle",
+        prefix="encoderVideo.",
+        extra=r"(afterconv3_trans|afterconv4_trans|linear2)\.(weight|bias)",
+        num_stages=3,
+        normalize=True,
+        reading=Reading(protocol="timecycle"),
+        adapt=_without_time,
+        closing=Part("afterconv1.", lambda: RectifiedConv(1024, 512), dim=512),
+    ),
+    ResNetRelease(
+        name="ContCorr",
+        prefix="gray_encoder.",
+        extra=r"(rgb_encoder|decoder)\..+",
+        num_stages=4,
+        normalize=False,
+        reading=Reading(
+            protocol="contcorr",
+            colours="lab-8bit",
+            mean=(128.0, 128.0, 128.0),
+            std=(128.0, 128.0, 128.0),
+        ),
+        opening=Part("normalize.", Renormalize),
+    ),
+)
+"""Those whose tensors are told by their prefix."""
+
+VFS = ResNetRelease(
+    name="VFS",
+    prefix="",
+    extra=r"img_head\..+|iteration",
+    num_stages=3,
+    normalize=False,
+    reading=Reading(protocol="vfs"),
+    adapt=_vfs_names,
+)
+"""ResNet-18 or -50, under torchvision's names or those of its training."""
+
+MAST = Reading(protocol="mast", colours="lab", mean=(50.0, 0.0, 0.0), std=(50.0, 127.0, 127.0))
+CORRFLOW = Reading(protocol="corrflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+_STRIDES = (4, 8, 8, 8)
+
+
+def read_resnet(weights: Weights, *, release: ResNetRelease, source: Path) -> ResNetBackbone:
+    """The backbone of CRW, DUL, TimeCycle, ContCorr or VFS.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of the release.
+    """
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    if release.adapt is not None:
+        weights = release.adapt(weights, source)
+    opening = _load_part(release.opening, weights, source=source)
+    closing = _load_part(release.closing, weights, source=source)
+    return ResNetBackbone(
+        _load_resnet(weights, release, source=source),
+        num_stages=release.num_stages,
+        strides=_STRIDES[: release.num_stages],
+        reading=release.reading,
+        opening=opening,
+        closing=closing,
+        closing_dim=release.closing.dim if release.closing else None,
+        normalize=release.normalize,
+    )
+
+
+def read_mast(weights: Weights, *, reading: Reading, source: Path) -> MastBackbone:
+    """The backbone of MAST or CorrFlow, which have the same network.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of the release.
+    """
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    network = MastNetwork()
+    load_exactly(network, _with_counts(network, weights), source=source)
+    return MastBackbone(network, reading=reading)
+
+
+def _load_resnet(weights: Weights, release: ResNetRelease, *, source: Path) -> ResNet:
+    """The release's ResNet; what is left in `weights` beside it must be known."""
+    own = {
+        key.removeprefix(release.prefix): value
+        for key, value in weights.items()
+        if not re.fullmatch(release.extra, key)
+    }
+    depth = 50 if "layer1.0.conv3.weight" in own else 18
+    resnet = build_resnet(
+        depth, unit_stages=range(3, release.num_stages + 1), reflect=release.reflect
+    )
+    if release.num_stages < 4 and not any(key.startswith("layer4.") for key in own):
+        resnet.layer4 = nn.Identity()  # left out by code that does not run it
+    load_exactly(resnet, _with_counts(resnet, own), source=source)
+    return resnet
+
+
+def _load_part(part: Part | None, weights: Weights, *, source: Path) -> nn.Module | None:
+    """Builds a part of its tensors, which it takes out of `weights`."""
+    if part is None:
+        return None
+    module = part.build()
+    own = {key: weights.pop(key) for key in list(weights) if key.startswith(part.prefix)}
+    own = {key.removeprefix(part.prefix): value for key, value in own.items()}
+    load_exactly(module, own, source=source)
+    return module
+
+
+def _with_counts(module: nn.Module, weights: Weights) -> Weights:
+    """The weights with batch normalisation's counters, which old files lack and nothing reads."""
+    counts = (name for name in module.state_dict() if name.endswith("num_batches_tracked"))
+    return {name: torch.tensor(0) for name in counts} | weights
+
+
+# Readers for releases on ViTs: INO, DINO, iBOT, DINOv2 and DINOv3.
+
+
+_INO = Reading(std=RELEASED_STD, protocol="ino-davis", layer=OUR_LAYER)
+_DINO = Reading(std=RELEASED_STD, protocol="dino")
+_DINOV2 = Reading(protocol="dinov3")
+_DINOV3_NAMES = {
+    (384, 12, False): "vit_small_patch16_dinov3_qkvb",
+    (384, 12, True): "vit_small_plus_patch16_dinov3_qkvb",
+    (768, 12, False): "vit_base_patch16_dinov3_qkvb",
+    (1024, 24, False): "vit_large_patch16_dinov3_qkvb",
+    (1280, 32, True): "vit_huge_plus_patch16_dinov3_qkvb",
+}
+"""By width, number of blocks, and whether their MLPs are gated."""
+
+_HEAD = re.compile(r"(mlp\.\d+|last_layer2?)\.\w+")
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def read_vit(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
+    """The backbone of INO, DINO or iBOT, or of one of our networks alone.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of the release.
+    """
+    read = split_network(weights, source)
+    for name in read.head:
+        if not _HEAD.fullmatch(name):
+            raise CheckpointError(
+                f"{source} has an unexpected head.{name}: its head is none of INO, DINO or iBOT; "
+                "read weights for a model of timm by timm:NAME@FILE"
+            )
+    # Backbones alone are DINO's and iBOT's teachers, which have no mask token, or ours.
+    is_ino = is_of_ino(weights) or ("mask_token" in read.backbone and not read.head)
+    weights = dict(read.backbone)
+    weights.setdefault("mask_token", torch.zeros_like(weights["cls_token"]))
+    vit = _build_vit(weights, source=source)
+    load_exactly(vit, weights, source=source)
+    return VitBackbone(vit, reading=_INO if is_ino else _DINO)
+
+
+def is_of_ino(names: Iterable[str]) -> bool:
+    """Whether tensors of a network with its head are INO's."""
+    return any("headlist." in name for name in names)
+
+
+def read_dinov2(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
+    """The backbone of DINOv2: its networks of small, base and large width without registers.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of the release.
+    """
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    for key, model in (
+        ("register_tokens", "vit_small_patch14_reg4_dinov2"),
+        ("blocks.0.mlp.w12.weight", "vit_giant_patch14_dinov2"),
+    ):
+        if key in weights:
+            raise CheckpointError(
+                f"{source} is a DINOv2 network with {key}: read it by a model of timm, as in "
+                f"timm:{model}@FILE"
+            )
+    if "mask_token" in weights:
+        weights["mask_token"] = weights["mask_token"].reshape(1, 1, -1)
+    vit = _build_vit(weights, source=source, layer_scale=True)
+    load_exactly(vit, weights, source=source)
+    return VitBackbone(vit, reading=_DINOV2)
+
+
+def read_dinov3(weights: dict[str, Tensor], *, source: Path) -> TimmBackbone:
+    """The backbone of a ViT of DINOv3, as timm's model whose heads have a query and value bias.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of the release.
+    """
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    dim, depth = weights["storage_tokens"].shape[-1], _depth(weights)
+    model = _DINOV3_NAMES.get((dim, depth, "blocks.0.mlp.w1.weight" in weights))
+    if model is None:
+        raise CheckpointError(
+            f"{source} is a DINOv3 network of width {dim} with {depth} blocks, which is not known "
+            "here; read it by a model of timm, as in timm:vit_7b_patch16_dinov3@FILE"
+        )
+    weights.pop("mask_token", None)
+    periods = weights.pop("rope_embed.periods", None)
+    backbone = build_timm(model, reading=Reading(protocol="dinov3"))
+    converted = {}
+    for key, value in weights.items():
+        converted |= _dinov3_tensors(key, value, weights, source)
+    load_exactly(backbone.network, converted, source=source)
+    _take_periods(backbone, periods, source)
+    return backbone
+
+
+def _dinov3_tensors(
+    key: str, value: Tensor, weights: dict[str, Tensor], source: Path
+) -> dict[str, Tensor]:
+    """The tensors of timm's model that hold one of the release."""
+    if key == "storage_tokens":
+        return {"reg_token": value}
+    if key.endswith("attn.qkv.bias_mask"):
+        query, middle, last = value.chunk(3)
+        if not (bool((query == 1).all() and (last == 1).all()) and not middle.any()):
+            raise CheckpointError(
+                f"{source}: {key} is not 1 for queries and values and 0 for keys; give the release "
+                "of DINOv3"
+            )
+        return {}
+    if key.endswith("attn.qkv.bias"):
+        start = key.removesuffix("qkv.bias")
+        if f"{key}_mask" not in weights:
+            raise CheckpointError(f"{source} is not whole: missing {key}_mask")
+        query, _, last = value.chunk(3)  # the mask makes the keys' bias 0
+        return {f"{start}q_bias": query, f"{start}v_bias": last}
+    key = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", key)
+    key = key.replace("mlp.w1.", "mlp.fc1_g.").replace("mlp.w2.", "mlp.fc1_x.")
+    return {key.replace("mlp.w3.", "mlp.fc2."): value}
+
+
+def _take_periods(backbone: TimmBackbone, periods: Tensor | None, source: Path) -> None:
+    """Puts the release's periods of the rotary embedding, rounded to bf16, in place of timm's."""
+    own = backbone.network.get_submodule("rope").get_buffer("periods")
+    if periods is None:
+        raise CheckpointError(f"{source} is not whole: missing rope_embed.periods")
+    if periods.shape != own.shape or not torch.allclose(periods.float(), own, rtol=1e-2):
+        raise CheckpointError(
+            f"{source} has other rope_embed.periods than DINOv3's models; give a release of DINOv3"
+        )
+    own.copy_(periods)
+
+
+def _build_vit(
+    weights: dict[str, Tensor], *, source: Path, layer_scale: bool = False
+) -> VisionTransformer:
+    """A ViT of the sizes that the weights have."""
+    for key in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
+        if key not in weights:
+            raise CheckpointError(f"{source} is a ViT that is not whole: missing {key}")
+    dim = weights["cls_token"].shape[-1]
+    heads = {sizes["embed_dim"]: sizes["num_heads"] for sizes in ARCHITECTURES.values()}
+    if dim not in heads and dim % 64:
+        raise CheckpointError(
+            f"{source} is a ViT of width {dim}, whose number of heads is not known: expected a "
+            f"multiple of 64 or one of {', '.join(map(str, heads))}"
+        )
+    return VisionTransformer(
+        embed_dim=dim,
+        num_heads=heads.get(dim, dim // 64),
+        depth=_depth(weights),
+        patch_size=weights["patch_embed.proj.weight"].shape[-1],
+        position_side=position_side(weights),
+        layer_scale=layer_scale,
+    )
+
+
+def _depth(weights: dict[str, Tensor]) -> int:
+    """How many blocks the names speak of; 1 at least."""
+    found = (_BLOCK.match(name) for name in weights)
+    return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
+# Checkpoints that other projects released, told apart by the names of their tensors.
+#
+# Each is loaded key by key: a tensor that is missing, unknown or of another shape is an error, and
+# what a release is known to hold beside the network that inference runs is named here.
+
+
+KNOWN = (
+    "INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, DUL, MAST, CorrFlow, TimeCycle, ContCorr and runs "
+    "of ino train"
+)
+
+
+class Kind(NamedTuple):
+    """A kind of release, told by the tensors that only it has."""
+
+    mark: str
+    """Regular expression that one of the names has to match from its start."""
+    read: Callable[..., Backbone]
+    """Takes the tensors by name, and `source` for messages."""
+    keeps_module: bool = False
+    """`module.` before the names belongs to the mark."""
+
+    def matches(self, name: str) -> bool:
+        plain = name if self.keeps_module else name.removeprefix("module.")
+        return re.match(self.mark, plain) is not None
+
+
+_KINDS = (
+    *(Kind(re.escape(r.prefix) + "conv1", partial(read_resnet, release=r)) for r in PREFIXED),
+    # The same names but for this prefix.
+    Kind(r"module\.feature_extraction\.conv1\.0", partial(read_mast, reading=CORRFLOW), True),
+    Kind(r"feature_extraction\.conv1\.0", partial(read_mast, reading=MAST), True),
+    Kind(r"backbone\.conv1\.conv\.", partial(read_resnet, release=VFS)),
+    Kind(r"layer1\.0\.conv1\.weight", partial(read_resnet, release=VFS)),
+    Kind(r"storage_tokens", read_dinov3),
+    Kind(r"blocks\.0\.ls1\.gamma", read_dinov2),
+    Kind(r"(backbone\.)?(cls_token|pos_embed|patch_embed\.proj\.)", read_vit),
+)
+
+
+def read_release(
+    content: dict[str, Any], *, source: Path, network: NetworkName | None = None
+) -> Backbone:
+    """The backbone of a release, in evaluation mode.
+
+    Args:
+        content: of the file.
+        source: for messages.
+        network: of a file that has a student and a teacher; None for what its authors evaluate:
+            the student of INO, the teacher of DINO and iBOT. A file of one network warns.
+
+    Raises:
+        CheckpointError: the kind is unknown, its tensors are not exactly those it should have, or
+            the file does not hold the network.
+    """
+    networks = {name: w for name, w in networks_in(content).items() if are_tensors(w)}
+    names = next(iter(networks.values()), {})
+    for kind in _KINDS:
+        if any(kind.matches(name) for name in names):
+            is_ino = any(is_of_ino(weights) for weights in networks.values())
+            usual = "student" if is_ino else "teacher"
+            weights = choose_network(networks, network=network, usual=usual, source=source)
+            return kind.read(weights, source=source).eval()
+    raise CheckpointError(
+        f"{source} is of no kind that is known, which are {KNOWN}: its first keys are "
+        f"{', '.join(list(names or content)[:3]) or 'none'}; weights for a model of timm are read "
+        "by timm:NAME@FILE"
+    )

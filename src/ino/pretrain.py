@@ -1,0 +1,74 @@
+"""Pretraining that is scored on the way: training, and masks carried through labelled sequences."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ino.data.davis import read_davis
+from ino.errors import ConfigError
+from ino.models.backbone import choose_device
+from ino.models.load import RELEASED_STD, VitBackbone
+from ino.models.vit import build_vit
+from ino.models.weights import load_exactly
+from ino.propagate.tracker import Tracker
+from ino.tasks.davis import evaluate_davis
+from ino.tasks.results import sized_protocol
+from ino.train.config import TrainConfig, resolve
+from ino.train.log import check_wandb
+from ino.train.loop import train
+from ino.train.monitors import Evaluate
+
+FOLDER = "evaluations"
+
+
+def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
+    """Trains as `ino.train.loop.train` does and gives the last checkpoint.
+
+    Every `run.eval_every` steps, and after the last, the student is scored on the sequences of
+    `run.eval_root`: J&F, J and F in percent go into the log as `eval_jf`, `eval_j` and `eval_f`,
+    the masks into `evaluations/step_.../`, and the best state is kept as checkpoints/best.pt.
+
+    Raises:
+        DatasetError: the sequences are not there.
+        ConfigError: `run.eval_every` is set and `run.eval_root` is not, or the protocol cannot be.
+        InoError: see `train`.
+    """
+    config = resolve(config)
+    check_wandb(config.run.wandb)
+    evaluate = build_evaluation(config, out=out) if config.run.eval_every else None
+    return train(config, out=out, resume=resume, evaluate=evaluate)
+
+
+def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
+    """What scores a student's backbone by the settings of a run, once they are found usable."""
+    run = config.run
+    if not run.eval_root:
+        raise ConfigError("run.eval_every is set, but not run.eval_root, the folder of a data set")
+    root, sequences = Path(run.eval_root), run.eval_sequences or None
+    protocol = sized_protocol(run.eval_protocol, short_side=run.eval_short_side or None)
+    if not read_davis(root, year=run.eval_year, split=run.eval_split, sequences=sequences):
+        raise ConfigError(f"run.eval_root {root} lists no sequence in {run.eval_split}.txt")
+    model = config.model
+
+    def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
+        vit = build_vit(model.arch, patch_size=model.patch_size)
+        folder = out / FOLDER / f"step_{step:08d}"
+        load_exactly(vit, dict(weights), source=folder)
+        backbone = VitBackbone(vit.eval())
+        if config.variant == "released":
+            backbone.std = RELEASED_STD
+        scores = evaluate_davis(
+            root,
+            out=folder,
+            tracker=Tracker(backbone, protocol=protocol, device=choose_device(run.accelerator)),
+            year=run.eval_year,
+            split=run.eval_split,
+            sequences=sequences,
+            settings={"weights": f"student after {step} steps", "root": str(root)},
+            overwrite=True,
+        )
+        named = {"eval_jf": scores.jf_mean, "eval_j": scores.j_mean, "eval_f": scores.f_mean}
+        return {name: 100 * value for name, value in named.items()}
+
+    return evaluate

@@ -1,0 +1,90 @@
+"""Labels of any kind carried through the frames of a video: images in, soft labels out.
+
+For tasks whose labels are not masks of objects, or whose papers feed the network square images.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ino.data.video import image_size, in_background, read_image
+from ino.errors import ConfigError
+from ino.models.backbone import choose_device, computes_in_bf16
+from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
+from ino.propagate.propagator import Propagator
+from ino.propagate.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class LabelTracker:
+    """Carries labels through videos under one protocol, as `Tracker` does masks of objects.
+
+    Attributes:
+        backbone: for instance from `ino.models.load.load_backbone`.
+        protocol: decides the context, the window, top-k and, without an input size, the input.
+        device: where everything is computed.
+        precision: of the network, as for `Tracker`.
+        input_size: side of the square that each frame is made, pixels, whatever its shape; None
+            leaves the size to the protocol.
+    """
+
+    backbone: FeatureBackbone
+    protocol: Protocol
+    device: torch.device | str = "cpu"
+    precision: Precision = "fp32"
+    input_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_size is not None and self.input_size < 1:
+            raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
+        choose_device(str(self.device))
+        self._extractor()  # what does not fit is told of before work
+
+    def track(
+        self,
+        frames: Sequence[Path],
+        first: Callable[[tuple[int, int]], Tensor],
+    ) -> Generator[Float[Tensor, "rows columns channel"]]:
+        """The soft labels of each frame, those of the first one as given; images are read ahead
+        in a thread, which ends when the result is closed.
+
+        Args:
+            frames: images of one size.
+            first: labels of the first frame for a grid of rows and columns.
+
+        Raises:
+            VideoError: a frame is broken, too small, or of another size than the first.
+            ConfigError: the backbone does not fit the protocol.
+        """
+        if isinstance(self.backbone, nn.Module):
+            self.backbone.to(self.device).eval()
+        extractor = self._extractor()
+        screening = computes_in_bf16(torch.device(self.device))
+        propagator = Propagator(self.protocol, screening=screening)
+        size = image_size(frames[0])
+        with closing(in_background(read_image(path, size=size) for path in frames)) as images:
+            for number, frame in enumerate(images):
+                if self.input_size is not None:
+                    square = (self.input_size, self.input_size)
+                    frame = cv2.resize(frame, square, interpolation=cv2.INTER_LINEAR)
+                features = extractor(frame)
+                check_finite(features, str(frames[number]))
+                grid = (features.shape[0], features.shape[1])
+                yield propagator.step(features, first(grid) if number == 0 else None)
+
+    def _extractor(self) -> FeatureExtractor:
+        protocol = self.protocol
+        if self.input_size is not None:
+            protocol = dataclasses.replace(
+                protocol, short_side=None, size_multiple=None, rounding="none", fixed_sizes=()
+            )
+        return FeatureExtractor(
+            self.backbone, protocol=protocol, device=self.device, precision=self.precision
+        )

@@ -1,0 +1,214 @@
+"""How results were made, stored beside them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ino import __version__
+from ino.data.video import image_size, in_background, read_image
+from ino.errors import ConfigError, OutputError
+from ino.models.backbone import split_weights
+from ino.models.load import bundled_folder
+from ino.models.weights import exported_weights, find_checkpoint, is_exported
+from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.tracker import Tracker
+from ino.system import new_folder, remove_leftovers, write_text
+
+OnFrame = Callable[[], None]
+"""Called after each frame."""
+
+
+def sized_protocol(
+    name: str,
+    /,
+    *,
+    short_side: int | None,
+    layer: int | None = None,
+    radius: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Protocol:
+    """A named protocol for frames of another size; its radius covers the same part of a frame.
+
+    Args:
+        name: one of `ino.propagate.protocols`.
+        short_side: pixels; None for the protocol's own size.
+        layer: block whose features are read; None for the protocol's own.
+        radius: feature positions, taken as it is; None: scaled with `short_side`.
+        overrides: other fields. Here None is a value, and a short side leaves the radius as it is.
+
+    Raises:
+        ConfigError: the name or a field is unknown, one is given twice, or a value is out of range.
+    """
+    chosen = dict(overrides or {})
+    given = {"short_side": short_side, "layer": layer, "radius": radius}
+    given = {field: value for field, value in given.items() if value is not None}
+    if twice := [field for field in given if field in chosen]:
+        raise ConfigError(f"{twice[0]} is given twice, by itself and under set; keep one")
+    usual, fields = get_protocol(name), chosen | given
+    if short_side is not None and usual.radius is not None and usual.short_side is not None:
+        get_protocol(name, short_side=short_side)  # what cannot be is told of before it is used
+        fields.setdefault("radius", max(1, round(usual.radius * short_side / usual.short_side)))
+    return get_protocol(name, **fields)
+
+
+def write_settings(path: Path, protocol: Protocol, settings: Mapping[str, Any] | None) -> None:
+    """Stores how results were made: protocol, settings and version."""
+    write_text(path, settings_text(protocol, settings))
+
+
+def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str:
+    """What `write_settings` writes: two results were made alike where these are equal."""
+    content = {
+        "version": __version__,
+        **(settings or {}),
+        "protocol": dataclasses.asdict(protocol),
+    }
+    return json.dumps(content, indent=2, default=str) + "\n"
+
+
+def fingerprint(weights: str) -> dict[str, str]:
+    """What tells one file of weights from another, so that a resumed run notices a change."""
+    if weights == "color":  # as a row of a suite may be called, and so a folder at hand
+        return {}
+    _, path = split_weights(weights)
+    if path is None and (given := bundled_folder(weights) or Path(weights)).exists():
+        path = exported_weights(given) if is_exported(given) else find_checkpoint(given)
+    if path is None or not path.is_file():
+        return {}  # a name such as `color`
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"checkpoint": str(path), "sha256": digest}
+
+
+# Folders of results that a later run may go on with, and what in them is done.
+#
+# A folder holds results of one `settings.json` only: another is refused, never mixed in silently.
+
+
+_FINISHED = "finished.txt"
+_MISSING = object()
+
+
+def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> None:
+    """Makes the folder ready for results of these settings and no others.
+
+    Args:
+        out: created where it is missing.
+        settings: the text of settings.json, an object of JSON.
+        resume: go on with results that were made with the same settings.
+        overwrite: where `resume` is off, accept a folder that holds something; nothing in it counts
+            as done.
+
+    Raises:
+        OutputError: the folder holds something and neither is given, its settings are others, or it
+            cannot be written to.
+    """
+    stored = out / "settings.json"
+    if resume and stored.is_file():
+        check_settings(stored, json.loads(settings))
+        remove_leftovers(out)
+        return
+    if resume:
+        advice = "it has no settings.json that tells how it was made; choose another --out"
+    else:
+        advice = "choose another --out, or pass --resume to go on or --overwrite to do all anew"
+    new_folder(out, overwrite=overwrite, advice=advice)
+    # An older list goes first: a kill between the two must not leave masks of other settings as
+    # done, and where there is none, nothing may be in the folder before its settings are.
+    if (out / _FINISHED).exists():
+        write_text(out / _FINISHED, "")
+    write_text(stored, settings)
+
+
+def read_finished(out: Path) -> list[str]:
+    """The names that were noted as done, in that order."""
+    path = out / _FINISHED
+    if not path.is_file():
+        return []
+    # A byte that is no text makes a name that no result has, which is done again.
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def note_finished(out: Path, name: str) -> None:
+    """Notes a name as done; call it once its results are on disk.
+
+    Raises:
+        OutputError: the note cannot be written.
+    """
+    names = dict.fromkeys([*read_finished(out), name])
+    write_text(out / _FINISHED, "".join(f"{one}\n" for one in names))
+
+
+def check_settings(
+    path: Path, settings: Mapping[str, Any], *, leave_out: Collection[str] = ()
+) -> None:
+    """Compares settings with those that were stored.
+
+    Args:
+        path: of settings.json.
+        settings: that it should hold.
+        leave_out: names that are not compared.
+
+    Raises:
+        OutputError: they are others, or the file is broken; the message names the first.
+    """
+    try:
+        stored = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise OutputError(
+            f"{path} is broken, so what made the results beside it cannot be told: choose another "
+            "--out or pass --overwrite in place of --resume"
+        ) from error
+    ours = _flat(settings)
+    for name in sorted({*ours, *stored} - {*leave_out}):
+        if ours.get(name, _MISSING) != stored.get(name, _MISSING):
+            before, now = (one.get(name, "not set") for one in (stored, ours))
+            raise OutputError(
+                f"{path} says that {name} was {before}, but now it is {now}: resume with the same "
+                "settings, or choose another --out"
+            )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the fields of the protocol among them."""
+    flat = {name: value for name, value in settings.items() if name != "protocol"}
+    fields = settings.get("protocol", {}).items()
+    return flat | {f"protocol field {name}": value for name, value in fields}
+
+
+# Masks carried through a folder's images while these are read and results are used.
+
+
+def propagate_masks(
+    frames: Sequence[Path], masks: Mapping[int, np.ndarray], *, tracker: Tracker
+) -> Generator[tuple[Path, UInt8[np.ndarray, "height width"]]]:
+    """Each frame with its label map, in order; a few are read and carried ahead in threads.
+
+    Close the result to end the threads at once.
+
+    Args:
+        frames: images of one size.
+        masks: label maps by the number of their frame, see `Tracker.track`.
+        tracker: carries the masks.
+
+    Raises:
+        VideoError: a frame is broken or of another size than the first.
+        MaskError: see `Tracker.track`.
+    """
+    with closing(in_background(_labels(frames, masks, tracker))) as results:
+        yield from zip(frames, results, strict=True)
+
+
+def _labels(
+    frames: Sequence[Path], masks: Mapping[int, np.ndarray], tracker: Tracker
+) -> Generator[np.ndarray]:
+    size = image_size(frames[0])
+    with closing(in_background(read_image(path, size=size) for path in frames)) as images:
+        yield from tracker.track(images, masks, num_frames=len(frames))

@@ -1,0 +1,242 @@
+"""A video with its masks into a folder of results."""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from ino.data.label_maps import read_labels, write_labels
+from ino.data.video import (
+    VideoInfo,
+    VideoWriter,
+    count_frames,
+    in_background,
+    read_clip,
+    read_frames,
+    read_info,
+)
+from ino.errors import ConfigError, MaskError, VideoError
+from ino.overlay import draw_overlay
+from ino.propagate.tracker import Tracker
+from ino.system import new_folder, write_text
+from ino.tasks.results import OnFrame, write_settings
+
+_LOG = logging.getLogger("ino")
+
+LOST = 0.5
+"""An object of which less finds back to its reference gets a warning."""
+
+
+def segment_video(
+    video: Path,
+    masks: Mapping[int, np.ndarray],
+    *,
+    out: Path,
+    tracker: Tracker,
+    settings: Mapping[str, Any] | None = None,
+    overlay: bool = True,
+    correct: bool = False,
+    both_ways: bool = False,
+    check_every: int = 0,
+    overwrite: bool = False,
+    on_frame: OnFrame = lambda: None,
+) -> int:
+    """Carries masks through a video into a folder and gives the number of frames done.
+
+    Writes `masks/00000.png` and so on (indexed, DAVIS palette), `overlay.mp4` and `settings.json`.
+    Nothing is written before the first mask is known to fit.
+
+    Args:
+        video: a video file or a folder of images.
+        masks: frame number, from 0, to label map (see `Tracker.track`).
+        out: folder of the results.
+        tracker: carries the masks.
+        settings: stored beside the protocol and the choices below, such as the name of the weights;
+            unless they name `masks`, the numbers of the masks' frames are stored.
+        overlay: write the video with masks drawn over it.
+        correct: later masks also correct the objects of earlier ones.
+        both_ways: each frame gets its labels from the nearest mask, before or after it; each mask
+            holds all visible objects.
+        check_every: frames between two looks at what finds back to its reference, which are stored
+            as `survival.json` and warn of objects that were lost; 0: never. Not with `both_ways`.
+        overwrite: accept a folder that holds something.
+        on_frame: called after each frame.
+
+    Raises:
+        VideoError: the video cannot be read, or breaks off; the masks up to there are kept.
+        MaskError: see `Tracker.track`.
+        OutputError: the folder holds something and `overwrite` is off, or cannot be written.
+    """
+    if check_every < 0:
+        raise ConfigError(f"check_every is 0 (never) or more frames, but it is {check_every}")
+    info = read_info(video)
+    _check_sizes(masks, info)
+    if both_ways:
+        if skipped := ["--correct"] * correct + ["--check-every"] * (check_every > 0):
+            words = "these options have no meaning with --both-ways and are skipped: %s"
+            _LOG.warning(words, ", ".join(skipped))
+            correct, check_every = False, 0
+        found = _carried_both_ways(video, masks, tracker)
+    else:
+        found = _carried_forward(video, masks, tracker, correct=correct, check_every=check_every)
+    with closing(in_background(found)) as results:
+        first = next(results)  # raises what is wrong with masks before anything is written
+        folder = new_folder(out, overwrite=overwrite) / "masks"
+        folder.mkdir(exist_ok=True)
+        choices = {"correct": correct, "both_ways": both_ways, "check_every": check_every}
+        stored = {"masks": [int(number) for number in sorted(masks)], **choices, **(settings or {})}
+        write_settings(out / "settings.json", tracker.protocol, stored)
+        movie = out / "overlay.mp4"
+        in_order = overlay and not both_ways
+        with VideoWriter(movie, fps=info.fps) if in_order else nullcontext() as writer:
+            done, broken = _write(chain([first], results), folder, writer, on_frame)
+    _remove_stale(folder, done)
+    if check_every:
+        _report_survival(done, out / "survival.json")
+    if broken is not None:
+        raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
+    if overlay and both_ways:
+        _draw_afterwards(video, folder, movie, fps=info.fps)
+    return len(done)
+
+
+class _Carried(NamedTuple):
+    """A frame, its label map, and how much of each object finds back, if that was looked at."""
+
+    number: int
+    frame: np.ndarray
+    labels: np.ndarray
+    survival: dict[int, float] | None = None
+
+
+def _check_sizes(masks: Mapping[int, np.ndarray], info: VideoInfo) -> None:
+    for index, mask in masks.items():
+        if mask.shape != (info.height, info.width):
+            raise MaskError(
+                f"the mask of frame {index} is {mask.shape[0]}x{mask.shape[1]} but the frames are "
+                f"{info.height}x{info.width} (height x width); give a mask of the video's size or "
+                "pass --resize-mask"
+            )
+
+
+def _carried_forward(
+    video: Path,
+    masks: Mapping[int, np.ndarray],
+    tracker: Tracker,
+    *,
+    correct: bool,
+    check_every: int,
+) -> Iterator[_Carried]:
+    """All frames in order, decoded ahead."""
+    pending: deque[np.ndarray] = deque()
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame in read_frames(video):
+            pending.append(frame)
+            yield frame
+
+    num_frames = read_info(video).num_frames or None
+    if num_frames is not None and max(masks, default=0) >= num_frames:
+        num_frames = count_frames(video)  # what a header states may be wrong
+    with closing(in_background(frames())) as decoded:
+        results = tracker.track(decoded, masks, num_frames=num_frames, correct=correct)
+        for index, labels in enumerate(results):
+            checks = check_every and index % check_every == 0 and index > min(masks)
+            survival = tracker.survival() if checks else None
+            yield _Carried(index, pending.popleft(), labels, survival)
+
+
+def _carried_both_ways(
+    video: Path, masks: Mapping[int, np.ndarray], tracker: Tracker
+) -> Iterator[_Carried]:
+    """All frames, those nearest to the first mask first."""
+    frames = _Frames(video)
+    for index, labels in tracker.track_both_ways(frames, masks):
+        yield _Carried(index, frames[index], labels)
+
+
+def _write(
+    results: Iterable[_Carried], folder: Path, writer: VideoWriter | None, on_frame: OnFrame
+) -> tuple[dict[int, dict[int, float] | None], VideoError | None]:
+    """Writes masks and gives, by the frames' numbers, how much finds back; and why they end, if
+    the video broke off."""
+    done: dict[int, dict[int, float] | None] = {}
+    try:
+        for number, frame, labels, survival in results:
+            write_labels(folder / f"{number:05d}.png", labels)
+            if writer is not None:
+                writer.write(draw_overlay(frame, labels))
+            done[number] = survival
+            on_frame()
+    except VideoError as error:
+        return done, error
+    return done, None
+
+
+def _draw_afterwards(video: Path, folder: Path, movie: Path, *, fps: float) -> None:
+    """The overlay from masks on disk, which came in another order than frames."""
+    with VideoWriter(movie, fps=fps) as writer:
+        for index, frame in enumerate(read_frames(video)):
+            writer.write(draw_overlay(frame, read_labels(folder / f"{index:05d}.png")))
+
+
+class _Frames(Sequence[np.ndarray]):
+    """The frames of a video by number; a few neighbours are decoded together and kept."""
+
+    _AT_ONCE = 16
+
+    def __init__(self, video: Path) -> None:
+        self._video = video
+        # Read once, so that a video that breaks off is refused before anything is written.
+        self._num_frames = sum(1 for _ in read_frames(video))
+        self._first = -1
+        self._kept = np.empty(0)
+
+    def __len__(self) -> int:
+        return self._num_frames
+
+    def __getitem__(self, index: Any) -> Any:
+        first = index // self._AT_ONCE * self._AT_ONCE
+        if first != self._first:
+            end = min(first + self._AT_ONCE, self._num_frames)
+            self._kept, self._first = read_clip(self._video, range(first, end)), first
+        return self._kept[index - first]
+
+
+def _remove_stale(folder: Path, done: Collection[int]) -> None:
+    """Removes the masks of an earlier, longer result that this one overwrites."""
+    for path in folder.glob("*.png"):
+        if path.stem.isdecimal() and int(path.stem) not in done:
+            path.unlink()
+
+
+def _report_survival(done: Mapping[int, Mapping[int, float] | None], path: Path) -> None:
+    """Stores it and warns of objects that did not find back."""
+    survival = {number: found for number, found in done.items() if found is not None}
+    write_text(path, json.dumps(survival, indent=2) + "\n")
+    for label in sorted({label for found in survival.values() for label in found}):
+        lost = [index for index, found in survival.items() if found.get(label, 1.0) < LOST]
+        if lost:
+            _LOG.warning(
+                f"object {label} does not find back to its reference from {len(lost)} of "
+                f"{len(survival)} frames, the first of them {lost[0]}: look at its masks there, "
+                "and give another mask if they are wrong"
+            )
+
+
+def resize_masks(
+    masks: Mapping[int, np.ndarray], *, size: tuple[int, int]
+) -> dict[int, np.ndarray]:
+    """Masks of height x width `size`, by nearest neighbour."""
+    height, width = size
+    return {
+        index: cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        for index, mask in masks.items()
+    }

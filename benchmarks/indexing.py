@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ino.data import video_index
-from ino.data.decode import VideoFile, _table_of_packets
+from ino.data.decode import VideoFile, _frames_of_packets
 from ino.data.video_index import VideoHeader, find_videos, index_videos
 from reading import write_drawn
 from report import build_parser, conclude, describe_machine, peak_bytes, print_table
@@ -78,7 +78,7 @@ def header_rates(videos: Path) -> dict[str, float]:
     before = time.process_time()
     for path in paths:
         with VideoFile(path, num_threads=1) as file:
-            _table_of_packets(file)
+            _frames_of_packets(file)
     packets = len(paths) / (time.process_time() - before)
     before, before_wait = time.process_time(), time.perf_counter()
     index_videos([videos], file=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ino.data.clips import PathTable
-from ino.data.decode import Remembered
+from ino.data.decode import LRUCache
 
 PATHS = ["a.mp4", "folder/ü b.mp4", os.fsdecode(b"caf\xe9.mp4"), "/x/y.mkv"]
 

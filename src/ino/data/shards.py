@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ino.data.clips import ClipSampling, count_batches, frame_indices
-from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers, count_frames_of, read_numbered
+from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
 from ino.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key, read_image
 from ino.data.video_index import leave_out
 from ino.errors import ConfigError, VideoError
@@ -52,7 +52,7 @@ class ShardVideo:
         name, content = self.files[0]
         if not is_image_member(name):
             with VideoFile(self.path, num_threads=1, content=content) as file:
-                return read_numbered(file, choose(count_frames_of(file), file.fps))
+                return file.read_frames_at(choose(file.count_frames(), file.fps))
         indices = choose(len(self.files), NOMINAL_FPS)
         check_numbers(self.path, indices, num_frames=len(self.files))
         frames: dict[int, np.ndarray] = {}

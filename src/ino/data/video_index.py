@@ -93,7 +93,7 @@ def _count_in_header(file: VideoFile) -> int:
         VideoError: the file ends before the length that its header promises.
     """
     if "mp4" in file.formats and file.stream.frames:
-        size = file.size
+        size = file.num_bytes
         entries = file.stream.index_entries
         is_whole = [entry.pos + entry.size <= size for entry in entries]
         if not all(is_whole):

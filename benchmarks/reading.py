@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         short = write_drawn(Path(name) / "short.mp4", num_frames=250)
         long = write_drawn(Path(name) / "long.mp4", num_frames=25 * seconds)
-        videos = find_videos([options.videos]) if options.videos else [short]
+        videos = (
+            [Path(name) for name in find_videos([options.videos])] if options.videos else [short]
+        )
         places = {"short": videos, "long": [long]}
         measured = {kind: measure(paths, num_clips) for kind, paths in places.items()}
     rows = [

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import io
-import json
 import logging
 import sys
 import tarfile
@@ -17,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from video_files import moving_frames, write_video
+from video_files import moving_frames, quarantined, write_video
 
 from ino.data import shards as shards_module
 from ino.data.clips import ClipSampling
@@ -265,13 +264,12 @@ def test_broken_videos_are_replaced_and_named_once(folder, contents, tmp_path, c
     members[1] = ("1.mp4", contents[1][:200])
     members[2] = ("2.mp4", b"")
     shard = str(write_tar(tmp_path / "some.tar", members))
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     with caplog.at_level(logging.WARNING, logger="ino"):
         whole = clips_of([shard], quarantine=quarantine)
     assert {clip.shape[1] for clips in whole for clip in clips} == {16, 22}
-    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
-    assert {line["path"] for line in lines} == {f"{shard}/1.mp4", f"{shard}/2.mp4"}
-    assert len(lines) == len(caplog.messages) == 2
+    assert quarantined(quarantine).keys() == {f"{shard}/1.mp4", f"{shard}/2.mp4"}
+    assert len(caplog.messages) == 2
     # What was found broken before a restart changes nothing.
     assert as_bytes(clips_of([shard], first=5)) == as_bytes(whole[5:])
 
@@ -285,12 +283,10 @@ def test_a_shard_cut_short_gives_what_is_whole_and_is_named(contents, tmp_path, 
     assert f"breaks off after {num_whole} videos" in fault
     with pytest.raises(ShardCutError, match=f"breaks off after {num_whole} whole videos"):
         list(read_shard(str(shard)))
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     with caplog.at_level(logging.WARNING, logger="ino"):
         clips_of([str(shard)], quarantine=quarantine)
-    assert [json.loads(line)["path"] for line in quarantine.read_text().splitlines()] == [
-        str(shard)
-    ]
+    assert list(quarantined(quarantine)) == [str(shard)]
     assert len(caplog.messages) == 1
 
 

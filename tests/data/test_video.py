@@ -507,7 +507,7 @@ def test_a_pattern_is_a_video(tmp_path):
     folder = write_images(tmp_path, names)
     pattern = folder / "left_%03d.png"
     assert is_video(pattern)
-    assert find_videos([pattern]) == [pattern]
+    assert find_videos([pattern]) == [str(pattern)]
     assert read_info(pattern).num_frames == 3
     assert values_of(np.stack(list(read_frames(pattern)))) == [0, 1, 2]
     assert values_of(read_clip(folder / "left_%d.png", [0])) == [4]

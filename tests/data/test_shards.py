@@ -25,7 +25,6 @@ from ino.data.shards import (
     ShardCutError,
     ShardSchedule,
     ShardVideo,
-    count_videos,
     expand_shards,
     read_shard,
     survey_shards,
@@ -126,7 +125,7 @@ def test_images_of_one_folder_are_a_video_in_natural_order(tmp_path):
     shard = str(write_tar(tmp_path / "images.tar", members))
     videos = list(read_shard(shard))
     assert [video.name for video in videos] == [f"{shard}/a", f"{shard}/b"]
-    assert count_videos(shard) == (2, "")
+    assert survey_shards([shard], num_stated=0) == ([shard], 2, {})
     assert videos[0].read_chosen(lambda n, fps: [0, n - 1])[:, 0, 0, 0].tolist() == [20, 100]
 
 
@@ -278,9 +277,9 @@ def test_a_shard_cut_short_gives_what_is_whole_and_is_named(contents, tmp_path, 
     whole = write_tar(tmp_path / "whole.tar", [(f"{n}.mp4", contents[n]) for n in range(4)])
     shard = tmp_path / "cut.tar"
     shard.write_bytes(whole.read_bytes()[: 2 * len(contents[0]) + 2500])
-    num_whole, fault = count_videos(str(shard))
+    _, num_whole, faults = survey_shards([str(shard)], num_stated=0)
     assert 0 < num_whole < 4
-    assert f"breaks off after {num_whole} videos" in fault
+    assert f"breaks off after {num_whole} whole videos" in faults[str(shard)]
     with pytest.raises(ShardCutError, match=f"breaks off after {num_whole} whole videos"):
         list(read_shard(str(shard)))
     quarantine = tmp_path / "quarantine.sqlite"
@@ -297,7 +296,6 @@ def test_shards_without_videos_are_told(kind, tmp_path):
         write_tar(path, [("a.json", b"{}")])
     else:
         path.write_bytes(b"" if kind == "empty" else b"no tar" * 400)
-    assert count_videos(str(path))[0] == 0
     reason = "holds no video:" if kind == "without videos" else r"\(it is empty or no tar file\)"
     with pytest.raises(VideoError, match=rf"no shard holds a video .*0\.tar .*{reason}"):
         survey_shards([str(path)], num_stated=0)

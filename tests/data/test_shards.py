@@ -3,7 +3,6 @@
 import functools
 import http.server
 import io
-import json
 import logging
 import sys
 import tarfile
@@ -17,16 +16,14 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from video_files import moving_frames, write_video
+from video_files import moving_frames, quarantined, write_video
 
 from ino.data import shards as shards_module
 from ino.data.clips import ClipSampling
 from ino.data.shards import (
     ShardClips,
     ShardCutError,
-    ShardSchedule,
     ShardVideo,
-    count_videos,
     expand_shards,
     read_shard,
     survey_shards,
@@ -75,6 +72,12 @@ def folder(contents, tmp_path_factory) -> Path:
     return folder
 
 
+def data_of(shards: list[str], num_clips: int, **options) -> ShardClips:
+    return ShardClips(
+        shards, num_clips, **{"seed": 0, "sampling": SHORT, "quarantine": None, **options}
+    )
+
+
 def clips_of(
     shards: list[str],
     *,
@@ -88,15 +91,16 @@ def clips_of(
     num_clips: int = 2 * NUM_VIDEOS,
     quarantine: Path | None = None,
 ) -> list[list[torch.Tensor]]:
-    schedule = ShardSchedule(
+    data = data_of(
+        shards,
         num_clips,
-        num_shards=len(shards),
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
+        seed=seed,
+        quarantine=quarantine,
     )
-    data = ShardClips(shards, schedule=schedule, sampling=SHORT, seed=seed, quarantine=quarantine)
-    schedule.set_position(epoch, first)
+    data.set_position(epoch, first)
     return list(DataLoader(data, batch_size=None, collate_fn=list, num_workers=num_workers))
 
 
@@ -127,7 +131,7 @@ def test_images_of_one_folder_are_a_video_in_natural_order(tmp_path):
     shard = str(write_tar(tmp_path / "images.tar", members))
     videos = list(read_shard(shard))
     assert [video.name for video in videos] == [f"{shard}/a", f"{shard}/b"]
-    assert count_videos(shard) == (2, "")
+    assert survey_shards([shard], num_stated=0) == ([shard], 2, {})
     assert videos[0].read_chosen(lambda n, fps: [0, n - 1])[:, 0, 0, 0].tolist() == [20, 100]
 
 
@@ -159,32 +163,32 @@ def test_videos_are_counted_by_the_headers_of_members(folder):
 
 
 def test_streams_give_each_video_its_turn():
-    schedule = ShardSchedule(640, num_shards=32, batch_size=4)
-    assert (schedule.num_groups, schedule.num_phases) == (4, 8)
-    seen = {schedule.source_of(batch, place) for batch in range(160) for place in range(4)}
-    assert seen == {(stream, item) for stream in range(32) for item in range(20)}
     shards = [str(number) for number in range(32)]
-    dealt = [schedule.shards_of(s, shards, seed=0, epoch=1) for s in range(32)]
+    data = data_of(shards, 640, batch_size=4)
+    assert (data.num_groups, data.num_phases) == (4, 8)
+    seen = {data.source_of(batch, place) for batch in range(160) for place in range(4)}
+    assert seen == {(stream, item) for stream in range(32) for item in range(20)}
+    dealt = [data.shards_of(stream, epoch=1) for stream in range(32)]
     assert sorted(chain(*dealt)) == sorted(shards)
-    assert dealt != [schedule.shards_of(s, shards, seed=0, epoch=2) for s in range(32)]
+    assert dealt != [data.shards_of(stream, epoch=2) for stream in range(32)]
 
 
 @pytest.mark.parametrize("num_shards", [1, 3, 8, 1000])
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
 def test_there_are_never_more_streams_than_shards(num_shards, batch_size):
-    schedule = ShardSchedule(10**6, num_shards=num_shards, batch_size=batch_size)
-    assert 1 <= schedule.num_groups * schedule.num_phases <= min(num_shards, 256)
-    assert batch_size % schedule.num_groups == 0
+    data = data_of(["0.tar"] * num_shards, 10**6, batch_size=batch_size)
+    assert 1 <= data.num_groups * data.num_phases <= min(num_shards, 256)
+    assert batch_size % data.num_groups == 0
 
 
 def test_no_two_workers_of_a_cluster_read_one_stream():
     # 8 processes of 8 workers, 4 clips each: 32 x 8 streams.
     owners: dict[int, set[tuple[int, int]]] = {}
     for rank in range(8):
-        schedule = ShardSchedule(10**5, num_shards=999, batch_size=4, rank=rank, world_size=8)
+        data = data_of(["0.tar"] * 999, 10**5, batch_size=4, rank=rank, world_size=8)
         for batch in range(64):
-            for place in range(4):
-                stream, _ = schedule.source_of(batch, schedule.first_place + place)
+            for place in range(4 * rank, 4 * rank + 4):
+                stream, _ = data.source_of(batch, place)
                 owners.setdefault(stream, set()).add((rank, batch % 8))
     assert len(owners) == 256
     assert {len(who) for who in owners.values()} == {1}
@@ -241,20 +245,18 @@ def test_resuming_gives_the_batches_that_were_left_and_decodes_no_others(
 
 def test_persistent_workers_follow_the_epoch(folder):
     every = expand_shards([f"{folder}/*.tar"])
-    schedule = ShardSchedule(26, num_shards=5, batch_size=2)
-    data = ShardClips(every, schedule=schedule, sampling=SHORT, seed=0, quarantine=None)
+    data = data_of(every, 26, batch_size=2)
     loader = DataLoader(
         data, batch_size=None, collate_fn=list, num_workers=1, persistent_workers=True
     )
     for epoch, batch in ((0, 0), (1, 11)):
-        schedule.set_position(epoch, batch)
-        assert len(schedule) == 2 * (13 - batch)
+        data.set_position(epoch, batch)
         assert as_bytes(list(loader)) == as_bytes(clips_of(every, epoch=epoch, first=batch))
 
 
 def test_too_few_clips_for_a_batch_are_told():
     with pytest.raises(ConfigError, match="7 clips, fewer than the 8 of one step"):
-        ShardSchedule(7, num_shards=2, batch_size=4, world_size=2)
+        data_of(["0.tar", "1.tar"], 7, batch_size=4, world_size=2)
 
 
 # Faults
@@ -265,13 +267,12 @@ def test_broken_videos_are_replaced_and_named_once(folder, contents, tmp_path, c
     members[1] = ("1.mp4", contents[1][:200])
     members[2] = ("2.mp4", b"")
     shard = str(write_tar(tmp_path / "some.tar", members))
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     with caplog.at_level(logging.WARNING, logger="ino"):
         whole = clips_of([shard], quarantine=quarantine)
     assert {clip.shape[1] for clips in whole for clip in clips} == {16, 22}
-    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
-    assert {line["path"] for line in lines} == {f"{shard}/1.mp4", f"{shard}/2.mp4"}
-    assert len(lines) == len(caplog.messages) == 2
+    assert quarantined(quarantine).keys() == {f"{shard}/1.mp4", f"{shard}/2.mp4"}
+    assert len(caplog.messages) == 2
     # What was found broken before a restart changes nothing.
     assert as_bytes(clips_of([shard], first=5)) == as_bytes(whole[5:])
 
@@ -280,17 +281,15 @@ def test_a_shard_cut_short_gives_what_is_whole_and_is_named(contents, tmp_path, 
     whole = write_tar(tmp_path / "whole.tar", [(f"{n}.mp4", contents[n]) for n in range(4)])
     shard = tmp_path / "cut.tar"
     shard.write_bytes(whole.read_bytes()[: 2 * len(contents[0]) + 2500])
-    num_whole, fault = count_videos(str(shard))
+    _, num_whole, faults = survey_shards([str(shard)], num_stated=0)
     assert 0 < num_whole < 4
-    assert f"breaks off after {num_whole} videos" in fault
+    assert f"breaks off after {num_whole} whole videos" in faults[str(shard)]
     with pytest.raises(ShardCutError, match=f"breaks off after {num_whole} whole videos"):
         list(read_shard(str(shard)))
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     with caplog.at_level(logging.WARNING, logger="ino"):
         clips_of([str(shard)], quarantine=quarantine)
-    assert [json.loads(line)["path"] for line in quarantine.read_text().splitlines()] == [
-        str(shard)
-    ]
+    assert list(quarantined(quarantine)) == [str(shard)]
     assert len(caplog.messages) == 1
 
 
@@ -301,7 +300,6 @@ def test_shards_without_videos_are_told(kind, tmp_path):
         write_tar(path, [("a.json", b"{}")])
     else:
         path.write_bytes(b"" if kind == "empty" else b"no tar" * 400)
-    assert count_videos(str(path))[0] == 0
     reason = "holds no video:" if kind == "without videos" else r"\(it is empty or no tar file\)"
     with pytest.raises(VideoError, match=rf"no shard holds a video .*0\.tar .*{reason}"):
         survey_shards([str(path)], num_stated=0)

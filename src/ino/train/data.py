@@ -34,8 +34,14 @@ from ino.data.clips import (
     clip_streams,
 )
 from ino.data.masking import sample_masks, sample_num_masked
-from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
-from ino.data.video_index import VideoIndex, default_index, find_names, index_videos, quarantine_all
+from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
+from ino.data.video_index import (
+    VideoIndex,
+    default_index,
+    find_videos,
+    index_videos,
+    quarantine_all,
+)
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
@@ -82,7 +88,7 @@ def find_usable(data: DataConfig) -> tuple[list[str], dict[str, str], str]:
     # Unlike Path.expanduser, it leaves the name of an unknown user alone.
     roots = [Path(os.path.expanduser(root)) for root in data.root]  # noqa: PTH111
     if data.index == "off":
-        names = find_names(roots)
+        names = find_videos(roots)
         return names, {}, f"{len(names)} videos, none looked at before training"
     usable, seconds, left_out = choose_usable(_index(roots, data.index), sampling_of(data))
     return usable, left_out, f"{len(usable)} videos, {seconds / 3600:.1f} hours"
@@ -144,7 +150,7 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
 
 
 VIDEOS_NAME = "videos.json"
-QUARANTINE_NAME = "quarantine.jsonl"
+QUARANTINE_NAME = "quarantine.sqlite"
 _MOST_WORKERS = 16
 
 
@@ -160,7 +166,7 @@ class Clips:
     """
 
     loader: DataLoader
-    sampler: ClipSampler | VisitSampler | ShardSchedule
+    sampler: ClipSampler | VisitSampler | ShardClips
     digest: str
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -217,25 +223,21 @@ def _shard_clips(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     data = config.data
     shards, num_videos, faults, told = of_first(fabric, lambda: find_shards(data))
     _tell(fabric, told, faults)
-    schedule = ShardSchedule(
-        num_videos * data.clips_per_video,
-        num_shards=len(shards),
-        batch_size=data.batch_size,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-    )
     dataset = ShardClips(
         shards,
-        schedule=schedule,
+        num_videos * data.clips_per_video,
+        batch_size=data.batch_size,
         sampling=sampling_of(data),
         seed=config.run.seed,
         quarantine=out / QUARANTINE_NAME,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
     )
     # The data set makes whole batches.
     loader = DataLoader(
         dataset, batch_size=None, collate_fn=list, **_loader_options(config, fabric)
     )
-    return Clips(loader, schedule, PathTable(shards).digest(), faults)
+    return Clips(loader, dataset, PathTable(shards).digest(), faults)
 
 
 def record_videos(clips: Clips, out: Path) -> None:
@@ -294,7 +296,7 @@ _QUIET_BATCHES = 100  # that make up for the deaths before them
 
 def batches(
     loader: DataLoader,
-    sampler: ClipSampler | VisitSampler | ShardSchedule,
+    sampler: ClipSampler | VisitSampler | ShardClips,
     *,
     first_step: int,
     num_steps: int,

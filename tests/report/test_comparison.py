@@ -67,7 +67,7 @@ def test_page_pictures_and_table(tmp_path, evaluations, capsys):
     assert "Best for a against b<" in page and "Best for b against a<" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs another file"
     assert page.count("<img") == 1 + 2 * 3
-    assert Image.open(out / "scatter.png").size == (960, 960)
+    assert Image.open(out / "scatter.png").size == (1080, 1080)
     strip = np.asarray(Image.open(out / "strips/01_s1.png"))
     height, width = strip.shape[:2]
     assert height == 2 * 27 + 3 * 180 + 2 * 4 and width > 5 * 300

@@ -139,7 +139,7 @@ def test_bad_input(tmp_path, davis):
         ("must end in .png or .jpg", ConfigError, [folder], {"out": tmp_path / "strips.gif"}),
         ("0 frames of 180 pixels", ConfigError, [folder], {"num_frames": 0}),
         ("no result is given", ConfigError, [], {}),
-        ("give each another name", ConfigError, [folder, folder], {}),
+        ("two results are called ours: give them names", ConfigError, [folder, folder], {}),
         ("absent is not a folder", ConfigError, [tmp_path / "absent"], {}),
         ("absent is not a folder", ConfigError, [f"INO={tmp_path / 'absent'}"], {}),
         ("have no sequence in common", ConfigError, [folder, folder / "ants"], {}),

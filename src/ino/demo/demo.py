@@ -37,7 +37,7 @@ from ino.report.strips import (
 from ino.system import new_folder
 from ino.tables import print_lines
 from ino.tasks.davis import DavisScores, evaluate_davis
-from ino.train.config import TrainConfig, load_recipe
+from ino.train.config import load_recipe
 from ino.train.loop import train
 
 NUM_VIDEOS = 48
@@ -106,14 +106,15 @@ def run_demo(
         write_davis_layout(_clips("clip-{}", num_held_out, first_seed=first_seed), held_out)
 
     with _stage("learn", seconds, console):
-        train(_config(videos, seed=seed, num_steps=num_steps), out=run)
+        changes = {"data.root": [str(videos)], "run.seed": seed, "run.max_steps": num_steps or 0}
+        config = load_recipe("demo", changes)
+        train(config, out=run)
 
     protocol = get_protocol("ino-davis", **PROTOCOL)
-    model = load_recipe("demo").model
-    untrained = load_backbone(f"random:{model.arch}/{model.patch_size}", seed=seed)
+    random = f"random:{config.model.arch}/{config.model.patch_size}"
     rows = {
         "raw color": ("the pixels of each 8x8 patch", load_backbone("color")),
-        "untrained": ("the network with random weights", untrained),
+        "untrained": ("the network with random weights", load_backbone(random, seed=seed)),
         "learned": ("the network after learning", load_backbone(run)),
         "out of the box": (f"{DEFAULT}, which comes with ino", load_backbone(DEFAULT)),
     }
@@ -193,14 +194,6 @@ def _clips(name: str, num_clips: int, *, first_seed: int) -> dict[str, Synthetic
         name.format(i): generate_clip(first_seed + i, num_frames=NUM_FRAMES)
         for i in range(num_clips)
     }
-
-
-def _config(videos: Path, *, seed: int, num_steps: int | None) -> TrainConfig:
-    config = load_recipe("demo")
-    config.data.root = [str(videos)]
-    config.run.seed = seed
-    config.run.max_steps = num_steps or 0
-    return config
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ino.data.davis import VideoSequence, read_davis
+from ino.data.davis import VideoSequence
 from ino.data.label_maps import VOID, read_labels
 from ino.data.video import image_size
 from ino.errors import ConfigError, OutputError
@@ -27,6 +27,7 @@ from ino.report.strips import (
     StripGroup,
     distinct_names,
     draw_strips,
+    find_sequence,
     mask_path,
     mask_strips,
     read_mask,
@@ -40,8 +41,6 @@ HEIGHT = 180
 """Pixels of each frame of a strip."""
 
 COLOR_A, COLOR_B, PALE = "#0b7a75", "#b4532a", "#9aa5b0"
-
-_OF_DATA = ("year", "split", "resolution")
 
 
 @dataclass(frozen=True)
@@ -149,22 +148,25 @@ def compare_evaluations(
         raise ConfigError(f"{a} and {b} are the same folder; give two evaluations")
     name_a, name_b = distinct_names([a, b])
     settings = _common_settings(a, b)
+    if root is None and settings["root"] is None:
+        raise ConfigError(f"{a / 'settings.json'} does not tell the data set; pass --root DAVIS")
+    root, resolution = root or Path(settings["root"]), settings.get("resolution", "480p")
     scores_a, scores_b = (read_json(one / "scores.json") for one in (a, b))
     comparison = compare_scores((name_a, name_b), scores_a, scores_b)
     ends = comparison.ends(num_shown)
-    shown = [gap.sequence for gap in itertools.chain(*ends)]
-    sequences = _sequences(a, settings, root, shown)
     folders = {name_a: a / "predictions", name_b: b / "predictions"}
-    strips = [
-        [_gap_strips(sequences[gap.sequence], folders, gap, count=num_frames) for gap in gaps]
-        for gaps in ends
-    ]
+    strips = {
+        gap.sequence: _gap_strips(
+            find_sequence(root, gap.sequence, resolution=resolution), folders, gap, count=num_frames
+        )
+        for gap in itertools.chain(*ends)
+    }
     scatter = plot_scatter(comparison, num_named=max(num_shown, 3))
 
     new_folder(out, overwrite=overwrite)
-    _write_strips(dict(zip(shown, itertools.chain(*strips), strict=True)), out / "strips")
+    _write_strips(strips, out / "strips")
     with atomic_path(out / "scatter.png") as temporary:
-        scatter.savefig(temporary, dpi=150)
+        scatter.savefig(temporary, dpi=200)
     write_page(
         out / "comparison.html",
         "comparison.html",
@@ -172,7 +174,7 @@ def compare_evaluations(
         comparison=comparison,
         lines=comparison.lines(),
         scatter=scatter,
-        strips=strips,
+        ends=[[strips[gap.sequence] for gap in gaps] for gaps in ends],
     )
     notes = "".join(f"\n{note}\n" for note in comparison.notes())
     write_text(out / "table.md", markdown(comparison.lines()) + notes)
@@ -261,9 +263,10 @@ def plot_scatter(comparison: Comparison, *, num_named: int) -> Figure:
     """
     a, b = comparison.name_a, comparison.name_b
     with plot_style():
-        figure = Figure(figsize=(6.4, 6.4))
+        figure = Figure(figsize=(5.4, 5.4))
         axes = figure.add_subplot()
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+        axes.grid(color="0.92", linewidth=0.8)
         axes.plot([0, 100], [0, 100], color=PALE, linewidth=1, zorder=1)
         axes.scatter(
             [100 * gap.b for gap in comparison.gaps],
@@ -345,19 +348,19 @@ def _write_strips(groups: dict[str, StripGroup], folder: Path) -> None:
 
 
 def _common_settings(a: Path, b: Path) -> dict[str, Any]:
-    """What the two tell of their data set, A before B.
+    """What the two tell of their data set; masks of other programs come without settings.
 
     Raises:
         ConfigError: they were evaluated on two.
     """
-    ours, theirs = (_settings(one) for one in (a, b))
-    for name in _OF_DATA:  # masks of other programs come without settings
+    ours, theirs = _settings(a), _settings(b)
+    for name in ("year", "split", "resolution"):
         if name in ours and name in theirs and ours[name] != theirs[name]:
             raise ConfigError(
                 f"{a} was evaluated with {name} {ours[name]}, {b} with {theirs[name]}; "
                 "give two evaluations of the same data set"
             )
-    return {name: value for name, value in theirs.items() if name in _OF_DATA} | ours
+    return {**theirs, "root": None, **ours}
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -365,20 +368,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return {}  # only scores and masks, perhaps of another program
+        return {}
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path} is broken: evaluate again, or remove it") from error
-
-
-def _sequences(
-    a: Path, settings: dict[str, Any], root: Path | None, names: list[str]
-) -> dict[str, VideoSequence]:
-    """The sequences by name, read as A was evaluated."""
-    if root is None and not settings.get("root"):
-        raise ConfigError(f"{a / 'settings.json'} does not tell the data set; pass --root DAVIS")
-    choice = {name: settings[name] for name in _OF_DATA if name in settings}
-    found = read_davis(root or Path(settings["root"]), sequences=names, **choice)
-    return {one.name: one for one in found}
 
 
 def _plain(comparison: Comparison, a: Path, b: Path) -> dict[str, Any]:

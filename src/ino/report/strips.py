@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from ino.data.davis import VideoSequence, folder_names, read_sequence
+from ino.data.davis import VideoSequence, read_sequence
 from ino.data.label_maps import read_labels
 from ino.data.video import image_size, read_image
 from ino.errors import ConfigError, MaskError
@@ -99,7 +99,7 @@ def plot_strips(
     folders = _named_folders(results)
     groups = []
     for name in sequences or _common_sequences(folders):
-        sequence = _read_sequence(root, name, split=split, resolution=resolution)
+        sequence = find_sequence(root, name, split=split, resolution=resolution)
         chosen = _chosen_frames(sequence, folders, frames, num_frames=num_frames)
         groups.append(
             mask_strips(sequence, folders, chosen, title=name, truth=truth, height=height)
@@ -159,7 +159,7 @@ def draw_strips(groups: Sequence[StripGroup]) -> UInt8[np.ndarray, "height width
     font, bold = (_font(name, size) for name in ("DejaVuSans", "DejaVuSans-Bold"))
     strips = [strip for group in groups for strip in group.strips]
     texts = [text for strip in strips for text in (strip.name, strip.remark)]
-    margin = size + round(max(map(font.getlength, texts)))
+    margin = 2 * size + round(max(map(font.getlength, texts)))
     drawn = [_draw_group(group, font, bold, margin=margin) for group in groups]
     widest = max(image.shape[1] for image in drawn)
     padded = [
@@ -173,6 +173,21 @@ def save_picture(image: UInt8[np.ndarray, "height width 3"], path: Path) -> None
     """Writes an RGB image in the format of the suffix, whole or not at all."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary)
+
+
+def find_sequence(
+    root: Path, name: str, *, split: str = "valid", resolution: str = "480p"
+) -> VideoSequence:
+    """A sequence of DAVIS, or of a split of YouTube-VOS in `root`, or of that split itself.
+
+    Raises:
+        DatasetError: its frames or annotations are missing.
+    """
+    if (root / split / "JPEGImages").is_dir():
+        root = root / split
+    inner = Path(resolution if (root / "JPEGImages" / resolution).is_dir() else "")
+    images, annotations = (root / kind / inner / name for kind in ("JPEGImages", "Annotations"))
+    return read_sequence(name, frames=images, annotations=annotations)
 
 
 def mask_path(folder: Path, sequence: VideoSequence, position: int) -> Path:
@@ -222,33 +237,22 @@ def _named_folders(results: Sequence[str | Path]) -> dict[str, Path]:
     ]
     paths = [Path(path or name) for name, path in given]
     names = [name or end for (name, _), end in zip(given, distinct_names(paths), strict=True)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"the results are called {', '.join(names)}: give each another name")
-    if absent := [path for path in paths if not path.is_dir()]:
-        raise ConfigError(f"{absent[0]} is not a folder: give folders of masks or of results")
-    inner = [path / "predictions" for path in paths]
-    return {
-        name: deeper if deeper.is_dir() else path
-        for name, path, deeper in zip(names, paths, inner, strict=True)
-    }
+    folders: dict[str, Path] = {}
+    for name, path in zip(names, paths, strict=True):
+        if not path.is_dir():
+            raise ConfigError(f"{path} is not a folder: give folders of masks or of results")
+        if name in folders:
+            raise ConfigError(f"two results are called {name}: give them names, as NAME={path}")
+        inner = path / "predictions"
+        folders[name] = inner if inner.is_dir() else path
+    return folders
 
 
 def _common_sequences(folders: Mapping[str, Path]) -> list[str]:
-    first, *others = (folder_names(folder) for folder in folders.values())
-    if not (common := [name for name in first if all(name in other for other in others)]):
+    names = [{one.name for one in path.iterdir() if one.is_dir()} for path in folders.values()]
+    if not (common := set.intersection(*names)):
         raise ConfigError(f"{', '.join(folders)} have no sequence in common")
-    return common
-
-
-def _read_sequence(root: Path, name: str, *, split: str, resolution: str) -> VideoSequence:
-    """From DAVIS, from a split of YouTube-VOS, or from the folder of that split."""
-    inner = Path(resolution)
-    if not (root / "JPEGImages" / inner).is_dir():
-        inner = Path()
-    if (root / split / "JPEGImages").is_dir():
-        root = root / split
-    images, annotations = (root / kind / inner / name for kind in ("JPEGImages", "Annotations"))
-    return read_sequence(name, frames=images, annotations=annotations)
+    return sorted(common)
 
 
 def _chosen_frames(
@@ -310,21 +314,21 @@ def _draw_group(
     line = round(1.5 * font.size)
     rows = [strip.joined() for strip in group.strips]
     top = line * (2 if group.title else 1)
-    width = max(margin + rows[0].shape[1], round(bold.getlength(group.title)))
+    width = max(margin + rows[0].shape[1], round(bold.getlength(group.title) + font.size))
     height = top + sum(len(row) + GAP for row in rows) - GAP
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((0, line / 2), group.title, fill="black", font=bold, anchor="lm")
+    draw.text((font.size / 2, line / 2), group.title, fill="black", font=bold, anchor="lm")
     left = margin
     for image, column in zip(group.strips[0].images, group.columns, strict=True):
-        share = min(1.0, image.shape[1] / font.getlength(column))
+        share = min(1.0, image.shape[1] / max(font.getlength(column), 1))
         fitting = font.font_variant(size=share * font.size)
         middle = left + image.shape[1] / 2
         draw.text((middle, top - line / 2), column, fill="#444", font=fitting, anchor="mm")
         left += image.shape[1] + GAP
     for strip, row in zip(group.strips, rows, strict=True):
         text = f"{strip.name}\n{strip.remark}".strip()
-        draw.text((0, top + len(row) / 2), text, fill="black", font=font, anchor="lm")
+        draw.text((font.size / 2, top + len(row) / 2), text, fill="black", font=font, anchor="lm")
         canvas.paste(Image.fromarray(row), (margin, top))
         top += len(row) + GAP
     return np.asarray(canvas)

@@ -5,6 +5,8 @@ import torch
 from ino.propagate.labels import (
     enlarge_channel,
     harden_labels,
+    resize_mask,
+    restore_mask,
     soften_labels,
     stretch_labels,
 )

@@ -240,11 +240,11 @@ class Propagator:
     ) -> Float[Tensor, "height width channel"]:
         rule = self._protocol
         if rule.matching == "window":
-            assert rule.radius is not None
             context = [one for one in context for _ in range(one.copies)]
         keys = [one.frame.features for one in context]
         labels = [one.frame.soft[..., channels] for one in context]
         if rule.matching == "window":
+            assert rule.radius is not None
             return window_labels(
                 query,
                 keys,

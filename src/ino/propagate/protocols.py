@@ -75,34 +75,48 @@ class Protocol(PeerSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> "Protocol":
         here = f"where matching is {self.matching}"
-        is_window, has_window = self.matching == "window", self.matching in ("window", "topk")
-        realigned = self.realign_after is not None
-        hard, no_reference = self.feedback == "hard", 0 not in self.kept
-        square, crop = self.rounding == "square", self.rounding == "crop"
-        broken = {
-            # More does not fit into float32.
-            "temperature must be a number from 1e-30 to 1e30": not 1e-30
-            <= self.temperature
-            <= 1e30,
-            "radius must be 1 or more in a circle": self.window == "circle" and self.radius == 0,
-            f"topk must be 0 {here}": is_window and self.topk != 0,
-            f"topk must be 1 or more {here}": not is_window and self.topk == 0,
-            f"radius must be a whole number {here}": is_window and self.radius is None,
-            f"radius must be none {here}": not has_window and self.radius is not None,
-            f"window must be square {here}": is_window and self.window != "square",
-            f"reference_windowed must be true {here}": is_window and not self.reference_windowed,
-            f"border must be left-out {here}": not is_window and self.border != "left-out",
-            f"realign_after must be none {here}": not is_window and realigned,
-            "border must be empty where realign_after is set": realigned and self.border != "empty",
-            "reference_passed_on must be false where feedback is hard": hard
-            and self.reference_passed_on,
-            "num_context must be 1 or more where kept has no 0": no_reference
-            and self.num_context == 0,
-            "short_side must be set where rounding is square": square and self.short_side is None,
-            "masks_at must be input where rounding is crop": crop and self.masks_at != "input",
-        }
-        for rule in (rule for rule, is_broken in broken.items() if is_broken):
-            raise ValueError(f"{rule}, but is {getattr(self, rule.split()[0])!r}")
+        if self.matching == "window":
+            rules = [
+                (self.topk == 0, f"topk must be 0 {here}"),
+                (self.radius is not None, f"radius must be a whole number {here}"),
+                (self.window == "square", f"window must be square {here}"),
+                (self.reference_windowed, f"reference_windowed must be true {here}"),
+            ]
+        else:
+            rules = [
+                (self.topk > 0, f"topk must be 1 or more {here}"),
+                (self.border == "left-out", f"border must be left-out {here}"),
+                (self.realign_after is None, f"realign_after must be none {here}"),
+            ]
+        if self.matching in ("per-frame", "mutual"):
+            rules.append((self.radius is None, f"radius must be none {here}"))
+        rules += [
+            (1e-30 <= self.temperature <= 1e30, "temperature must be a number from 1e-30 to 1e30"),
+            (self.window != "circle" or self.radius != 0, "radius must be 1 or more in a circle"),
+            (
+                0 in self.kept or self.num_context > 0,
+                "num_context must be 1 or more where kept has no 0",
+            ),
+            (
+                self.rounding != "square" or self.short_side is not None,
+                "short_side must be set where rounding is square",
+            ),
+            (
+                self.rounding != "crop" or self.masks_at == "input",
+                "masks_at must be input where rounding is crop",
+            ),
+            (
+                self.feedback != "hard" or not self.reference_passed_on,
+                "reference_passed_on must be false where feedback is hard",
+            ),
+            (
+                self.realign_after is None or self.border == "empty",
+                "border must be empty where realign_after is set",
+            ),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(f"{rule}, but is {getattr(self, rule.split()[0])!r}")
         return self
 
     def as_dict(self) -> dict[str, Any]:

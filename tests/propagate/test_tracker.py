@@ -139,7 +139,7 @@ def test_a_protocol_can_be_named(video):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_every_protocol_carries_objects(video, name):
+def test_every_protocol_propagates_objects(video, name):
     """The first mask comes back as given only where the protocol keeps it."""
     frames, labels = video
     protocol = get_protocol(name, short_side=128, size_multiple=None)

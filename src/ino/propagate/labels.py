@@ -33,7 +33,7 @@ def resize_mask(
         size: of the input.
     """
     if mask.shape != whole:
-        # Pillow's takes the pixel at the centre of each, as the released code of TimeCycle does.
+        # Pillow's takes the pixel at the center of each, as the released code of TimeCycle does.
         mask = np.asarray(
             Image.fromarray(mask).resize((whole[1], whole[0]), Image.Resampling.NEAREST)
         )
@@ -87,7 +87,7 @@ def soften_labels(
         row, column = (-(-side // count) for side, count in zip(labels.shape, grid, strict=True))
         labels = labels[::row, ::column]
     if method == "nearest":
-        # Pillow's own, as in the released codes: it takes the pixel at the centre of each feature.
+        # Pillow's own, as in the released codes: it takes the pixel at the center of each feature.
         labels = np.asarray(
             Image.fromarray(labels).resize((columns, rows), Image.Resampling.NEAREST)
         )

@@ -29,7 +29,7 @@ class FeatureBackbone(typing.Protocol):
     `check_layer`; `ino.models.backbone.Backbone` says what they mean and what holds without them.
 
     Attributes:
-        stride: pixels of the input a feature.
+        stride: pixels of the input per feature.
         mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colours`.
         std: the same.
     """

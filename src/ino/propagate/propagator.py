@@ -233,7 +233,7 @@ class Propagator:
             for number, (similarity, position) in zip(used, found, strict=True):
                 parts[number].append(Candidates(similarity, position + offsets[number]))
                 offsets[number] += len(chosen[number]) * len(query.exact)
-        return [merge_candidates(part) for part in parts]
+        return [_merge_candidates(part) for part in parts]
 
     def _propagate_as_peers(
         self, query: Tensor, context: list[ContextFrame], channels: list[int], *, time: int
@@ -267,7 +267,7 @@ class Propagator:
         )
 
 
-def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
+def _merge_candidates(parts: Sequence[Candidates]) -> Candidates:
     """All candidates, best first."""
     if len(parts) == 1:
         return parts[0]

@@ -113,7 +113,7 @@ def test_segment_takes_the_protocol_that_suits_the_weights(trained, tmp_path, ca
         small = ["--weights", weights, "--set", "short_side=64"]
         assert run("segment", *given, *small) == 0
         stored = json.loads((out / "settings.json").read_text())["protocol"]
-        expected = dataclasses.asdict(get_protocol(name, short_side=64))
+        expected = get_protocol(name, short_side=64).as_dict()
         assert stored == json.loads(json.dumps(expected))
         assert f"protocol {name} (" in capsys.readouterr().out
         assert run("segment", *given, *small, "--protocol", "vfs", "--overwrite") == 0

@@ -3,7 +3,6 @@
 `ino.models.weights` tells what the files are, `ino.export` writes them.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -511,7 +510,7 @@ def export_run(
         **_facts(content),
     }
     if onnx:
-        facts["onnx"] = dataclasses.asdict(protocol)
+        facts["onnx"] = protocol.as_dict()
     files = export_files(vit, std=std, precision=precision, image_size=image_size, facts=facts)
     if onnx and image_size is not None:
         files |= _graphs(vit, std=std, image_size=image_size, protocol=protocol)

@@ -3,7 +3,6 @@
 Files are those of `ino evaluate`; a video's own files tell whether it is whole.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,7 @@ def _score_davis(row: RowConfig, protocol: Protocol, folder: Path, workers: int 
     root, choice = Path(row.root or ""), _davis_choice(row)
     scores = score_davis(folder / "predictions", root, workers=workers, **choice)
     write_csv(scores, folder, split=str(row.split))
-    write_json(scores, folder / "scores.json", protocol=dataclasses.asdict(protocol))
+    write_json(scores, folder / "scores.json", protocol=protocol.as_dict())
 
 
 def _read_ytvos(row: RowConfig) -> Sequence[YtvosVideo]:

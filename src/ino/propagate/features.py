@@ -1,9 +1,9 @@
-"""Frames to feature maps: resized, read and normalised as a protocol says."""
+"""Frames to feature maps: resized, fed to the network and normalised as a protocol says."""
 
 import math
+import typing
 from fractions import Fraction
-from typing import Literal, get_args, runtime_checkable
-from typing import Protocol as StructuralType
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -19,9 +19,9 @@ from ino.propagate.protocols import Protocol, Size
 Precision = Literal["fp32", "bf16"]
 
 
-@runtime_checkable
-class FeatureBackbone(StructuralType):
-    """What propagation needs of a network: any backbone of `ino.models.load`, for instance.
+@typing.runtime_checkable
+class FeatureBackbone(typing.Protocol):
+    """What propagation needs of a network, such as any backbone of `ino.models.load`.
 
     Called with normalised images whose sides are multiples of the stride and the layer to read
     (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
@@ -29,7 +29,7 @@ class FeatureBackbone(StructuralType):
     `check_layer`; `ino.models.backbone.Backbone` says what they mean and what holds without them.
 
     Attributes:
-        stride: pixels of the input a feature.
+        stride: pixels of the input per feature.
         mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colours`.
         std: the same.
     """
@@ -42,8 +42,8 @@ class FeatureBackbone(StructuralType):
 
 
 def check_finite(features: Float[Tensor, "rows cols d"], image: str) -> None:
-    """Raises InoError, with the words that name the image, where a feature is no finite number."""
-    if not features.sum().isfinite():  # one number to look at, and none that is not shows in it
+    """Raises InoError that names the image if a feature is not a finite number."""
+    if not features.sum().isfinite():  # one number to read, which is not finite if any is not
         raise InoError(
             f"the network's features of {image} hold values that are no finite numbers: the "
             "weights are broken, or too large for the precision; try precision fp32 or others"
@@ -51,7 +51,7 @@ def check_finite(features: Float[Tensor, "rows cols d"], image: str) -> None:
 
 
 class FeatureExtractor:
-    """Frame by frame, the features that a protocol compares."""
+    """Computes the features that a protocol compares, frame by frame."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class FeatureExtractor:
         self._backbone = backbone
         self._protocol = protocol
         self._device = torch.device(device)
-        self._precision: Precision = precision
+        self._precision = precision
         self._mean = torch.tensor(backbone.mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(backbone.std, device=self._device).view(3, 1, 1)
 
@@ -144,15 +144,12 @@ class FeatureExtractor:
         Raises:
             VideoError: the frames are too small.
         """
-        cropped = input_size(
-            size,
-            protocol=self._protocol,
-            stride=self.stride,
-            side_multiple=self._side_multiple,
-        )
-        if self._protocol.rounding != "crop":
+        rule = self._protocol
+        multiple = self._side_multiple
+        cropped = input_size(size, protocol=rule, stride=self.stride, side_multiple=multiple)
+        if rule.rounding != "crop":
             return cropped, cropped
-        height, width = (round(side) for side in _scaled_sides(size, protocol=self._protocol))
+        height, width = (round(side) for side in _scaled_sides(size, protocol=rule))
         return (height, width), cropped
 
 

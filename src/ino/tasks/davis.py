@@ -5,7 +5,6 @@ annotated frame are left out. Predictions are read from disk, one frame at a tim
 made is no concern of this module. The unsupervised and interactive tasks are not covered.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -420,7 +419,7 @@ def evaluate_davis(
             predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
         )
         write_csv(scores, out, split=split)
-        write_json(scores, out / "scores.json", protocol=dataclasses.asdict(tracker.protocol))
+        write_json(scores, out / "scores.json", protocol=tracker.protocol.as_dict())
     return scores
 
 

@@ -1,6 +1,5 @@
 """How results were made, stored beside them."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -68,7 +67,7 @@ def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str
     content = {
         "version": __version__,
         **(settings or {}),
-        "protocol": dataclasses.asdict(protocol),
+        "protocol": protocol.as_dict(),
     }
     return json.dumps(content, indent=2, default=str) + "\n"
 

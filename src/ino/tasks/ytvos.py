@@ -7,7 +7,6 @@ videos do; those of `valid` are known to its server only. Predictions are read f
 a time.
 """
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -501,7 +500,7 @@ def finish_split(
     if any(video.has_truth for video in split.videos):
         scores = score_split(predictions, split, seen=seen, workers=workers)
         write_csv(scores, out, split=split.name)
-        write_json(scores, out / "scores.json", protocol=dataclasses.asdict(protocol))
+        write_json(scores, out / "scores.json", protocol=protocol.as_dict())
     return report, submission, scores
 
 

@@ -576,7 +576,8 @@ def recipe_arguments(name: str) -> list[str]:
 
 
 def as_options(values: Mapping[str, Any]) -> list[str]:
-    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
+    given = {name: value for name, value in values.items() if value is not None}
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
 
 
 def field_names() -> list[str]:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from ino.errors import ConfigError
-from ino.schema import Model, checked, named_file, read_yaml, yaml_names
+from ino.schema import Model, checked, named_file, read_yaml, yaml_names, yaml_value
 
 Variant = Literal["paper", "released"]
 
@@ -327,7 +327,7 @@ class TrainConfig(_Section):
         changed = flatten(values)
         for name, value in changed.items():
             if isinstance(value, str) and name in fields and not _holds_text(fields[name].type):
-                changed[name] = _parsed(value)
+                changed[name] = yaml_value(value)
         return checked(TrainConfig, nest(flatten(to_dict(self)) | changed))
 
 
@@ -508,13 +508,6 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainC
 
 def _holds_text(kind: Any) -> bool:
     return kind is str or isinstance(kind, str) or any(map(_holds_text, get_args(kind)))
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # which the check of its type refuses
 
 
 _SAME_NUMBERS = ("run.", "data.num_workers", "data.prefetch", "data.index", "data.batch_size")

@@ -9,7 +9,6 @@ from ino.losses import (
     affinity_loss,
     by_pairs,
     centered_targets,
-    frame_pairs,
     global_to_global_loss,
     joint_weights,
     local_to_global_loss,
@@ -59,9 +58,6 @@ def test_in_generative_terms_equal_the_equations(time, batch, masked, classes):
         gradients = [torch.autograd.grad(x, student, retain_graph=True) for x in (found, expected)]
         torch.testing.assert_close(*gradients)
 
-
-def test_frame_pairs_are_the_paper_s():
-    assert frame_pairs(6) == [(0, 3), (1, 4), (2, 5)]
     assert by_pairs(torch.arange(6.0)).tolist() == [[0, 3], [1, 4], [2, 5]]
 
 

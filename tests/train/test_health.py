@@ -72,7 +72,7 @@ def test_five_bad_steps_go_back_to_the_last_checkpoint_with_later_clips(
     config.optim.epochs = 5
     back = []
     original = loop.restore_checkpoint
-    loop_restore = lambda path, state: back.append(path.name) or original(path, state)  # noqa: E731
+    loop_restore = lambda run, path: back.append(path.name) or original(run, path)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "restore_checkpoint", loop_restore)
         config.run.max_steps = 10

@@ -16,7 +16,7 @@ from ino.errors import OutputError, StoppedError, TrainingError
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train import loop
 from ino.train import run as checkpoint
-from ino.train.data import batches
+from ino.train.data import Clips, batches
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, start_training, wait
 from tiny_run import assert_equal_states, tiny_config
@@ -138,7 +138,7 @@ def test_decoding_processes_that_keep_dying_stop_the_run():
     sampler = ClipSampler(4, batch_size=2, seed=0)
     loader = Dying([0, 1], num_workers=1)
     with pytest.raises(TrainingError, match=r"died 4 times near step 0.*data\.num_workers"):
-        next(batches(loader, sampler, first_step=0, num_steps=2, steps_per_epoch=2))
+        next(batches(Clips(loader, sampler, "", {}), first_step=0, num_steps=2))
 
 
 def test_an_error_of_a_worker_is_no_death(config, tmp_path, monkeypatch):

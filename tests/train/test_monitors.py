@@ -17,13 +17,13 @@ from ino.train.monitors import (
     CollapseMonitor,
     divergences,
     effective_rank,
-    feature_numbers,
-    target_numbers,
+    feature_statistics,
+    target_statistics,
 )
 
 
 def test_uniform_targets_have_full_entropy_and_no_information():
-    found = target_numbers(torch.full((2, 3, 8), 1 / 8), name="class")
+    found = target_statistics(torch.full((2, 3, 8), 1 / 8), name="class")
     assert found["entropy_class"].item() == pytest.approx(math.log(8))
     assert found["information_class"].item() == pytest.approx(0, abs=1e-6)
 
@@ -31,9 +31,9 @@ def test_uniform_targets_have_full_entropy_and_no_information():
 def test_one_class_for_all_has_neither_and_one_class_each_has_all_information():
     constant = torch.zeros(4, 8)
     constant[:, 2] = 1
-    found = target_numbers(constant, name="patch")
+    found = target_statistics(constant, name="patch")
     assert found == {"entropy_patch": 0, "information_patch": 0}
-    found = target_numbers(torch.eye(4, 8), name="patch")
+    found = target_statistics(torch.eye(4, 8), name="patch")
     assert found["entropy_patch"] == 0
     assert found["information_patch"].item() == pytest.approx(math.log(4))
 
@@ -41,7 +41,7 @@ def test_one_class_for_all_has_neither_and_one_class_each_has_all_information():
 def test_a_term_is_entropy_and_divergence():
     target, student = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.2, 0.2, 0.6])
     cross_entropy = -(target * student.log()).sum().item()
-    entropy = target_numbers(target[None], name="class")["entropy_class"].item()
+    entropy = target_statistics(target[None], name="class")["entropy_class"].item()
     kl = (target * (target / student).log()).sum().item()
     found = divergences({"g2g": cross_entropy, "l2g": 0.0, "entropy_class": entropy, "masked": 1.0})
     assert found == {"kl_g2g": pytest.approx(kl, abs=1e-6)}
@@ -62,9 +62,9 @@ def test_rank_counts_directions():
 
 def test_features_of_equal_pictures_have_no_spread():
     vit = build_vit("vit_nano", patch_size=8).eval()
-    same = feature_numbers(vit, torch.randn(1, 1, 3, 32, 32).expand(2, 3, -1, -1, -1))
+    same = feature_statistics(vit, torch.randn(1, 1, 3, 32, 32).expand(2, 3, -1, -1, -1))
     assert same["std_class"].item() == pytest.approx(0, abs=1e-5)
-    other = feature_numbers(vit, torch.randn(2, 3, 3, 32, 32))
+    other = feature_statistics(vit, torch.randn(2, 3, 3, 32, 32))
     assert 0 < other["std_class"] < 1
     assert 0 < other["std_patch"] <= 1
     assert 1 < other["rank_patch"] <= vit.embed_dim

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
+from ino.models.student_teacher import Views
 from ino.train.loop import train
 from ino.train.monitors import GAP, MIN_SIDE, contact_sheet
 
@@ -19,7 +20,7 @@ def normalised(levels):
 def test_pixels_come_back_and_masked_patches_are_grey():
     levels = torch.randint(0, 256, (2, 1, 3, MIN_SIDE, MIN_SIDE)).float()
     masked = torch.tensor([[1, 20]])  # first row, second column; second row, first column
-    sheet = contact_sheet(normalised(levels), None, masked, patch_size=8)
+    sheet = contact_sheet(Views(normalised(levels), None, masked), patch_size=8)
     for frame in range(2):
         left = GAP + frame * (MIN_SIDE + GAP)
         shown = sheet[GAP : GAP + MIN_SIDE, left : left + MIN_SIDE]
@@ -32,7 +33,7 @@ def test_local_crops_stand_below_their_frame():
     frames = normalised(torch.zeros(2, 1, 3, MIN_SIDE, MIN_SIDE))
     local = normalised(torch.full((2, 3, 1, 3, 64, 64), 200.0))
     local[1] = normalised(torch.full((3, 1, 3, 64, 64), 100.0))
-    sheet = contact_sheet(frames, local, None, patch_size=8)
+    sheet = contact_sheet(Views(frames, local), patch_size=8)
     row = sheet[GAP + MIN_SIDE + GAP]
     assert (row[GAP : GAP + 64] == 200).all()
     assert (row[MIN_SIDE + 2 * GAP :][:64] == 100).all()

@@ -6,7 +6,6 @@ Tensors are stored whole however they are sharded: a run may continue with anoth
 processes or another strategy. The steps themselves are in `train.loop`.
 """
 
-import dataclasses
 import logging
 import os
 import shutil
@@ -58,6 +57,7 @@ from ino.train.config import (
     differences,
     from_dict,
     to_dict,
+    to_yaml,
 )
 from ino.train.data import Clips, build_data, record_videos
 from ino.train.distributed import (
@@ -210,8 +210,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> R
     fabric = build_fabric(config.run)
     launch(fabric)
     devices, num_nodes = count_processes(config.run)
-    found = dataclasses.replace(config.run, devices=devices, num_nodes=num_nodes)
-    config = dataclasses.replace(config, run=found)
+    config = config.with_values({"run.devices": devices, "run.num_nodes": num_nodes})
     resume = resume or _is_own_restart(out)
     is_locked = out.is_dir()
 
@@ -236,7 +235,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> R
         compile_blocks(model, fabric.device)
     network = fabric.setup_module(model)
     objective = Objective(
-        **dataclasses.asdict(config.loss),
+        **dict(config.loss),
         num_classes=config.model.out_dim,
         num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
@@ -311,7 +310,7 @@ def _prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Ori
     # A kill between any two of these leaves a folder that resumes or that counts as empty.
     if name := launch_name():
         write_text(out / LAUNCH_NAME, name)
-    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    text = to_yaml(config)
     if origin.path:
         text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
     write_text(out / CONFIG_NAME, text)
@@ -349,7 +348,7 @@ def read_config(out: Path) -> TrainConfig:
     try:
         return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     # ValueError is also that of text that is not UTF-8.
-    except (FileNotFoundError, yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
+    except (FileNotFoundError, yaml.YAMLError, ValueError, ConfigError, RecursionError):
         fault = "is damaged" if path.exists() else "is gone"
     checkpoint = newest_whole(out)
     try:
@@ -357,7 +356,7 @@ def read_config(out: Path) -> TrainConfig:
             config = from_dict(read_checkpoint(checkpoint)["config"])
             _LOG.warning("%s %s: the configuration is read from %s", path, fault, checkpoint.name)
             return config
-    except (CheckpointError, TypeError, KeyError):
+    except (CheckpointError, ConfigError, KeyError):
         pass
     raise ConfigError(
         f"{path} {fault}, so the run there cannot be compared with this one: choose another --out"

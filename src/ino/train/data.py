@@ -37,7 +37,13 @@ from ino.data.clips import (
 )
 from ino.data.masking import sample_masks, sample_num_masked
 from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
-from ino.data.video_index import VideoIndex, default_index, find_names, index_videos, quarantine_all
+from ino.data.video_index import (
+    VideoIndex,
+    default_index,
+    find_videos,
+    index_videos,
+    quarantine_all,
+)
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
@@ -47,7 +53,7 @@ from ino.train.config import DataConfig, TrainConfig
 from ino.train.distributed import of_first
 
 VIDEOS_NAME = "videos.json"
-QUARANTINE_NAME = "quarantine.jsonl"
+QUARANTINE_NAME = "quarantine.sqlite"
 
 _MOST_WORKERS = 16
 _MOST_DEATHS = 3
@@ -96,7 +102,7 @@ def find_source(data: DataConfig) -> Source:
     # Unlike Path.expanduser, it leaves the name of an unknown user alone.
     roots = [Path(os.path.expanduser(root)) for root in data.root]  # noqa: PTH111
     if data.index == "off":
-        names = find_names(roots)
+        names = find_videos(roots)
         summary = f"{len(names)} videos, whose headers were not read before training"
         return Source(names, len(names), {}, summary)
     names, seconds, left_out = choose_usable(_index(roots, data.index), sampling_of(data))
@@ -360,11 +366,19 @@ def sample_views(
     settings = config.views
     streams = clip_streams([config.run.seed, step], num_clips=len(clips), first_clip=first_clip)
     masked = _sample_masked(config, streams, step=step)
-    color = Photometric(flip=settings.flip, jitter=settings.jitter, grey=settings.grey)
+    color = Photometric(
+        flip=settings.flip,
+        jitter=settings.jitter,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
+        saturation=settings.saturation,
+        hue=settings.hue,
+        grey=settings.grey,
+    )
     clips = [clip.to(device, non_blocking=True) for clip in clips]
     global_crops = make_crops(
         clips,
-        geometry=CropGeometry(settings.global_size, settings.global_scale),
+        geometry=CropGeometry(settings.global_size, settings.global_scale, settings.ratio),
         photometric=color if settings.color_on_global else PLAIN,
         num_crops=1,
         rng=streams,
@@ -373,7 +387,7 @@ def sample_views(
     if settings.num_local and config.loss.l2g > 0:
         local_crops = make_crops(
             clips,
-            geometry=CropGeometry(settings.local_size, settings.local_scale),
+            geometry=CropGeometry(settings.local_size, settings.local_scale, settings.ratio),
             photometric=dataclasses.replace(color, blur=settings.local_blur),
             num_crops=settings.num_local,
             rng=streams,

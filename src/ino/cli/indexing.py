@@ -38,7 +38,12 @@ def index(options: Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from ino.data.video_index import default_index, index_videos, quarantine_all
+    from ino.data.video_index import (
+        default_index,
+        index_videos,
+        wide_video_remark,
+        write_faults,
+    )
 
     file = chosen.index or default_index(chosen.roots)
     started = time.perf_counter()
@@ -63,7 +68,9 @@ def index(options: Namespace) -> int:
             f"and {len(found.faults) - 3} more" + ("" if chosen.broken else "; see --broken FILE")
         )
     if chosen.broken:
-        quarantine_all(chosen.broken, {found.names[i]: why for i, why in found.faults.items()})
+        write_faults(found, chosen.broken)
+    if remark := wide_video_remark(found):
+        print(remark)
     headers = "header" if found.num_read == 1 else "headers"
     print(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}", flush=True)
     if len(found.faults) == len(found):

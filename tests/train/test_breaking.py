@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from ino.train.distributed import count_processes
 from ino.train.loop import train
 from ino.train.monitors import CollapseMonitor
 from ino.train.run import _write
+from processes import held_elsewhere
 
 DEEP = "[" * 100_000
 
@@ -139,16 +138,10 @@ def test_a_folder_of_checkpoints_that_went_is_made_again(tmp_path):
 
 def test_two_runs_do_not_write_into_one_folder(config, tmp_path):
     out = tmp_path / "run"
-    words = "import sys; from pathlib import Path; from ino.system import folder_lock\n"
-    words += f"with folder_lock(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout.readline() == b"held\n"
+    with held_elsewhere(out):
         for resume in (False, True):
             with pytest.raises(OutputError, match="another ino train is writing"):
                 train(config, out=out, resume=resume)
-        other.kill()
     with folder_lock(out):
         pass
 

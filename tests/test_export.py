@@ -1,6 +1,5 @@
 """The command `ino export` on a run that was trained: its files, its card, and bad input."""
 
-import dataclasses
 import json
 
 import numpy as np

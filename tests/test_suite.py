@@ -20,7 +20,7 @@ import yaml
 
 from command import refused, run
 from dense_layouts import write_official_list, write_part_video, write_pose_video
-from ino.cli.suites import _devices
+from ino.cli import _devices
 from ino.data.label_maps import read_labels
 from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import ConfigError, InoError
@@ -123,7 +123,7 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     assert "peer: absent: crw.pth" in printed
 
     performed.clear()
-    assert run("evaluate", "--suite", file(), "--out", out) == 0
+    assert run("evaluate", "suite", file(), "--out", out) == 0
     assert performed == []
     assert capsys.readouterr().out == printed
 
@@ -515,7 +515,7 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, capsys):
         return refused(capsys, "evaluate", "suite", *arguments)
 
     assert "no suite 'tabel2'" in line("tabel2")
-    assert "jobs is 0" in line(file(), "--jobs", 0)
+    assert "for --jobs. Must be > 0" in line(file(), "--jobs", 0)
     assert "--device cpu" in line(file(), "--devices", "cpu,gpux", "--out", tmp_path / "out")
     assert "no row colour; it has color, nano, peer" in line(file(), "--rows", "colour")
     broken = tmp_path / "broken.yaml"

@@ -327,7 +327,7 @@ def test_the_file_in_the_manual_can_be_used(tmp_path, data):
 
 def test_other_bad_input_is_refused_in_one_line(tmp_path, file, capsys):
     assert "no sweep 'tabel4'" in refused(capsys, "sweep", "tabel4")
-    assert "jobs is 0" in refused(capsys, "sweep", file(), "--jobs", 0)
+    assert "for --jobs. Must be > 0" in refused(capsys, "sweep", file(), "--jobs", 0)
     assert "0,1,2" in refused(capsys, "sweep", file(), "--seeds", "one")
     assert "row g2g sets" in refused(capsys, "sweep", file(), "--loss.l2g", 1)
     broken = tmp_path / "broken.yaml"

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, Union, get_args, get_origin
@@ -30,7 +30,10 @@ from cyclopts.exceptions import (
     UnknownCommandError,
     UnusedCliTokensError,
 )
+from cyclopts.help import ColumnSpec, DefaultFormatter, NameRenderer
+from cyclopts.help.specs import DescriptionColumn
 from cyclopts.types import PositiveInt
+from rich.console import Console
 
 from ino import __version__
 from ino.errors import ConfigError, InoError, MaskError, StoppedError, VideoError
@@ -61,22 +64,25 @@ OnlyThese = Annotated[list[str] | None, Parameter(help="Only these.")]
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """The network and the protocol by which a command propagates."""
+    """The network and the protocol by which a command propagates.
+
+    Attributes:
+        weights: A run, an export, a checkpoint (ours, DINO, CRW, ...), ino_vitt8, color,
+            random:MODEL or timm:MODEL[@FILE].
+        network: Which network of a file with both (default: the one that its authors evaluate).
+        protocol: ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr,
+            timecycle or ino-near.
+        set: Replace fields of the protocol.
+        device: auto, cpu, cuda or mps.
+        precision: Precision of the network; bf16 is faster on devices that compute in it.
+    """
 
     weights: str
-    """A run, an export, a checkpoint (ours, DINO, CRW, ...), ino_vitt8, color, random:MODEL or
-    timm:MODEL[@FILE]."""
     network: Network | None = None
-    """Which network of a file with both (default: the one that its authors evaluate)."""
     protocol: str | None = "ino-davis"
-    """ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr, timecycle or
-    ino-near."""
     set: Annotated[list[str] | None, Parameter(metavar="FIELD=VALUE...")] = None
-    """Replace fields of the protocol."""
     device: str = "auto"
-    """auto, cpu, cuda or mps."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the network; bf16 is faster on devices that compute in it."""
 
     def load(self) -> "tuple[Backbone, Protocol, dict[str, Any]]":
         """The backbone, the protocol, and what settings.json records about them.
@@ -109,33 +115,25 @@ class Tracking:
 
     def tracker(self) -> "tuple[Tracker, dict[str, Any]]":
         """A tracker of masks, and what settings.json records about it."""
-        backbone, protocol, settings = self.load()
-
         from ino.propagate.tracker import Tracker
 
+        backbone, protocol, settings = self.load()
+        tracker = Tracker(backbone, protocol, device=self.device, precision=self.precision)
+        return tracker, settings
+
+    def label_tracker(self, input_size: int) -> "tuple[LabelTracker, dict[str, Any]]":
+        """The same for joints and parts; `input_size` is a side in pixels, 0 for the protocol's."""
+        from ino.tasks.label_tracker import LabelTracker
+
+        backbone, protocol, settings = self.load()
         where = {name: settings[name] for name in ("device", "precision")}
-        return Tracker(backbone, protocol=protocol, **where), settings
+        return LabelTracker(backbone, protocol, input_size=input_size or None, **where), settings
 
     def describe(self, protocol: "Protocol") -> str:
         """What results were made with, for the screen."""
         from ino.propagate.protocols import describe_protocol
 
         return f"weights {self.weights}; protocol {describe_protocol(protocol)}"
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class DavisSplit:
-    """Sequences of DAVIS, or of a data set in its layout."""
-
-    year: int = 2017
-    """2016 or 2017."""
-    split: str = "val"
-    """Name of the list of sequences."""
-    resolution: str = "480p"
-    """Folder of that name."""
-    sequences: list[str] | None = None
-    """Only these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +149,23 @@ class SegmentTracking(Tracking):
 
     weights: str = "ino_vitt8"
     protocol: Annotated[str | None, Parameter(show_default="the one that suits the weights")] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DavisSplit:
+    """Sequences of DAVIS, or of a data set in its layout.
+
+    Attributes:
+        year: 2016 or 2017.
+        split: Name of the list of sequences.
+        resolution: Folder of that name.
+    """
+
+    year: int = 2017
+    split: str = "val"
+    resolution: str = "480p"
+    sequences: OnlyThese = None
 
 
 def _field_and_value(text: str) -> tuple[str, Any]:
@@ -235,8 +250,6 @@ def index(
         index: File that keeps what was found.
         broken: File to write the broken videos to, one per line.
     """
-    from rich.console import Console
-
     from ino.data.video_index import default_index, index_videos, quarantine_all
 
     file = index or default_index(roots)
@@ -331,8 +344,6 @@ def sweep(
         radius: Radius of the window, in feature positions.
         network: Which network of each run.
     """
-    from rich.console import Console
-
     from ino.experiments.sweep import run_sweep, state_of
     from ino.experiments.sweep_changes import check_folder
     from ino.experiments.sweep_file import read_sweep
@@ -584,25 +595,20 @@ def davis(
     """
     tracker, settings = tracking.tracker()
 
-    from rich.console import Console
-
     from ino.data.davis import read_davis
     from ino.tasks.davis import evaluate_davis, print_scores
 
-    num_frames = sum(len(one.frames) for one in read_davis(root, **vars(chosen)))
-    with _progress("frames", num_frames) as advance:
-        scores = evaluate_davis(
-            root,
-            out=out,
-            tracker=tracker,
-            settings=settings,
-            resume=resume,
-            overwrite=overwrite,
-            on_frame=advance,
-            **vars(chosen),
-        )
-    print_scores(scores, Console())
-    print(f"{tracking.describe(tracker.protocol)}\nresults in {out}")
+    _evaluate(
+        root,
+        read=partial(read_davis, **vars(chosen)),
+        evaluate=partial(evaluate_davis, **vars(chosen), resume=resume),
+        show=print_scores,
+        tracking=tracking,
+        tracker=tracker,
+        settings=settings,
+        out=out,
+        overwrite=overwrite,
+    )
 
 
 def ytvos(
@@ -626,8 +632,6 @@ def ytvos(
         out: Folder of the results.
     """
     tracker, settings = tracking.tracker()
-
-    from rich.console import Console
 
     from ino.data.ytvos import read_ytvos_split
     from ino.tasks.ytvos import evaluate_split, print_scores
@@ -679,27 +683,22 @@ def jhmdb(
         input_size: Side of the square input in pixels, 320 as in papers; 0: by protocol.
         out: Folder of the results.
     """
-    tracker, settings = _label_tracker(tracking, input_size)
-
-    from rich.console import Console
+    tracker, settings = tracking.label_tracker(input_size)
 
     from ino.data.jhmdb import read_jhmdb
     from ino.tasks.jhmdb import JointMaps, evaluate_jhmdb, print_pose
 
-    num_frames = sum(len(video.frames) for video in read_jhmdb(root, split=split))
-    with _progress("frames", num_frames) as advance:
-        scores = evaluate_jhmdb(
-            root,
-            out=out,
-            tracker=tracker,
-            split=split,
-            maps=JointMaps(topk=joint_topk),
-            settings=settings | {"root": str(root)},
-            overwrite=overwrite,
-            on_frame=advance,
-        )
-    print_pose(scores, Console())
-    print(f"{tracking.describe(tracker.protocol)}\n{_input(tracker)}; results in {out}")
+    _evaluate(
+        root,
+        read=partial(read_jhmdb, split=split),
+        evaluate=partial(evaluate_jhmdb, split=split, maps=JointMaps(topk=joint_topk)),
+        show=print_pose,
+        tracking=tracking,
+        tracker=tracker,
+        settings=settings | {"root": str(root)},
+        out=out,
+        overwrite=overwrite,
+    )
 
 
 def vip(
@@ -719,41 +718,42 @@ def vip(
         input_size: Side of the square input in pixels, 560 as in papers; 0: by protocol.
         out: Folder of the results.
     """
-    tracker, settings = _label_tracker(tracking, input_size)
-
-    from rich.console import Console
+    tracker, settings = tracking.label_tracker(input_size)
 
     from ino.data.vip import read_vip
     from ino.tasks.vip import evaluate_vip, print_parts
 
-    num_frames = sum(len(video.frames) for video in read_vip(root, split=split))
-    with _progress("frames", num_frames) as advance:
-        scores = evaluate_vip(
-            root,
-            out=out,
-            tracker=tracker,
-            split=split,
-            settings=settings | {"root": str(root)},
-            overwrite=overwrite,
-            on_frame=advance,
-        )
-    print_parts(scores, Console())
-    print(f"{tracking.describe(tracker.protocol)}\n{_input(tracker)}; results in {out}")
+    _evaluate(
+        root,
+        read=partial(read_vip, split=split),
+        evaluate=partial(evaluate_vip, split=split),
+        show=print_parts,
+        tracking=tracking,
+        tracker=tracker,
+        settings=settings | {"root": str(root)},
+        out=out,
+        overwrite=overwrite,
+    )
 
 
-def _label_tracker(tracking: Tracking, input_size: int) -> "tuple[LabelTracker, dict[str, Any]]":
-    """A tracker of joints or parts on square inputs, and what settings.json records about it."""
-    backbone, protocol, settings = tracking.load()
-
-    from ino.tasks.label_tracker import LabelTracker
-
-    where = {name: settings[name] for name in ("device", "precision")}
-    return LabelTracker(backbone, protocol, input_size=input_size or None, **where), settings
-
-
-def _input(tracker: "LabelTracker") -> str:
-    size = tracker.input_size
-    return f"input {size}x{size}" if size else "input by protocol"
+def _evaluate(
+    root: Path,
+    *,
+    tracking: Tracking,
+    tracker: Any,
+    read: Callable[..., Sequence[Any]],
+    evaluate: Callable[..., Any],
+    show: Callable[..., None],
+    out: Path,
+    **options: Any,
+) -> None:
+    """Propagates and scores below a bar of the data set's frames, then shows the scores."""
+    with _progress("frames", sum(len(video.frames) for video in read(root))) as advance:
+        scores = evaluate(root, tracker=tracker, out=out, on_frame=advance, **options)
+    show(scores, Console())
+    size = getattr(tracker, "input_size", None)
+    print(tracking.describe(tracker.protocol) + (f"; input {size}x{size}" if size else ""))
+    print(f"results in {out}")
 
 
 def suite(
@@ -795,8 +795,6 @@ def suite(
         devices: Devices of the processes in turn, as in cuda:0,cuda:1 (default: all GPUs with
             several --jobs, else auto).
     """
-    from rich.console import Console
-
     from ino.experiments.suite import error_file, num_left, run_suite, state_of
     from ino.experiments.suite_file import read_suite
     from ino.experiments.suite_plan import OTHER_ENDINGS, check_suite_folder, plan_suite
@@ -898,8 +896,6 @@ def compare(
         num: Sequences shown that are best for A, and for B.
         frames: Frames shown of each sequence.
     """
-    from rich.console import Console
-
     from ino.report.comparison import compare_evaluations
     from ino.tables import print_lines
 
@@ -935,8 +931,6 @@ def score(
         out: Folder for CSV and JSON (default: none).
         workers: Processes (default: as many as the number of frames is worth).
     """
-    from rich.console import Console
-
     from ino.system import new_folder
 
     split = chosen.split
@@ -1002,7 +996,6 @@ def _progress(what: str, total: int | None = None) -> Iterator[Callable[..., Non
 
     What ends before the first of them leaves no bar above its message.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
@@ -1066,7 +1059,7 @@ def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..
     from ino.train.config import TrainConfig, flatten, load_recipe, resolve, to_dict
 
     config = flatten(to_dict(resolve(load_recipe(recipe) if recipe else TrainConfig())))
-    options = dict(_run_options(config) if command is train else _sweep_options())
+    options = dict(_field_options(config, is_sweep=command is sweep))
 
     @wraps(command)
     def with_fields(*arguments: Any, **given: Any) -> Any:
@@ -1091,29 +1084,29 @@ def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..
     return with_fields
 
 
-def _run_options(config: Mapping[str, Any]) -> Iterator[tuple[str, inspect.Parameter]]:
-    """The fields of a run by name; hidden, also whole sections and NAME+, which adds to a list."""
+def _field_options(
+    config: Mapping[str, Any], *, is_sweep: bool
+) -> Iterator[tuple[str, inspect.Parameter]]:
+    """The fields by name; of one run, hidden, also whole sections and NAME+, which adds to a list.
+
+    Args:
+        config: the value of each field.
+        is_sweep: each field may have several values, and none is shown.
+    """
     from ino.train.config import config_fields
 
-    for section in dict.fromkeys(name.partition(".")[0] for name in config if "." in name):
+    sections = dict.fromkeys(name.partition(".")[0] for name in config if "." in name)
+    for section in sections if not is_sweep else ():
         yield section, _option(section, str, show=False)
     for name, field in config_fields().items():
-        metavar, value = _metavar(field.type), config[name]
-        shown = value if isinstance(value, str) else json.dumps(value)
-        words = {"metavar": metavar, "help": field.description}
-        kind = list[str] if "..." in metavar else str
-        yield name, _option(name, kind, show_default=value not in ("", []) and shown, **words)
-        if kind is not str:
-            yield f"{name}+", _option(f"{name}+", kind, show=False)
-
-
-def _sweep_options() -> Iterator[tuple[str, inspect.Parameter]]:
-    """The fields of all runs of a sweep by name."""
-    from ino.train.config import config_fields
-
-    for name, field in config_fields().items():
         words = {"metavar": _metavar(field.type), "help": field.description}
-        yield name, _option(name, list[str], **words)
+        kind = list[str] if is_sweep or "..." in words["metavar"] else str
+        if not is_sweep and config[name] not in ("", []):
+            value = config[name]
+            words["show_default"] = value if isinstance(value, str) else json.dumps(value)
+        yield name, _option(name, kind, **words)
+        if not is_sweep and kind is not str:
+            yield f"{name}+", _option(f"{name}+", kind, show=False)
 
 
 def _option(name: str, kind: type, **words: Any) -> inspect.Parameter:
@@ -1121,10 +1114,17 @@ def _option(name: str, kind: type, **words: Any) -> inspect.Parameter:
     from ino.train.config import RENAMED
 
     names = [f"--{name}", *(f"--{old}" for old, new in RENAMED.items() if new == name)]
-    group = Group(name.partition(".")[0]) if "." in name else None
+    group = _section(name.partition(".")[0]) if "." in name else None
     hint = Annotated[kind | None, Parameter(name=names, group=group, **words)]
     key = "field_" + re.sub(r"\W", "_", name.replace("+", "_more"))
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+@cache
+def _section(name: str) -> Group:
+    """The part of the help with the fields of a section, whose long names stay whole."""
+    names = ColumnSpec(renderer=NameRenderer(max_width=42), style="cyclopts.name", max_width=42)
+    return Group(name, help_formatter=DefaultFormatter(column_specs=(names, DescriptionColumn)))
 
 
 def _metavar(kind: Any) -> str:

@@ -72,7 +72,7 @@ def tiny_recipe(data: Path, *, variant: Variant, steps: int | None) -> TrainConf
         steps: length of the run, with schedules as long and the same share of warm-up; the recipe's
             own where None.
     """
-    config = load_recipe("tiny", [f"--variant={variant}", f"--data.root={data}"])
+    config = load_recipe("tiny", {"variant": variant, "data.root": str(data)})
     return config if steps is None else with_steps(config, steps)
 
 

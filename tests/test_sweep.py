@@ -20,7 +20,7 @@ from ino.experiments.rows import with_steps
 from ino.experiments.sweep_file import FOLDER, read_sweep, sweep_names
 from ino.experiments.sweep_plan import plan_sweep
 from ino.models.weights import list_checkpoints
-from ino.train.config import as_options, load_recipe, resolve, to_dict
+from ino.train.config import load_recipe, resolve, to_dict
 from processes import held_elsewhere
 
 SMALL = {
@@ -250,13 +250,13 @@ def test_table_4_adds_one_term_a_row(data):
     terms = [(c.loss.g2g, c.loss.l2g, c.loss.masked, c.loss.affinity) for c in rows]
     assert terms == [(1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 1, 1, 1)]
     assert [c.views.num_local for c in rows] == [0, 8, 8, 8]
-    base = resolve(load_recipe("ino_vits8_charades", as_options(overrides)))
+    base = resolve(load_recipe("ino_vits8_charades", overrides))
     assert rows[-1] == base
     assert plan.published == {"g2g": 45.6, "+l2g": 54.2, "+mim": 65.4, "+aff": 67.0}
 
 
 def test_a_short_run_still_trains_the_last_layer(data):
-    config = load_recipe(str(data / "recipe.yaml"), [f"--data.root={data / 'videos'}"])
+    config = load_recipe(str(data / "recipe.yaml"), {"data.root": str(data / "videos")})
     assert with_steps(config, 1).optim.freeze_last_layer_epochs == 0
     assert with_steps(config, 3).optim.freeze_last_layer_epochs == 1
     with pytest.raises(ConfigError, match="steps is 0"):

@@ -1,6 +1,5 @@
 """Labels of the rows of a table, each of which names a folder."""
 
-import dataclasses
 import math
 import os
 import re
@@ -154,10 +153,11 @@ def with_steps(
     epochs = math.ceil(steps / steps_per_epoch)
     frozen = min(optim.freeze_last_layer_epochs or 0, epochs - 1)
     warmup = optim.warmup_epochs * epochs / optim.epochs
-    return dataclasses.replace(
-        config,
-        optim=dataclasses.replace(
-            optim, epochs=epochs, warmup_epochs=warmup, freeze_last_layer_epochs=frozen
-        ),
-        run=dataclasses.replace(config.run, max_steps=steps),
+    return config.with_values(
+        {
+            "optim.epochs": epochs,
+            "optim.warmup_epochs": warmup,
+            "optim.freeze_last_layer_epochs": frozen,
+            "run.max_steps": steps,
+        }
     )

@@ -33,7 +33,7 @@ def check_folder(plan: Plan, out: Path) -> None:
 def _check_same(cell: Cell, config: TrainConfig, path: Path) -> None:
     try:
         earlier = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, ConfigError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: move the folder away to do {cell.name} anew") from (
             error
         )

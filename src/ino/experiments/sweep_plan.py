@@ -17,7 +17,6 @@ from ino.tasks.results import sized_protocol
 from ino.train.config import (
     DataConfig,
     TrainConfig,
-    as_options,
     field_names,
     flatten,
     load_recipe,
@@ -174,7 +173,7 @@ def _configure(
     count: Callable[[DataConfig], int],
 ) -> TrainConfig:
     try:
-        config = load_recipe(sweep.base or "", as_options({**values, "run.seed": seed}))
+        config = load_recipe(sweep.base or "", {**values, "run.seed": seed})
         if sweep.steps is not None:
             return with_steps(config, sweep.steps, count=count)
         config = resolve(config)
@@ -203,7 +202,7 @@ def _baselines(sweep: SweepConfig, common: Mapping[str, Any]) -> Iterator[Cell]:
             continue
         weights = name
         if name == "untrained":
-            model = load_recipe(sweep.base or "", as_options(common)).model
+            model = load_recipe(sweep.base or "", common).model
             weights = f"random:{model.arch}/{model.patch_size}"
         elif not re.fullmatch(r"random:\w+/\d+", name):
             raise ConfigError(

@@ -526,22 +526,22 @@ def test_options_are_frozen():
 def describe_options() -> str:
     """Each command with its arguments and the names of each option."""
     lines = ["ino --help -h", "ino --version"]
-
-    def collect(app, command):
-        for name in app:
-            if name.startswith("-"):
-                continue
-            words = [*command, name]
-            chosen = cli.build_app(words) if len(words) == 1 else app
-            collect(chosen[name], words)
-        if app.default_command:
-            for argument in app.assemble_argument_collection():
+    for command in commands():
+        _, apps, _ = cli.build_app(command).parse_commands(command)
+        with apps[-1].app_stack(apps):
+            for argument in apps[-1].assemble_argument_collection():
                 names = argument.names if argument.index is None else [f"<{argument.name}>"]
                 if not argument.children:
                     lines.append(" ".join(["ino", *command, *names]))
-
-    collect(cli.build_app(), [])
     return "\n".join(sorted(lines)) + "\n"
+
+
+def commands() -> list[list[str]]:
+    """The words of each command: ["train"], ["evaluate", "davis"]."""
+    app = cli.build_app()
+    first = [name for name in app if not name.startswith("-") and name != "evaluate"]
+    second = [name for name in app["evaluate"] if not name.startswith("-")]
+    return [*([name] for name in first), *(["evaluate", name] for name in second)]
 
 
 @pytest.mark.parametrize(
@@ -557,15 +557,19 @@ def test_help_is_quick(arguments):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
-def test_every_command_has_help_for_every_option(capsys):
-    """Nothing heavy is imported for it, and what it says of names agrees with the code."""
-    commands = {tuple(line.split()[1:-1]) for line in OPTIONS.read_text().splitlines()}
-    for command in {tuple(word for word in words if word.isalpha()) for words in commands}:
-        assert run(*command, "--help") == 0
-        assert "ino" in capsys.readouterr().out
-    code = "import sys; from ino.cli import main; main(['train', '--help']); sys.exit('torch' in "
-    subprocess.run([sys.executable, "-c", code + "sys.modules)"], check=True, capture_output=True)
-    assert cli.SegmentTracking().weights == DEFAULT
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_option_is_explained(command, capsys):
+    assert run(*command, "--help") == 0
+    shown = capsys.readouterr().out
+    for option in shown.split("╭")[1:]:
+        assert not re.search(r"│ [* ] *--[\w.-]+ *\S* *│$", option), option
+
+
+def test_names_of_the_help_agree_with_the_code(capsys):
+    assert run("segment", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"[default: {DEFAULT}]" in shown
+    assert all(name in shown for name in PROTOCOLS)
 
 
 def test_output_that_nobody_reads_ends_quietly():

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, Union, get_args, get_origin
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, validators
 from cyclopts.exceptions import (
     CoercionError,
     CycloptsError,
@@ -32,7 +32,6 @@ from cyclopts.exceptions import (
 )
 from cyclopts.help import ColumnSpec, DefaultFormatter, NameRenderer
 from cyclopts.help.specs import DescriptionColumn
-from cyclopts.types import PositiveInt
 from rich.console import Console
 
 from ino import __version__
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("ino")
 
+Jobs = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Network = Literal["student", "teacher"]
 Overwrite = Annotated[bool, Parameter(help="Write into a folder that holds something.")]
 Resume = Annotated[bool, Parameter(help="Keep what was made with the same settings; do the rest.")]
@@ -210,8 +210,8 @@ def train(
 ) -> None:
     """Learn from unlabeled video by a recipe.
 
-    A recipe is the name of one that comes with ino or a YAML file. Every field can be set, as in
-    --data.root FOLDER --optim.lr 0.001; ino train RECIPE --help shows the recipe's own values.
+    Every field can be set, as in --data.root FOLDER --optim.lr 0.001.
+    `ino train RECIPE --help` shows the recipe's own values.
 
     Args:
         recipe: Name of a recipe or path of a YAML file.
@@ -309,7 +309,7 @@ def sweep(
     *,
     out: Annotated[Path | None, Parameter(show_default="sweeps/FILE")] = None,
     show_list: Annotated[bool, Parameter(name="--list", negative=())] = False,
-    jobs: PositiveInt = 1,
+    jobs: Jobs = 1,
     base: str | None = None,
     steps: int | None = None,
     seeds: Annotated[str | None, Parameter(metavar="N,N,...")] = None,
@@ -325,8 +325,8 @@ def sweep(
 ) -> int:
     """Train and score every row of a sweep with every seed; print one table.
 
-    If it is stopped, the same command continues where it was. Fields of all runs can be set as in
-    ino train, such as --data.root FOLDER.
+    If it is stopped, the same command continues where it was.
+    Fields of all runs can be set as in ino train, such as --data.root FOLDER.
 
     Args:
         file: Name of a sweep or path of a YAML file.
@@ -771,7 +771,7 @@ def suite(
     sequences: OnlyThese = None,
     short_side: int | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
-    jobs: PositiveInt = 1,
+    jobs: Jobs = 1,
     devices: Annotated[str | None, Parameter(metavar="NAME,...")] = None,
 ) -> int:
     """Propagate and score every row of a suite; print one table with the published numbers.
@@ -1025,7 +1025,7 @@ def build_app(arguments: Sequence[str] = ()) -> App:
         name="ino",
         help="Dense features from unlabeled video, and masks propagated through a video.",
         version=__version__,
-        help_format="plaintext",
+        help_format="markdown",
         default_parameter=Parameter(
             allow_repeating=True,
             consume_multiple=(1, None),
@@ -1034,19 +1034,27 @@ def build_app(arguments: Sequence[str] = ()) -> App:
         ),
     )
     evaluate = App(name="evaluate", help="Propagate the given masks of a data set and score them.")
-    for function in (davis, ytvos, jhmdb, vip, suite):
+    for function in (davis, ytvos, jhmdb, vip):
         evaluate.command(function)
+    evaluate.command(suite, help_epilogue=f"Suites: {_names_in('suites')}.")
     app.command(evaluate)
-    for function in (demo, train, index, sweep, plot, export, segment, compare, score, check):
-        is_chosen = list(arguments[:1]) == [function.__name__]
-        if is_chosen and function is train:
-            recipe = next(iter(arguments[1:]), "-")
-            app.command(_with_fields(train, None if recipe.startswith("-") else recipe))
-        elif is_chosen and function is sweep:
-            app.command(_with_fields(sweep, None))
-        else:
-            app.command(function)
+    for function in (demo, index, plot, export, segment, compare, score, check):
+        app.command(function)
+    command, recipe = [*arguments, "-", "-"][:2]
+    for function, words in (
+        (train, f"Recipes: {_names_in('recipes')}."),
+        (sweep, f"Sweeps: {_names_in('sweeps')}."),
+    ):
+        if command == function.__name__:
+            named = recipe if command == "train" and not recipe.startswith("-") else None
+            function = _with_fields(function, named)
+        app.command(function, help_format="plaintext", help_epilogue=words)
     return app
+
+
+def _names_in(folder: str) -> str:
+    """The names of the YAML files that come with ino."""
+    return ", ".join(sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.yaml")))
 
 
 def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..., Any]:

@@ -8,12 +8,13 @@ from ino.cli.shared_options import add_output, plain_parser
 
 
 def suite_parser() -> ArgumentParser:
-    from ino.experiments.suite_file import DATA_NAMES, suite_names
+    from ino.schema import yaml_names
 
+    names = ", ".join(yaml_names(Path(__file__).parent.parent / "experiment_files"))
     parser = plain_parser(
         "Carries and scores every row of a suite (weights, protocol, data set) and prints one "
         "table with published numbers and the difference. Stopped, it goes on where it was. "
-        f"Suites: {', '.join(suite_names())}. The same as ino evaluate --suite FILE."
+        f"Suites: {names}. The same as ino evaluate --suite FILE."
     )
     parser.add_argument("file", type=str, help="name of a suite or path of a YAML file")
     parser.add_argument("--out", type=Path, help="folder of the suite (default: suites/FILE)")
@@ -24,7 +25,7 @@ def suite_parser() -> ArgumentParser:
     parser.add_argument(
         "--weights-dir", type=Path, metavar="DIR", help="folder of the files that rows name"
     )
-    for name in DATA_NAMES:
+    for name in ("davis", "ytvos", "jhmdb", "vip"):
         words = f"root of the data set, for rows with data: {name}"
         parser.add_argument(f"--{name}", type=Path, metavar="ROOT", help=words)
     parser.add_argument(

@@ -8,18 +8,24 @@ from ino.cli.shared_options import plain_parser
 
 
 def sweep_parser() -> ArgumentParser:
-    from ino.experiments.sweep_file import sweep_names
+    from ino.schema import yaml_names
     from ino.train.config import field_names
+
+    names = ", ".join(yaml_names(Path(__file__).parent.parent / "experiment_files"))
 
     parser = plain_parser(
         "Trains and scores every row of a sweep with every seed, and prints one table. Stopped, it "
         "goes on where it was. Fields of all runs can be set as in ino train, such as --data.root "
-        f"FOLDER. Sweeps: {', '.join(sweep_names())}."
+        f"FOLDER. Sweeps: {names}."
     )
     parser.add_argument("file", type=str, help="name of a sweep or path of a YAML file")
     parser.add_argument("--out", type=Path, help="folder of the sweep (default: sweeps/FILE)")
     parser.add_argument("--list", action="store_true", help="show the runs and how far each is")
+    parser.add_argument(
+        "--rows", nargs="+", action="extend", metavar="LABEL", help="only these rows"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    parser.add_argument("--devices", type=str, metavar="NAME,...", help="as in evaluate suite")
     parser.add_argument("--base", type=str, help="recipe that every run starts from")
     parser.add_argument("--steps", type=int, help="of each run, with schedules as long")
     parser.add_argument("--seeds", type=str, metavar="N,N,...", help="of each row")

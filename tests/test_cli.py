@@ -312,10 +312,10 @@ def test_predictions_that_do_not_fit(tmp_path, capsys, davis, clip, fault):
     [
         ("optim:\n  lrr: 1", r"unknown key optim\.lrr"),
         ("optim:\n  lr: high", r"optim\.lr"),
-        ("optim:\n  epochs: -1", r"optim\.epochs is -1; it must be above 0"),
+        ("optim:\n  epochs: -1", r"optim\.epochs must be greater than 0, but is -1"),
         ("variant: best", "variant"),
         ("- a list", "must hold sections"),
-        ("a: [", "not YAML"),
+        ("a: [", "cannot be used"),
     ],
 )
 def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):

@@ -37,7 +37,7 @@ from ino.models.weights import list_checkpoints
 from ino.propagate.tracker import Tracker
 from ino.tasks.davis import evaluate_davis
 from ino.tasks.results import sized_protocol
-from ino.train.config import as_options, load_recipe, resolve, to_dict
+from ino.train.config import load_recipe, resolve, to_dict
 from ino.train.loop import train
 from processes import held_elsewhere
 from synthetic_ytvos import write_ytvos_layout
@@ -485,7 +485,7 @@ def test_table_4_adds_one_term_a_row_and_fig_5_varies_one_parameter(data):
     terms = [(c.loss.g2g, c.loss.l2g, c.loss.masked, c.loss.affinity) for c in rows]
     assert terms == [(1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 1, 1, 1)]
     assert [c.views.num_local for c in rows] == [0, 8, 8, 8]
-    base = resolve(load_recipe("ino_vits8_charades", as_options(options)))
+    base = resolve(load_recipe("ino_vits8_charades", options))
     assert rows[-1] == base == configs("fig5")[0]
     found = [
         [c.loss.affinity_teacher_temperature, c.data.clip_length, c.views.num_local]

@@ -30,9 +30,7 @@ def trained(tmp_path_factory):
     clips = {f"{s}": generate_clip(s, num_frames=6, height=48, width=64) for s in range(4)}
     write_videos(clips, folder / "my_videos")
     config = tiny_config(folder / "my_videos")
-    config = dataclasses.replace(
-        config, variant="released", run=dataclasses.replace(config.run, max_steps=2)
-    )
+    config = config.with_values({"variant": "released", "run.max_steps": 2})
     train(config, out=folder / "run")
     return folder / "run"
 

@@ -85,7 +85,6 @@ from ino.tasks.ytvos import finish_split, propagate_video, video_is_whole
 from ino.train.config import (
     DataConfig,
     TrainConfig,
-    as_options,
     differences,
     flatten,
     load_recipe,
@@ -415,10 +414,10 @@ def read_experiment(
     for key, change in _given(changes).items():
         known = values.get(key, {})
         values[key] = known | _given(change) if isinstance(change, Mapping) else change
-    values["train"], values["grid"] = dict(flatten(experiment.train)), dict(experiment.grid)
+    values["train"], values["grid"] = flatten(experiment.train), dict(experiment.grid)
     for key, several in (vary or {}).items():
         for label, fields in experiment.rows.items():
-            if key in dict(flatten((fields or {}).get("train") or {})):
+            if key in flatten((fields or {}).get("train") or {}):
                 raise ConfigError(f"--{key} is what the row {label} sets; leave it out")
         for section in ("train", "grid"):
             values[section].pop(key, None)
@@ -678,7 +677,7 @@ def find_weights(row: Row, experiment: Experiment) -> tuple[str | None, str]:
             if (path := folder / f"{row.file}{ending}").exists():
                 return str(path), ""
     if weights == "untrained":
-        model = load_recipe(_base(experiment), as_options(experiment.train)).model
+        model = load_recipe(_base(experiment), experiment.train).model
         return f"random:{model.arch}/{model.patch_size}", ""
     if weights is not None:
         # Names are looked up when the row starts.
@@ -760,7 +759,7 @@ def _configured(
             raise ConfigError("run.seed is no field of a row; list seeds under seeds")
         if name in _OF_STEPS and experiment.steps is not None:
             raise ConfigError(f"{name} follows from steps; leave one of them out")
-    config = load_recipe(_base(experiment), as_options(values | {"run.seed": trial.seed}))
+    config = load_recipe(_base(experiment), values | {"run.seed": trial.seed})
     if experiment.steps is not None:
         config = with_steps(config, experiment.steps, count=count)
     else:

@@ -1,6 +1,5 @@
 """Pretraining that is scored on the way: training, and masks carried through labelled sequences."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,11 +105,11 @@ def with_steps(
         clips_per_visit=config.data.clips_per_video if visits else 1,
     )
     epochs = math.ceil(steps / steps_per_epoch)
-    optim = dataclasses.replace(
-        optim,
-        epochs=epochs,
-        warmup_epochs=optim.warmup_epochs * epochs / optim.epochs,
-        freeze_last_layer_epochs=min(optim.freeze_last_layer_epochs or 0, epochs - 1),
+    return config.with_values(
+        {
+            "optim.epochs": epochs,
+            "optim.warmup_epochs": optim.warmup_epochs * epochs / optim.epochs,
+            "optim.freeze_last_layer_epochs": min(optim.freeze_last_layer_epochs or 0, epochs - 1),
+            "run.max_steps": steps,
+        }
     )
-    run = dataclasses.replace(config.run, max_steps=steps)
-    return dataclasses.replace(config, optim=optim, run=run)

@@ -75,7 +75,8 @@ def one_sentence(error: ValidationError, kind: type[BaseModel]) -> str:
         return f"{name} is missing"
     if kind_of == "value_error":
         text = str(first.get("ctx", {}).get("error"))
-        return f"{name}: {text}" if name else text
+        separator = " " if text.startswith("must ") else ": "
+        return f"{name}{separator}{text}" if name else text
     # A union has one error per member; all are about the same value.
     same = [one for one in found if _names(one["loc"], kind)[0] == names]
     rules = dict.fromkeys(_rule(one["msg"]) for one in same)

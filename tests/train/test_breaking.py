@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
-from ino.experiments.sweep_file import read_sweep
 from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
 from ino.report.curves import plot_runs, read_history
 from ino.system import atomic_path, folder_lock
@@ -176,7 +175,7 @@ def test_a_signal_before_the_first_step_says_that_it_is_to_be_started_again(
 )
 def test_values_that_nothing_can_use(config, section, field, value):
     setattr(getattr(config, section), field, value)
-    with pytest.raises(ConfigError, match=f"{section}.{field} is"):
+    with pytest.raises(ConfigError, match=rf"{section}\.{field}"):
         resolve(config)
 
 
@@ -192,7 +191,7 @@ def test_processes_that_nobody_asked_for_are_not_started(config, monkeypatch):
 
 def test_a_recipe_without_end(tmp_path):
     (tmp_path / "recipe.yaml").write_text(DEEP)
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         read_recipe(str(tmp_path / "recipe.yaml"))
 
 
@@ -254,9 +253,3 @@ def test_a_disk_that_takes_nothing_is_said_of_the_result(tmp_path, monkeypatch):
         atomic_path(tmp_path / "x.txt") as temporary,
     ):
         temporary.write_text("")
-
-
-def test_a_sweep_with_a_list_for_a_key(tmp_path):
-    (tmp_path / "sweep.yaml").write_text("base: tiny\ngrid: {[1]: 2}\n")
-    with pytest.raises(ConfigError, match="is not YAML"):
-        read_sweep(str(tmp_path / "sweep.yaml"))

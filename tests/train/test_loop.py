@@ -1,6 +1,5 @@
 """Whole runs: repeatable, resumable after a kill, stopped by numbers that are not finite."""
 
-import dataclasses
 import json
 import os
 import re
@@ -46,7 +45,7 @@ def _log_table() -> str:
 
 def test_another_seed_gives_other_weights(config, tmp_path):
     first = read_checkpoint(train(config, out=tmp_path / "a"))
-    other = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1))
+    other = config.with_values({"run.seed": 1})
     second = read_checkpoint(train(other, out=tmp_path / "b"))
     name = "head.last_layer.weight"
     assert not torch.equal(first["student"][name], second["student"][name])
@@ -70,7 +69,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(config, tmp_path):
     process.wait()
     with (out / "log.jsonl").open("a") as log:
         log.write('{"step": 7, "lo')  # torn by the kill
-    resumed_config = dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=1))
+    resumed_config = config.with_values({"run.save_every": 1})
     resumed = train(resumed_config, out=out, resume=True)
     assert_equal_states(read_checkpoint(whole), read_checkpoint(resumed))
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -79,7 +78,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(config, tmp_path):
 
 def test_a_run_resumes_in_the_middle_of_an_epoch(config, tmp_path):
     whole = train(config, out=tmp_path / "whole")
-    short = dataclasses.replace(config, run=dataclasses.replace(config.run, max_steps=3))
+    short = config.with_values({"run.max_steps": 3})
     train(short, out=tmp_path / "parts")
     resumed = train(config, out=tmp_path / "parts", resume=True)
     assert_equal_states(read_checkpoint(whole), read_checkpoint(resumed))

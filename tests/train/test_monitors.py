@@ -1,6 +1,5 @@
 """Numbers of targets and features by hand; warnings for collapses that are forced, else none."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -131,20 +130,15 @@ def scenes(tmp_path_factory):
 @pytest.fixture
 def learning(config, scenes):
     """A run that learns from scenes for 40 steps, with a look every second step."""
-    config.model = dataclasses.replace(
-        config.model, out_dim=64, hidden_dim=48, bottleneck_dim=24, drop_path=0.0
+    model = {"out_dim": 64, "hidden_dim": 48, "bottleneck_dim": 24, "drop_path": 0.0}
+    views = {"global_size": 48, "local_size": 24, "color_on_global": False}
+    optim = {"epochs": 20, "lr": 0.02, "warmup_epochs": 4.0, "teacher_momentum": 0.99}
+    run = {"log_every": 2, "save_every": 100, "pictures_every": 0}
+    data = {"root": [str(scenes)], "batch_size": 4}
+    other = {"masking.probability": 1.0, "loss.teacher_temperature": 0.03}
+    return config.with_values(
+        {"model": model, "views": views, "optim": optim, "run": run, "data": data} | other
     )
-    config.data.root, config.data.batch_size = [str(scenes)], 4
-    config.views = dataclasses.replace(
-        config.views, global_size=48, local_size=24, colour_on_global=False
-    )
-    config.masking.probability = 1.0
-    config.loss.teacher_temperature = 0.03
-    config.optim = dataclasses.replace(
-        config.optim, epochs=20, lr=0.02, warmup_epochs=4.0, teacher_momentum=0.99
-    )
-    config.run.log_every, config.run.save_every, config.run.pictures_every = 2, 100, 0
-    return config
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_the_paper_s_settings_are_in_its_recipes():
 
 
 def test_overrides_come_last_and_numbers_keep_their_type():
-    config = load_recipe("tiny", ["--optim.lr=1", "--variant=released"])
+    config = load_recipe("tiny", {"optim.lr": "1", "variant": "released"})
     assert isinstance(config.optim.lr, float)
     assert config.optim.lr == 1
     assert config.variant == "released"
@@ -35,9 +35,9 @@ def test_overrides_come_last_and_numbers_keep_their_type():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("run: {wandb: 2024-99-99}\n", "is not YAML: month must be"),
-        ("model: {arch: vit_tiny}\nmodel: {arch: vit_small}\n", "has 'model' twice"),
-        ("model: {arch: vit_tiny, arch: vit_small}\n", "has 'arch' twice"),
+        ("run: {wandb: 2024-99-99}\n", "cannot be used: month must be"),
+        ("model: {arch: vit_tiny}\nmodel: {arch: vit_small}\n", "'model' is there twice"),
+        ("model: {arch: vit_tiny, arch: vit_small}\n", "'arch' is there twice"),
         ("- 1\n", "must hold sections such as model and data"),
     ],
 )

@@ -1,283 +1,341 @@
-"""What a training run is made of: nested dataclasses, filled from a recipe and dotted overrides.
+"""The recipe of a training run: every number that it depends on, with its range and its meaning.
 
-`variant` sets every point on which the paper's text and the released code differ (the fields whose
-default is None, see train.variants); each can also be set by itself. Imports nothing heavy, so that
-the command line can show its options at once.
+`variant` sets each point on which the paper's text and the released code differ: the fields whose
+default is None, until `resolve` fills them. Each can also be set by itself. Recipes are YAML files;
+a recipe may start from another one (`base: tiny`), and dotted names override single fields.
+Imports nothing heavy, so that the command line can show its options at once.
 """
 
-import dataclasses
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+import yaml
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from ino.errors import ConfigError
-from ino.models.vit import ARCHITECTURES, PATCH_SIZES
-from ino.plain_yaml import named_file, plain_words, read_yaml, yaml_names
+from ino.schema import Model, checked, named_file, read_yaml, yaml_names
 
 Variant = Literal["paper", "released"]
 
-
-@dataclass
-class ModelConfig:
-    """The networks.
-
-    Args:
-        arch: vit_nano, vit_tiny, vit_small or vit_base.
-        patch_size: pixels a side of a patch, 8 or 16.
-        drop_path: probability of dropping the last block's branches in the student.
-        out_dim: classes of the head.
-        hidden_dim: width of the head's hidden layers.
-        bottleneck_dim: width before the head's last layer.
-    """
-
-    arch: str = "vit_small"
-    patch_size: int = 8
-    drop_path: float = 0.1
-    out_dim: int = 4096
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
+Count = Annotated[int, Field(gt=0)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass
-class DataConfig:
-    """Which videos, and which of their frames make a clip.
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"must have its smaller value first, but is {list(pair)}")
+    return pair
 
-    Args:
-        root: folders, video files or lists of them, or tar shards; a folder of images is one video.
-        clip_length: frames of a clip (L), even.
-        frame_step: frames from one to the next in the source; 0 to go by `fps`. Set by `variant`.
-        fps: frames a second of a clip; 0 to go by `frame_step`. Set by `variant`.
-        clips_per_video: clips of each video in an epoch.
-        visits: take all clips of a video in one reading and mix them with those of others; quicker
-            where several clips have to be decoded from one key frame on.
-        batch_size: clips of each device in a step.
-        shard_videos: how many videos tar shards hold; 0 to count, which only files allow.
-        num_workers: processes that decode, for each device; auto goes by the cores at hand.
-        prefetch: batches that each of them has ready.
-        index: file that keeps what headers of videos tell; auto is one in the user's cache, off
-            reads no header before training.
-    """
 
-    root: str | list[str] = field(default_factory=list)
-    clip_length: int = 4
-    frame_step: int | None = None
-    fps: float | None = None
-    clips_per_video: int = 5
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+Names = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+]
+
+
+class _Section(Model):
+    """Fields that a program may change until the run is resolved, which checks them again."""
+
+    model_config = ConfigDict(frozen=False)
+
+
+class ModelConfig(_Section):
+    """The networks."""
+
+    arch: Literal["vit_nano", "vit_tiny", "vit_small", "vit_base"] = "vit_small"
+    """Vision Transformer of the backbone."""
+    patch_size: Literal[8, 16] = 8
+    """Side of a patch in pixels."""
+    drop_path: Probability = 0.1
+    """Probability of dropping the branches of the student's last block; less in earlier ones."""
+    out_dim: Count = 4096
+    """Classes of the head."""
+    hidden_dim: Count = 2048
+    """Width of the head's hidden layers."""
+    bottleneck_dim: Count = 256
+    """Width before the head's last layer."""
+
+
+class DataConfig(_Section):
+    """Which videos, and which of their frames make a clip."""
+
+    root: Names = Field(default_factory=list)
+    """Folders, video files, lists of them, or tar shards; a folder of images is one video."""
+    clip_length: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    """Frames of a clip (L), an even number."""
+    frame_step: CountOrNone | None = None
+    """Distance between two frames of a clip in frames of the source; 0 to go by fps. Set by
+    variant."""
+    fps: NotNegative | None = None
+    """Frames per second of a clip; 0 to go by frame_step. Set by variant."""
+    clips_per_video: Count = 5
+    """Clips of each video in an epoch."""
     visits: bool = False
-    batch_size: int = 4
-    shard_videos: int = 0
-    num_workers: int | Literal["auto"] = "auto"
-    prefetch: int = 2
+    """Take all clips of a video in one reading and mix them with those of other videos: faster
+    where several clips are decoded from one key frame on."""
+    batch_size: Count = 4
+    """Clips of each device in a step."""
+    shard_videos: CountOrNone = 0
+    """Number of videos in tar shards; 0 to count them, which only works for files."""
+    num_workers: CountOrNone | Literal["auto"] = "auto"
+    """Processes that decode, for each device; auto goes by the number of cores."""
+    prefetch: Count = 2
+    """Batches that each of them keeps ready."""
     index: str = "auto"
+    """File that keeps what is known of the videos' headers; auto is one in the user's cache, off
+    reads no header before training."""
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> "DataConfig":
+        if None not in (self.frame_step, self.fps) and bool(self.frame_step) == bool(self.fps):
+            raise ValueError(
+                f"frame_step and fps are {self.frame_step} and {self.fps}; one must be above 0 and "
+                "the other 0"
+            )
+        return self
 
 
-@dataclass
-class ViewsConfig:
-    """Crops of each frame and their colours.
+class ViewsConfig(_Section):
+    """Crops of each frame and their colors."""
 
-    Args:
-        global_size: pixels a side of the global crop.
-        global_scale: share of the frame's area that it covers.
-        num_local: local crops of each frame (M); 0 for none.
-        local_size: pixels a side of a local crop.
-        local_scale: share of the frame's area that it covers.
-        flip: probability of mirroring a crop.
-        jitter: probability of changing brightness, contrast, saturation and hue.
-        grey: probability of dropping colour.
-        local_blur: probability of blurring a local crop.
-        colour_on_global: flip and colour global crops as well. Set by `variant`.
-    """
+    global_size: Count = 224
+    """Side of the global crop in pixels."""
+    global_scale: ShareRange = (0.8, 0.95)
+    """Range of the share of the frame's area that it covers."""
+    num_local: CountOrNone = 8
+    """Local crops of each frame (M); 0 for none."""
+    local_size: Count = 64
+    """Side of a local crop in pixels."""
+    local_scale: ShareRange = (0.05, 0.8)
+    """Range of the share of the frame's area that it covers."""
+    ratio: PositiveRange = (3 / 4, 4 / 3)
+    """Range of the aspect ratio (width / height) of all crops."""
+    flip: Probability = 0.5
+    """Probability of mirroring a crop."""
+    jitter: Probability = 0.8
+    """Probability of changing brightness, contrast, saturation and hue."""
+    brightness: NotNegative = 0.4
+    """Strength of the change: the factor is between 1 - strength and 1 + strength."""
+    contrast: NotNegative = 0.4
+    """Likewise for contrast."""
+    saturation: NotNegative = 0.2
+    """Likewise for saturation."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Largest turn of the color circle, in turns."""
+    grey: Probability = 0.2
+    """Probability of dropping color."""
+    local_blur: Probability = 0.5
+    """Probability of blurring a local crop."""
+    blur_sigma: PositiveRange = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels."""
+    color_on_global: Annotated[
+        bool | None, Field(validation_alias=AliasChoices("color_on_global", "colour_on_global"))
+    ] = None
+    """Flip and color global crops as well. Set by variant."""
 
-    global_size: int = 224
-    global_scale: tuple[float, float] = (0.8, 0.95)
-    num_local: int = 8
-    local_size: int = 64
-    local_scale: tuple[float, float] = (0.05, 0.8)
-    flip: float = 0.5
-    jitter: float = 0.8
-    grey: float = 0.2
-    local_blur: float = 0.5
-    colour_on_global: bool | None = None
 
+class MaskingConfig(_Section):
+    """Masks of the student's global crops (section 3.3)."""
 
-@dataclass
-class MaskingConfig:
-    """Masks of the student's global crops.
-
-    Args:
-        probability: share of steps with in-generative learning.
-        ratio: range of the share of masked positions (r).
-        kind: blockwise or random positions. Set by `variant`.
-        shared: one mask for all clips of a step. Set by `variant`.
-    """
-
-    probability: float = 0.5
-    ratio: tuple[float, float] = (0.1, 0.5)
+    probability: Probability = 0.5
+    """Share of the steps that have in-generative learning."""
+    ratio: ShareRange = (0.1, 0.5)
+    """Range of the share of masked positions (r)."""
     kind: Literal["blockwise", "random"] | None = None
+    """Blockwise or random positions. Set by variant."""
     shared: bool | None = None
+    """One mask for all clips of a step. Set by variant."""
 
 
-@dataclass
-class LossConfig:
-    """The terms of Eq. 6; a weight of 0 switches a term off.
+class LossConfig(_Section):
+    """The terms of Eq. 6; a weight of 0 switches a term off."""
 
-    Args:
-        g2g: weight of global-to-global generation (Eq. 1).
-        l2g: weight of local-to-global generation (Eq. 2).
-        masked: weight of masked prediction (Eq. 3).
-        affinity: weight of affinity consistency (Eq. 5).
-        teacher_temperature: of the teacher's softmax.
-        student_temperature: of the student's softmax.
-        affinity_teacher_temperature: tau_t of Eq. 4.
-        affinity_student_temperature: tau_s of Eq. 4.
-        center_momentum: weight of the old centre in the new one.
-        center_update: when a centre moves, once a step or after each group. Set by `variant`.
-        out_mean: g2g and l2g each as a mean, or one joint mean. Set by `variant`.
-        affinity_on: what the affinity compares. Set by `variant`.
-    """
-
-    g2g: float = 1.0
-    l2g: float = 1.0
-    masked: float = 1.0
-    affinity: float = 1.0
-    teacher_temperature: float = 0.04
-    student_temperature: float = 0.1
-    affinity_teacher_temperature: float = 0.04
-    affinity_student_temperature: float = 0.1
-    center_momentum: float = 0.9
+    g2g: NotNegative = 1.0
+    """Weight of global-to-global generation (Eq. 1)."""
+    l2g: NotNegative = 1.0
+    """Weight of local-to-global generation (Eq. 2)."""
+    masked: NotNegative = 1.0
+    """Weight of masked prediction (Eq. 3)."""
+    affinity: NotNegative = 1.0
+    """Weight of affinity consistency (Eq. 5)."""
+    teacher_temperature: Positive = 0.04
+    """Temperature of the teacher's softmax."""
+    student_temperature: Positive = 0.1
+    """Temperature of the student's softmax."""
+    affinity_teacher_temperature: Positive = 0.04
+    """tau_t of Eq. 4."""
+    affinity_student_temperature: Positive = 0.1
+    """tau_s of Eq. 4."""
+    center_momentum: Probability = 0.9
+    """Weight of the old center in the new one."""
     center_update: Literal["step", "group"] | None = None
+    """Move a center once per step or after each group of outputs. Set by variant."""
     out_mean: Literal["each", "joint"] | None = None
+    """Average g2g and l2g each by itself, or jointly. Set by variant."""
     affinity_on: Literal["distributions", "logits"] | None = None
+    """What the affinity compares. Set by variant."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "LossConfig":
+        if not any((self.g2g, self.l2g, self.masked, self.affinity)):
+            raise ValueError("the weights are all 0; at least one term must be above 0")
+        return self
 
 
-@dataclass
-class OptimConfig:
-    """AdamW, its schedules and the teacher's momentum.
+class OptimConfig(_Section):
+    """AdamW, its schedules and the teacher's momentum."""
 
-    Args:
-        epochs: passes over the videos.
-        lr: learning rate for 1024 frames a step over all devices; scaled linearly.
-        min_lr: learning rate at the end, not scaled.
-        warmup_epochs: epochs of linear warm-up.
-        weight_decay: at the start; cosine to `weight_decay_end`.
-        weight_decay_end: at the end.
-        teacher_momentum: at the start; cosine to 1.
-        clip_grad: largest norm of each parameter's gradient; 0 for no clipping.
-        first_epoch: epoch at which the schedules start. Set by `variant`.
-        freeze_last_layer_epochs: epochs before the head's last layer learns. Set by `variant`.
-    """
-
-    epochs: int = 25
-    lr: float = 3e-4
-    min_lr: float = 1e-6
-    warmup_epochs: float = 2.0
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
-    teacher_momentum: float = 0.996
-    clip_grad: float = 3.0
-    first_epoch: int | None = None
-    freeze_last_layer_epochs: int | None = None
+    epochs: Count = 25
+    """Passes over the videos."""
+    lr: NotNegative = 3e-4
+    """Learning rate for 1024 frames in a step over all devices; scaled linearly."""
+    min_lr: NotNegative = 1e-6
+    """Learning rate at the end, not scaled."""
+    warmup_epochs: NotNegative = 2.0
+    """Epochs of linear warm-up."""
+    weight_decay: NotNegative = 0.04
+    """Weight decay at the start; a cosine leads to weight_decay_end."""
+    weight_decay_end: NotNegative = 0.4
+    """Weight decay at the end."""
+    teacher_momentum: Probability = 0.996
+    """Momentum of the teacher at the start; a cosine leads to 1."""
+    clip_grad: NotNegative = 3.0
+    """Largest norm of each parameter's gradient; 0 for no clipping."""
+    first_epoch: CountOrNone | None = None
+    """Epoch at which the schedules start. Set by variant."""
+    freeze_last_layer_epochs: CountOrNone | None = None
+    """Epochs before the head's last layer learns. Set by variant."""
 
 
-@dataclass
-class RunConfig:
-    """On what the run goes, and what it keeps.
+class RunConfig(_Section):
+    """Where the run computes, and what it keeps."""
 
-    Args:
-        seed: of weights, clips, crops and masks.
-        max_steps: stop after this many steps; 0 for no limit. Schedules stay as they are.
-        accelerator: auto, cpu, cuda or mps.
-        strategy: ddp copies the networks to each device, fsdp cuts them over the devices; auto is
-            ddp for several devices.
-        devices: processes on each machine; 0 for those that torchrun or SLURM started, else one.
-        num_nodes: machines; 0 likewise.
-        precision: auto is bf16-mixed on a device that computes in it, else 32-true.
-        accumulate: parts of a step's clips that are gone through one after the other, to save
-            memory; a divisor of data.batch_size. The numbers stay the same to rounding, but for
-            dropped paths, which are drawn for each part.
-        activation_checkpointing: compute the student's blocks again for gradients instead of
-            keeping their activations: less memory, a quarter more time.
-        compile: have torch compile the blocks.
-        log_every: steps between lines on the screen and in TensorBoard.
-        save_every: steps between checkpoints.
-        keep: checkpoints kept, the newest.
-        pictures_every: steps between pictures of crops and masks, from the first; 0 for none.
-        eval_every: steps between scores of the student on labelled sequences; 0 for none.
-        eval_root: data set in the layout of DAVIS.
-        eval_year: of its list of sequences, 2016 or 2017.
-        eval_split: name of that list.
-        eval_sequences: those of the list to do; empty for all.
-        eval_protocol: how masks are carried.
-        eval_short_side: pixels, the protocol's radius with it; 0 for the protocol's own.
-        wandb: project of Weights & Biases that the run is told to; empty for none.
-    """
-
-    seed: int = 0
-    max_steps: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of weights, clips, crops and masks."""
+    max_steps: CountOrNone = 0
+    """Stop after this many steps; 0 for no limit. Schedules stay as they are."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Kind of device."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    devices: int = 0
-    num_nodes: int = 0
+    """ddp copies the networks to each device, fsdp shards them over the devices; auto is ddp where
+    there are several devices."""
+    devices: CountOrNone = 0
+    """Processes on each machine; 0 for those that torchrun or SLURM started, else one."""
+    num_nodes: CountOrNone = 0
+    """Machines; 0 likewise."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    accumulate: int = 1
+    """auto is bf16-mixed on a device that computes in it, else 32-true."""
+    accumulate: Count = 1
+    """Parts of a step's clips that are computed one after the other, to save memory; a divisor of
+    data.batch_size. The numbers stay the same to rounding, except for dropped paths, which are
+    sampled for each part."""
     activation_checkpointing: bool = False
+    """Compute the student's blocks again for gradients instead of keeping their activations: less
+    memory, a quarter more time."""
     compile: bool = False
-    log_every: int = 10
-    save_every: int = 500
-    keep: int = 2
-    pictures_every: int = 1000
-    eval_every: int = 0
+    """Compile the blocks with torch.compile."""
+    log_every: Count = 10
+    """Steps between two lines of the log."""
+    save_every: Count = 500
+    """Steps between two checkpoints."""
+    keep: Count = 2
+    """How many of the newest checkpoints are kept."""
+    pictures_every: CountOrNone = 1000
+    """Steps between two pictures of crops and masks, from the first step on; 0 for none."""
+    eval_every: CountOrNone = 0
+    """Steps between two scores of the student on labelled sequences; 0 for none."""
     eval_root: str = ""
+    """Data set in the layout of DAVIS that is scored."""
     eval_year: int = 2017
+    """Year of its list of sequences, 2016 or 2017."""
     eval_split: str = "val"
-    eval_sequences: list[str] = field(default_factory=list)
+    """Name of that list."""
+    eval_sequences: Names = Field(default_factory=list)
+    """Sequences of the list to score; empty for all."""
     eval_protocol: str = "ino-davis"
-    eval_short_side: int = 0
+    """Protocol by which masks are propagated."""
+    eval_short_side: CountOrNone = 0
+    """Short side of the frames in pixels; the protocol's radius scales with it. 0 for the
+    protocol's own."""
     wandb: str = ""
+    """Project of Weights & Biases that the run is logged to; empty for none."""
 
 
-@dataclass
-class TrainConfig:
-    """A training run.
-
-    Args:
-        variant: `paper` follows the paper's text, `released` computes what its code computes.
-        init: weights to start from instead of random ones: a run's folder, its checkpoint, or a
-            release of INO, iBOT or DINO.
-        model: the networks.
-        data: videos and clips.
-        views: crops and colours.
-        masking: masks of the student's global crops.
-        loss: the terms of the objective.
-        optim: optimiser and schedules.
-        run: devices, precision, checkpoints.
-    """
+class TrainConfig(_Section):
+    """A training run."""
 
     variant: Variant = "paper"
+    """`paper` follows the paper's text, `released` computes what the released code computes."""
     init: str = ""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    """Weights to start from instead of random ones: a run's folder, its checkpoint, or a released
+    checkpoint of INO, iBOT or DINO."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """The networks."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """Videos and clips."""
+    views: ViewsConfig = Field(default_factory=ViewsConfig)
+    """Crops and colors."""
+    masking: MaskingConfig = Field(default_factory=MaskingConfig)
+    """Masks of the student's global crops."""
+    loss: LossConfig = Field(default_factory=LossConfig)
+    """The terms of the objective."""
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    """Optimizer and schedules."""
+    run: RunConfig = Field(default_factory=RunConfig)
+    """Devices, precision, checkpoints."""
 
+    @model_validator(mode="after")
+    def _check_together(self) -> "TrainConfig":
+        patch = self.model.patch_size
+        sizes = {"global_size": self.views.global_size, "local_size": self.views.local_size}
+        for name, size in sizes.items():
+            if size % patch:
+                raise ValueError(
+                    f"views.{name} must be a multiple of the patch size {patch}, but is {size}"
+                )
+        if self.data.batch_size % self.run.accumulate:
+            raise ValueError(
+                f"run.accumulate must be a divisor of data.batch_size {self.data.batch_size}, but "
+                f"is {self.run.accumulate}"
+            )
+        return self
 
-# What `variant` sets: the points on which the paper's text and the released code differ.
+    def with_values(self, values: Mapping[str, Any]) -> "TrainConfig":
+        """A checked copy with other values, by dotted name: {"run.max_steps": 3}.
+
+        Text, as the command line has it, is read as YAML where the field holds no text.
+
+        Raises:
+            ConfigError: a name is unknown or a value breaks a rule.
+        """
+        fields = config_fields()
+        changed = flatten(values)
+        for name, value in changed.items():
+            if isinstance(value, str) and name in fields and not _holds_text(fields[name].type):
+                changed[name] = _parsed(value)
+        return checked(TrainConfig, nest(flatten(to_dict(self)) | changed))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {
         "data.frame_step": 8,
         "data.fps": 0.0,
-        "views.colour_on_global": True,
+        "views.color_on_global": True,
         "masking.kind": "blockwise",
         "masking.shared": False,
         "loss.center_update": "step",
@@ -289,7 +347,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "released": {
         "data.frame_step": 0,
         "data.fps": 8.0,
-        "views.colour_on_global": False,
+        "views.color_on_global": False,
         "masking.kind": "random",
         "masking.shared": True,
         "loss.center_update": "group",
@@ -299,204 +357,179 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optim.freeze_last_layer_epochs": 0,
     },
 }
-"""Where the two variants differ; docs/paper-and-code.md tells what each difference does."""
-
-
-# A training run's configuration as plain values, nested or by dotted name.
-#
-# Imports nothing heavy, so that the command line can name its options at once.
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain values, for YAML and JSON."""
-    plain = dataclasses.asdict(config)
-    for section in plain.values():
-        if isinstance(section, dict):
-            section.update({k: list(v) for k, v in section.items() if isinstance(v, tuple)})
-    return plain
-
-
-def from_dict(plain: dict[str, Any]) -> TrainConfig:
-    """The configuration that `to_dict` wrote."""
-    sections = {}
-    for section in dataclasses.fields(TrainConfig):
-        value = plain[section.name]
-        if isinstance(value, dict):
-            build: Any = section.default_factory
-            value = build(**{k: _frozen(k, v) for k, v in value.items()})
-        sections[section.name] = value
-    return TrainConfig(**sections)
-
-
-_LISTS = ("root", "eval_sequences")
-"""Fields that hold a list; other sequences are pairs of numbers."""
-
-
-def _frozen(name: str, value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) and name not in _LISTS else value
-
-
-def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested sections: ("model.arch", "vit_tiny")."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def field_names() -> list[str]:
-    """The dotted names of all fields: "model.arch"."""
-    return [name for name, _ in flatten(to_dict(TrainConfig()))]
-
-
-# A configuration made whole by its variant and checked, or compared with another.
-
-
-# Whatever these are, the clips are the same.
-_OF_NO_ACCOUNT = frozenset({"data.num_workers", "data.prefetch", "data.index", "data.batch_size"})
-"""Fields that leave a run's numbers as they are; of the batch size see `check_same_batch`."""
+"""Where the two variants differ; docs/paper-and-code.md says what each difference does."""
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """A copy in which every field that the variant sets has its value; checked.
+    """A checked copy in which every field that the variant sets has its value.
 
     Raises:
         ConfigError: a value is out of range; the message names the field.
     """
-    resolved = dataclasses.replace(
-        config,
-        **{
-            section.name: dataclasses.replace(getattr(config, section.name))
-            for section in dataclasses.fields(config)
-            if dataclasses.is_dataclass(getattr(config, section.name))
-        },
-    )
-    if isinstance(resolved.data.root, str):
-        resolved.data.root = [resolved.data.root]
-    if resolved.variant not in VARIANTS:
-        raise ConfigError(f"variant is {resolved.variant!r}; choose paper or released")
-    if resolved.data.frame_step and resolved.data.fps is None:
-        resolved.data.fps = 0.0
-    if resolved.data.fps and resolved.data.frame_step is None:
-        resolved.data.frame_step = 0
-    for name, value in VARIANTS[resolved.variant].items():
-        section, option = name.split(".")
-        if getattr(getattr(resolved, section), option) is None:
-            setattr(getattr(resolved, section), option, value)
-    _check(resolved)
-    return resolved
+    values = flatten(to_dict(config))
+    if values["data.frame_step"] and values["data.fps"] is None:
+        values["data.fps"] = 0.0
+    if values["data.fps"] and values["data.frame_step"] is None:
+        values["data.frame_step"] = 0
+    for name, value in VARIANTS.get(config.variant, {}).items():
+        if values[name] is None:
+            values[name] = value
+    return checked(TrainConfig, nest(values))
 
 
-_Rule = tuple[str, Any, bool, str]
-"""Name of a field, its value, whether the rule holds, what the value must be."""
-
-_SEEDS = 2**63
-"""How many torch's generators tell apart."""
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as nested plain values, for YAML and JSON."""
+    return config.model_dump(mode="json", warnings=False)
 
 
-def _check(config: TrainConfig) -> None:
-    for name, found, holds, wanted in chain(_finite(config), _choices(config), _ranges(config)):
-        if not holds:
-            raise ConfigError(f"{name} is {found}; it must be {wanted}")
+def to_yaml(config: TrainConfig) -> str:
+    """The whole configuration as YAML, a recipe by itself."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def _finite(config: TrainConfig) -> Iterator[_Rule]:
-    for name, value in flatten(to_dict(config)):
-        if isinstance(value, float):
-            yield name, value, math.isfinite(value), "a finite number"
+def from_dict(values: Any) -> TrainConfig:
+    """The configuration that `to_dict` gave, also of a run before a field was added or renamed.
+
+    Raises:
+        ConfigError: it is incomplete or a value cannot be used.
+    """
+    missing = TrainConfig.model_fields.keys() - set(values if isinstance(values, dict) else ())
+    if missing:
+        raise ConfigError(f"{min(missing)} is missing")
+    return checked(TrainConfig, values)
 
 
-def _choices(config: TrainConfig) -> Iterator[_Rule]:
-    """Values of which some fit and others do not, or that must fit each other."""
-    model, data, views, loss = config.model, config.data, config.views, config.loss
-    known = model.arch in ARCHITECTURES
-    yield "model.arch", model.arch, known, f"one of {', '.join(ARCHITECTURES)}"
-    patch = model.patch_size
-    yield "model.patch_size", patch, patch in PATCH_SIZES, "8 or 16"
-    yield "data.clip_length", data.clip_length, _is_even(data.clip_length), "an even number >= 2"
-    steps = f"{data.frame_step} and {data.fps}"
-    is_one = bool(data.frame_step) != bool(data.fps)
-    yield "data.frame_step and data.fps", steps, is_one, "one above 0 and the other 0"
-    parts = config.run.accumulate
-    divides = parts > 0 and data.batch_size % parts == 0
-    yield "run.accumulate", parts, divides, f"a divisor of data.batch_size {data.batch_size}"
-    yield "loss weights", "all 0", _any_weight(loss), "above 0 for at least one term"
-    for name, size in (("global", views.global_size), ("local", views.local_size)):
-        fits = size > 0 and size % patch == 0
-        yield f"views.{name}_size", size, fits, f"a multiple of the patch size {patch}"
+class ConfigField(NamedTuple):
+    """One field of a training run: its type, description and default (None: see `variant`)."""
+
+    type: Any
+    description: str
+    default: Any
 
 
-def _ranges(config: TrainConfig) -> Iterator[_Rule]:
-    """Numbers within bounds."""
-    model, data, views = config.model, config.data, config.views
-    masking, loss, optim, run = config.masking, config.loss, config.optim, config.run
-    yield "data.root", data.root, "" not in data.root, "without empty names"
-    yield "run.seed", run.seed, 0 <= run.seed < _SEEDS, f"0 or more and less than {_SEEDS}"
-    shares = {"views.global_scale": views.global_scale, "views.local_scale": views.local_scale}
-    for name, (low, high) in (shares | {"masking.ratio": masking.ratio}).items():
-        holds = 0 < low <= high <= 1
-        yield name, [low, high], holds, "a range within 0..1, smaller value first"
-    probabilities = {
-        "model.drop_path": model.drop_path,
-        "masking.probability": masking.probability,
-        "loss.center_momentum": loss.center_momentum,
-        "optim.teacher_momentum": optim.teacher_momentum,
-        **{f"views.{n}": getattr(views, n) for n in ("flip", "jitter", "grey", "local_blur")},
-    }
-    yield from ((n, v, 0 <= v <= 1, "between 0 and 1") for n, v in probabilities.items())
-    positive = {
-        "data.batch_size": data.batch_size,
-        "data.clips_per_video": data.clips_per_video,
-        "data.prefetch": data.prefetch,
-        "model.out_dim": model.out_dim,
-        "model.hidden_dim": model.hidden_dim,
-        "model.bottleneck_dim": model.bottleneck_dim,
-        "optim.epochs": optim.epochs,
-        **{f"loss.{n}": v for n, v in vars(loss).items() if n.endswith("temperature")},
-        **{f"run.{n}": getattr(run, n) for n in ("log_every", "save_every", "keep")},
-    }
-    yield from ((n, v, v > 0, "above 0") for n, v in positive.items())
-    not_negative = {
-        "views.num_local": views.num_local,
-        "data.num_workers": 0 if data.num_workers == "auto" else data.num_workers,
-        "data.shard_videos": data.shard_videos,
-        "data.frame_step": data.frame_step,
-        "data.fps": data.fps,
-        **{f"loss.{n}": getattr(loss, n) for n in ("g2g", "l2g", "masked", "affinity")},
-        **{f"optim.{n}": v for n, v in vars(optim).items() if n != "epochs"},
-        **{f"run.{n}": getattr(run, n) for n in ("max_steps", "devices", "num_nodes")},
-        **{f"run.{n}": getattr(run, n) for n in ("pictures_every", "eval_every")},
-        "run.eval_short_side": run.eval_short_side,
-    }
-    yield from ((n, v, v >= 0, "0 or more") for n, v in not_negative.items())
+def config_fields() -> dict[str, ConfigField]:
+    """All fields by dotted name, such as "optim.lr"."""
+    return dict(_fields(TrainConfig))
 
 
-def _is_even(length: int) -> bool:
-    return length >= 2 and length % 2 == 0
+def _fields(model: type[Model], prefix: str = "") -> Iterator[tuple[str, ConfigField]]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Model):
+            yield from _fields(kind, f"{prefix}{name}.")
+        else:
+            kind = Annotated[(kind, *field.metadata)] if field.metadata else kind  # type: ignore[valid-type]
+            default = field.get_default(call_default_factory=True)
+            description = " ".join((field.description or "").split())
+            yield f"{prefix}{name}", ConfigField(kind, description, default)
 
 
-def _any_weight(loss: LossConfig) -> bool:
-    return max(loss.g2g, loss.l2g, loss.masked, loss.affinity) > 0
+RENAMED = {"views.colour_on_global": "views.color_on_global"}
+"""Fields of earlier versions, which keep working."""
 
 
-_RUN_MATTERS = {"run.seed", "run.precision"}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested sections by dotted name: {"model.arch": "vit_tiny"}."""
+    found = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{name}.")
+        else:
+            found[RENAMED.get(name, name)] = value
+    return found
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, key = RENAMED.get(name, name).split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{section} must hold keys and values, but is {inner}")
+        inner[key] = value
+    return nested
+
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+"""Where the named recipes are."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with ino."""
+    return yaml_names(FOLDER)
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """What a recipe and those that it starts from set, as nested values that are not checked yet.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file. Its key `base` names the recipe
+            that it starts from, a path being relative to the file.
+
+    Raises:
+        ConfigError: there is no such recipe, it cannot be read, or recipes start from each other.
+    """
+    values: dict[str, Any] = {}
+    path = named_file(name, FOLDER, what="recipe")
+    seen = [path]
+    while True:
+        content = read_yaml(path, what="recipe", holds="sections such as model and data")
+        base = content.pop("base", None)
+        values = flatten(content) | values
+        if base is None:
+            return nest(values)
+        if not isinstance(base, str):
+            raise ConfigError(f"the recipe {path}: base must name a recipe, but is {base}")
+        near = path.parent / base
+        path = near if near.is_file() else named_file(base, FOLDER, what="recipe")
+        if path in seen:
+            chain = " -> ".join(one.stem for one in [*seen, path])
+            raise ConfigError(f"the recipe {name} starts from itself: {chain}")
+        seen.append(path)
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of a recipe; fields that it leaves out have their defaults.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file.
+        overrides: values by dotted name, such as {"optim.lr": 0.001}; see `with_values`.
+
+    Raises:
+        ConfigError: see `recipe_values`; or a key is unknown or a value breaks a rule.
+    """
+    config = checked(TrainConfig, recipe_values(name), where=f"the recipe {name}")
+    return config.with_values(overrides) if overrides else config
+
+
+def _holds_text(kind: Any) -> bool:
+    return kind is str or isinstance(kind, str) or any(map(_holds_text, get_args(kind)))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # which the check of its type refuses
+
+
+_SAME_NUMBERS = ("run.", "data.num_workers", "data.prefetch", "data.index", "data.batch_size")
+"""Fields that leave a run's numbers as they are; for the batch size see `check_same_batch`."""
+_OTHER_NUMBERS = ("run.seed", "run.precision")
 
 
 def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any, Any]]:
     """Fields that change the numbers of a run and differ: name, earlier and later value."""
-    found = []
-    old, new = to_dict(earlier), to_dict(later)
-    for section, value in old.items():
-        if not isinstance(value, dict):
-            found += [(section, value, new[section])] if value != new[section] else []
-            continue
-        for key, was in value.items():
-            name = f"{section}.{key}"
-            matters = name in _RUN_MATTERS or (section != "run" and name not in _OF_NO_ACCOUNT)
-            if matters and was != new[section][key]:
-                found.append((name, was, new[section][key]))
-    return found
+    old, new = flatten(to_dict(earlier)), flatten(to_dict(later))
+    return [
+        (name, old[name], new[name])
+        for name in old
+        if old[name] != new[name] and (name in _OTHER_NUMBERS or not name.startswith(_SAME_NUMBERS))
+    ]
 
 
 def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> None:
@@ -530,83 +563,36 @@ def count_clips(config: TrainConfig) -> int:
     return config.data.batch_size * max(1, run.devices) * max(1, run.num_nodes)
 
 
-# Recipes: YAML files that set fields of a training run, by name or by path.
-#
-# The command line takes a recipe as options that come before those given, so that a value is
-# checked the same way wherever it is written; programs take it as a configuration.
-
-
-FOLDER = Path(__file__).parent.parent / "recipes"
-"""Where the named recipes are."""
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with ino."""
-    return yaml_names(FOLDER)
+# What the command line of jsonargparse needs until it is replaced.
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """What a recipe sets, by dotted field: {"model.arch": "vit_tiny"}.
-
-    Args:
-        name: one of `recipe_names()`, or the path of a YAML file.
-
-    Raises:
-        ConfigError: there is no such recipe, it is no YAML, or it has a key that is not known or is
-            there twice.
-    """
-    path = named_file(name, FOLDER, what="recipe")
-    content = read_yaml(path, what="recipe", holds="sections such as model and data")
-    known_keys = field_names()
-    flat = dict(flatten(content))
-    for key in flat:
-        if key not in known_keys:
-            raise ConfigError(f"the recipe {path} has the unknown key {key}; see ino train --help")
-    return flat
-
-
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration of a recipe; fields that it leaves out have their defaults.
-
-    Args:
-        name: one of `recipe_names()`, or the path of a YAML file.
-        overrides: options as on the command line, such as `--optim.lr=0.001`.
-
-    Raises:
-        ConfigError: see `read_recipe`; or a value is not of its field's type.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    add_config_arguments(parser)
-    try:
-        return config_of(parser.parse_args([*recipe_arguments(name), *overrides]))
-    except ArgumentError as error:
-        raise ConfigError(f"the recipe {name} cannot be used: {plain_words(error)}") from error
+    return flatten(recipe_values(name))
 
 
 def recipe_arguments(name: str) -> list[str]:
-    """What a recipe sets, as options of the command line: ["--model.arch=vit_tiny"].
-
-    Raises:
-        ConfigError: see `read_recipe`.
-    """
+    load_recipe(name)
     return as_options(read_recipe(name))
 
 
 def as_options(values: Mapping[str, Any]) -> list[str]:
-    """Values by dotted field as options of the command line."""
-    return [f"--{key}={_as_text(value)}" for key, value in values.items()]
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
 
 
-def add_config_arguments(parser: ArgumentParser) -> None:
-    """Adds every field of a training run as an option: --optim.lr."""
-    parser.add_class_arguments(TrainConfig, nested_key=None, fail_untyped=False)
+def field_names() -> list[str]:
+    return list(config_fields())
 
 
-def config_of(options: Namespace) -> TrainConfig:
-    """The configuration among parsed options, added by `add_config_arguments`."""
-    values = {name: options[name] for name in TrainConfig.__dataclass_fields__}
-    return from_dict({n: v.as_dict() if isinstance(v, Namespace) else v for n, v in values.items()})
+def add_config_arguments(parser: Any) -> None:
+    old = {new: old for old, new in RENAMED.items()}
+    for name, field in config_fields().items():
+        names = [f"--{name}", *([f"--{old[name]}"] if name in old else [])]
+        parser.add_argument(*names, type=str, default=None, help=field.description)
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def config_of(options: Any) -> TrainConfig:
+    given = {name: options[name] for name in config_fields() if options[name] is not None}
+    for name in ("data.root", "run.eval_sequences"):
+        if given.get(name, "").startswith("["):
+            given[name] = yaml.safe_load(given[name])
+    return TrainConfig().with_values(given)

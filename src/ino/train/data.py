@@ -406,7 +406,7 @@ def sample_views(
     global_crops = make_crops(
         clips,
         geometry=CropGeometry(settings.global_size, settings.global_scale),
-        photometric=colour if settings.colour_on_global else PLAIN,
+        photometric=colour if settings.color_on_global else PLAIN,
         num_crops=1,
         rng=streams,
     )[:, 0]

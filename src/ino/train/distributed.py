@@ -3,7 +3,6 @@
 There is no launcher here: torchrun and SLURM start the processes, or Fabric those of one machine.
 """
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -168,8 +167,7 @@ def with_processes(config: TrainConfig, fabric: Fabric) -> TrainConfig:
     """The configuration with the numbers of processes and machines that were found."""
     devices, num_nodes = count_processes(config.run)
     assert devices * num_nodes == fabric.world_size
-    run = dataclasses.replace(config.run, devices=devices, num_nodes=num_nodes)
-    return dataclasses.replace(config, run=run)
+    return config.with_values({"run.devices": devices, "run.num_nodes": num_nodes})
 
 
 def launch_name() -> str | None:

@@ -55,6 +55,7 @@ from ino.train.config import (
     differences,
     from_dict,
     to_dict,
+    to_yaml,
 )
 from ino.train.data import build_data, record_videos
 from ino.train.distributed import (
@@ -220,7 +221,7 @@ def read_config(out: Path) -> TrainConfig:
     try:
         return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     # ValueError is that of text that is no UTF-8, too.
-    except (FileNotFoundError, yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
+    except (FileNotFoundError, yaml.YAMLError, ValueError, ConfigError, RecursionError):
         fault = "is damaged" if path.exists() else "is gone"
     checkpoint = newest_whole(out)
     try:
@@ -228,7 +229,7 @@ def read_config(out: Path) -> TrainConfig:
             config = from_dict(read_checkpoint(checkpoint)["config"])
             _LOG.warning("%s %s: %s tells how the run was configured", path, fault, checkpoint.name)
             return config
-    except (CheckpointError, TypeError, KeyError):
+    except (CheckpointError, ConfigError, KeyError):
         pass
     raise ConfigError(
         f"{path} {fault}, so the run there cannot be told from others: choose another --out"
@@ -643,7 +644,7 @@ def prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Orig
 
 def write_config(config: TrainConfig, *, out: Path, origin: Origin) -> None:
     """Writes config.yaml, a recipe by itself; a comment names the weights that a run began with."""
-    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    text = to_yaml(config)
     if origin.path:
         text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
     write_text(out / CONFIG_NAME, text)

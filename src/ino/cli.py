@@ -22,7 +22,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, Union, get_args, get_origin
 
-from cyclopts import App, Group, Parameter, validators
+from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import (
     CoercionError,
     CycloptsError,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("ino")
 
-Jobs = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Network = Literal["student", "teacher"]
 Overwrite = Annotated[bool, Parameter(help="Write into a folder that holds something.")]
 Resume = Annotated[bool, Parameter(help="Keep what was made with the same settings; do the rest.")]
@@ -118,15 +117,15 @@ class Tracking:
         from ino.propagate.tracker import Tracker
 
         backbone, protocol, settings = self.load()
-        tracker = Tracker(backbone, protocol, device=self.device, precision=self.precision)
-        return tracker, settings
+        where = {"device": settings["device"], "precision": self.precision}
+        return Tracker(backbone, protocol=protocol, **where), settings
 
     def label_tracker(self, input_size: int) -> "tuple[LabelTracker, dict[str, Any]]":
         """The same for joints and parts; `input_size` is a side in pixels, 0 for the protocol's."""
         from ino.tasks.label_tracker import LabelTracker
 
         backbone, protocol, settings = self.load()
-        where = {name: settings[name] for name in ("device", "precision")}
+        where = {"device": settings["device"], "precision": self.precision}
         return LabelTracker(backbone, protocol, input_size=input_size or None, **where), settings
 
     def describe(self, protocol: "Protocol") -> str:
@@ -166,6 +165,25 @@ class DavisSplit:
     split: str = "val"
     resolution: str = "480p"
     sequences: OnlyThese = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much of an experiment is done, and where.
+
+    Attributes:
+        only: Only these rows.
+        is_list: Show the table and how far each row is, and do nothing.
+        jobs: Processes that share the rows.
+        devices: Devices of the processes in turn, as in cuda:0,cuda:1 (default: all GPUs with
+            several --jobs, else auto).
+    """
+
+    only: Annotated[list[str] | None, Parameter(name="--rows", metavar="LABEL...")] = None
+    is_list: Annotated[bool, Parameter(name="--list", negative=())] = False
+    jobs: int = 1
+    devices: Annotated[str | None, Parameter(metavar="NAME,...")] = None
 
 
 def _field_and_value(text: str) -> tuple[str, Any]:
@@ -308,8 +326,7 @@ def sweep(
     /,
     *,
     out: Annotated[Path | None, Parameter(show_default="sweeps/FILE")] = None,
-    show_list: Annotated[bool, Parameter(name="--list", negative=())] = False,
-    jobs: Jobs = 1,
+    work: Work = Work(),
     base: str | None = None,
     steps: int | None = None,
     seeds: Annotated[str | None, Parameter(metavar="N,N,...")] = None,
@@ -321,18 +338,17 @@ def sweep(
     short_side: Annotated[str | None, Parameter(metavar="PIXELS,...")] = None,
     radius: int | None = None,
     network: Network | None = None,
-    fields: dict[str, Any],
+    fields: dict[str, list[str]],
 ) -> int:
-    """Train and score every row of a sweep with every seed; print one table.
+    """Train and score the rows of an experiment; print one table.
 
     If it is stopped, the same command continues where it was.
-    Fields of all runs can be set as in ino train, such as --data.root FOLDER.
+    Fields of all runs can be set as in ino train, such as --data.root FOLDER;
+    several values of a field are rows of their own.
 
     Args:
-        file: Name of a sweep or path of a YAML file.
-        out: Folder of the sweep.
-        show_list: Show the runs and how far each is.
-        jobs: Runs at the same time.
+        file: Name of an experiment or path of a YAML file.
+        out: Folder of the results.
         base: Recipe that every run starts from.
         steps: Length of each run, with schedules of the same length.
         seeds: Seeds of each row.
@@ -344,57 +360,26 @@ def sweep(
         radius: Radius of the window, in feature positions.
         network: Which network of each run.
     """
-    from ino.experiments.sweep import run_sweep, state_of
-    from ino.experiments.sweep_changes import check_folder
-    from ino.experiments.sweep_file import read_sweep
-    from ino.experiments.sweep_plan import plan_sweep
-    from ino.experiments.sweep_table import print_table, table_rows, write_table
+    from ino.experiments import read_experiment, run_experiment
 
-    changes = {
-        "base": base,
-        "steps": steps,
-        "seeds": _whole_numbers("--seeds", seeds),
-        "evaluation.root": None if davis is None else str(davis),
-        "evaluation.year": year,
-        "evaluation.split": split,
-        "evaluation.sequences": sequences,
-        "evaluation.protocol": protocol,
-        "evaluation.short_side": _whole_numbers("--short-side", short_side),
-        "evaluation.radius": radius,
-        "evaluation.network": network,
-    }
-    plan = plan_sweep(read_sweep(file, changes), fields)
-    out = out or Path("sweeps") / Path(file).stem
-    check_folder(plan, out)
-    if show_list:
-        for cell in plan.cells:
-            print(f"{cell.name}: {state_of(plan, cell, out=out)}")
-        return 0
-    out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-
-    def report(cell: Any) -> None:
-        seconds = time.perf_counter() - started
-        print(f"{cell.name}: {state_of(plan, cell, out=out)} ({seconds:.0f} s)", file=sys.stderr)
-        write_table(table_rows(plan, out=out), out)
-
-    failed = run_sweep(plan, out=out, jobs=jobs, on_cell=report)
-    rows = table_rows(plan, out=out)
-    write_table(rows, out)
-    print_table(rows, Console())
-    for cell in failed:
-        print(f"{cell.name}: {state_of(plan, cell, out=out)}")
-    print(f"results in {out}")
-    return 1 if failed else 0
-
-
-def _whole_numbers(option: str, text: str | None) -> list[int] | None:
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} {text} must be whole numbers with commas between, as in 0,1,2"
-        ) from error
+    experiment = read_experiment(
+        file,
+        base=base,
+        steps=steps,
+        seeds=seeds,
+        roots={"davis": davis},
+        overrides={
+            "year": year,
+            "split": split,
+            "sequences": sequences,
+            "protocol": protocol,
+            "short_side": short_side,
+            "radius": radius,
+            "network": network,
+        },
+        vary=fields,
+    )
+    return run_experiment(experiment, out=out or Path("sweeps") / Path(file).stem, **vars(work))
 
 
 def plot(runs: list[Path], /, *, out: Path = Path("curves.png")) -> None:
@@ -761,8 +746,7 @@ def suite(
     /,
     *,
     out: Annotated[Path | None, Parameter(show_default="suites/FILE")] = None,
-    show_list: Annotated[bool, Parameter(name="--list", negative=())] = False,
-    rows: Annotated[list[str] | None, Parameter(metavar="LABEL...")] = None,
+    work: Work = Work(),
     weights_dir: Path | None = None,
     davis: Path | None = None,
     ytvos: Path | None = None,
@@ -771,19 +755,15 @@ def suite(
     sequences: OnlyThese = None,
     short_side: int | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
-    jobs: Jobs = 1,
-    devices: Annotated[str | None, Parameter(metavar="NAME,...")] = None,
 ) -> int:
-    """Propagate and score every row of a suite; print one table with the published numbers.
+    """Propagate and score the rows of an experiment; print one table with published numbers.
 
     A row has weights, a protocol and a data set. If it is stopped, the same command continues
     where it was.
 
     Args:
-        file: Name of a suite or path of a YAML file.
-        out: Folder of the suite.
-        show_list: Show the rows and how far each is.
-        rows: Only these rows.
+        file: Name of an experiment or path of a YAML file.
+        out: Folder of the results.
         weights_dir: Folder of the files that rows name.
         davis: Root of DAVIS, for rows with data: davis.
         ytvos: Root of YouTube-VOS, for rows with data: ytvos.
@@ -791,86 +771,17 @@ def suite(
         vip: Root of VIP, for rows with data: vip.
         short_side: Short side of the frames of every row without square input; scales the radius.
         precision: Precision of every row.
-        jobs: Processes that share the videos.
-        devices: Devices of the processes in turn, as in cuda:0,cuda:1 (default: all GPUs with
-            several --jobs, else auto).
     """
-    from ino.experiments.suite import error_file, num_left, run_suite, state_of
-    from ino.experiments.suite_file import read_suite
-    from ino.experiments.suite_plan import OTHER_ENDINGS, check_suite_folder, plan_suite
-    from ino.experiments.suite_table import (
-        CAPTION,
-        note_lines,
-        num_texts,
-        table_lines,
-        write_suite_table,
+    from ino.experiments import read_experiment, run_experiment
+
+    experiment = read_experiment(
+        file,
+        weights_dir=weights_dir,
+        roots={"davis": davis, "ytvos": ytvos, "jhmdb": jhmdb, "vip": vip},
+        overrides={"sequences": sequences, "short_side": short_side, "precision": precision},
     )
-    from ino.tables import print_lines
-
-    roots = {"davis": davis, "ytvos": ytvos, "jhmdb": jhmdb, "vip": vip}
-    paths = {"weights_dir": weights_dir} | {f"roots.{name}": path for name, path in roots.items()}
-    changes = {key: None if path is None else str(path) for key, path in paths.items()} | {
-        "rows.sequences": sequences,
-        "rows.short_side": short_side,
-        "rows.precision": precision,
-    }
-    plan = plan_suite(read_suite(file, changes), only=rows, look=show_list)
     out = out or Path("suites") / Path(file).stem
-    check_suite_folder(plan, out)
-    if show_list:
-        for row in plan.chosen:
-            print(f"{row.label}: {state_of(row, out=out)}")
-        if any(row.expects_file for row in plan.chosen):
-            print(OTHER_ENDINGS)
-        return 0
-    names = _devices(devices, jobs)
-    out.mkdir(parents=True, exist_ok=True)
-    with _progress("videos", num_left(plan, out=out)) as advance:
-
-        def report(task: Any) -> None:
-            row = plan.row(task.row.label)
-            if task.video is not None:
-                advance()
-            if task.video is None or error_file(row, out=out).is_file():
-                print(f"{row.label}: {state_of(row, out=out)}", file=sys.stderr)
-                write_suite_table(plan, out=out)
-
-        failed = run_suite(plan, out=out, jobs=jobs, devices=names, on_task=report)
-    labels = [row.label for row in plan.chosen]
-    done = [row for row in write_suite_table(plan, out=out) if row.label in labels]
-    print_lines(table_lines(done), Console(), num_texts=num_texts(done), caption=CAPTION)
-    for line in note_lines(done):
-        print(line)
-    print(f"results in {out}")
-    return 1 if failed else 0
-
-
-def _devices(given: str | None, jobs: int) -> list[str]:
-    """The devices of the processes, in turn; each is tried.
-
-    GPUs are only counted where other processes take them: whoever tries one holds memory of it, and
-    may be the only one that it lets in.
-    """
-    from torch import cuda
-
-    from ino.models.backbone import choose_device
-
-    if given is None:
-        several = jobs > 1 and cuda.device_count() > 1
-        return [f"cuda:{number}" for number in range(cuda.device_count())] if several else ["auto"]
-    names = given.split(",")
-    for name in names:
-        if jobs == 1 or not re.fullmatch(r"cuda(:\d{1,4})?", name):
-            choose_device(name)
-        elif int(name.partition(":")[2] or 0) >= cuda.device_count():
-            raise ConfigError(
-                f"the device {name!r} cannot be used here, which has {cuda.device_count()} CUDA "
-                "devices; leave it out or pass --devices cpu"
-            )
-    if len(names) > jobs:
-        words = "--devices names %d, but --jobs is %d: only %s is used"
-        _LOG.warning(words, len(names), jobs, ", ".join(names[:jobs]))
-    return names
+    return run_experiment(experiment, out=out, may_train=False, **vars(work))
 
 
 def compare(
@@ -1036,15 +947,14 @@ def build_app(arguments: Sequence[str] = ()) -> App:
     evaluate = App(name="evaluate", help="Propagate the given masks of a data set and score them.")
     for function in (davis, ytvos, jhmdb, vip):
         evaluate.command(function)
-    evaluate.command(suite, help_epilogue=f"Suites: {_names_in('suites')}.")
     app.command(evaluate)
     for function in (demo, index, plot, export, segment, compare, score, check):
         app.command(function)
+    experiments = f"Experiments: {_names_in('experiment_files')}."
+    evaluate.command(suite, help_epilogue=experiments)
+    recipes = f"Recipes: {_names_in('recipes')}."
     command, recipe = [*arguments, "-", "-"][:2]
-    for function, words in (
-        (train, f"Recipes: {_names_in('recipes')}."),
-        (sweep, f"Sweeps: {_names_in('sweeps')}."),
-    ):
+    for function, words in ((train, recipes), (sweep, experiments)):
         if command == function.__name__:
             named = recipe if command == "train" and not recipe.startswith("-") else None
             function = _with_fields(function, named)
@@ -1075,11 +985,9 @@ def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..
         for name, option in options.items():
             if (value := given.pop(option.name, None)) is None:
                 continue
-            if command is sweep:
-                value = value if len(value) > 1 else value[0]
-            elif isinstance(value, list):
+            if command is train and isinstance(value, list):
                 value = _items(value)
-            elif name not in config:
+            elif command is train and name not in config:
                 value = _yaml(value, where=f"--{name}")
             if name.endswith("+"):
                 name = name.removesuffix("+")
@@ -1117,7 +1025,7 @@ def _field_options(
             yield f"{name}+", _option(f"{name}+", kind, show=False)
 
 
-def _option(name: str, kind: type, **words: Any) -> inspect.Parameter:
+def _option(name: str, kind: Any, **words: Any) -> inspect.Parameter:
     """The option --NAME of a field, also by the name that earlier versions had."""
     from ino.train.config import RENAMED
 
@@ -1176,9 +1084,9 @@ def _yaml(text: str, *, where: str = "it") -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status.
 
-    0; 1 if rows of a sweep or a suite failed; 2 for what the user can mend; 130 if stopped by
-    Ctrl-C; 75 if training was saved and stopped by SIGTERM or SIGUSR1, to be resumed; 141 if
-    whoever read the output closed it.
+    0; 1 if rows of an experiment failed or nobody reads the output any more; 2 for what the user
+    can mend; 130 if stopped by Ctrl-C; 75 if training was saved and stopped by SIGTERM or SIGUSR1,
+    to be resumed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _show_log_and_warnings()
@@ -1194,7 +1102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):
-            return 141
+            return 1
         if error.errno in (None, errno.EBADF, errno.EFAULT):  # of a library; a fault of ours
             raise
         named = "" if error.filename is None else f" {str(error.filename)[:200]!r}"

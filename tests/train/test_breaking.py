@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
-from ino.experiments.sweep_file import read_sweep
 from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
 from ino.report.curves import plot_runs, read_history
 from ino.system import atomic_path, folder_lock
@@ -254,9 +253,3 @@ def test_a_disk_that_takes_nothing_is_said_of_the_result(tmp_path, monkeypatch):
         atomic_path(tmp_path / "x.txt") as temporary,
     ):
         temporary.write_text("")
-
-
-def test_a_sweep_with_a_list_for_a_key(tmp_path):
-    (tmp_path / "sweep.yaml").write_text("base: tiny\ngrid: {[1]: 2}\n")
-    with pytest.raises(ConfigError, match="cannot be used"):
-        read_sweep(str(tmp_path / "sweep.yaml"))

@@ -56,7 +56,7 @@ def _run(plan: Any, *, out: Path, jobs: int, devices: list[str]) -> int:
         table_lines,
         write_suite_table,
     )
-    from ino.tables import print_lines
+    from ino.tables import print_table
 
     out.mkdir(parents=True, exist_ok=True)
     with progress("videos", num_left(plan, out=out)) as advance:
@@ -72,7 +72,7 @@ def _run(plan: Any, *, out: Path, jobs: int, devices: list[str]) -> int:
         failed = run_suite(plan, out=out, jobs=jobs, devices=devices, on_task=tell)
     labels = [row.label for row in plan.chosen]
     rows = [row for row in write_suite_table(plan, out=out) if row.label in labels]
-    print_lines(table_lines(rows), Console(), num_texts=num_texts(rows), caption=CAPTION)
+    print_table(table_lines(rows), Console(), num_texts=num_texts(rows), caption=CAPTION)
     for line in note_lines(rows):
         print(line)
     print(f"results in {out}")
@@ -86,7 +86,7 @@ def compare(options: Namespace) -> int:
     from rich.console import Console
 
     from ino.report.comparison import compare_evaluations
-    from ino.tables import print_lines
+    from ino.tables import print_table
 
     out = chosen.out or Path(f"{chosen.a.name}_and_{chosen.b.name}")
     comparison = compare_evaluations(
@@ -98,7 +98,7 @@ def compare(options: Namespace) -> int:
         num_frames=chosen.frames,
         overwrite=chosen.overwrite,
     )
-    print_lines(comparison.lines(), Console(), caption="percent")
+    print_table(comparison.lines(), Console(), caption="percent")
     for note in comparison.notes():
         print(note)
     print(f"look at {out / 'comparison.html'}")

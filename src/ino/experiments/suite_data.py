@@ -3,35 +3,29 @@
 Files are those of `ino evaluate`; a video's own files tell whether it is whole.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ino.data.davis import VideoSequence, read_davis
 from ino.data.jhmdb import PoseVideo, read_jhmdb
-from ino.data.vip import PARTS, read_vip
+from ino.data.vip import read_vip
 from ino.data.ytvos import YtvosVideo, read_ytvos_split
 from ino.experiments.suite_file import RowConfig
 from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
 from ino.propagate.protocols import Protocol
 from ino.propagate.tracker import Tracker
-from ino.system import atomic_path
 from ino.tasks.davis import (
-    propagate_sequences,
-    read_means,
+    propagate_sequence,
     score_davis,
     sequence_is_whole,
-    write_csv,
-    write_json,
 )
-from ino.tasks.jhmdb import JointMaps, propagate_joints, score_jhmdb, write_pose_json
+from ino.tasks.jhmdb import JointMaps, joints_are_whole, propagate_joints, score_jhmdb
 from ino.tasks.label_tracker import LabelTracker
-from ino.tasks.vip import propagate_parts, score_parts, write_parts_json
+from ino.tasks.results import read_means
+from ino.tasks.vip import propagate_parts, score_vip
 from ino.tasks.ytvos import finish_split, propagate_video, video_is_whole
 
 Video = VideoSequence | YtvosVideo | PoseVideo
@@ -104,7 +98,7 @@ def _read_davis(row: RowConfig) -> list[VideoSequence]:
 
 
 def _propagate_davis(row: RowConfig, video: VideoSequence, tracker: Tracker, folder: Path) -> None:
-    propagate_sequences([video], out=folder / "predictions", tracker=tracker)
+    propagate_sequence(video, folder / "predictions", tracker=tracker)
 
 
 def _has_whole_frames(video: VideoSequence, folder: Path) -> bool:
@@ -119,8 +113,7 @@ def _has_all_frames(video: VideoSequence, folder: Path) -> bool:
 def _score_davis(row: RowConfig, protocol: Protocol, folder: Path, workers: int | None) -> None:
     root, choice = Path(row.root or ""), _davis_choice(row)
     scores = score_davis(folder / "predictions", root, workers=workers, **choice)
-    write_csv(scores, folder, split=str(row.split))
-    write_json(scores, folder / "scores.json", protocol=dataclasses.asdict(protocol))
+    scores.write(folder, split=str(row.split), protocol=protocol)
 
 
 def _read_ytvos(row: RowConfig) -> Sequence[YtvosVideo]:
@@ -132,13 +125,11 @@ def _ytvos_split(row: RowConfig) -> Any:
 
 
 def _has_masks(video: YtvosVideo, folder: Path) -> bool:
-    return video_is_whole(video, folder / "predictions" / video.name)
+    return video_is_whole(video, folder / "predictions")
 
 
 def _propagate_ytvos(row: RowConfig, video: YtvosVideo, tracker: Tracker, folder: Path) -> None:
-    masks = folder / "predictions" / video.name
-    masks.parent.mkdir(exist_ok=True)
-    propagate_video(video, masks, tracker=tracker, on_frame=lambda: None)
+    propagate_video(video, folder / "predictions", tracker=tracker)
 
 
 def _score_ytvos(row: RowConfig, protocol: Protocol, folder: Path, workers: int | None) -> None:
@@ -149,26 +140,18 @@ def _read_jhmdb(row: RowConfig) -> list[PoseVideo]:
     return read_jhmdb(Path(row.root or ""), split=int(row.split or 1))
 
 
-def _joints_path(video: PoseVideo, folder: Path) -> Path:
-    return folder / "predictions" / video.action / f"{video.name}.npy"
-
-
 def _has_joints(video: PoseVideo, folder: Path) -> bool:
-    return _joints_path(video, folder).is_file()
+    return joints_are_whole(video, folder / "predictions")
 
 
 def _propagate_jhmdb(row: RowConfig, video: PoseVideo, tracker: LabelTracker, folder: Path) -> None:
-    path = _joints_path(video, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     maps = JointMaps(topk=row.joint_topk)
-    joints = propagate_joints(video, tracker=tracker, maps=maps)
-    with atomic_path(path) as temporary:
-        np.save(temporary, joints, allow_pickle=False)
+    propagate_joints(video, folder / "predictions", tracker=tracker, maps=maps)
 
 
 def _score_jhmdb(row: RowConfig, protocol: Protocol, folder: Path, workers: int | None) -> None:
     scores = score_jhmdb(folder / "predictions", _read_jhmdb(row))
-    write_pose_json(scores, folder / "scores.json")
+    scores.write(folder)
 
 
 def _read_vip(row: RowConfig) -> list[VideoSequence]:
@@ -178,12 +161,12 @@ def _read_vip(row: RowConfig) -> list[VideoSequence]:
 def _propagate_vip(
     row: RowConfig, video: VideoSequence, tracker: LabelTracker, folder: Path
 ) -> None:
-    propagate_parts(video, out=folder / "predictions", tracker=tracker)
+    propagate_parts(video, folder / "predictions", tracker=tracker)
 
 
 def _score_vip(row: RowConfig, protocol: Protocol, folder: Path, workers: int | None) -> None:
-    scores = score_parts(folder / "predictions", _read_vip(row), names=PARTS)
-    write_parts_json(scores, folder / "scores.json")
+    scores = score_vip(folder / "predictions", _read_vip(row))
+    scores.write(folder)
 
 
 DATA_SETS = {

@@ -25,7 +25,8 @@ from ino.models.weights import list_checkpoints
 from ino.pretrain import pretrain
 from ino.propagate.tracker import Tracker
 from ino.system import available_cores, folder_lock, write_text
-from ino.tasks.davis import evaluate_davis, read_means
+from ino.tasks.davis import evaluate_davis
+from ino.tasks.results import read_means
 from ino.train.run import INTERRUPTED_STATUS, SAVED_STATUS
 
 OnCell = Callable[[Cell], None]

@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from ino import __version__
+from ino import __version__, tables
 from ino.experiments.rows import remark_lines, remarks_on
 from ino.experiments.sweep import read_scores
 from ino.experiments.sweep_plan import Plan
 from ino.system import write_text
-from ino.tables import markdown, print_lines
+from ino.tables import markdown
 
 SCORES = {"J&F": "J&F-Mean", "J": "J-Mean", "F": "F-Mean"}
 
@@ -61,7 +61,7 @@ def table_rows(plan: Plan, *, out: Path) -> list[Row]:
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Prints the table: mean ± sample standard deviation, in percent."""
-    print_lines(cells_of(rows), console)
+    tables.print_table(cells_of(rows), console)
     for line in _notes(rows):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.video_files import FASTSTART, cut, moving_frames, write_video
+from data.video_files import FASTSTART, cut, moving_frames, quarantined, write_video
 from ino.cli import main
 from ino.data.video_index import default_index
 from ino.pretrain import with_steps
@@ -62,11 +62,11 @@ def test_training_leaves_out_at_once_what_headers_rule_out(mixed, config, tmp_pa
     out = tmp_path / "run"
     train(config, out=out)
     shown = capsys.readouterr().err
-    assert "4 videos, 0.0 hours, 3 left out (quarantine.jsonl says why)" in shown
+    assert "4 videos, 0.0 hours, 3 left out (quarantine.sqlite says why)" in shown
     assert f"on cpu, precision {config.run.precision}\n" in shown
-    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    assert {Path(line["path"]).name for line in lines} == {"half.mp4", "short.mp4", "zero.mp4"}
-    assert all(line["reason"] for line in lines)
+    reasons = quarantined(out / "quarantine.sqlite")
+    assert {Path(path).name for path in reasons} == {"half.mp4", "short.mp4", "zero.mp4"}
+    assert all(reasons.values())
     assert default_index([mixed]).exists()
 
 
@@ -91,9 +91,9 @@ def test_training_without_an_index_finds_the_same_videos(config, videos, tmp_pat
     config.data.index = "off"
     train(config, out=tmp_path / "run")
     assert "5 videos, none looked at" in capsys.readouterr().err
-    config.data.index = str(tmp_path / "kept.jsonl")
+    config.data.index = str(tmp_path / "kept.sqlite")
     train(config, out=tmp_path / "other")
-    assert (tmp_path / "kept.jsonl").exists()
+    assert (tmp_path / "kept.sqlite").exists()
     for name in ("videos.json", "log.jsonl"):
         first, second = ((tmp_path / run / name) for run in ("run", "other"))
         assert lines_without_times(first) == lines_without_times(second)
@@ -134,8 +134,8 @@ def test_training_on_shards_resumes_in_the_middle_of_an_epoch(config, shards, tm
     config.run.max_steps = 7
     train(config, out=tmp_path / "whole")
     assert "5 videos in 2 shards, 1 left out" in capsys.readouterr().err
-    (line,) = (tmp_path / "whole" / "quarantine.jsonl").read_text().splitlines()
-    assert json.loads(line)["path"].endswith("2.tar")
+    (path,) = quarantined(tmp_path / "whole" / "quarantine.sqlite")
+    assert path.endswith("2.tar")
     for config.run.max_steps, config.data.num_workers in ((3, 0), (7, 2)):
         train(config, out=tmp_path / "resumed", resume=True)
     whole, resumed = (

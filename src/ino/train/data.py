@@ -35,7 +35,13 @@ from ino.data.clips import (
 )
 from ino.data.masking import sample_masks, sample_num_masked
 from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
-from ino.data.video_index import VideoIndex, default_index, find_names, index_videos, quarantine_all
+from ino.data.video_index import (
+    VideoIndex,
+    default_index,
+    find_videos,
+    index_videos,
+    quarantine_all,
+)
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
@@ -82,7 +88,7 @@ def find_usable(data: DataConfig) -> tuple[list[str], dict[str, str], str]:
     # Unlike Path.expanduser, it leaves the name of an unknown user alone.
     roots = [Path(os.path.expanduser(root)) for root in data.root]  # noqa: PTH111
     if data.index == "off":
-        names = find_names(roots)
+        names = find_videos(roots)
         return names, {}, f"{len(names)} videos, none looked at before training"
     usable, seconds, left_out = choose_usable(_index(roots, data.index), sampling_of(data))
     return usable, left_out, f"{len(usable)} videos, {seconds / 3600:.1f} hours"
@@ -144,7 +150,7 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
 
 
 VIDEOS_NAME = "videos.json"
-QUARANTINE_NAME = "quarantine.jsonl"
+QUARANTINE_NAME = "quarantine.sqlite"
 _MOST_WORKERS = 16
 
 

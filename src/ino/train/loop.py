@@ -151,7 +151,7 @@ def train(
     Args:
         config: as a recipe gives it.
         out: folder of the run, to which are written: config.yaml, log.jsonl (a line a step),
-            tensorboard/, checkpoints/, pictures/ and quarantine.jsonl (videos that could not be
+            tensorboard/, checkpoints/, pictures/ and quarantine.sqlite (videos that could not be
             used).
         resume: continue from the newest checkpoint in `out`, or start if there is none. Where
             torchrun or SLURM restarts the run that it started, this goes without saying.

@@ -5,14 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ino.data.masking import blockwise_mask, random_mask, sample_masks, sample_num_masked
+from ino.data.masking import (
+    sample_blockwise_mask,
+    sample_masks,
+    sample_num_masked,
+    sample_random_mask,
+)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 28), st.integers(1, 28), st.floats(0, 1), st.integers(0, 99))
 def test_exactly_k_positions(rows, columns, share, seed):
     num_masked = int(share * rows * columns)
-    for draw in (blockwise_mask, random_mask):
+    for draw in (sample_blockwise_mask, sample_random_mask):
         mask = draw(np.random.default_rng(seed), rows=rows, columns=columns, num_masked=num_masked)
         assert mask.shape == (rows, columns)
         assert mask.sum() == num_masked
@@ -25,15 +30,15 @@ def neighbours(mask: np.ndarray) -> float:
 
 def test_blocks_hang_together_and_random_positions_do_not():
     draws = [np.random.default_rng(seed) for seed in range(30)]
-    blocks = [blockwise_mask(rng, rows=28, columns=28, num_masked=200) for rng in draws]
-    scattered = [random_mask(rng, rows=28, columns=28, num_masked=200) for rng in draws]
+    blocks = [sample_blockwise_mask(rng, rows=28, columns=28, num_masked=200) for rng in draws]
+    scattered = [sample_random_mask(rng, rows=28, columns=28, num_masked=200) for rng in draws]
     assert np.mean([neighbours(mask) for mask in blocks]) > 0.8
     assert np.mean([neighbours(mask) for mask in scattered]) < 0.35
 
 
 def test_blocks_reach_every_position_and_favour_no_side():
     rng = np.random.default_rng(0)
-    count = sum(blockwise_mask(rng, rows=12, columns=12, num_masked=43) for _ in range(3000))
+    count = sum(sample_blockwise_mask(rng, rows=12, columns=12, num_masked=43) for _ in range(3000))
     assert count.min() > 0
     assert count[:6].sum() == pytest.approx(count[6:].sum(), rel=0.05)
     assert count[:, :6].sum() == pytest.approx(count[:, 6:].sum(), rel=0.05)

@@ -1,11 +1,10 @@
-"""The layouts of DAVIS and YouTube-VOS, whole and with every part missing in turn."""
+"""The layout of DAVIS, whole and with every part missing in turn."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from ino.data.davis import VideoSequence, read_davis, read_ytvos
+from ino.data.davis import VideoSequence, read_davis
 from ino.errors import DatasetError
 
 FRAMES = ("00000", "00001", "00002")
@@ -99,66 +98,6 @@ def test_missing_parts_of_davis_are_named(tmp_path):
     add_davis(tmp_path, "bear", annotated=["00000", "00003", "00004"])
     with pytest.raises(DatasetError, match=r"bear has 2 annotated frames without .* 00003:"):
         read_davis(tmp_path)
-
-
-def add_video(split: Path, name: str, *, frames, annotated) -> None:
-    touch(split / "JPEGImages" / name, frames, ".jpg")
-    touch(split / "Annotations" / name, annotated, ".png")
-
-
-def test_ytvos_matches_annotations_by_name(tmp_path):
-    numbers = ["00015", "00020", "00025", "00040"]
-    add_video(tmp_path / "valid", "b2", frames=numbers, annotated=["00020", "00040"])
-    add_video(tmp_path / "valid", "a1", frames=numbers, annotated=["00015"])
-    for root in (tmp_path, tmp_path / "valid"):
-        first, second = read_ytvos(root)
-        assert (first.name, second.name) == ("a1", "b2")
-        assert stems(first) == (numbers, {0: "00015"})
-        assert stems(second) == (numbers, {1: "00020", 3: "00040"})
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_ytvos_all_frames_take_the_annotations_of_the_sparse_split(tmp_path, inside):
-    add_video(tmp_path / "valid", "a1", frames=["00000", "00005"], annotated=["00005"])
-    numbers = [f"{number:05d}" for number in range(6)]
-    touch(tmp_path / "valid_all_frames" / "JPEGImages" / "a1", numbers, ".jpg")
-    root = tmp_path / "valid_all_frames" if inside else tmp_path
-    (video,) = read_ytvos(root, split="valid_all_frames")
-    assert stems(video) == (numbers, {5: "00005"})
-    assert len(read_ytvos(tmp_path)[0].frames) == 2
-
-
-def test_ytvos_meta_names_the_videos(tmp_path):
-    split = tmp_path / "valid"
-    add_video(split, "a1", frames=FRAMES, annotated=["00000"])
-    add_video(split, "b2", frames=FRAMES, annotated=["00000"])
-    meta = split / "meta.json"
-    meta.write_text(json.dumps({"videos": {"b2": {}}}))
-    assert [video.name for video in read_ytvos(tmp_path)] == ["b2"]
-    meta.write_text(json.dumps({"videos": {"b2": {}, "c3": {}}}))
-    with pytest.raises(DatasetError, match="c3 has no frames"):
-        read_ytvos(tmp_path)
-    for broken in ("{", "[]", '{"video": {}}', "3"):
-        meta.write_text(broken)
-        with pytest.raises(DatasetError, match=r"is not the meta\.json of YouTube-VOS"):
-            read_ytvos(tmp_path)
-
-
-def test_missing_parts_of_ytvos_are_named(tmp_path):
-    with pytest.raises(DatasetError, match="JPEGImages does not exist: YouTube-VOS is valid/JPEGI"):
-        read_ytvos(tmp_path)
-    (tmp_path / "JPEGImages").mkdir()
-    with pytest.raises(DatasetError, match="Annotations does not exist"):
-        read_ytvos(tmp_path)
-    (tmp_path / "Annotations").mkdir()
-    with pytest.raises(DatasetError, match="holds no folder of annotations"):
-        read_ytvos(tmp_path)
-    add_video(tmp_path, "a1", frames=FRAMES, annotated=())
-    with pytest.raises(DatasetError, match="a1 has no annotation"):
-        read_ytvos(tmp_path)
-    add_video(tmp_path, "a1", frames=FRAMES, annotated=["00007"])
-    with pytest.raises(DatasetError, match="a1 has 1 annotated frames without an image"):
-        read_ytvos(tmp_path)
 
 
 @pytest.mark.real

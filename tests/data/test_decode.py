@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from video_files import FASTSTART, cut, moving_frames, write_video
 
-from ino.data import decode as frame_index
-from ino.data.decode import VideoFile, read_header_frames
+from ino.data import decode
+from ino.data.decode import VideoFile
 from ino.data.video import read_clip, read_frames
 from ino.errors import VideoError
 
@@ -31,7 +31,7 @@ HEADERS = {
 
 def tables_of(path: Path):
     with VideoFile(path, num_threads=1) as file:
-        return frame_index._table_of_header(file), frame_index._table_of_packets(file)
+        return decode._frames_of_header(file), decode._frames_of_packets(file)
 
 
 def packets_read(path: Path, indices: list[int], monkeypatch) -> int:
@@ -63,7 +63,7 @@ def test_the_header_tells_what_all_packets_tell(name, tmp_path):
 def test_frames_read_by_the_header_are_the_streamed_ones(name, tmp_path, monkeypatch):
     path = write_video(tmp_path / name, FRAMES, **HEADERS[name])
     expected = list(read_frames(path))
-    monkeypatch.setattr(frame_index, "_read_through", None)  # what would hide a failure
+    monkeypatch.setattr(decode, "_read_through", None)  # what would hide a failure
     for indices in ([39], [17], [5, 13, 21, 29], [1, 2, 3]):
         clip = read_clip(path, indices)
         np.testing.assert_array_equal(clip, np.stack([expected[index] for index in indices]))
@@ -106,10 +106,10 @@ def test_a_file_cut_short_is_told_by_its_header(tmp_path):
     whole = write_video(tmp_path / "whole.mp4", FRAMES, container=FASTSTART)
     path = cut(tmp_path / "cut.mp4", whole, fraction=0.7)
     with VideoFile(path, num_threads=1) as file:
-        frames = read_header_frames(file)
-    assert frames is not None
-    assert 0 < frames.num_whole < len(FRAMES)
-    with pytest.raises(VideoError, match=f"breaks off after {frames.num_whole} whole frames"):
+        ends = [entry.pos + entry.size for entry in file.stream.index_entries]
+    num_whole = sum(end <= path.stat().st_size for end in ends)
+    assert 0 < num_whole < len(FRAMES)
+    with pytest.raises(VideoError, match=f"breaks off after {num_whole} whole frames"):
         read_clip(path, [0])
 
 
@@ -135,12 +135,10 @@ def test_a_damaged_header_gives_frames_or_a_sentence(damage, tmp_path_factory):
 def test_a_header_that_does_not_fit_the_frames_is_not_believed(tmp_path, monkeypatch):
     path = write_video(tmp_path / "video.mp4", FRAMES)
     expected = list(read_frames(path))
-    read = frame_index.read_header_frames
-
-    def shifted(file):
-        frames = read(file)
-        step = np.diff(np.sort(frames.shown)).min()
-        return type(frames)(frames.shown + step, frames.decoded, frames.is_key, frames.num_whole)
-
-    monkeypatch.setattr(frame_index, "read_header_frames", shifted)
+    offsets = decode._composition_offsets
+    with VideoFile(path) as file:
+        step = np.diff(decode._frames_of_header(file).shown).min()
+    monkeypatch.setattr(
+        decode, "_composition_offsets", lambda *args, **words: offsets(*args, **words) + step
+    )
     np.testing.assert_array_equal(read_clip(path, [14])[0], expected[14])

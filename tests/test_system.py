@@ -1,7 +1,8 @@
-"""Files appear whole or not at all; output folders are not overwritten unasked."""
+"""Files appear whole or not at all; output folders are not overwritten unasked; locks and cores."""
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ino.errors import OutputError
-from ino.system import atomic_path, new_folder, remove_leftovers
+from ino.system import atomic_path, available_cores, folder_lock, new_folder, remove_leftovers
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -76,7 +77,7 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")  # stands for all devices: /dev/null would be lost for good
     for path in tmp_path.iterdir():
-        with pytest.raises(OutputError, match="not a file"), atomic_path(path) as temporary:
+        with pytest.raises(OutputError, match="is not a file"), atomic_path(path) as temporary:
             temporary.write_text("text")
         assert not path.is_file()
 
@@ -165,3 +166,57 @@ def test_a_folder_without_permission_is_refused(tmp_path):
             new_folder(tmp_path)
     finally:
         tmp_path.chmod(0o700)
+
+
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from ino.system import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a process that decodes
+        print("held", flush=True)
+        time.sleep(60)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_lock_dies_with_its_process_though_its_children_live(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDS, str(out)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(OutputError, match="another ino train is writing into"),
+            folder_lock(out),
+        ):
+            pass
+        other.kill()
+        other.wait()
+        with folder_lock(out), folder_lock(out):  # one process may lock it twice
+            pass
+        os.killpg(other.pid, signal.SIGKILL)
+
+
+def test_without_locks_or_a_folder_nothing_is_locked(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with folder_lock(tmp_path / "file" / "out"):
+        pass
+    fcntl = pytest.importorskip("fcntl")
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with folder_lock(tmp_path), folder_lock(tmp_path):
+        pass
+
+
+def test_cores_are_those_that_the_system_grants(monkeypatch):
+    """Affinity here; loky's own tests cover the quotas of containers."""
+    granted = available_cores()
+    assert 1 <= granted <= os.cpu_count()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert available_cores() == 1

@@ -12,8 +12,9 @@ from PIL import Image
 from command import refused, run
 from ino.data.label_maps import read_labels, write_labels
 from ino.demo.synthetic import generate_clip, write_davis_layout
-from ino.report.comparison import compare_scores, mean_j, names_apart, telling_frames
-from ino.tasks.davis import read_json, score_davis, write_json
+from ino.metrics import Summary
+from ino.report.comparison import compare_scores, mean_similarity, telling_frames
+from ino.tasks.davis import DavisScores, ObjectScore, read_json, score_davis, write_json
 
 NAMES = ("s0", "s1", "s2", "s3")
 
@@ -40,11 +41,12 @@ def shifted(davis: Path, folder: Path, shifts: dict[str, int]) -> Path:
     return folder
 
 
-@pytest.fixture
-def evaluations(tmp_path, davis) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory, davis) -> tuple[Path, Path]:
     """A is ahead in s0 and more so in s1, B in s2, and s3 is equal."""
-    a = shifted(davis, tmp_path / "a", {"s0": 2, "s1": 0, "s2": 6, "s3": 3})
-    b = shifted(davis, tmp_path / "b", {"s0": 4, "s1": 9, "s2": 1, "s3": 3})
+    folder = tmp_path_factory.mktemp("evaluations")
+    a = shifted(davis, folder / "a", {"s0": 2, "s1": 0, "s2": 6, "s3": 3})
+    b = shifted(davis, folder / "b", {"s0": 4, "s1": 9, "s2": 1, "s3": 3})
     return a, b
 
 
@@ -65,15 +67,13 @@ def test_page_pictures_and_table(tmp_path, evaluations, capsys):
     assert "Best for a against b<" in page and "Best for b against a<" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs another file"
     assert page.count("<img") == 1 + 2 * 3
-    assert Image.open(out / "scatter.png").size == (960, 960)
+    assert Image.open(out / "scatter.png").size == (1080, 1080)
     strip = np.asarray(Image.open(out / "strips/01_s1.png"))
     height, width = strip.shape[:2]
-    assert height == 3 * 180 + 2 * 8 and width > 5 * 300
-    # A's masks of s1 are the truth, so their rows are equal but for the number in the corner.
-    images = slice(width - 5 * 300 - 4 * 4, None)
-    below = slice(40, 180)
-    np.testing.assert_array_equal(strip[:180][below, images], strip[188:368][below, images])
-    assert (strip[:180][below, images] != strip[376:][below, images]).any()
+    assert height == 2 * 27 + 3 * 180 + 2 * 4 and width > 5 * 300
+    truth, ours, theirs = (strip[54 + 184 * i :][:180, width - 5 * 300 - 4 * 4 :] for i in range(3))
+    np.testing.assert_array_equal(truth, ours)  # A's masks of s1 are the truth
+    assert (truth != theirs).any()
 
 
 def test_overwriting_leaves_no_older_strips(tmp_path, evaluations):
@@ -102,26 +102,22 @@ def test_only_common_sequences_are_compared(tmp_path, davis, evaluations, capsys
     assert {one.sequence for one in kept.a.objects} == {"s1", "s2"}
 
 
-def test_rows_of_suites_and_evaluations_are_compared_by_year(tmp_path, davis, capsys):
-    fast = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=2"]
-    shutil.copytree(davis / "ImageSets/2017", davis / "ImageSets/2016", dirs_exist_ok=True)
-    for year in (2016, 2017):
-        chosen = ["--year", year, "--sequences", "s0", "--out", tmp_path / f"y{year}"]
-        assert run("evaluate", "davis", "--root", davis, *chosen, *fast) == 0
-    suite = tmp_path / "suite.yaml"
-    suite.write_text("rows: {one: {weights: color, short_side: 24, sequences: [s0]}}")
-    assert run("evaluate", "suite", suite, "--davis", davis, "--out", tmp_path / "suite") == 0
+def test_masks_of_another_program_come_without_settings(tmp_path, davis, evaluations, capsys):
+    a, b = (shutil.copytree(one, tmp_path / f"{one.name}2") for one in evaluations)
     out = ["--out", tmp_path / "out"]
-    line = refused(capsys, "compare", tmp_path / "y2017", tmp_path / "y2016", *out)
-    assert "y2017 was evaluated with year 2017" in line and "with 2016; give two" in line
-    assert run("compare", tmp_path / "y2017", tmp_path / "suite/one", *out) == 0
-    (tmp_path / "y2017/settings.json").unlink()  # of another program, say
-    assert run("compare", tmp_path / "suite/one", tmp_path / "y2017", *out, "--overwrite") == 0
+    (b / "settings.json").unlink()
+    assert run("compare", b, a, *out, "--root", davis, "--num", 0) == 0
+    (a / "settings.json").unlink()
+    assert "pass --root DAVIS" in refused(capsys, "compare", a, b, *out, "--overwrite")
 
 
-def test_rows_of_suites_with_one_name_are_told_apart(tmp_path):
-    assert names_apart(tmp_path / "x/ino", tmp_path / "y/ino") == ("x/ino", "y/ino")
-    assert names_apart(tmp_path / "x/ino", tmp_path / "x/crw") == ("ino", "crw")
+def test_scores_of_sequences_are_means_over_objects_from_the_best_down():
+    def score(sequence: str, number: int, j: float, f: float) -> ObjectScore:
+        return ObjectScore(sequence, number, Summary(j, 1.0, 0.0), Summary(f, 1.0, 0.0))
+
+    found = DavisScores((score("a", 1, 0.2, 0.4), score("b", 1, 0.9, 0.7), score("a", 2, 0.6, 0.8)))
+    expected = [("b", pytest.approx(0.8)), ("a", pytest.approx(0.5))]
+    assert list(found.by_sequence().items()) == expected
 
 
 def test_shown_frames_are_the_telling_ones():
@@ -138,12 +134,12 @@ def test_shown_frames_are_the_telling_ones():
 def test_j_of_a_frame_by_hand():
     truth = np.array([[1, 1, 2, 255], [0, 0, 2, 0]], dtype=np.uint8)
     predicted = np.array([[1, 0, 2, 1], [0, 0, 0, 0]], dtype=np.uint8)
-    assert mean_j(predicted, truth) == 0.5
-    assert mean_j(np.zeros_like(truth), np.zeros_like(truth)) == 1
+    assert mean_similarity(predicted, truth) == 0.5
+    assert mean_similarity(np.zeros_like(truth), np.zeros_like(truth)) == 1
 
 
 def test_bad_input(tmp_path, davis, evaluations, capsys):
-    a, b = evaluations
+    a, b = (shutil.copytree(one, tmp_path / one.name) for one in evaluations)
     out = ["--out", tmp_path / "out"]
     assert "same folder" in refused(capsys, "compare", a, a, *out)
     assert "scores.json does not exist" in refused(capsys, "compare", a, tmp_path, *out)

@@ -1,9 +1,11 @@
+"""Labels over frames: tinted, outlined, and nothing else touched."""
+
 import numpy as np
 import pytest
 
 from ino.data.label_maps import davis_palette
 from ino.errors import ConfigError, MaskError
-from ino.overlay import draw_overlay, film_strip
+from ino.overlay import draw_overlay
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_background_and_void_are_untouched(frame, labels):
     np.testing.assert_array_equal(result[untouched], frame[untouched])
 
 
-def test_opacity_from_outline_to_flat_colour(frame, labels):
+def test_opacity_from_outline_to_flat_color(frame, labels):
     outlined = draw_overlay(frame, labels, opacity=0.0)
     np.testing.assert_array_equal(outlined[30, 40], frame[30, 40])
     np.testing.assert_array_equal(outlined[25, 40], davis_palette()[7])
@@ -62,30 +64,3 @@ def test_labels_of_another_size_or_type_are_refused(frame, labels):
 def test_opacity_out_of_range_is_refused(frame, labels):
     with pytest.raises(ConfigError, match=r"opacity of an overlay must be 0 to 1, but is 1\.5"):
         draw_overlay(frame, labels, opacity=1.5)
-
-
-def test_film_strip_places_images_with_gaps():
-    red, green, blue = (np.full((10, 20, 3), 60 * number, np.uint8) for number in (1, 2, 3))
-    strip = film_strip([[red, green], [blue]], gap=3)
-    assert strip.shape == (23, 43, 3)
-    assert (strip[:10, :20] == 60).all()
-    assert (strip[:10, 20:23] == 255).all()
-    assert (strip[:10, 23:] == 120).all()
-    assert (strip[10:13] == 255).all()
-    assert (strip[13:, :20] == 180).all()
-    assert (strip[13:, 20:] == 255).all()
-
-
-def test_film_strip_makes_heights_equal_and_keeps_proportions():
-    wide, tall = np.zeros((10, 30, 3), np.uint8), np.zeros((40, 20, 3), np.uint8)
-    assert film_strip([[wide, tall]], gap=0).shape == (10, 35, 3)
-    assert film_strip([[wide, tall]], gap=0, height=20).shape == (20, 70, 3)
-
-
-@pytest.mark.parametrize(
-    ("rows", "options"),
-    [([], {}), ([[]], {}), ([[np.zeros((4, 4, 3), np.uint8)]], {"gap": -1})],
-)
-def test_film_strips_that_cannot_be(rows, options):
-    with pytest.raises(ConfigError, match="a film strip needs"):
-        film_strip(rows, **options)

@@ -13,7 +13,7 @@ from ino.cli import main
 from ino.data.video_index import default_index
 from ino.pretrain import with_steps
 from ino.train.config import DataConfig
-from ino.train.data import find_usable
+from ino.train.data import find_source
 from ino.train.loop import train
 from tiny_run import lines_without_times
 
@@ -83,14 +83,14 @@ def test_a_resumed_run_with_other_videos_is_warned(config, videos, tmp_path, cap
         assert caplog.messages == []
         names.write_text(names.read_text() + f"{videos / '4.mp4'}\n")
         train(config, out=out, resume=True)
-    assert [m for m in caplog.messages if "(4 clips an epoch then, 5 now)" in m]
+    assert [m for m in caplog.messages if "(4 clips per epoch then, 5 now)" in m]
 
 
 def test_training_without_an_index_finds_the_same_videos(config, videos, tmp_path, capsys):
     config.run.max_steps = 1
     config.data.index = "off"
     train(config, out=tmp_path / "run")
-    assert "5 videos, none looked at" in capsys.readouterr().err
+    assert "5 videos, whose headers were not read" in capsys.readouterr().err
     config.data.index = str(tmp_path / "kept.sqlite")
     train(config, out=tmp_path / "other")
     assert (tmp_path / "kept.sqlite").exists()
@@ -162,5 +162,5 @@ def test_training_by_visits_resumes_in_the_middle_of_a_window(config, tmp_path):
 
 def test_a_folder_under_the_home_is_found(videos, monkeypatch):
     monkeypatch.setenv("HOME", str(videos.parent))
-    found, _, _ = find_usable(DataConfig(root=[f"~/{videos.name}"], index="off"))
-    assert len(found) == 5
+    source = find_source(DataConfig(root=[f"~/{videos.name}"], index="off"))
+    assert len(source.names) == source.num_videos == 5

@@ -21,19 +21,23 @@ from ino.train.config import RunConfig, to_dict
 from ino.train.distributed import build_fabric, count_processes, launch_name, of_first
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, torchrun_environments, wait
-from tiny_run import assert_close_states
+from tiny_run import assert_close_states, tiny_config
 
 TOLERANCE = 1e-5
 
 
-@pytest.fixture
-def config(config):
+def four_steps(config):
     """Drops no path: each process would drop its own."""
     config.model.drop_path = 0.0
     config.optim.lr = 0.02
     config.run.max_steps = 4
     config.run.save_every = 2
     return config
+
+
+@pytest.fixture
+def config(config):
+    return four_steps(config)
 
 
 def of_each(config, *, number: int):
@@ -43,9 +47,15 @@ def of_each(config, *, number: int):
     return shared
 
 
+@pytest.fixture(scope="module")
+def alone(videos, tmp_path_factory) -> dict:
+    """What one process trains to."""
+    config = four_steps(tiny_config(videos))
+    return read_checkpoint(train(config, out=tmp_path_factory.mktemp("alone") / "run"))
+
+
 @pytest.mark.parametrize("strategy", ["auto", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_two_processes_train_as_one(config, tmp_path, strategy):
-    alone = read_checkpoint(train(config, out=tmp_path / "one"))
+def test_two_processes_train_as_one(config, alone, tmp_path, strategy):
     config.run.strategy = strategy
     two = start_processes(of_each(config, number=2), tmp_path / "two", number=2)
     assert wait(two) == [0, 0]
@@ -57,15 +67,14 @@ def test_two_processes_train_as_one(config, tmp_path, strategy):
         torch.testing.assert_close(first, second, atol=TOLERANCE, rtol=0)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(config, tmp_path):
-    whole = train(config, out=tmp_path / "whole")
+def test_a_run_continues_with_another_number_of_processes(config, alone, tmp_path):
     out = tmp_path / "changed"
     short = copy.deepcopy(config)
     short.run.max_steps = 2
     train(short, out=out)
     two = start_processes(of_each(config, number=2), out, number=2, resume=True)
     assert wait(two) == [0, 0]
-    assert_close_states(read_checkpoint(whole), read_checkpoint(list_checkpoints(out)[-1]))
+    assert_close_states(alone, read_checkpoint(list_checkpoints(out)[-1]))
 
 
 def test_another_global_batch_is_refused(config, tmp_path):

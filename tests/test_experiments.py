@@ -128,8 +128,8 @@ def performed(monkeypatch) -> list[str]:
     done: list[str] = []
     propagate, score = DavisRow.propagate, DavisRow.score
 
-    def noted_propagate(self, video, tracker, predictions):
-        propagate(self, video, tracker, predictions)
+    def noted_propagate(self, video, predictions, **options):
+        propagate(video, predictions, **options)
         done.append(video.name)
 
     def noted_score(self, *arguments):
@@ -246,10 +246,10 @@ def test_what_was_stopped_is_resumed_with_the_next_video(tmp_path, file, monkeyp
     out = tmp_path / "out"
     kept = DavisRow.propagate
 
-    def stopped(self, *arguments):
+    def stopped(self, *arguments, **options):
         if len(performed) == 5:
             raise KeyboardInterrupt
-        kept(self, *arguments)
+        kept(self, *arguments, **options)
 
     monkeypatch.setattr(DavisRow, "propagate", stopped)
     assert run("evaluate", "suite", file(), "--out", out) == 130

@@ -36,7 +36,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import timm
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,10 +44,9 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ino import __version__
 from ino.data.davis import VideoSequence, read_davis
 from ino.data.jhmdb import PoseVideo, read_jhmdb
-from ino.data.vip import PARTS, read_vip
+from ino.data.vip import read_vip
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
 from ino.errors import CheckpointError, ConfigError, InoError, OutputError, StoppedError
 from ino.models.backbone import Backbone, choose_device, split_weights
@@ -60,27 +58,22 @@ from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
 from ino.schema import Model, checked, named_file, read_yaml, yaml_names
 from ino.system import atomic_path, available_cores, folder_lock, write_text
-from ino.tables import markdown, print_lines, write_rows
-from ino.tasks.davis import (
-    propagate_sequences,
-    read_means,
-    score_davis,
-    sequence_is_whole,
-    write_csv,
-    write_json,
-)
-from ino.tasks.jhmdb import JointMaps, propagate_joints, score_jhmdb, write_pose_json
+from ino.tables import markdown, print_table, write_csv, write_json
+from ino.tasks.davis import propagate_sequence, score_davis, sequence_is_whole
+from ino.tasks.jhmdb import JointMaps, joints_are_whole, propagate_joints, score_jhmdb
 from ino.tasks.label_tracker import LabelTracker
 from ino.tasks.results import (
     check_settings,
     fingerprint,
     note_finished,
     open_folder,
+    protocol_fields,
     read_finished,
+    read_means,
     settings_text,
     sized_protocol,
 )
-from ino.tasks.vip import propagate_parts, score_parts, write_parts_json
+from ino.tasks.vip import parts_are_whole, propagate_parts, score_vip
 from ino.tasks.ytvos import finish_split, propagate_video, video_is_whole
 from ino.train.config import (
     DataConfig,
@@ -169,6 +162,11 @@ class Row(Model):
             raise ValueError(f"published names {unknown[0]}, but the scores are {known}")
         return self
 
+    propagate: ClassVar[Any]
+    """Writes the files of one video: called with it, the folder of predictions and a tracker."""
+    is_whole: ClassVar[Any]
+    """Whether all files of a video are there: called with it and the folder of predictions."""
+
     @property
     def choices(self) -> dict[str, Any]:
         """The fields that only some data sets have."""
@@ -187,14 +185,6 @@ class Row(Model):
         """What propagates the labels of the data set."""
         return Tracker(backbone, protocol=protocol, device=device, precision=self.precision)
 
-    def propagate(self, video: Any, tracker: Any, predictions: Path) -> None:
-        """Propagates the labels of a video and writes its files."""
-        raise NotImplementedError
-
-    def is_whole(self, video: Any, predictions: Path) -> bool:
-        """Whether all files of a video are there."""
-        raise NotImplementedError
-
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         """Scores the files in `out`/predictions and writes scores.json."""
         raise NotImplementedError
@@ -212,6 +202,9 @@ class DavisRow(Row):
         "F recall": "F-Recall",
     }
     native_side = 480
+    propagate: ClassVar = staticmethod(propagate_sequence)
+    is_whole: ClassVar = staticmethod(sequence_is_whole)
+
     year: Literal[2016, 2017] = 2017
     split: str = "val"
     resolution: str = "480p"
@@ -222,17 +215,10 @@ class DavisRow(Row):
     def read(self) -> list[VideoSequence]:
         return read_davis(Path(self.root or ""), **self.choices)
 
-    def propagate(self, video: VideoSequence, tracker: Tracker, predictions: Path) -> None:
-        propagate_sequences([video], out=predictions, tracker=tracker)
-
-    def is_whole(self, video: VideoSequence, predictions: Path) -> bool:
-        return sequence_is_whole(video, predictions)
-
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         root = Path(self.root or "")
         scores = score_davis(out / "predictions", root, workers=workers, **self.choices)
-        write_csv(scores, out, split=self.split)
-        write_json(scores, out / "scores.json", protocol=vars(protocol))
+        scores.write(out, split=self.split, protocol=protocol)
 
 
 class YtvosRow(Row):
@@ -248,6 +234,9 @@ class YtvosRow(Row):
         "all J&F": "J&F-All",
     }
     native_side = 720
+    propagate: ClassVar = staticmethod(propagate_video)
+    is_whole: ClassVar = staticmethod(video_is_whole)
+
     protocol: str = "ino-ytvos"
     split: str = "valid"
     sequences: list[str] | None = None
@@ -258,12 +247,6 @@ class YtvosRow(Row):
 
     def read(self) -> Sequence[YtvosVideo]:
         return self._split().videos
-
-    def propagate(self, video: YtvosVideo, tracker: Tracker, predictions: Path) -> None:
-        propagate_video(video, predictions / video.name, tracker=tracker, on_frame=lambda: None)
-
-    def is_whole(self, video: YtvosVideo, predictions: Path) -> bool:
-        return video_is_whole(video, predictions / video.name)
 
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         finish_split(self._split(), out, protocol=protocol, workers=workers)
@@ -285,9 +268,9 @@ class SquareRow(Row):
         return self
 
     def tracker(self, backbone: Backbone, protocol: Protocol, device: str) -> LabelTracker:
-        size, device = self.input_size or None, str(choose_device(device))
+        size, where = self.input_size or None, choose_device(device)
         return LabelTracker(
-            backbone, protocol, device=device, precision=self.precision, input_size=size
+            backbone, protocol, device=where, precision=self.precision, input_size=size
         )
 
 
@@ -296,6 +279,8 @@ class JhmdbRow(SquareRow):
 
     data = "jhmdb"
     scores: ClassVar = {"PCK@0.1": "PCK@0.1", "PCK@0.2": "PCK@0.2"}
+    is_whole: ClassVar = staticmethod(joints_are_whole)
+
     split: Literal[1, 2, 3] = 1
     input_size: NonNegativeInt = 320
     joint_topk: PositiveInt = 5
@@ -307,18 +292,14 @@ class JhmdbRow(SquareRow):
     def name(self, video: PoseVideo) -> str:
         return f"{video.action}/{video.name}"
 
-    def propagate(self, video: PoseVideo, tracker: LabelTracker, predictions: Path) -> None:
-        path = predictions / f"{self.name(video)}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        joints = propagate_joints(video, tracker=tracker, maps=JointMaps(topk=self.joint_topk))
-        with atomic_path(path) as temporary:
-            np.save(temporary, joints, allow_pickle=False)
-
-    def is_whole(self, video: PoseVideo, predictions: Path) -> bool:
-        return (predictions / f"{self.name(video)}.npy").is_file()
+    def propagate(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, video: PoseVideo, predictions: Path, *, tracker: LabelTracker
+    ) -> None:
+        maps = JointMaps(topk=self.joint_topk)
+        propagate_joints(video, predictions, tracker=tracker, maps=maps)
 
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
-        write_pose_json(score_jhmdb(out / "predictions", self.read()), out / "scores.json")
+        score_jhmdb(out / "predictions", self.read()).write(out)
 
 
 class VipRow(SquareRow):
@@ -326,22 +307,17 @@ class VipRow(SquareRow):
 
     data = "vip"
     scores: ClassVar = {"mIoU": "mIoU"}
+    propagate: ClassVar = staticmethod(propagate_parts)
+    is_whole: ClassVar = staticmethod(parts_are_whole)
+
     split: str = "val"
     input_size: NonNegativeInt = 560
 
     def read(self) -> list[VideoSequence]:
         return read_vip(Path(self.root or ""), split=self.split)
 
-    def propagate(self, video: VideoSequence, tracker: LabelTracker, predictions: Path) -> None:
-        propagate_parts(video, out=predictions, tracker=tracker)
-
-    def is_whole(self, video: VideoSequence, predictions: Path) -> bool:
-        masks = (predictions / video.name / f"{frame.stem}.png" for frame in video.frames)
-        return all(mask.is_file() for mask in masks)
-
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
-        scores = score_parts(out / "predictions", self.read(), names=PARTS)
-        write_parts_json(scores, out / "scores.json")
+        score_vip(out / "predictions", self.read()).write(out)
 
 
 ROWS: dict[str, type[Row]] = {kind.data: kind for kind in (DavisRow, YtvosRow, JhmdbRow, VipRow)}
@@ -735,10 +711,10 @@ def _remarks(row: Row, protocol: Protocol) -> tuple[str, ...]:
     if (names := row.choices.get("sequences")) is not None:
         shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
         remarks.append(f"measured on {len(names)} sequence{'s' * (len(names) != 1)} only ({shown})")
-    published = vars(get_protocol(row.protocol, **row.published_with))
+    published = protocol_fields(get_protocol(row.protocol, **row.published_with))
     changes = [
         f"{name} {value} in place of {published[name]}".replace("None", "none")
-        for name, value in vars(protocol).items()
+        for name, value in protocol_fields(protocol).items()
         if value != published[name]
     ]
     if changes:
@@ -1016,7 +992,7 @@ def _evaluate(
             if name in read_finished(out) and row.is_whole(video, predictions):
                 continue
             try:
-                row.propagate(video, tracker, predictions)
+                row.propagate(video, predictions, tracker=tracker)
             except Exception as fault:
                 fault.add_note(f"{name}: ")
                 raise
@@ -1024,8 +1000,7 @@ def _evaluate(
     row.score(out, one.protocol, workers)
     means = read_means(out / "scores.json") or {}
     scores = {name: 100 * means[key] for name, key in row.scores.items() if key in means}
-    content = {"version": __version__, "scores": scores}
-    write_text(out / "done.json", json.dumps(content, indent=2) + "\n")
+    write_json(out / "done.json", {"scores": scores})
 
 
 def _share(plan: Plan, out: Path, *, jobs: int, devices: Sequence[str]) -> None:
@@ -1182,7 +1157,7 @@ def note_lines(rows: Sequence[Mapping[str, Any]], *, with_done: bool = False) ->
 def _print_table(plan: Plan, *, out: Path, with_done: bool = False) -> None:
     rows = [row for row in table(plan, out) if row["label"] in plan.labels]
     lines, num_texts = table_lines(rows)
-    print_lines(lines, Console(), num_texts=num_texts, caption=_CAPTION)
+    print_table(lines, Console(), num_texts=num_texts, caption=_CAPTION)
     for note in note_lines(rows, with_done=with_done):
         print(note)
 
@@ -1201,10 +1176,8 @@ def write_tables(plan: Plan, out: Path) -> None:
         title = f"# {plan.title}\n\n" if plan.title else ""
         text = f"{title}{markdown(lines, num_texts=num_texts)}\nP{_CAPTION[1:]}.\n"
         write_text(out / "table.md", text + (f"\n{notes}" if notes else ""))
-        software = {"name": "ino", "version": __version__}
-        content = {"software": software, "title": plan.title, "rows": rows}
-        write_text(out / "table.json", json.dumps(content, indent=2) + "\n")
-        write_rows(out / "table.csv", _csv_lines(rows))
+        write_json(out / "table.json", {"title": plan.title, "rows": rows})
+        write_csv(out / "table.csv", _csv_lines(rows))
         if plan.panels:
             _plot(plan.panels, rows, out / "figure.png")
 

@@ -40,6 +40,7 @@ def jhmdb_parser() -> ArgumentParser:
     )
     _add_input_size(parser, default=320)
     add_output(parser, default=Path("jhmdb"))
+    _add_resume(parser)
     add_tracker(parser)
     return parser
 
@@ -50,6 +51,7 @@ def vip_parser() -> ArgumentParser:
     parser.add_argument("--split", type=str, default="val", help="name of the list of videos")
     _add_input_size(parser, default=560)
     add_output(parser, default=Path("vip"))
+    _add_resume(parser)
     add_tracker(parser)
     return parser
 

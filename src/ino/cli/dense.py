@@ -11,21 +11,20 @@ from ino.cli.tracking import backbone_of, describe, progress
 def evaluate_jhmdb(options: Namespace) -> int:
     """Carries the first joints of JHMDB's test videos and scores the result."""
     from ino.data.jhmdb import read_jhmdb
-    from ino.tasks.jhmdb import JointMaps, print_pose
+    from ino.tasks.jhmdb import JointMaps
     from ino.tasks.jhmdb import evaluate_jhmdb as evaluate
 
     chosen = options.evaluate.jhmdb
     maps = JointMaps(topk=chosen.joint_topk)
-    return _evaluate(chosen, read=read_jhmdb, evaluate=evaluate, show=print_pose, maps=maps)
+    return _evaluate(chosen, read=read_jhmdb, evaluate=evaluate, maps=maps)
 
 
 def evaluate_vip(options: Namespace) -> int:
     """Carries the first part labels of a VIP split and scores the result."""
     from ino.data.vip import read_vip
     from ino.tasks.vip import evaluate_vip as evaluate
-    from ino.tasks.vip import print_parts
 
-    return _evaluate(options.evaluate.vip, read=read_vip, evaluate=evaluate, show=print_parts)
+    return _evaluate(options.evaluate.vip, read=read_vip, evaluate=evaluate)
 
 
 def _evaluate(
@@ -33,7 +32,6 @@ def _evaluate(
     *,
     read: Callable[..., Any],
     evaluate: Callable[..., Any],
-    show: Callable[..., None],
     **options: Any,
 ) -> int:
     backbone, protocol, settings = backbone_of(chosen)
@@ -57,11 +55,12 @@ def _evaluate(
             tracker=tracker,
             split=chosen.split,
             settings=settings | {"root": str(chosen.root)},
+            resume=chosen.resume,
             overwrite=chosen.overwrite,
             on_frame=advance,
             **options,
         )
-    show(scores, Console())
+    scores.print_table(Console())
     size = f"{tracker.input_size}x{tracker.input_size}" if tracker.input_size else "by protocol"
     print(f"{describe(chosen, protocol)}\ninput {size}; results in {chosen.out}")
     return 0

@@ -14,7 +14,6 @@ def evaluate_davis(options: Namespace) -> int:
 
     from ino.data.davis import read_davis
     from ino.tasks.davis import evaluate_davis as evaluate
-    from ino.tasks.davis import print_scores
 
     choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
     num_frames = sum(len(one.frames) for one in read_davis(chosen.root, **choice))
@@ -29,7 +28,7 @@ def evaluate_davis(options: Namespace) -> int:
             on_frame=advance,
             **choice,
         )
-    print_scores(scores, Console())
+    scores.print_table(Console())
     print(f"{describe(chosen, tracker.protocol)}\nresults in {chosen.out}")
     return 0
 
@@ -41,14 +40,13 @@ def score(options: Namespace) -> int:
     from rich.console import Console
 
     from ino.system import new_folder
-    from ino.tasks.davis import print_scores, score_davis, write_csv, write_json
+    from ino.tasks.davis import score_davis
 
     choice = {name: chosen[name] for name in ("year", "split", "resolution", "sequences")}
     scores = score_davis(chosen.predictions, chosen.root, workers=chosen.workers, **choice)
-    print_scores(scores, Console())
+    scores.print_table(Console())
     if chosen.out is not None:
         new_folder(chosen.out, overwrite=True)
-        write_csv(scores, chosen.out, split=chosen.split)
-        write_json(scores, chosen.out / "scores.json", protocol=None)
+        scores.write(chosen.out, split=chosen.split, protocol=None)
         print(f"results in {chosen.out}")
     return 0

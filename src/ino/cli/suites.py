@@ -44,7 +44,7 @@ def compare(options: Namespace) -> int:
     from rich.console import Console
 
     from ino.report.comparison import compare_evaluations
-    from ino.tables import print_lines
+    from ino.tables import print_table
 
     out = chosen.out or Path(f"{chosen.a.name}_and_{chosen.b.name}")
     comparison = compare_evaluations(
@@ -56,7 +56,7 @@ def compare(options: Namespace) -> int:
         num_frames=chosen.frames,
         overwrite=chosen.overwrite,
     )
-    print_lines(comparison.lines(), Console(), caption="percent")
+    print_table(comparison.lines(), Console(), caption="percent")
     for note in comparison.notes():
         print(note)
     print(f"look at {out / 'comparison.html'}")

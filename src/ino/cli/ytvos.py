@@ -23,7 +23,7 @@ def evaluate(options: Namespace) -> int:
     from rich.console import Console
 
     from ino.data.ytvos import read_ytvos_split
-    from ino.tasks.ytvos import evaluate_split, print_scores
+    from ino.tasks.ytvos import evaluate_split
 
     split = read_ytvos_split(chosen.root, split=chosen.split, videos=chosen.videos)
     with progress("frames", sum(len(video.frames) for video in split.videos)) as advance:
@@ -38,7 +38,7 @@ def evaluate(options: Namespace) -> int:
             on_frame=advance,
         )
     if result.scores is not None:
-        print_scores(result.scores, Console())
+        result.scores.print_table(Console())
     print(describe(chosen, tracker.protocol))
     if result.num_skipped:
         print(f"{result.num_skipped} of {result.num_videos} videos were done before")
@@ -83,7 +83,7 @@ def score(options: Namespace) -> int:
     from rich.console import Console
 
     from ino.system import new_folder
-    from ino.tasks.ytvos import print_scores, score_ytvos, write_csv, write_json
+    from ino.tasks.ytvos import score_ytvos
 
     split = chosen.split
     if split == "val" and not (chosen.root / split).is_dir():
@@ -96,11 +96,10 @@ def score(options: Namespace) -> int:
         seen=chosen.seen,
         workers=chosen.workers,
     )
-    print_scores(scores, Console())
+    scores.print_table(Console())
     if chosen.out is not None:
         new_folder(chosen.out, overwrite=True)
-        write_csv(scores, chosen.out, split=split)
-        write_json(scores, chosen.out / "scores.json", protocol=None)
+        scores.write(chosen.out, split=split, protocol=None)
         print(f"results in {chosen.out}")
     return 0
 

@@ -23,7 +23,7 @@ from ino.report.page import Strip
 from ino.report.sections import labelled_picture
 from ino.system import atomic_path, new_folder, write_text
 from ino.tables import markdown
-from ino.tasks.davis import DavisScores, ObjectScore, read_json
+from ino.tasks.davis import DavisScores, ObjectScore, read_davis_scores
 
 
 @dataclass(frozen=True)
@@ -389,7 +389,7 @@ def compare_evaluations(
         )
     names = names_apart(a, b)
     settings = _common_settings(a, b)
-    comparison = compare_scores(names, *(read_json(one / "scores.json") for one in (a, b)))
+    comparison = compare_scores(names, *(read_davis_scores(one / "scores.json") for one in (a, b)))
     found = _sequences(a, settings, root, [gap.sequence for gap in comparison.gaps])
     folders = {name: one / "predictions" for name, one in zip(names, (a, b), strict=True)}
     _check_masks(found, list(folders.values()))

@@ -1,18 +1,29 @@
-"""Scores of a data set: the published numbers, the oracle, and every fault of predictions."""
+"""DAVIS: scores against published numbers and the oracle, their files, runs that are resumed."""
 
 import csv
+import io
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+import ino
+from command import refused, run
+from ino import Tracker, evaluate_davis, load_backbone
 from ino.data.label_maps import write_labels
-from ino.errors import ConfigError, DatasetError, MaskError
+from ino.demo.synthetic import generate_clip, write_davis_layout
+from ino.errors import ConfigError, DatasetError, MaskError, OutputError
 from ino.metrics import Summary
-from ino.tasks.davis import DavisScores, ObjectScore, score_davis
+from ino.propagate.protocols import get_protocol
+from ino.tasks import davis as davis_task
+from ino.tasks.davis import DavisScores, ObjectScore, read_davis_scores, score_davis
+from ino.tasks.results import read_means
 from oracles import boundary as oracle
+from processes import held_elsewhere
 
 HEIGHT, WIDTH = 36, 48
 
@@ -34,8 +45,14 @@ def moving_boxes(num_frames: int, num_objects: int, *, seed: int) -> list[np.nda
 
 def write_maps(folder: Path, maps, *, numbers=None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    written: dict[int, Path] = {}
     for number, labels in zip(numbers or range(len(maps)), maps, strict=True):
-        write_labels(folder / f"{number:05d}.png", labels)
+        path = folder / f"{number:05d}.png"
+        if id(labels) in written:
+            path.hardlink_to(written[id(labels)])
+        else:
+            write_labels(path, labels)
+            written[id(labels)] = path
 
 
 def add_sequence(root: Path, name: str, maps, *, numbers=None, num_frames=None, year=2017) -> None:
@@ -91,7 +108,7 @@ def test_scores_equal_the_oracle(two_sequences):
     for found, wanted in zip(scores.objects, expected, strict=True):
         assert_equal(found, wanted)
     assert 0 < scores.jf_mean < 1
-    assert scores.f_decay == pytest.approx(np.mean([one.f.decay for one in expected]))
+    assert scores.means()["F-Decay"] == pytest.approx(np.mean([one.f.decay for one in expected]))
 
 
 def test_any_number_of_workers_gives_the_same(two_sequences):
@@ -145,8 +162,7 @@ def test_a_perfect_prediction_scores_one(two_sequences):
     for name, maps in truth.items():
         write_maps(folder / "perfect" / name, maps)
     scores = score_davis(folder / "perfect", folder / "davis")
-    assert (scores.jf_mean, scores.j_recall, scores.f_recall) == (1, 1, 1)
-    assert (scores.j_decay, scores.f_decay) == (0, 0)
+    assert [*scores.means().values()] == [1, 1, 1, 0, 1, 1, 0]
 
 
 def test_the_highest_number_of_the_first_frame_counts_objects(tmp_path):
@@ -213,11 +229,11 @@ def test_sparse_annotations_are_scored_where_they_are(tmp_path):
 def test_more_than_256_frames(tmp_path):
     box = moving_boxes(1, 1, seed=7)[0]
     truth = [box] * 300
-    predicted = [box] * 150 + [np.zeros_like(box)] * 150
+    predicted = [box] * 150 + [np.zeros_like(box)] * 150  # the same arrays: links to two files
     add_sequence(tmp_path / "davis", "long", truth)
     write_maps(tmp_path / "predicted" / "long", predicted)
     scores = score_davis(tmp_path / "predicted", tmp_path / "davis")
-    assert (scores.j_decay, scores.f_decay) == (1, 1)
+    assert (scores.means()["J-Decay"], scores.means()["F-Decay"]) == (1, 1)
 
 
 def test_missing_predictions_are_told_before_scoring(two_sequences):
@@ -283,9 +299,10 @@ def test_sequences_without_anything_to_score_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"year": 2019}, {"workers": 0}])
-def test_wrong_options_are_refused(tmp_path, wrong):
+def test_wrong_options_are_refused(two_sequences, wrong):
+    folder, _, _ = two_sequences
     with pytest.raises(ConfigError, match=f"{next(iter(wrong.values()))}"):
-        score_davis(tmp_path, tmp_path, **wrong)
+        score_davis(folder / "predicted", folder / "davis", **wrong)
 
 
 def test_global_means_by_hand():
@@ -299,9 +316,9 @@ def test_global_means_by_hand():
             score("pigs", 2, (0.6, 0.6, 0.3), (0.9, 0.6, 0.1)),
         )
     )
-    assert (scores.j_mean, scores.j_recall, scores.j_decay) == pytest.approx((0.6, 0.6, 0.3))
-    assert (scores.f_mean, scores.f_recall, scores.f_decay) == pytest.approx((0.7, 0.6, 0.1))
-    assert scores.jf_mean == pytest.approx(0.65)
+    expected = (0.65, 0.6, 0.6, 0.3, 0.7, 0.6, 0.1)
+    assert tuple(scores.means().values()) == pytest.approx(expected)
+    assert (scores.jf_mean, scores.j_mean, scores.f_mean) == pytest.approx((0.65, 0.6, 0.7))
 
 
 @pytest.mark.real
@@ -321,3 +338,209 @@ def test_published_scores_to_three_decimals(shared_data, tmp_path, year):
         row = published[f"{score.sequence}_{score.object_id}"]
         assert f"{score.j.mean:.3f}" == row["J-Mean"], score.sequence
         assert f"{score.f.mean:.3f}" == row["F-Mean"], score.sequence
+
+
+FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=4"]
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory) -> Path:
+    """Two sequences of four frames."""
+    root = tmp_path_factory.mktemp("davis") / "davis"
+    sizes = {"height": 48, "width": 64, "num_frames": 4}
+    write_davis_layout({f"s{seed}": generate_clip(seed, **sizes) for seed in range(2)}, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def done(davis, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("done") / "out"
+    assert run("evaluate", "davis", "--root", davis, "--out", out, *FAST) == 0
+    return out
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """All files but hidden ones."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("[!.]*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def propagated(monkeypatch) -> list[str]:
+    """The sequences that were propagated."""
+    names, original = [], davis_task.propagate_sequence
+
+    def propagate(sequence, predictions, **options):
+        names.append(sequence.name)
+        original(sequence, predictions, **options)
+
+    monkeypatch.setattr(davis_task, "propagate_sequence", propagate)
+    return names
+
+
+def test_a_stopped_run_is_resumed_to_the_same_bytes(davis, done, tmp_path, capsys, monkeypatch):
+    out, frames = tmp_path / "out", []
+    arguments = ["evaluate", "davis", "--root", davis, "--out", out, *FAST]
+    original = davis_task.propagate_sequence
+
+    def propagate(sequence, predictions, *, on_frame, **options):
+        def stop():
+            frames.append(sequence.name)
+            if len(frames) == 6:
+                raise KeyboardInterrupt
+            on_frame()
+
+        original(sequence, predictions, on_frame=stop, **options)
+
+    monkeypatch.setattr(davis_task, "propagate_sequence", propagate)
+    assert run(*arguments) == 130
+    assert "ino: stopped; what is done is kept: go on with --resume\n" in capsys.readouterr().err
+    assert (out / "finished.txt").read_text() == "s0\n"
+    assert not (out / "scores.json").exists()
+    frames[:] = ["s0"] * 6
+    assert run(*arguments, "--resume") == 0
+    assert frames[6:] == ["s1"] * 4
+    assert results(out) == results(done)
+
+
+def test_masks_that_broke_after_they_were_done_are_made_again(davis, done, tmp_path, propagated):
+    out = shutil.copytree(done, tmp_path / "out")
+    torn = out / "predictions/s1/00002.png"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    assert run("evaluate", "davis", "--root", davis, "--out", out, *FAST, "--resume") == 0
+    assert propagated == ["s1"]
+    assert results(out) == results(done)
+
+
+def test_a_layer_that_does_not_exist_leaves_nothing(davis, tmp_path, capsys):
+    network = ["--weights", "random:vit_nano/8", "--set", "layer=13"]
+    out = tmp_path / "out"
+    assert "no layer 13" in refused(
+        capsys, "evaluate", "davis", "--root", davis, "--out", out, *network
+    )
+    assert not out.exists()
+
+
+def test_two_settings_are_never_mixed(davis, done, tmp_path, capsys):
+    out = shutil.copytree(done, tmp_path / "out")
+    arguments = ["evaluate", "davis", "--root", davis, "--out", out]
+    assert "or pass --resume to go on" in refused(capsys, *arguments, *FAST)
+    message = refused(capsys, *arguments, *FAST[:-1], "radius=5", "--resume")
+    assert "says that protocol field radius was 4, but now it is 5: resume with" in message
+    shutil.copytree(davis / "ImageSets/2017", davis / "ImageSets/2016", dirs_exist_ok=True)
+    message = refused(capsys, *arguments, "--year", 2016, *FAST, "--resume")
+    assert "says that year was 2017, but now it is 2016" in message
+    assert "give one" in refused(capsys, *arguments, *FAST, "--resume", "--overwrite")
+    with held_elsewhere(out):
+        line = refused(capsys, *arguments, *FAST, "--overwrite")
+        assert "another ino evaluate davis is writing into" in line
+    assert results(out) == results(done)
+
+
+def test_after_overwriting_nothing_old_counts_as_done(davis, done, tmp_path, propagated):
+    """Masks of other settings lie there whole, and the new run stops before it comes to them."""
+    out = shutil.copytree(done, tmp_path / "out")
+    protocol = get_protocol("ino-davis", short_side=None, radius=1)
+    tracker = Tracker(load_backbone("color"), protocol=protocol)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_davis(davis, out=out, tracker=tracker, overwrite=True, on_frame=stop)
+    propagated.clear()
+    evaluate_davis(davis, out=out, tracker=tracker, resume=True)
+    assert propagated == ["s0", "s1"]
+
+
+def test_settings_name_the_data_set(davis, done):
+    settings = json.loads((done / "settings.json").read_text())
+    names = ("root", "year", "split", "resolution")
+    assert [settings[name] for name in names] == [str(davis), 2017, "val", "480p"]
+
+
+@pytest.fixture
+def scores() -> DavisScores:
+    return DavisScores(
+        objects=(
+            ObjectScore("dog", 1, j=Summary(0.86654, 1.0, 0.064), f=Summary(0.846, 0.98, 0.16)),
+            ObjectScore("pigs", 3, j=Summary(0.5, 0.25, -0.1), f=Summary(0.4, 0.5, 0.3)),
+        )
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_shows_every_number(scores, width):
+    text = io.StringIO()
+    scores.print_table(Console(file=text, width=width))
+    rows = [line.split() for line in text.getvalue().splitlines() if line.strip()]
+    assert ["dog", "1", "85.6", "86.7", "100.0", "6.4", "84.6", "98.0", "16.0"] in rows
+    assert ["pigs", "3", "45.0", "50.0", "25.0", "-10.0", "40.0", "50.0", "30.0"] in rows
+    assert ["mean", "2", "65.3", "68.3", "62.5", "-1.8", "62.3", "74.0", "23.0"] in rows
+    assert ["Mean", "Mean", "Recall", "Decay", "Mean", "Recall", "Decay"] in [
+        [word for word in row if word not in ("Sequence", "Object")] for row in rows
+    ]
+
+
+def test_the_table_fits_80_columns_with_the_longest_name_of_davis(scores):
+    text = io.StringIO()
+    one = ObjectScore("paragliding-launch", 3, j=scores.objects[0].j, f=scores.objects[0].f)
+    DavisScores(objects=(one,)).print_table(Console(file=text, width=80))
+    assert "paragliding-launch" in text.getvalue()
+    assert "…" not in text.getvalue()
+
+
+def test_csv_files_are_those_of_the_official_evaluation(scores, tmp_path):
+    whole, single = (tmp_path / f"{name}_results-val.csv" for name in ("global", "per-sequence"))
+    whole.write_text("old")
+    scores.write(tmp_path, split="val", protocol=None)
+    assert whole.read_bytes() == (
+        b"J&F-Mean,J-Mean,J-Recall,J-Decay,F-Mean,F-Recall,F-Decay\n"
+        b"0.653,0.683,0.625,-0.018,0.623,0.740,0.230\n"
+    )
+    assert single.read_bytes() == (
+        b"Sequence,J-Mean,F-Mean\ndog_1,0.867,0.846\npigs_3,0.500,0.400\n"
+    )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [whole.name, single.name, "scores.json"]
+    assert json.loads((tmp_path / "scores.json").read_text())["protocol"] is None
+    scores.write(tmp_path, split="train", protocol=None)
+    assert (tmp_path / "global_results-train.csv").read_bytes() == whole.read_bytes()
+
+
+def test_json_holds_everything(scores, tmp_path):
+    protocol = get_protocol("ino-davis", radius=40)
+    scores.write(tmp_path, split="val", protocol=protocol)
+    path = tmp_path / "scores.json"
+    content = json.loads(path.read_text())
+    assert list(content) == ["software", "protocol", "global", "objects"]
+    assert content["software"] == {"name": "ino", "version": ino.__version__}
+    assert (content["protocol"]["name"], content["protocol"]["radius"]) == ("ino-davis", 40)
+    assert content["global"] == scores.means()
+    assert content["objects"][1] == {
+        "sequence": "pigs",
+        "object_id": 3,
+        "j": {"mean": 0.5, "recall": 0.25, "decay": -0.1},
+        "f": {"mean": 0.4, "recall": 0.5, "decay": 0.3},
+    }
+    assert read_davis_scores(path) == scores
+    assert read_means(path) == scores.means()
+
+
+def test_what_cannot_be_written_is_said(scores, tmp_path):
+    with pytest.raises(OutputError, match=r"global_results-val\.csv: the folder .*absent does not"):
+        scores.write(tmp_path / "absent", split="val", protocol=None)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"objects": [{}]}'])
+def test_files_of_other_scores_are_refused(tmp_path, content):
+    path = tmp_path / "scores.json"
+    with pytest.raises(OutputError, match="does not exist"):
+        read_davis_scores(path)
+    path.write_text(content)
+    with pytest.raises(OutputError, match="does not hold scores on DAVIS"):
+        read_davis_scores(path)
+    assert read_means(path) is None

@@ -1,5 +1,6 @@
-"""YouTube-VOS by the command: masks, submission, scores, and runs that stop and go on."""
+"""YouTube-VOS: scores, tables, the command, submissions, and runs that are resumed."""
 
+import io
 import json
 import logging
 import shutil
@@ -11,26 +12,246 @@ import weakref
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-import ino.tasks.ytvos as pipeline
+import ino.tasks.ytvos as ytvos_task
 from command import refused, run
 from ino import Tracker, evaluate_ytvos, load_backbone, score_davis
 from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import read_image
 from ino.data.ytvos import read_ytvos_split
 from ino.demo.synthetic import generate_clip
-from ino.errors import OutputError, VideoError
+from ino.errors import ConfigError, DatasetError, MaskError, OutputError, VideoError
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Session
 from ino.system import write_text
-from ino.tasks import results as carrying
-from ino.tasks import results as resuming
+from ino.tasks import results
 from ino.tasks.results import fingerprint, open_folder, read_finished
+from ino.tasks.ytvos import (
+    YtvosObjectScore,
+    YtvosScores,
+    score_ytvos,
+)
+from oracles import boundary as oracle
 from processes import held_elsewhere
 from synthetic_ytvos import write_ytvos_layout
+
+NAMES = ("0000000aaa", "00000000bb")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two videos, each fifth frame annotated, and predictions a little off; object 2 is late."""
+    clips = {
+        name: generate_clip(seed, num_frames=21, height=40, width=56, num_objects=2)
+        for seed, name in zip((5, 7), NAMES, strict=True)
+    }
+    root = tmp_path / "data"
+    write_ytvos_layout(
+        clips,
+        root,
+        split="mine",
+        dense=True,
+        all_frames=False,
+        entries={NAMES[0]: {2: 10}},
+        categories={1: "dog", 2: "guitar"},
+    )
+    for name in NAMES:
+        folder = tmp_path / "predicted" / name
+        folder.mkdir(parents=True)
+        for path in sorted((root / "mine" / "Annotations" / name).iterdir()):
+            write_labels(folder / path.name, np.roll(read_labels(path), (1, 2), axis=(0, 1)))
+    return tmp_path
+
+
+def score(data, **options) -> YtvosScores:
+    return score_ytvos(data / "predicted", data / "data", split="mine", **options)
+
+
+def expected(data, name: str, label: int, frames) -> tuple[float, float]:
+    j, f = [], []
+    for t in frames:
+        pair = [
+            read_labels(folder / name / f"{t:05d}.png") == label
+            for folder in (data / "predicted", data / "data" / "mine" / "Annotations")
+        ]
+        j.append(oracle.region_similarity(*pair))
+        f.append(oracle.contour_accuracy(*pair))
+    return fmean(j), fmean(f)
+
+
+def test_an_object_is_scored_after_its_first_frame_up_to_the_last(data):
+    scores = score(data)
+    frames = {(NAMES[0], 2): (15, 20)}
+    assert len(scores.objects) == 4
+    for one in scores.objects:
+        used = frames.get((one.video, one.object_id), (5, 10, 15, 20))
+        assert one.num_frames == len(used)
+        assert (one.j, one.f) == pytest.approx(
+            expected(data, one.video, one.object_id, used), abs=1e-12
+        )
+
+
+def test_the_overall_number_is_the_mean_of_four_means_over_objects(data):
+    scores = score(data)
+    assert scores.seen_source == "the 65 categories of YouTube-VOS train"
+    by_seen = {
+        is_seen: [one for one in scores.objects if one.is_seen is is_seen]
+        for is_seen in (True, False)
+    }
+    assert {one.category for one in by_seen[True]} == {"dog"}
+    four = [fmean(getattr(o, m) for o in by_seen[s]) for m in "jf" for s in (True, False)]
+    means = list(scores.means().values())
+    assert means[1:5] == four
+    assert means[0] == pytest.approx(fmean(four))
+    assert means[5:7] == [fmean(getattr(o, m) for o in scores.objects) for m in "jf"]
+    assert means[7] == pytest.approx(fmean(means[5:7]))
+    assert score(data, workers=1) == score(data, workers=3) == scores
+
+
+def test_perfect_masks_have_the_score_one_and_the_first_frame_does_not_count(data):
+    for name in NAMES:
+        for path in sorted((data / "data" / "mine" / "Annotations" / name).iterdir()):
+            labels = read_labels(path)
+            write_labels(data / "predicted" / name / path.name, labels)
+        write_labels(data / "predicted" / name / "00000.png", np.zeros_like(labels))
+    assert score(data).means()["Overall"] == 1
+
+
+def test_what_is_seen_can_be_said(data):
+    seen = data / "seen.txt"
+    seen.write_text("guitar\n")
+    scores = score(data, seen=seen)
+    assert {(one.category, one.is_seen) for one in scores.objects} == {
+        ("dog", False),
+        ("guitar", True),
+    }
+    seen.write_text("dog\nguitar\n")
+    scores = score(data, seen=seen)
+    means = scores.means()
+    assert (means["Overall"], means["J-Unseen"]) == (None, None)
+    assert "4 seen, 0 unseen; Overall needs both kinds" in scores.describe_seen()
+
+
+def test_without_categories_there_are_means_over_all(data):
+    (data / "data" / "mine" / "meta.json").unlink()
+    scores = score(data)
+    assert (scores.means()["Overall"], scores.seen_source) == (None, None)
+    assert 0 < scores.means()["J&F-All"] < 1
+    assert "meta.json tells no categories" in scores.describe_seen()
+
+
+def test_where_nothing_tells_what_is_seen_there_are_means_over_all(data):
+    split = data / "data" / "mine"
+    for part in ("JPEGImages", "Annotations"):
+        (split / part / NAMES[0]).rename(split / part / "own")
+    (data / "predicted" / NAMES[0]).rename(data / "predicted" / "own")
+    meta = (split / "meta.json").read_text().replace(NAMES[0], "own")
+    (split / "meta.json").write_text(meta)
+    scores = score(data)
+    assert (scores.means()["Overall"], scores.seen_source) == (None, None)
+    assert {one.category for one in scores.objects} == {"dog", "guitar"}
+    assert "--seen FILE or train/meta.json would" in scores.describe_seen()
+
+
+def test_void_does_not_count(data):
+    before = score(data, videos=[NAMES[1]]).objects
+    path = data / "data" / "mine" / "Annotations" / NAMES[1] / "00010.png"
+    labels = read_labels(path).copy()
+    prediction = read_labels(data / "predicted" / NAMES[1] / "00010.png")
+    labels[labels != prediction] = 255
+    write_labels(path, labels)
+    after = score(data, videos=[NAMES[1]]).objects
+    assert all(new.j > old.j for new, old in zip(after, before, strict=True))
+
+
+def test_one_object_may_be_255(data):
+    for folder in (data / "data" / "mine" / "Annotations", data / "predicted"):
+        for path in (folder / NAMES[0]).iterdir():
+            write_labels(path, np.where(read_labels(path) == 1, 255, 0).astype(np.uint8))
+    (data / "data" / "mine" / "meta.json").unlink()
+    (one,) = score(data, videos=[NAMES[0]]).objects
+    assert (one.object_id, one.num_frames) == (1, 4)
+    assert one.j > 0.3
+
+
+def test_a_split_without_later_annotations_is_refused(data, tmp_path):
+    clip = generate_clip(5, num_frames=11, height=40, width=56)
+    write_ytvos_layout({"a1": clip}, tmp_path / "other")
+    with pytest.raises(DatasetError, match=r"only the frames that objects enter with.*server"):
+        score_ytvos(data / "predicted", tmp_path / "other")
+    with pytest.raises(ConfigError, match="workers"):
+        score(data, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("missing", r"0000000aaa lacks the predictions of 1 of 4 frames, the first .*00010\.png"),
+        ("size", r"00010\.png is 20x56 \(height x width\), but the annotation is 40x56"),
+        ("object", r"00010\.png holds the objects 9, but .* are 1, 2: leave out"),
+        ("folder", "is not a folder"),
+    ],
+)
+def test_predictions_that_do_not_fit(data, fault, words):
+    path = data / "predicted" / NAMES[0] / "00010.png"
+    labels = read_labels(path).copy()
+    if fault == "missing":
+        path.unlink()
+    elif fault == "size":
+        write_labels(path, labels[:20])
+    elif fault == "object":
+        labels[0, 0] = 9
+        write_labels(path, labels)
+    else:
+        (data / "predicted").rename(data / "moved")
+    with pytest.raises(MaskError, match=words):
+        score(data)
+
+
+@pytest.fixture
+def scores() -> YtvosScores:
+    objects = (
+        YtvosObjectScore("a1", 1, "dog", True, 4, 0.8, 0.6),
+        YtvosObjectScore("a1", 2, "guitar", False, 2, 0.5, 0.3),
+        YtvosObjectScore("b2", 1, None, None, 3, 0.2, 0.1),
+    )
+    return YtvosScores(objects, "2 categories of seen.txt")
+
+
+def test_the_table_shows_every_number_in_80_columns(scores):
+    text = io.StringIO()
+    scores.print_table(Console(file=text, width=80))
+    rows = [line.split() for line in text.getvalue().splitlines() if line.strip()]
+    assert ["a1", "1", "dog", "yes", "4", "70.0", "80.0", "60.0"] in rows
+    assert ["b2", "1", "-", "-", "3", "15.0", "20.0", "10.0"] in rows
+    assert ["55.0", "80.0", "50.0", "60.0", "30.0", "50.0", "33.3", "41.7"] in rows
+    assert "1 seen, 1 unseen, 1 without a category" in text.getvalue()
+
+
+def test_files_hold_every_number(scores, tmp_path):
+    scores.write(tmp_path, split="mine", protocol=get_protocol("ino-ytvos"))
+    whole, single = (tmp_path / f"{name}_results-mine.csv" for name in ("global", "per-object"))
+    assert whole.read_text() == (
+        "Overall,J-Seen,J-Unseen,F-Seen,F-Unseen,J-All,F-All,J&F-All\n"
+        "0.550,0.800,0.500,0.600,0.300,0.500,0.333,0.417\n"
+    )
+    assert single.read_text().splitlines()[1:] == [
+        "a1,1,dog,yes,4,0.800,0.600",
+        "a1,2,guitar,no,2,0.500,0.300",
+        "b2,1,,,3,0.200,0.100",
+    ]
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert list(content) == ["software", "protocol", "seen", "global", "objects"]
+    assert content["protocol"]["name"] == "ino-ytvos"
+    assert content["global"] == scores.means()
+    assert content["seen"] == "2 categories of seen.txt"
+    assert content["objects"][2]["category"] is None
+
 
 FAST = ["--weights", "color", "--device", "cpu", "--set", "short_side=none", "radius=4"]
 A1, B2 = "0000000aaa", "00000000bb"
@@ -69,9 +290,6 @@ def masks_of(out: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")
     }
-
-
-# ---- results
 
 
 def test_a_submission_holds_what_is_asked_for(done, made):
@@ -153,7 +371,7 @@ def test_the_frames_of_the_split_do_where_there_are_no_others(made, tmp_path, mo
     shutil.rmtree(root / "valid_all_frames")
     out = tmp_path / "out"
     assert run("evaluate", "ytvos", "--root", root, "--out", out, *FAST) == 0
-    assert "valid_all_frames is not there: masks are carried through the frames" in caplog.text
+    assert "valid_all_frames is not there: masks are propagated through the frames" in caplog.text
     assert len(masks_of(out)) == 7
 
 
@@ -163,21 +381,21 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
     alive: list[weakref.ref] = []
     most = 0
 
-    def watched(path, *, size):
+    def monitored(path, *, size):
         nonlocal most
         frame = read_image(path, size=size)
         alive.append(weakref.ref(frame))
         most = max(most, sum(ref() is not None for ref in alive))
         return frame
 
-    monkeypatch.setattr(carrying, "read_image", watched)
+    monkeypatch.setattr(results, "read_image", monitored)
     tracker = fast_tracker(num_context=2)
     evaluate_ytvos(tmp_path / "data", out=tmp_path / "out", tracker=tracker)
     assert len(alive) == 56
     assert most <= 6  # two are read ahead, one waits for its place, and what the tracker holds
 
 
-def test_reading_carrying_and_writing_overlap(made, tmp_path, monkeypatch):
+def test_reading_propagating_and_writing_overlap(made, tmp_path, monkeypatch):
     """Each has a thread, and these are gone at the end, also where writing fails."""
     threads: dict[str, set[int]] = {"read": set(), "write": set(), "track": set()}
 
@@ -188,8 +406,8 @@ def test_reading_carrying_and_writing_overlap(made, tmp_path, monkeypatch):
 
         return noted
 
-    monkeypatch.setattr(carrying, "read_image", noting("read", read_image))
-    monkeypatch.setattr(pipeline, "write_labels", noting("write", write_labels))
+    monkeypatch.setattr(results, "read_image", noting("read", read_image))
+    monkeypatch.setattr(ytvos_task, "write_labels", noting("write", write_labels))
     tracker = fast_tracker()
     monkeypatch.setattr(Session, "step", noting("track", Session.step))
     before = set(threading.enumerate())
@@ -208,8 +426,6 @@ def test_reading_carrying_and_writing_overlap(made, tmp_path, monkeypatch):
         assert set(threading.enumerate()) <= before
 
 
-# ---- runs that stop and go on
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -226,7 +442,7 @@ evaluate_ytvos(Path(sys.argv[1]), out=Path(sys.argv[2]), tracker=tracker, on_fra
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(made, done, tmp_path):
+def test_a_killed_run_is_resumed_to_the_same_bytes(made, done, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, str(made), str(out), "18"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
@@ -301,10 +517,10 @@ def test_a_kill_at_any_point_of_the_start_can_be_resumed(tmp_path, monkeypatch, 
         done.append(path)
         write_text(path, text)
 
-    monkeypatch.setattr(resuming, "write_text", killed)
+    monkeypatch.setattr(results, "write_text", killed)
     with suppress(KeyboardInterrupt):
         open_folder(tmp_path / "out", '{"a": 1}', resume=False, overwrite=False)
-    monkeypatch.setattr(resuming, "write_text", write_text)
+    monkeypatch.setattr(results, "write_text", write_text)
     open_folder(tmp_path / "out", '{"a": 1}', resume=True, overwrite=False)
     assert json.loads((tmp_path / "out/settings.json").read_text()) == {"a": 1}
     assert read_finished(tmp_path / "out") == []
@@ -366,9 +582,6 @@ def test_other_weights_under_the_same_name_are_noticed(tmp_path):
     assert fingerprint("color") == {}
 
 
-# ---- the check
-
-
 def test_check_says_what_is_wrong_and_exits_with_2(made, done, tmp_path, capsys):
     arguments = ["--root", made]
     assert run("check", done / "submission.zip", *arguments) == 0
@@ -382,9 +595,6 @@ def test_check_says_what_is_wrong_and_exits_with_2(made, done, tmp_path, capsys)
     assert run("check", masks, *arguments, "--videos", B2) == 0
     assert "predictions or its zip" in refused(capsys, "check", done, *arguments)
     assert "does not exist" in refused(capsys, "check", tmp_path / "no.zip", *arguments)
-
-
-# ---- real footage
 
 
 @pytest.mark.real
@@ -412,5 +622,7 @@ def test_a_real_video_of_youtube_vos(shared_data, tmp_path):
     same = score_davis(tmp_path / "out" / "predictions", davis)
     for ours, theirs in zip(result.scores.objects, same.objects, strict=True):
         assert (ours.j, ours.f) == pytest.approx((theirs.j.mean, theirs.f.mean), abs=1e-12)
-    assert result.scores.jf_all > 0.3
-    assert result.scores.overall is None
+    means = result.scores.means()
+    assert means["J&F-All"] is not None
+    assert means["J&F-All"] > 0.3
+    assert means["Overall"] is None

@@ -13,15 +13,15 @@ import pytest
 
 from ino.data.label_maps import read_labels
 from ino.errors import InoError, MaskError
-from ino.tasks.scoring import run_tasks
+from ino.tasks.scoring import map_in_processes
 
 
 @pytest.mark.parametrize("workers", [1, 2, 9])
 def test_results_come_in_order(workers):
     pauses = [0.2, 0.0, 0.1, 0.0]
-    assert list(run_tasks(partial(max, -1), pauses, workers=workers)) == pauses
-    assert list(run_tasks(abs, [-1], workers=workers)) == [1]
-    assert list(run_tasks(abs, [], workers=workers)) == []
+    assert list(map_in_processes(partial(max, -1), pauses, workers=workers)) == pauses
+    assert list(map_in_processes(abs, [-1], workers=workers)) == [1]
+    assert list(map_in_processes(abs, [], workers=workers)) == []
 
 
 def test_errors_come_out_unchanged(tmp_path):
@@ -29,7 +29,7 @@ def test_errors_come_out_unchanged(tmp_path):
     messages = []
     for workers in (1, 2):
         with pytest.raises(MaskError) as raised:
-            list(run_tasks(read_labels, [missing, tmp_path / "other.png"], workers=workers))
+            list(map_in_processes(read_labels, [missing, tmp_path / "other.png"], workers=workers))
         messages.append(str(raised.value))
     assert messages[0] == messages[1]
     assert "none.png" in messages[0]
@@ -37,27 +37,27 @@ def test_errors_come_out_unchanged(tmp_path):
 
 def test_a_fault_says_where_it_was():
     with pytest.raises(ZeroDivisionError) as raised:
-        list(run_tasks(partial(truediv, 1), [1, 0, 2], workers=2))
+        list(map_in_processes(partial(truediv, 1), [1, 0, 2], workers=2))
     assert "scoring.py" in raised.value.__notes__[0]
 
 
 def test_a_child_that_is_killed_does_not_hang():
     with pytest.raises(InoError, match="use fewer workers"):
-        list(run_tasks(os._exit, [3, 3, 3], workers=2))
+        list(map_in_processes(os._exit, [3, 3, 3], workers=2))
 
 
 def test_closing_stops_all_work_at_once():
     start = time.monotonic()
-    with closing(run_tasks(time.sleep, [0, 60, 60, 60], workers=2)) as results:
+    with closing(map_in_processes(time.sleep, [0, 60, 60, 60], workers=2)) as results:
         assert next(results) is None
     assert time.monotonic() - start < 30
 
 
 SCRIPT = """
 import time
-from ino.tasks.scoring import run_tasks
+from ino.tasks.scoring import map_in_processes
 print("started", flush=True)
-print(sum(run_tasks(abs, [-1, -2, -3], workers=2)), flush=True)
+print(sum(map_in_processes(abs, [-1, -2, -3], workers=2)), flush=True)
 """
 
 

@@ -192,7 +192,7 @@ def write_generated(folder: Path, size: Size, *, keyframes: int) -> list[Path]:
 def choose_footage(folder: Path, size: Size) -> list[Path]:
     """Videos of a folder that are long enough for a clip, spread over the list of them."""
     span = (SAMPLING.length - 1) * (SAMPLING.frame_step or 1) + 1
-    found = find_videos([folder])
+    found = map(Path, find_videos([folder]))
     videos = [path for path in found if read_info(path).num_frames >= span]
     if not videos:
         raise SystemExit(f"no video in {folder} has {span} frames")

@@ -90,7 +90,7 @@ class OurSide:
             geometry=kind.geometry,
             photometric=kind.photometric,
             num_crops=kind.num_crops,
-            rng=rng,
+            rng=[rng],
         )
         return crops[:, :, 0]
 

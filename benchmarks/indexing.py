@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ino.data import video_index
-from ino.data.decode import VideoFile, _table_of_packets
+from ino.data.decode import VideoFile, _frames_of_packets
 from ino.data.video_index import VideoHeader, find_videos, index_videos
 from reading import write_drawn
 from report import build_parser, conclude, describe_machine, peak_bytes, print_table
@@ -72,13 +72,13 @@ def copies(folder: Path, num_videos: int) -> Path:
 
 def header_rates(videos: Path) -> dict[str, float]:
     """Files a second, both ways; the files are in memory by then, as each was read once."""
-    paths = find_videos([videos])
+    paths = [Path(name) for name in find_videos([videos])]
     for path in paths:
         path.read_bytes()
     before = time.process_time()
     for path in paths:
         with VideoFile(path, num_threads=1) as file:
-            _table_of_packets(file)
+            _frames_of_packets(file)
     packets = len(paths) / (time.process_time() - before)
     before, before_wait = time.process_time(), time.perf_counter()
     index_videos([videos], file=None)
@@ -110,7 +110,7 @@ def measure_starts(folder: Path, num_entries: int) -> dict[str, float]:
 
 def start(folder: Path, file: Path) -> None:
     """Prints seconds and bytes of one start."""
-    video_index.header_or_fault = lambda path: VideoHeader(300, 29.97, 256, 340, 10.01)
+    video_index.read_header = lambda path: VideoHeader(300, 29.97, 256, 340, 10.01)
     baseline = peak_bytes()
     before = time.process_time()
     index_videos([folder], file=file)

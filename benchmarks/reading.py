@@ -29,9 +29,8 @@ import av
 import numpy as np
 import torch
 
-from ino.data import decode as frame_index
-from ino.data.decode import Remembered, VideoFile, read_numbered
-from ino.data.decode import count_frames_of as count_frames
+from ino.data import decode
+from ino.data.decode import VideoFile
 from ino.data.video_index import find_videos
 from report import DifferentResultsError, build_parser, conclude, describe_machine, print_table
 
@@ -50,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         short = write_drawn(Path(name) / "short.mp4", num_frames=250)
         long = write_drawn(Path(name) / "long.mp4", num_frames=25 * seconds)
-        videos = find_videos([options.videos]) if options.videos else [short]
+        videos = (
+            [Path(name) for name in find_videos([options.videos])] if options.videos else [short]
+        )
         places = {"short": videos, "long": [long]}
         measured = {kind: measure(paths, num_clips) for kind, paths in places.items()}
     rows = [
@@ -107,12 +108,12 @@ def measure(videos: Sequence[Path], num_clips: int) -> dict[str, float]:
     for _ in range(num_clips):
         path = videos[int(rng.integers(len(videos)))]
         with VideoFile(path, num_threads=1) as file:
-            num_frames = count_frames(file)
+            num_frames = file.count_frames()
         start = int(rng.integers(max(1, num_frames - SPAN + 1)))
         indices = [min(start + STEP * k, num_frames - 1) for k in range(LENGTH)]
         expected = None
         for side, read in SIDES.items():
-            frame_index._tables = Remembered(most=1 << 22, weigh=lambda table: len(table.shown))
+            decode._cached_table.cache.clear()
             before, before_wait = time.process_time(), time.perf_counter()
             found = read(path, indices)
             times.setdefault(f"{side}, wait", []).append(time.perf_counter() - before_wait)
@@ -125,27 +126,27 @@ def measure(videos: Sequence[Path], num_clips: int) -> dict[str, float]:
 
 def by_header(path: Path, indices: Sequence[int]) -> np.ndarray:
     with VideoFile(path, num_threads=1) as file:
-        return read_numbered(file, indices)
+        return file.read_frames_at(indices)
 
 
 def by_header_in_threads(path: Path, indices: Sequence[int]) -> np.ndarray:
     with VideoFile(path, num_threads=0) as file:
-        return read_numbered(file, indices)
+        return file.read_frames_at(indices)
 
 
 def by_scan(path: Path, indices: Sequence[int]) -> np.ndarray:
-    header, marks = frame_index._table_of_header, frame_index._MARKS_UNREFERENCED
-    frame_index._table_of_header = lambda file: None
-    frame_index._MARKS_UNREFERENCED = frozenset()
+    header, marks = decode._frames_of_header, decode._MARKS_UNREFERENCED
+    decode._frames_of_header = lambda file: None
+    decode._MARKS_UNREFERENCED = frozenset()
     try:
         return by_header(path, indices)
     finally:
-        frame_index._table_of_header, frame_index._MARKS_UNREFERENCED = header, marks
+        decode._frames_of_header, decode._MARKS_UNREFERENCED = header, marks
 
 
 def by_start(path: Path, indices: Sequence[int]) -> np.ndarray:
     with VideoFile(path, num_threads=1) as file:
-        found = frame_index._read_through(file, sorted(set(indices)))
+        found = decode._read_through(file, sorted(set(indices)))
     return np.stack([found[index] for index in indices])
 
 

@@ -6,9 +6,9 @@ Each takes views to gradients, stage by stage, and then updates its networks.
 import torch
 from torch import Tensor
 
+from ino.losses import Objective
 from ino.models.student_teacher import StudentTeacher, Views, separate
 from ino.train.config import LossConfig
-from ino.train.objective import Objective
 from ino.train.optim import build_optimizer, clip_gradients, set_rates
 from reference import (
     plain_average,
@@ -30,7 +30,7 @@ class OurStep:
     ) -> None:
         self.student = model.train().student
         num_classes = model.student.head.last_layer.out_features
-        self.centers = Objective(config, num_classes=num_classes, num_local=num_local)
+        self.centers = Objective(**dict(config), num_classes=num_classes, num_local=num_local)
         self._model = model
         self._bf16 = bf16
         self._optimizer = build_optimizer(model.student)
@@ -42,13 +42,14 @@ class OurStep:
         with times.stage("teacher and targets"):
             with autocast:
                 teacher = self._model(views, role="teacher")
-            targets = self.centers.targets(teacher)
+            targets = self.centers.targets(teacher.global_class, teacher.patch)
+            self.centers.update_centers(targets)
         losses = []
         with times.stage("student and gradients"):
             for clips, part in separate(views):
                 with autocast:
                     student = self._model(part, role="student")
-                loss = self.centers(student, targets.of(clips)).loss
+                loss = self.centers(targets.of(clips), *student).loss
                 loss.backward()
                 losses.append(loss.detach())
         return torch.stack(losses).sum()

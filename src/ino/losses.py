@@ -1,19 +1,24 @@
-"""Centring and sharpening of the teacher's outputs into targets (section 3.1, after DINO).
+"""The objective of section 3: Eq. 1 to 6 in the paper's order, and the centres of its targets.
 
-Paper and released code differ in when the centre moves: once a step, or after each group of outputs
-that it centred (a frame pair of class tokens, a frame of patch tokens), so that later groups of a
-step see a moved centre.
+Tensors in, tensors out: which views a network sees is decided in `models.student_teacher`, when a
+step is taken in `train.loop`. Sums of the paper are means here (docs/paper-and-code.md), so that
+the four terms contribute equally.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 CenterUpdate = Literal["step", "group"]
+OutMean = Literal["each", "joint"]
+AffinityOn = Literal["distributions", "logits"]
+
+
+# Section 3.1: the teacher's outputs as targets
 
 
 @torch.no_grad()
@@ -28,45 +33,39 @@ def centered_targets(
 ) -> tuple[Float[Tensor, "group *positions classes"], Float[Tensor, " classes"]]:
     """Target distributions softmax((logits - centre) / temperature), and the centre afterwards.
 
+    Centring and sharpening are DINO's (section 3.1). Paper and released code differ in when the
+    centre moves.
+
     Args:
         logits: the teacher's, in the order in which the losses use them.
         center: moving mean of earlier logits.
         temperature: sharpness of the targets, 0.04 in the paper.
         momentum: weight of the old centre in the new one.
         update: `step` moves the centre once by the mean of all logits (`variant: paper`), `group`
-            after each group by that group's mean (`variant: released`).
+            after each group (a frame pair of class tokens, a frame of patch tokens) by that group's
+            mean, so that later groups see a moved centre (`variant: released`).
         reduce_mean: averages a mean over all processes.
     """
+
+    def moved(center: Tensor, logits: Tensor) -> Tensor:
+        mean = reduce_mean(logits.flatten(0, -2).mean(dim=0))
+        return center * momentum + mean * (1.0 - momentum)
+
     if update == "step":
         targets = torch.softmax((logits - center) / temperature, dim=-1)
-        return targets, _moved(center, logits, momentum, reduce_mean)
+        return targets, moved(center, logits)
     targets = torch.empty_like(logits)
     for index, group in enumerate(logits):
         targets[index] = torch.softmax((group - center) / temperature, dim=-1)
-        center = _moved(center, group, momentum, reduce_mean)
+        center = moved(center, group)
     return targets, center
 
 
-def _moved(
-    center: Tensor, logits: Tensor, momentum: float, reduce_mean: Callable[[Tensor], Tensor]
-) -> Tensor:
-    mean = reduce_mean(logits.flatten(0, -2).mean(dim=0))
-    return center * momentum + mean * (1.0 - momentum)
+# Section 3.2: out-generative learning
 
 
-# Out-generative learning: class tokens imagine the global crops of a frame pair (section 3.2).
-
-
-def frame_pairs(clip_length: int) -> list[tuple[int, int]]:
-    """Pairs (n, L/2 + n) of frames of a clip, counted from 0."""
-    half = clip_length // 2
-    return [(n, half + n) for n in range(half)]
-
-
-def by_pairs(
-    frames: Float[Tensor, "time *rest"],
-) -> Float[Tensor, "pair 2 *rest"]:
-    """Frames of a clip arranged by their pairs."""
+def by_pairs(frames: Float[Tensor, "time *rest"]) -> Float[Tensor, "pair 2 *rest"]:
+    """Frames of a clip arranged by the pairs (n, L/2 + n) that imagine each other's crops."""
     return frames.unflatten(0, (2, -1)).transpose(0, 1)
 
 
@@ -99,7 +98,7 @@ def local_to_global_loss(
     """Cross-entropy of every local crop with both targets of its pair (Eq. 2).
 
     The mean over the 2 x 2M terms of a pair, over pairs and over the batch. Each local crop meets
-    the sum of the two targets, so its log-softmax is taken once.
+    the mean of the two targets, so its log-softmax is taken once.
     """
     log_probs = torch.log_softmax(student / temperature, dim=-1)
     mean_target = targets.mean(dim=1)[:, None, None]  # (pair, 1, 1, b, c)
@@ -109,7 +108,7 @@ def local_to_global_loss(
 def joint_weights(
     *, num_local: int, weight_g2g: float = 1.0, weight_l2g: float = 1.0
 ) -> tuple[float, float]:
-    """Weights of both means that make their sum one mean over all terms of a pair.
+    """Weights of Eq. 1 and Eq. 2 that make their sum one mean over all terms of a pair.
 
     There are 2 global and 4M local terms (the released code takes the mean so). A term of weight 0
     does not count; with both at 0, both are 0.
@@ -124,7 +123,7 @@ def joint_weights(
     return num_g2g / total, num_l2g / total
 
 
-# Masked prediction: in-generative learning within a frame (section 3.3, Eq. 3).
+# Section 3.3: in-generative learning
 
 
 def masked_prediction_loss(
@@ -133,7 +132,7 @@ def masked_prediction_loss(
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy at the masked positions between teacher and student (Eq. 3), as a mean.
+    """Cross-entropy between teacher and student at the masked positions (Eq. 3), as a mean.
 
     Args:
         targets: the teacher's distributions at the masked positions.
@@ -144,7 +143,15 @@ def masked_prediction_loss(
     return -(targets * log_probs).sum(dim=-1).mean()
 
 
-# Affinity consistency: in-generative learning between frames (section 3.3, Eq. 4 and 5).
+def similarities(
+    tokens: Float[Tensor, "time batch masked dim"],
+) -> Float[Tensor, "next_time batch masked masked"]:
+    """Cosine similarities of the masked tokens of each frame with those of the next (Eq. 4).
+
+    Their softmax over the last dimension, sharpened by a temperature, is the affinity.
+    """
+    unit = F.normalize(tokens, dim=-1)
+    return unit[:-1] @ unit[1:].transpose(-1, -2)
 
 
 def affinity_loss(
@@ -154,11 +161,9 @@ def affinity_loss(
     teacher_temperature: float = 0.04,
     student_temperature: float = 0.1,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy between the teacher's and the student's frame-to-frame affinities (Eq. 5).
+    """Cross-entropy between the teacher's and the student's affinities (Eq. 5).
 
-    Each row of an affinity is the softmax of the cosine similarities of a masked token of frame i
-    with all masked tokens of frame i + 1 (Eq. 4). The mean over rows, frame pairs and the batch; 0
-    for a clip of one frame.
+    The mean over rows, pairs of consecutive frames and the batch; 0 for a clip of one frame.
 
     Args:
         teacher: distributions (`variant: paper`) or logits (`variant: released`) of masked tokens.
@@ -169,11 +174,191 @@ def affinity_loss(
     if len(teacher) < 2:
         return student.sum() * 0.0
     with torch.no_grad():
-        targets = torch.softmax(_similarity(teacher) / teacher_temperature, dim=-1)
-    log_probs = torch.log_softmax(_similarity(student) / student_temperature, dim=-1)
+        targets = torch.softmax(similarities(teacher) / teacher_temperature, dim=-1)
+    log_probs = torch.log_softmax(similarities(student) / student_temperature, dim=-1)
     return -(targets * log_probs).sum(dim=-1).mean()
 
 
-def _similarity(tokens: Float[Tensor, "time batch masked dim"]) -> Tensor:
-    unit = F.normalize(tokens, dim=-1)
-    return unit[:-1] @ unit[1:].transpose(-1, -2)  # (t-1, b, k, k)
+# Section 3.4: the whole objective
+
+
+class Targets(NamedTuple):
+    """What the teacher asks of the student in a step, and where its outputs move the centres."""
+
+    class_pairs: Float[Tensor, "pair 2 batch classes"]
+    patch: Float[Tensor, "time batch masked classes"] | None
+    patch_logits: Float[Tensor, "time batch masked classes"] | None
+    class_center: Float[Tensor, " classes"]
+    patch_center: Float[Tensor, " classes"]
+
+    def of(self, clips: slice) -> "Targets":
+        """The targets of some of the clips."""
+        if self.patch is None or self.patch_logits is None:
+            return self._replace(class_pairs=self.class_pairs[:, :, clips])
+        return self._replace(
+            class_pairs=self.class_pairs[:, :, clips],
+            patch=self.patch[:, clips],
+            patch_logits=self.patch_logits[:, clips],
+        )
+
+
+class Terms(NamedTuple):
+    """The objective and its terms, before weights; a term that the views do not have is 0."""
+
+    loss: Float[Tensor, ""]
+    g2g: Float[Tensor, ""]
+    l2g: Float[Tensor, ""]
+    masked: Float[Tensor, ""]
+    affinity: Float[Tensor, ""]
+
+    def stacked(self) -> Float[Tensor, " terms"]:
+        """The values as one tensor without gradients, in the order of the fields."""
+        return torch.stack([term.detach().float() for term in self])
+
+
+class Objective(nn.Module):
+    """The weighted sum of the four terms (Eq. 6), with the centres of class and patch tokens.
+
+    >>> objective = Objective(num_classes=3, num_local=0)
+    >>> teacher, student = torch.randn(4, 2, 3), torch.randn(4, 2, 3)  # (time, batch, classes)
+    >>> targets = objective.targets(teacher)
+    >>> terms = objective(targets, student)
+    >>> objective.update_centers(targets)
+    >>> bool(terms.loss == terms.g2g)
+    True
+    """
+
+    class_center: Tensor
+    patch_center: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_local: int,
+        g2g: float = 1.0,
+        l2g: float = 1.0,
+        masked: float = 1.0,
+        affinity: float = 1.0,
+        teacher_temperature: float = 0.04,
+        student_temperature: float = 0.1,
+        affinity_teacher_temperature: float = 0.04,
+        affinity_student_temperature: float = 0.1,
+        center_momentum: float = 0.9,
+        center_update: CenterUpdate = "step",
+        out_mean: OutMean = "each",
+        affinity_on: AffinityOn = "distributions",
+        reduce_mean: Callable[[Tensor], Tensor] = lambda mean: mean,
+    ) -> None:
+        """Args:
+        num_classes: outputs of the head.
+        num_local: local crops of each frame (M), which the joint mean counts.
+        g2g, l2g, masked, affinity: weights of Eq. 1, 2, 3 and 5.
+        teacher_temperature: of the targets.
+        student_temperature: of the student's distributions.
+        affinity_teacher_temperature: tau_t of Eq. 4.
+        affinity_student_temperature: tau_s of Eq. 4.
+        center_momentum: weight of the old centre in the new one.
+        center_update: see `centered_targets`.
+        out_mean: `each` takes the means of Eq. 1 and Eq. 2 apart (`variant: paper`), `joint` one
+            mean over the terms of both (`variant: released`).
+        affinity_on: whether Eq. 4 compares distributions (`variant: paper`) or logits of the head
+            (`variant: released`).
+        reduce_mean: averages a mean over all processes, for the centres.
+        """
+        super().__init__()
+        if out_mean == "joint":
+            g2g, l2g = joint_weights(num_local=num_local, weight_g2g=g2g, weight_l2g=l2g)
+        self.weights = {"g2g": g2g, "l2g": l2g, "masked": masked, "affinity": affinity}
+        self.reduce_mean = reduce_mean
+        self.student_temperature = student_temperature
+        self.affinity_on = affinity_on
+        self._affinity_temperatures = {
+            "teacher_temperature": affinity_teacher_temperature,
+            "student_temperature": affinity_student_temperature,
+        }
+        self._centering = {
+            "temperature": teacher_temperature,
+            "momentum": center_momentum,
+            "update": center_update,
+            "reduce_mean": reduce_mean,
+        }
+        self.register_buffer("class_center", torch.zeros(num_classes))
+        self.register_buffer("patch_center", torch.zeros(num_classes))
+
+    def targets(
+        self,
+        global_class: Float[Tensor, "time batch classes"],
+        patch: Float[Tensor, "time batch masked classes"] | None = None,
+    ) -> Targets:
+        """What the teacher's logits of a whole step ask of the student.
+
+        The centres stay until `update_centers`.
+        """
+        pairs, class_center = centered_targets(
+            by_pairs(global_class), self.class_center, **self._centering
+        )
+        if patch is None:
+            return Targets(pairs, None, None, class_center, self.patch_center)
+        targets, patch_center = centered_targets(patch, self.patch_center, **self._centering)
+        return Targets(pairs, targets, patch, class_center, patch_center)
+
+    def forward(
+        self,
+        targets: Targets,
+        global_class: Float[Tensor, "time batch classes"] | None = None,
+        local_class: Float[Tensor, "time crop batch classes"] | None = None,
+        patch: Float[Tensor, "time batch masked classes"] | None = None,
+    ) -> Terms:
+        """The objective, or the part of it that these logits of the student have.
+
+        The terms of the local crops alone and of the global crops alone add up to those of all.
+
+        Args:
+            targets: of the same clips.
+            global_class: of the global crops' class tokens.
+            local_class: of the local crops' class tokens.
+            patch: of the global crops' masked positions.
+        """
+        weights, temperature = self.weights, self.student_temperature
+        found: dict[str, Tensor] = {}
+        if global_class is not None and weights["g2g"]:
+            found["g2g"] = global_to_global_loss(
+                targets.class_pairs, by_pairs(global_class), temperature=temperature
+            )
+        if local_class is not None and weights["l2g"]:
+            found["l2g"] = local_to_global_loss(
+                targets.class_pairs, by_pairs(local_class), temperature=temperature
+            )
+        if patch is not None:
+            assert targets.patch is not None and targets.patch_logits is not None
+            if weights["masked"]:
+                found["masked"] = masked_prediction_loss(
+                    targets.patch, patch, temperature=temperature
+                )
+            if weights["affinity"]:
+                compared = (targets.patch_logits, patch)
+                if self.affinity_on == "distributions":
+                    compared = (targets.patch, torch.softmax(patch / temperature, dim=-1))
+                found["affinity"] = affinity_loss(*compared, **self._affinity_temperatures)
+        terms = dict.fromkeys(weights, targets.class_pairs.new_zeros(())) | found
+        loss = sum(weights[name] * term for name, term in terms.items())
+        assert isinstance(loss, Tensor)
+        if not loss.requires_grad:  # no term reads these logits: all gradients are 0
+            read = [part for part in (global_class, local_class, patch) if part is not None]
+            loss = loss + sum(0.0 * part.sum() for part in read)
+        return Terms(loss, **terms)
+
+    @torch.no_grad()
+    def update_centers(self, targets: Targets, *, where: Tensor | None = None) -> None:
+        """Moves the centres to where the targets' logits ask.
+
+        Args:
+            targets: of the step.
+            where: one truth value on the device; where it is false nothing changes.
+        """
+        for center, moved in (
+            (self.class_center, targets.class_center),
+            (self.patch_center, targets.patch_center),
+        ):
+            center.copy_(moved if where is None else torch.where(where, moved, center))

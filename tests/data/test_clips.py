@@ -1,7 +1,9 @@
 """Clips hold the right frames, repeat exactly, and broken videos stop nothing but themselves."""
 
-import json
+import dataclasses
 import logging
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
-from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
+from video_files import FASTSTART, cut, moving_frames, quarantined, write_sound, write_video
 
 from ino.data import clips as clips_module
-from ino.data.clips import ClipDataset, ClipSampler, ClipSampling, frame_indices
+from ino.data.clips import (
+    WINDOW,
+    ClipDataset,
+    ClipSampler,
+    ClipSampling,
+    PathTable,
+    VisitSampler,
+    clip_streams,
+    frame_indices,
+)
 from ino.data.video import read_clip
 from ino.data.video_index import find_videos
+from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, VideoError
+from ino.kernels.crops import Photometric
 
 NUM_GOOD = 8
 SHORT = ClipSampling(length=3, frame_step=2)
@@ -173,7 +186,7 @@ def test_several_clips_a_video_start_at_different_frames(good):
 
 
 def test_broken_videos_are_replaced_and_named_once(mixed, tmp_path, caplog):
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     dataset = dataset_of(mixed, quarantine=quarantine)
     with caplog.at_level(logging.WARNING, logger="ino"):
         clips = epoch_of(dataset) + epoch_of(dataset, epoch=1)
@@ -181,9 +194,7 @@ def test_broken_videos_are_replaced_and_named_once(mixed, tmp_path, caplog):
     assert all(clip.shape[0] == 3 for clip in clips)
     # Sizes tell videos apart: every good one is there.
     assert {clip.shape[1] for clip in clips} == {32 + 2 * index for index in range(NUM_GOOD)}
-    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
-    reasons = {Path(line["path"]).name: line["reason"] for line in lines}
-    assert len(lines) == len(BAD)
+    reasons = {Path(path).name: reason for path, reason in quarantined(quarantine).items()}
     assert reasons.keys() == BAD.keys()
     assert all(BAD[name] in reason for name, reason in reasons.items())
     assert len(caplog.messages) == len(BAD)
@@ -208,12 +219,11 @@ def test_a_broken_video_is_not_tried_again(mixed, monkeypatch):
 
 def test_workers_change_nothing(mixed, tmp_path):
     alone = epoch_of(dataset_of(mixed))
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     dataset = dataset_of(mixed, quarantine=quarantine)
     assert are_equal(alone, epoch_of(dataset, num_workers=2))
     assert dataset.num_broken == len(BAD)  # found by workers, counted here
-    names = [Path(json.loads(line)["path"]).name for line in quarantine.read_text().splitlines()]
-    assert sorted(names) == sorted(BAD)
+    assert sorted(Path(path).name for path in quarantined(quarantine)) == sorted(BAD)
 
 
 def test_what_was_found_broken_before_a_restart_changes_nothing(mixed):
@@ -301,3 +311,143 @@ def test_persistent_workers_follow_the_epoch(good):
         sampler.set_position(epoch, batch)
         expected = [dataset[key] for key in sampler]
         assert are_equal([clip for clips in loader for clip in clips], expected)
+
+
+# Visits
+
+
+CLIPS = 3
+
+
+def sampler_of(num_videos=23, batch_size=2, seed=0, **processes):
+    return VisitSampler(
+        num_videos, clips_per_video=CLIPS, batch_size=batch_size, seed=seed, **processes
+    )
+
+
+def visits_of(sampler, *, epoch=0, batch=0, batch_size=2):
+    """Each clip as (video, number), from visits whose frames say so."""
+    sampler.set_position(epoch, batch)
+    pairs = list(sampler)
+    assert len(pairs) == len(sampler)
+
+    def visits():
+        for start in range(0, len(pairs), batch_size):
+            yield [
+                torch.tensor([[video, clip] for clip in range(CLIPS) for _ in range(2)])
+                for found, video in pairs[start : start + batch_size]
+                if found == epoch
+            ]
+
+    return [[tuple(clip[0].tolist()) for clip in clips] for clips in sampler.batches(visits())]
+
+
+def test_an_epoch_has_every_clip_of_the_videos_visited_once():
+    batches = visits_of(sampler_of())
+    assert len(batches) == sampler_of().num_batches == 11 * CLIPS
+    clips = [clip for batch in batches for clip in batch]
+    assert len(set(clips)) == len(clips) == 22 * CLIPS
+    videos = {video for video, _ in clips}
+    assert {(video, clip) for video in videos for clip in range(CLIPS)} == set(clips)
+
+
+def test_no_batch_has_two_clips_of_a_video_and_a_window_is_mixed():
+    batches = visits_of(sampler_of())
+    assert all(len({video for video, _ in batch}) == 2 for batch in batches)
+    first_lane = [batch[0] for batch in batches[: WINDOW * CLIPS]]
+    assert len({video for video, _ in first_lane}) == WINDOW
+    in_order = [
+        (video, clip) for video in dict.fromkeys(v for v, _ in first_lane) for clip in range(CLIPS)
+    ]
+    assert first_lane != in_order
+
+
+@pytest.mark.parametrize("batch", [0, 1, 12, 17, 32])
+def test_resuming_goes_on_where_it_was(batch):
+    whole = visits_of(sampler_of(), epoch=4)
+    assert visits_of(sampler_of(), epoch=4, batch=batch) == whole[batch:]
+
+
+def test_two_processes_take_what_one_takes():
+    whole = visits_of(sampler_of(batch_size=4), batch_size=4)
+    parts = [visits_of(sampler_of(rank=rank, world_size=2)) for rank in range(2)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == whole
+
+
+def test_seed_and_epoch_decide():
+    assert visits_of(sampler_of(), epoch=1) == visits_of(sampler_of(), epoch=1)
+    assert visits_of(sampler_of(), epoch=1) != visits_of(sampler_of(), epoch=2)
+    assert visits_of(sampler_of(seed=1)) != visits_of(sampler_of())
+
+
+def test_too_few_videos_are_refused():
+    with pytest.raises(ConfigError, match=r"visits 3 videos, fewer than the 4 clips.*data\.visits"):
+        sampler_of(3, world_size=2)
+
+
+def test_a_visit_gives_clips_as_long_and_as_far_apart_as_asked(tmp_path):
+    for index in range(2):
+        write_video(tmp_path / f"{index}.mp4", moving_frames(30), container=FASTSTART)
+    videos = find_videos([tmp_path])
+    sampling = ClipSampling(length=2, frame_step=3, clips_per_video=4)
+    dataset = ClipDataset(videos, sampling=sampling, seed=0, quarantine=None, visits=True)
+    single = ClipDataset(videos, sampling=sampling, seed=0, quarantine=None)
+    visit = dataset[2, 1]
+    assert visit.shape[0] == 8
+    assert torch.equal(visit[:2], single[2, 1])  # drawn first
+    starts = {np.asarray(clip[0]).tobytes() for clip in visit.unflatten(0, (4, 2))}
+    assert len(starts) > 1
+
+
+# Random streams of clips
+
+
+SEED = [3, 7]
+
+
+def test_crops_of_a_clip_are_the_same_in_any_process():
+    clips = [torch.randint(0, 255, (2, 40 + 8 * n, 64, 3), dtype=torch.uint8) for n in range(4)]
+    settings = {
+        "geometry": CropGeometry(16, (0.05, 0.8)),
+        "photometric": dataclasses.replace(Photometric(), blur=0.5),
+        "num_crops": 3,
+    }
+    together = make_crops(clips, rng=clip_streams(SEED, num_clips=4), **settings)
+    for first in (0, 2):
+        streams = clip_streams(SEED, num_clips=2, first_clip=first)
+        part = make_crops(clips[first : first + 2], rng=streams, **settings)
+        torch.testing.assert_close(part, together[:, :, first : first + 2], atol=1e-5, rtol=0)
+
+
+def test_streams_differ_by_clip_and_by_step():
+    one, other = clip_streams(SEED, num_clips=2)
+    (next_step,) = clip_streams([3, 8], num_clips=1)
+    drawn = [stream.random(3).tolist() for stream in (one, other, next_step)]
+    assert drawn[0] != drawn[1]
+    assert drawn[0] != drawn[2]
+
+
+# Many paths
+
+
+PATHS = ["a.mp4", "folder/ü b.mp4", os.fsdecode(b"caf\xe9.mp4"), "/x/y.mkv"]
+
+
+def test_paths_come_back():
+    table = PathTable(PATHS)
+    assert list(table) == [Path(path) for path in PATHS]
+    assert table[-1] == Path("/x/y.mkv")
+    with pytest.raises(IndexError):
+        table[4]
+    assert len(PathTable([])) == 0
+
+
+def test_a_table_is_hardly_larger_than_its_text():
+    paths = [f"folder/{number:09d}.mp4" for number in range(1000)]
+    assert len(pickle.dumps(PathTable(paths))) < 1000 * (len(paths[0]) + 8) + 1000
+
+
+def test_digests_tell_tables_apart():
+    digests = {PathTable(paths).digest() for paths in ([], ["ab", "c"], ["a", "bc"], ["c", "ab"])}
+    assert len(digests) == 4
+    assert PathTable(PATHS).digest() == PathTable([Path(path) for path in PATHS]).digest()

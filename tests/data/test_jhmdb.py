@@ -1,12 +1,15 @@
 """JHMDB in its layout, and every fault of lists and joints."""
 
+import os
+
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from dense_layouts import write_official_list, write_pose_video
+from ino.data import jhmdb
 from ino.data.jhmdb import read_jhmdb, read_joints
-from ino.errors import DatasetError
+from ino.errors import ConfigError, DatasetError
 
 FRAME = np.zeros((24, 32, 3), dtype=np.uint8)
 
@@ -111,3 +114,67 @@ def test_a_file_of_joints_that_is_empty(tmp_path):
     path.touch()
     with pytest.raises(DatasetError, match="cannot be read as a MATLAB file"):
         read_joints(path)
+
+
+def saved(path, content, *, compressed: bool):
+    savemat(path, content, do_compression=compressed)
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_other_variables_do_no_harm(tmp_path, compressed):
+    positions = np.random.default_rng(0).random((2, 15, 4))
+    others = {"viewpoint": "SW", "cells": np.array([["a", 1.0]], dtype=object), "x": {"y": 1.0}}
+    path = saved(tmp_path / "a.mat", {**others, "pos_img": positions}, compressed=compressed)
+    np.testing.assert_array_equal(read_joints(path), positions.transpose(2, 1, 0) - 1)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_files_are_told(tmp_path, compressed, capfd):
+    """Whatever bytes are changed: joints, or a sentence. scipy 1.17 crashes at seed 81."""
+    content = {"pos_img": np.random.default_rng(0).random((2, 15, 4)), "viewpoint": "SW"}
+    content["scale"] = np.ones((1, 4))
+    path = saved(tmp_path / "a.mat", content, compressed=compressed)
+    whole = path.read_bytes()
+    num_refused = 0
+    for seed in range(60, 100):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole)
+        for place in rng.integers(124, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_joints(path)
+        except DatasetError as error:
+            num_refused += "copy it again" in str(error)
+    assert num_refused > 10
+    assert capfd.readouterr().err == ""
+
+
+def test_a_reader_that_crashes_is_started_anew(root, monkeypatch):
+    path = read_jhmdb(root)[0].joints
+    with monkeypatch.context() as patch:
+        patch.setattr(jhmdb, "_load", crash)
+        with pytest.raises(DatasetError, match=r"MATLAB file of version 5 to 7 \(it is damaged\)"):
+            read_joints(path)
+    assert read_joints(path).shape == (3, 15, 2)
+
+
+def crash(*_):
+    os.abort()
+
+
+def test_a_variable_that_would_fill_the_memory(root, monkeypatch):
+    monkeypatch.setattr(jhmdb, "_MAX_BYTES", 3 * 15 * 2 * 8 - 1)
+    with pytest.raises(DatasetError, match="too large"):
+        read_joints(read_jhmdb(root)[0].joints)
+
+
+def test_without_scipy_the_way_to_it_is_told(root, monkeypatch):
+    monkeypatch.setattr(jhmdb, "_load", import_missing)
+    with pytest.raises(ConfigError, match=r"pip install 'ino\[jhmdb\]'"):
+        read_joints(read_jhmdb(root)[0].joints)
+
+
+def import_missing(*_):
+    raise ImportError("No module named 'scipy'")

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import io
-import json
 import logging
 import sys
 import tarfile
@@ -17,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from video_files import moving_frames, write_video
+from video_files import moving_frames, quarantined, write_video
 
 from ino.data import shards as shards_module
 from ino.data.clips import ClipSampling
@@ -26,7 +25,6 @@ from ino.data.shards import (
     ShardCutError,
     ShardSchedule,
     ShardVideo,
-    count_videos,
     expand_shards,
     read_shard,
     survey_shards,
@@ -127,7 +125,7 @@ def test_images_of_one_folder_are_a_video_in_natural_order(tmp_path):
     shard = str(write_tar(tmp_path / "images.tar", members))
     videos = list(read_shard(shard))
     assert [video.name for video in videos] == [f"{shard}/a", f"{shard}/b"]
-    assert count_videos(shard) == (2, "")
+    assert survey_shards([shard], num_stated=0) == ([shard], 2, {})
     assert videos[0].read_chosen(lambda n, fps: [0, n - 1])[:, 0, 0, 0].tolist() == [20, 100]
 
 
@@ -265,13 +263,12 @@ def test_broken_videos_are_replaced_and_named_once(folder, contents, tmp_path, c
     members[1] = ("1.mp4", contents[1][:200])
     members[2] = ("2.mp4", b"")
     shard = str(write_tar(tmp_path / "some.tar", members))
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     with caplog.at_level(logging.WARNING, logger="ino"):
         whole = clips_of([shard], quarantine=quarantine)
     assert {clip.shape[1] for clips in whole for clip in clips} == {16, 22}
-    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
-    assert {line["path"] for line in lines} == {f"{shard}/1.mp4", f"{shard}/2.mp4"}
-    assert len(lines) == len(caplog.messages) == 2
+    assert quarantined(quarantine).keys() == {f"{shard}/1.mp4", f"{shard}/2.mp4"}
+    assert len(caplog.messages) == 2
     # What was found broken before a restart changes nothing.
     assert as_bytes(clips_of([shard], first=5)) == as_bytes(whole[5:])
 
@@ -280,17 +277,15 @@ def test_a_shard_cut_short_gives_what_is_whole_and_is_named(contents, tmp_path, 
     whole = write_tar(tmp_path / "whole.tar", [(f"{n}.mp4", contents[n]) for n in range(4)])
     shard = tmp_path / "cut.tar"
     shard.write_bytes(whole.read_bytes()[: 2 * len(contents[0]) + 2500])
-    num_whole, fault = count_videos(str(shard))
+    _, num_whole, faults = survey_shards([str(shard)], num_stated=0)
     assert 0 < num_whole < 4
-    assert f"breaks off after {num_whole} videos" in fault
+    assert f"breaks off after {num_whole} whole videos" in faults[str(shard)]
     with pytest.raises(ShardCutError, match=f"breaks off after {num_whole} whole videos"):
         list(read_shard(str(shard)))
-    quarantine = tmp_path / "quarantine.jsonl"
+    quarantine = tmp_path / "quarantine.sqlite"
     with caplog.at_level(logging.WARNING, logger="ino"):
         clips_of([str(shard)], quarantine=quarantine)
-    assert [json.loads(line)["path"] for line in quarantine.read_text().splitlines()] == [
-        str(shard)
-    ]
+    assert list(quarantined(quarantine)) == [str(shard)]
     assert len(caplog.messages) == 1
 
 
@@ -301,7 +296,6 @@ def test_shards_without_videos_are_told(kind, tmp_path):
         write_tar(path, [("a.json", b"{}")])
     else:
         path.write_bytes(b"" if kind == "empty" else b"no tar" * 400)
-    assert count_videos(str(path))[0] == 0
     reason = "holds no video:" if kind == "without videos" else r"\(it is empty or no tar file\)"
     with pytest.raises(VideoError, match=rf"no shard holds a video .*0\.tar .*{reason}"):
         survey_shards([str(path)], num_stated=0)

@@ -1,5 +1,7 @@
 """Frames come out whole, in order and under their numbers; faults are told in a sentence."""
 
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,16 +12,21 @@ from av.stream import Disposition
 from PIL import Image
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
+from ino.data import video
 from ino.data.decode import VideoFile
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
+    count_frames,
+    in_background,
     is_video,
+    open_sequence,
     read_chosen,
     read_clip,
     read_frames,
     read_info,
 )
+from ino.data.video_index import find_videos
 from ino.demo.synthetic import generate_clip
 from ino.errors import OutputError, VideoError
 
@@ -437,3 +444,142 @@ def test_the_same_frames_give_the_same_file(tmp_path):
                 writer.write(frame)
         found.add(path.read_bytes())
     assert len(found) == 1
+
+
+# Images
+
+
+def write_images(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for value, name in enumerate(names):
+        Image.new("RGB", (12, 8), (value, 0, 0)).save(folder / name)
+    return folder
+
+
+def values_of(clip: np.ndarray) -> list[int]:
+    return clip[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{n}.png" for n in range(1, 13)],  # 9 before 10
+        [f"{n:05d}.png" for n in range(0, 60, 5)],  # YouTube-VOS
+        [f"v2_{n:03d}_left.png" for n in range(990, 1010)],
+        ["a.png", "b.png", "c.png"],
+        ["09.png", "10.png", "011.png"],
+    ],
+)
+def test_frames_come_in_natural_order(names, tmp_path):
+    folder = write_images(tmp_path / "video", names)
+    sequence = open_sequence(folder)
+    assert [path.name for path in sequence] == names
+    assert sequence[-1] == folder / names[-1]
+    assert values_of(read_clip(folder, [len(names) - 1, 0])) == [len(names) - 1, 0]
+
+
+def test_a_folder_is_listed_once_and_anew_when_it_changes(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "video", ["0.png", "1.png"])
+    listed = []
+    list_images = video.list_images
+
+    def recording(path):
+        listed.append(path)
+        return list_images(path)
+
+    monkeypatch.setattr(video, "list_images", recording)
+    for _ in range(3):
+        read_clip(folder, [1])
+    assert listed == [folder]
+    Image.new("RGB", (12, 8)).save(folder / "2.png")
+    assert count_frames(folder) == 3
+    assert listed == [folder, folder]
+
+
+def test_only_the_images_of_a_clip_are_opened(tmp_path):
+    folder = write_images(tmp_path / "video", [f"{n}.png" for n in range(9)])
+    (folder / "5.png").write_text("broken, but of no clip")
+    assert values_of(read_clip(folder, [1, 3, 3, 8])) == [1, 3, 3, 8]
+
+
+def test_a_pattern_is_a_video(tmp_path):
+    names = [f"left_{n:03d}.png" for n in (3, 4, 12)] + ["right_003.png", "left_12.png"]
+    folder = write_images(tmp_path, names)
+    pattern = folder / "left_%03d.png"
+    assert is_video(pattern)
+    assert find_videos([pattern]) == [str(pattern)]
+    assert read_info(pattern).num_frames == 3
+    assert values_of(np.stack(list(read_frames(pattern)))) == [0, 1, 2]
+    assert values_of(read_clip(folder / "left_%d.png", [0])) == [4]
+
+
+def test_a_pattern_that_names_nothing_is_told(tmp_path):
+    write_images(tmp_path, ["a1.png"])
+    with pytest.raises(VideoError, match=r"holds no image named as b%05d\.png"):
+        read_clip(tmp_path / "b%05d.png", [0])
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
+    folder = write_images(tmp_path, ["a%d.png", "a1.png"])
+    assert not is_video(folder / "a%d.png")
+
+
+# In the background
+
+
+def test_items_come_in_order():
+    assert list(in_background(iter(range(50)))) == list(range(50))
+
+
+def test_only_a_few_are_made_ahead():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    results = in_background(items(), ahead=3)
+    assert next(results) == 0
+    time.sleep(0.3)
+    assert len(made) <= 6  # one was taken, three wait, one is being put
+    results.close()
+
+
+def test_an_error_comes_after_the_items_before_it():
+    def items():
+        yield 1
+        raise ValueError("broken")
+
+    results = in_background(items())
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(results)
+
+
+def test_the_thread_ends_when_the_result_is_closed():
+    before = threading.active_count()
+    results = in_background(iter(range(10_000)))
+    next(results)
+    assert threading.active_count() == before + 1
+    results.close()
+    assert threading.active_count() == before
+
+
+def test_closing_reaches_through_threads_behind_threads():
+    """The source is closed by the thread that reads it, and no thread is left."""
+    closed = []
+
+    def source():
+        try:
+            yield from range(10_000)
+        finally:
+            closed.append(threading.current_thread())
+
+    before = threading.active_count()
+    results = in_background(item for item in in_background(source()))
+    next(results)
+    results.close()
+    assert threading.active_count() == before
+    assert len(closed) == 1
+    assert closed[0] is not threading.current_thread()

@@ -1,4 +1,4 @@
-"""Boxes as torchvision draws them, crops that repeat and keep their places."""
+"""Boxes as torchvision samples them, crops that repeat and keep their places."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
+from ino.data.clips import clip_streams
 from ino.data.views import CropGeometry, make_crops, normalize, sample_boxes
 from ino.kernels.crops import PLAIN, Photometric, resize_by_products
 
@@ -65,26 +66,30 @@ def test_where_no_box_fits_the_largest_in_the_middle_is_taken(height, width, exp
 def test_crops_repeat_with_their_seed_and_come_in_order(frame):
     clips = [frame.expand(4, -1, -1, -1), frame[:50].expand(4, -1, -1, -1)]
 
-    def draw(seed):
+    def crop(seed):
         return make_crops(
             clips,
             geometry=LOCAL,
             photometric=Photometric(blur=0.5),
             num_crops=3,
-            rng=np.random.default_rng(seed),
+            rng=clip_streams([seed], num_clips=len(clips)),
         )
 
-    crops = draw(0)
+    crops = crop(0)
     assert crops.shape == (4, 3, 2, 3, 16, 16)
-    assert torch.equal(crops, draw(0))
-    assert not torch.equal(crops, draw(1))
+    assert torch.equal(crops, crop(0))
+    assert not torch.equal(crops, crop(1))
 
 
 def test_each_clip_keeps_its_place():
     clips = [torch.full((2, 32, 32, 3), value, dtype=torch.uint8) for value in (0, 128, 255)]
     clips[0][1] = 64
     crops = make_crops(
-        clips, geometry=LOCAL, photometric=PLAIN, num_crops=2, rng=np.random.default_rng(0)
+        clips,
+        geometry=LOCAL,
+        photometric=PLAIN,
+        num_crops=2,
+        rng=clip_streams([0], num_clips=len(clips)),
     )
     for (time, index), level in np.ndenumerate([[0, 128, 255], [64, 128, 255]]):
         expected = normalize(torch.full((1, 3, 1, 1), float(level)))
@@ -99,7 +104,7 @@ def test_crops_are_flipped_by_their_own_draw(frame):
         geometry=LOCAL,
         photometric=dataclasses.replace(PLAIN, flip=0.5),
         num_crops=50,
-        rng=np.random.default_rng(0),
+        rng=clip_streams([0], num_clips=1),
     )
     is_flipped = crops[..., 0] > crops[..., -1]
     assert 0.35 < is_flipped.float().mean() < 0.65
@@ -112,41 +117,41 @@ def test_normalized_by_imagenet_s_numbers():
     torch.testing.assert_close(normalize(one_more), torch.ones(1, 3, 1, 1))
 
 
-def draw_on(device: str, frame: torch.Tensor) -> torch.Tensor:
+def crops_on(device: str, frame: torch.Tensor) -> torch.Tensor:
     clips = [frame.expand(4, -1, -1, -1), frame[:50].expand(4, -1, -1, -1)]
     return make_crops(
         [clip.to(device) for clip in clips],
         geometry=LOCAL,
         photometric=Photometric(blur=0.5),
         num_crops=3,
-        rng=np.random.default_rng(0),
+        rng=clip_streams([0], num_clips=len(clips)),
     )
 
 
 def assert_close_in_levels(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Rarely a level before the colours, which changes of colour may double or triple."""
+    """Rarely a level before the colors, which changes of color may double or triple."""
     levels = (found - expected).abs() * 0.224 * 255
     assert levels.max() < 6
     assert levels.mean() < 0.03
 
 
 def test_crops_by_products_are_the_same(frame, monkeypatch):
-    expected = draw_on("cpu", frame)
+    expected = crops_on("cpu", frame)
     monkeypatch.setattr("ino.data.views.resize_boxes", resize_by_products)
-    assert_close_in_levels(draw_on("cpu", frame), expected)
+    assert_close_in_levels(crops_on("cpu", frame), expected)
 
 
 @pytest.mark.gpu
 def test_crops_on_a_gpu_are_those_of_a_cpu(frame):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    draw_on("cuda", frame)  # the first call may wait for libraries to load
+    crops_on("cuda", frame)  # the first call may wait for libraries to load
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = draw_on("cuda", frame)
+        found = crops_on("cuda", frame)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert_close_in_levels(found.cpu(), draw_on("cpu", frame))
+    assert_close_in_levels(found.cpu(), crops_on("cpu", frame))
 
 
 def test_parts_change_nothing(frame, monkeypatch):
@@ -154,15 +159,15 @@ def test_parts_change_nothing(frame, monkeypatch):
     clips = [frame.expand(2, -1, -1, -1), frame[:50].expand(2, -1, -1, -1), frame[None].flip(1)]
     clips[2] = clips[2].expand(2, -1, -1, -1)
 
-    def draw():
+    def crop():
         return make_crops(
             clips,
             geometry=LOCAL,
             photometric=Photometric(blur=0.5),
             num_crops=3,
-            rng=np.random.default_rng(0),
+            rng=clip_streams([0], num_clips=len(clips)),
         )
 
-    at_once = draw()
+    at_once = crop()
     monkeypatch.setattr("ino.data.views._CACHE_BYTES", 1)
-    torch.testing.assert_close(draw(), at_once, atol=1e-5, rtol=0)
+    torch.testing.assert_close(crop(), at_once, atol=1e-5, rtol=0)

@@ -1,6 +1,9 @@
 """Small videos that the tests write, with frames that can be told apart."""
 
+import os
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -71,3 +74,10 @@ def cut(path: Path, whole: Path, *, fraction: float = 0.5) -> Path:
     content = whole.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
     return path
+
+
+def quarantined(file: Path) -> dict[str, str]:
+    """Why videos are in a quarantine, by path."""
+    with closing(sqlite3.connect(file)) as records:
+        rows = records.execute("SELECT path, fault FROM videos WHERE fault NOT NULL").fetchall()
+    return {os.fsdecode(path): fault for path, fault in rows}

@@ -1,4 +1,4 @@
-"""Equations 1 to 5 of the paper written out with loops, term by term."""
+"""Equations 1 to 6 of the paper written out with loops, term by term."""
 
 import torch
 from torch import Tensor
@@ -14,6 +14,59 @@ def target(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
     """softmax((t - centre) / temperature) of a vector."""
     exponentials = torch.exp((logits - center) / temperature)
     return exponentials / exponentials.sum()
+
+
+def centered(logits: Tensor, center: Tensor, *, update: str) -> tuple[Tensor, Tensor]:
+    """Targets of logits (group, ..., c), and the centre after the step or after each group."""
+    targets, first = torch.empty_like(logits), center
+    for index, group in enumerate(logits):
+        rows = [target(row, center, 0.04) for row in group.flatten(0, -2)]
+        targets[index] = torch.stack(rows).view_as(group)
+        if update == "group":
+            center = 0.9 * center + 0.1 * group.flatten(0, -2).mean(dim=0)
+    if update == "step":
+        center = 0.9 * first + 0.1 * logits.flatten(0, -2).mean(dim=0)
+    return targets, center
+
+
+def objective(
+    teacher: dict[str, Tensor],
+    student: tuple[Tensor, Tensor, Tensor],
+    centers: dict[str, Tensor],
+    *,
+    variant: str,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Eq. 6, its terms, and the centres after a step.
+
+    Teacher's class (t, b, c) and patch (t, b, k, c) logits; the student's of global and local
+    class tokens and of masked positions.
+    """
+    update = "step" if variant == "paper" else "group"
+    half = len(teacher["class"]) // 2
+    order = [place for n in range(half) for place in (n, half + n)]
+    pairs = teacher["class"][order].unflatten(0, (half, 2))
+    pairs, class_center = centered(pairs, centers["class"], update=update)
+    class_targets = torch.empty_like(teacher["class"])
+    class_targets[order] = pairs.flatten(0, 1)
+    patch_targets, patch_center = centered(teacher["patch"], centers["patch"], update=update)
+
+    g2g, l2g = out_generative(class_targets, student[0], student[1], 0.1)
+    if variant == "paper":
+        patch_student = torch.softmax(student[2] / 0.1, dim=-1)
+        aff = affinity(patch_targets, patch_student, 0.04, 0.1)
+        out = torch.stack(g2g).mean() + torch.stack(l2g).mean()
+    else:
+        aff = affinity(teacher["patch"], student[2], 0.04, 0.1)
+        out = torch.stack(g2g + l2g).mean()
+    mim = masked_prediction(patch_targets, student[2], 0.1)
+    terms = {
+        "g2g": torch.stack(g2g).mean(),
+        "l2g": torch.stack(l2g).mean(),
+        "masked": mim,
+        "affinity": aff,
+        "loss": out + mim + aff,
+    }
+    return terms, {"class": class_center, "patch": patch_center}
 
 
 def out_generative(

@@ -7,6 +7,7 @@ import pytest
 
 from ino.data.video import VideoWriter
 from ino.train.config import TrainConfig
+from ino.train.loop import train
 from tiny_run import tiny_config
 
 
@@ -26,3 +27,11 @@ def videos(tmp_path_factory) -> Path:
 def config(videos) -> TrainConfig:
     """Two steps an epoch, four epochs."""
     return tiny_config(videos)
+
+
+@pytest.fixture(scope="session")
+def whole(videos, tmp_path_factory) -> Path:
+    """The folder of the run of `config` that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny_config(videos), out=out)
+    return out

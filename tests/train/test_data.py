@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data.video_files import FASTSTART, cut, moving_frames, write_video
+from data.video_files import FASTSTART, cut, moving_frames, quarantined, write_video
 from ino.cli import main
 from ino.data.video_index import default_index
 from ino.pretrain import with_steps
 from ino.train.config import DataConfig
-from ino.train.data import find_usable
+from ino.train.data import find_source
 from ino.train.loop import train
 from tiny_run import lines_without_times
 
@@ -62,11 +62,11 @@ def test_training_leaves_out_at_once_what_headers_rule_out(mixed, config, tmp_pa
     out = tmp_path / "run"
     train(config, out=out)
     shown = capsys.readouterr().err
-    assert "4 videos, 0.0 hours, 3 left out (quarantine.jsonl says why)" in shown
+    assert "4 videos, 0.0 hours, 3 left out (quarantine.sqlite says why)" in shown
     assert f"on cpu, precision {config.run.precision}\n" in shown
-    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    assert {Path(line["path"]).name for line in lines} == {"half.mp4", "short.mp4", "zero.mp4"}
-    assert all(line["reason"] for line in lines)
+    reasons = quarantined(out / "quarantine.sqlite")
+    assert {Path(path).name for path in reasons} == {"half.mp4", "short.mp4", "zero.mp4"}
+    assert all(reasons.values())
     assert default_index([mixed]).exists()
 
 
@@ -83,17 +83,17 @@ def test_a_resumed_run_with_other_videos_is_warned(config, videos, tmp_path, cap
         assert caplog.messages == []
         names.write_text(names.read_text() + f"{videos / '4.mp4'}\n")
         train(config, out=out, resume=True)
-    assert [m for m in caplog.messages if "(4 clips an epoch then, 5 now)" in m]
+    assert [m for m in caplog.messages if "(4 clips per epoch then, 5 now)" in m]
 
 
 def test_training_without_an_index_finds_the_same_videos(config, videos, tmp_path, capsys):
     config.run.max_steps = 1
     config.data.index = "off"
     train(config, out=tmp_path / "run")
-    assert "5 videos, none looked at" in capsys.readouterr().err
-    config.data.index = str(tmp_path / "kept.jsonl")
+    assert "5 videos, whose headers were not read" in capsys.readouterr().err
+    config.data.index = str(tmp_path / "kept.sqlite")
     train(config, out=tmp_path / "other")
-    assert (tmp_path / "kept.jsonl").exists()
+    assert (tmp_path / "kept.sqlite").exists()
     for name in ("videos.json", "log.jsonl"):
         first, second = ((tmp_path / run / name) for run in ("run", "other"))
         assert lines_without_times(first) == lines_without_times(second)
@@ -134,8 +134,8 @@ def test_training_on_shards_resumes_in_the_middle_of_an_epoch(config, shards, tm
     config.run.max_steps = 7
     train(config, out=tmp_path / "whole")
     assert "5 videos in 2 shards, 1 left out" in capsys.readouterr().err
-    (line,) = (tmp_path / "whole" / "quarantine.jsonl").read_text().splitlines()
-    assert json.loads(line)["path"].endswith("2.tar")
+    (path,) = quarantined(tmp_path / "whole" / "quarantine.sqlite")
+    assert path.endswith("2.tar")
     for config.run.max_steps, config.data.num_workers in ((3, 0), (7, 2)):
         train(config, out=tmp_path / "resumed", resume=True)
     whole, resumed = (
@@ -162,5 +162,5 @@ def test_training_by_visits_resumes_in_the_middle_of_a_window(config, tmp_path):
 
 def test_a_folder_under_the_home_is_found(videos, monkeypatch):
     monkeypatch.setenv("HOME", str(videos.parent))
-    found, _, _ = find_usable(DataConfig(root=[f"~/{videos.name}"], index="off"))
-    assert len(found) == 5
+    source = find_source(DataConfig(root=[f"~/{videos.name}"], index="off"))
+    assert len(source.names) == source.num_videos == 5

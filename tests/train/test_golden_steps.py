@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ino.losses import Objective
 from ino.models.student_teacher import StudentTeacher, Views
 from ino.models.vit import ProjectionHead, VisionTransformer
-from ino.train.config import LossConfig, OptimConfig
-from ino.train.objective import Objective
+from ino.train.config import OptimConfig
 from ino.train.optim import Schedules, build_optimizer, clip_gradients, set_rates
 
 pytestmark = pytest.mark.real
@@ -54,9 +54,11 @@ def test_two_iterations(numbers):
     load(model.student, numbers["weights"], "student.")
     load(model.teacher, numbers["weights"], "teacher.")
     objective = Objective(
-        LossConfig(center_update="group", out_mean="joint", affinity_on="logits"),
         num_classes=96,
         num_local=2,
+        center_update="group",
+        out_mean="joint",
+        affinity_on="logits",
     )
     optimizer = build_optimizer(model.student)
     schedules = Schedules(
@@ -84,7 +86,9 @@ def test_two_iterations(numbers):
         student, teacher = model(views, role="student"), model(views, role="teacher")
         if iteration == 0:
             check_forward(numbers, student, teacher)
-        terms = objective(student, objective.targets(teacher))
+        targets = objective.targets(teacher.global_class, teacher.patch)
+        terms = objective(targets, *student)
+        objective.update_centers(targets)
         check_losses(result, iteration, terms, objective)
         terms.loss.backward()
         if iteration == 0:

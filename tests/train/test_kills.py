@@ -15,11 +15,11 @@ from ino.data.clips import ClipSampler
 from ino.errors import OutputError, StoppedError, TrainingError
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train import loop
-from ino.train import run as checkpoint
-from ino.train.data import batches
+from ino.train import run as run_module
+from ino.train.data import Clips, batches
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, start_training, wait
-from tiny_run import assert_equal_states, tiny_config
+from tiny_run import assert_equal_states
 
 
 def assert_same_run(whole: Path, out: Path, *, num_steps: int = 8) -> None:
@@ -30,14 +30,6 @@ def assert_same_run(whole: Path, out: Path, *, num_steps: int = 8) -> None:
     lines = (out / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(num_steps))
     assert all(path.name.startswith("step_") for path in (out / "checkpoints").iterdir())
-
-
-@pytest.fixture(scope="module")
-def whole(videos, tmp_path_factory) -> Path:
-    """The run of `config` that nothing disturbs."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny_config(videos), out=out)
-    return out
 
 
 def num_logged(out: Path) -> int:
@@ -138,7 +130,7 @@ def test_decoding_processes_that_keep_dying_stop_the_run():
     sampler = ClipSampler(4, batch_size=2, seed=0)
     loader = Dying([0, 1], num_workers=1)
     with pytest.raises(TrainingError, match=r"died 4 times near step 0.*data\.num_workers"):
-        next(batches(loader, sampler, first_step=0, num_steps=2, steps_per_epoch=2))
+        next(batches(Clips(loader, sampler, "", {}), first_step=0, num_steps=2))
 
 
 def test_an_error_of_a_worker_is_no_death(config, tmp_path, monkeypatch):
@@ -155,7 +147,7 @@ def test_an_error_of_a_worker_is_no_death(config, tmp_path, monkeypatch):
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     config, whole, tmp_path, monkeypatch, caplog
 ):
-    original = checkpoint.torch.save
+    original = run_module.torch.save
 
     def full_once(content, path):
         if content["step"] == 3:
@@ -163,7 +155,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
             raise OSError(28, "No space left on device", str(path))
         original(content, path)
 
-    monkeypatch.setattr(checkpoint.torch, "save", full_once)
+    monkeypatch.setattr(run_module.torch, "save", full_once)
     train(config, out=tmp_path / "run")
     assert "No space left on device; the run goes on" in caplog.text
     assert_same_run(whole, tmp_path / "run")
@@ -178,7 +170,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line(config, tmp_path, monke
     def full(content, path):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(run_module.torch, "save", full)
     with pytest.raises(OutputError, match=r"No space left.*; step_00000003\.pt is whole"):
         train(config, out=tmp_path / "run", resume=True)
     with pytest.raises(OutputError, match=r"No space left.*; no checkpoint was written: make room"):

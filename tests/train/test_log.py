@@ -7,8 +7,7 @@ import pytest
 
 from ino.errors import OutputError
 from ino.models.weights import list_checkpoints
-from ino.train import log
-from ino.train import monitors as watching
+from ino.train import monitors
 from ino.train.log import LogFile
 from ino.train.loop import train
 
@@ -62,9 +61,9 @@ def test_a_full_disk_costs_what_is_looked_at_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     if broken == "pictures":
-        monkeypatch.setattr(watching, "write_sheet", full)
+        monkeypatch.setattr(monitors, "atomic_path", full)
     else:
-        monkeypatch.setattr(log.SummaryWriter, "add_scalar", full)
+        monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
     config.run.max_steps, config.run.pictures_every = 3, 1
     train(config, out=tmp_path / "run")
     assert "No space left on device" in caplog.text

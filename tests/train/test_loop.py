@@ -1,6 +1,8 @@
-"""Whole runs: repeatable, resumable after a kill, stopped by numbers that are not finite."""
+"""Whole runs: repeatable, resumable after a kill, past numbers that are not finite."""
 
+import copy
 import json
+import math
 import os
 import re
 import shutil
@@ -14,20 +16,23 @@ import pytest
 import torch
 import yaml
 
-from ino.errors import ConfigError, OutputError
-from ino.models.weights import read_checkpoint
+from ino.errors import ConfigError, OutputError, TrainingError
+from ino.models.weights import list_checkpoints, read_checkpoint
+from ino.train import loop
 from ino.train.config import LossConfig, TrainConfig, to_dict
-from ino.train.loop import train
+from ino.train.loop import diagnosis, train
 from ino.train.run import build_model
 from tiny_run import assert_close_states, assert_equal_states, lines_without_times
 
 
-def test_two_runs_are_equal_to_the_bit_and_their_logs_too(config, tmp_path):
-    states, logs = [], []
-    for name in ("a", "b"):
-        states.append(read_checkpoint(train(config, out=tmp_path / name)))
-        logs.append(lines_without_times(tmp_path / name / "log.jsonl"))
-    assert_equal_states(*states)
+def last_state(run):
+    return read_checkpoint(list_checkpoints(run)[-1])
+
+
+def test_two_runs_are_equal_to_the_bit_and_their_logs_too(config, whole, tmp_path):
+    again = read_checkpoint(train(config, out=tmp_path / "run"))
+    assert_equal_states(last_state(whole), again)
+    logs = [lines_without_times(run / "log.jsonl") for run in (whole, tmp_path / "run")]
     assert logs[0] == logs[1]
     assert [line["step"] for line in logs[0]] == list(range(8))
     documented = re.findall(r"`(\w+)`", _log_table())
@@ -43,16 +48,14 @@ def _log_table() -> str:
     return "\n".join(row.split("|")[1] for row in rows if row.startswith("| `"))
 
 
-def test_another_seed_gives_other_weights(config, tmp_path):
-    first = read_checkpoint(train(config, out=tmp_path / "a"))
-    other = config.with_values({"run.seed": 1})
-    second = read_checkpoint(train(other, out=tmp_path / "b"))
+def test_another_seed_gives_other_weights(config, whole, tmp_path):
+    config.run.seed, config.run.max_steps = 1, 1
+    other = read_checkpoint(train(config, out=tmp_path / "run"))
     name = "head.last_layer.weight"
-    assert not torch.equal(first["student"][name], second["student"][name])
+    assert not torch.equal(last_state(whole)["student"][name], other["student"][name])
 
 
-def test_a_run_that_was_killed_ends_as_one_that_was_not(config, tmp_path):
-    whole = train(config, out=tmp_path / "whole")
+def test_a_run_that_was_killed_ends_as_one_that_was_not(config, whole, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     slow = to_dict(config)
     slow["run"]["save_every"] = 1
@@ -71,25 +74,21 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(config, tmp_path):
         log.write('{"step": 7, "lo')  # torn by the kill
     resumed_config = config.with_values({"run.save_every": 1})
     resumed = train(resumed_config, out=out, resume=True)
-    assert_equal_states(read_checkpoint(whole), read_checkpoint(resumed))
+    assert_equal_states(last_state(whole), read_checkpoint(resumed))
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(8))
 
 
-def test_a_run_resumes_in_the_middle_of_an_epoch(config, tmp_path):
-    whole = train(config, out=tmp_path / "whole")
+def test_a_run_resumes_in_the_middle_of_an_epoch(config, whole, tmp_path):
     short = config.with_values({"run.max_steps": 3})
     train(short, out=tmp_path / "parts")
     resumed = train(config, out=tmp_path / "parts", resume=True)
-    assert_equal_states(read_checkpoint(whole), read_checkpoint(resumed))
+    assert_equal_states(last_state(whole), read_checkpoint(resumed))
 
 
-def test_worker_processes_change_nothing(config, tmp_path):
-    alone = train(config, out=tmp_path / "alone")
-    config.data.num_workers = 2
-    assert_equal_states(
-        read_checkpoint(alone), read_checkpoint(train(config, out=tmp_path / "workers"))
-    )
+def test_worker_processes_and_activation_checkpointing_change_nothing(config, whole, tmp_path):
+    config.data.num_workers, config.run.activation_checkpointing = 2, True
+    assert_equal_states(last_state(whole), read_checkpoint(train(config, out=tmp_path / "run")))
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -98,18 +97,12 @@ def test_parts_of_a_step_add_up(config, tmp_path, variant):
     config.variant = variant
     config.model.drop_path = 0.0  # drawn for each part
     config.data.frame_step, config.data.fps = (0, 8.0) if variant == "released" else (1, 0.0)
+    config.run.max_steps = 4
     whole = train(config, out=tmp_path / "whole")
     config.run.accumulate = config.data.batch_size
     parts = train(config, out=tmp_path / "parts")
     assert config.run.accumulate > 1
     assert_close_states(read_checkpoint(whole), read_checkpoint(parts))
-
-
-def test_activation_checkpointing_changes_nothing(config, tmp_path):
-    whole = train(config, out=tmp_path / "whole")
-    config.run.activation_checkpointing = True
-    again = train(config, out=tmp_path / "again")
-    assert_equal_states(read_checkpoint(whole), read_checkpoint(again))
 
 
 @pytest.mark.slow
@@ -207,3 +200,106 @@ def test_too_few_clips_for_a_step_are_refused(config, tmp_path):
 def test_videos_are_required(tmp_path):
     with pytest.raises(ConfigError, match=r"--data\.root"):
         train(TrainConfig(), out=tmp_path / "run")
+
+
+@pytest.fixture
+def inject(monkeypatch):
+    """Puts a NaN into one pixel of the local crops of some steps."""
+    original = loop.sample_views
+
+    def at(*steps):
+        def broken(*args, step, **kwargs):
+            views = original(*args, step=step, **kwargs)
+            if step in steps:
+                views.local_crops[0, 0, 0, 0, 0, 0] = float("nan")
+            return views
+
+        monkeypatch.setattr(loop, "sample_views", broken)
+
+    return at
+
+
+def assert_equal(first, second) -> None:
+    assert_equal_states(first, second)
+    states = (torch.utils._pytree.tree_leaves(one["optimizer"]) for one in (first, second))
+    for one, other in zip(*states, strict=True):
+        assert one == other if not isinstance(one, torch.Tensor) else torch.equal(one, other)
+
+
+def test_a_bad_step_changes_nothing_but_the_rates(config, tmp_path, inject):
+    config.run.max_steps = 3
+    before = read_checkpoint(train(config, out=tmp_path / "before"))
+    inject(3)
+    config.run.max_steps = 4
+    after = read_checkpoint(train(config, out=tmp_path / "after"))
+    for content in (before, after):
+        content["optimizer"]["param_groups"] = []  # the rates that were set for the step
+    assert_equal(before, after)
+    assert before["objective"]["class_center"].abs().max() > 0
+    line = json.loads((tmp_path / "after" / "log.jsonl").read_text().splitlines()[3])
+    assert line["skipped"] == 1
+    assert line["l2g"] is None
+
+
+def test_a_run_goes_on_after_bad_steps(config, tmp_path, inject):
+    inject(2, 4, 5)
+    content = read_checkpoint(train(config, out=tmp_path / "run"))
+    assert all(value.isfinite().all() for value in content["student"].values())
+    lines = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 0, 1, 2, 0, 0]
+
+
+def test_five_bad_steps_go_back_to_the_last_checkpoint_with_later_clips(
+    config, tmp_path, inject, caplog
+):
+    config.run.save_every = 2
+    inject(3, 4, 5, 6, 7)
+    config.optim.epochs = 5
+    config.run.max_steps = 10
+    end = read_checkpoint(train(config, out=tmp_path / "run"))
+    (line,) = (text for text in caplog.messages if "going back to" in text)
+    assert "l2g is nan at step 7, and 5 steps in a row" in line
+    assert "going back to step_00000002.pt" in line
+    assert end["step"] == 10
+    # A run that is killed on the way, also between the bad steps, ends the same.
+    for stop in (5, 8):
+        short = copy.deepcopy(config)
+        short.run.max_steps = stop
+        train(short, out=tmp_path / str(stop))
+        (tmp_path / str(stop) / "checkpoints" / f"step_{stop:08d}.pt").unlink()
+        resumed = train(config, out=tmp_path / str(stop), resume=True)
+        assert_equal(end, read_checkpoint(resumed))
+
+
+def test_numbers_that_stay_bad_stop_the_run_with_a_diagnosis(config, tmp_path, inject):
+    config.optim.epochs = 8
+    inject(*range(4, 16))
+    with pytest.raises(TrainingError) as stopped:
+        train(config, out=tmp_path / "run")
+    message = str(stopped.value)
+    assert "the term l2g is nan at step 13, and 5 steps in a row" in message
+    assert "again after going back to step_00000003.pt, which is whole" in message
+    assert "lr " in message
+    assert "gradient norm nan" in message
+    assert "optim.lr" in message
+    (left,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert read_checkpoint(left)["step"] == 3
+
+
+def test_without_a_checkpoint_bad_steps_stop_the_run(config, tmp_path, inject):
+    inject(*range(8))
+    with pytest.raises(TrainingError, match=r"at step 4, .*no checkpoint to go back to"):
+        train(config, out=tmp_path / "run")
+
+
+def test_a_learning_rate_that_breaks_the_weights_ends_in_words(config, tmp_path):
+    config.optim.lr, config.optim.epochs, config.optim.clip_grad = 1e38, 12, 0.0
+    config.optim.warmup_epochs = 0.0
+    with pytest.raises(TrainingError, match=r"at step \d+, .*\(lr .*lower optim\.lr"):
+        train(config, out=tmp_path / "run")
+
+
+def test_gradients_are_named_where_the_loss_is_finite():
+    numbers = dict.fromkeys(("loss", "g2g", "l2g", "masked", "affinity"), 1.0)
+    numbers |= {"grad_norm": math.inf, "skipped": 5.0, "lr": 0.1}
+    assert diagnosis(numbers, step=7).startswith("the norm of the gradients is inf at step 7")

@@ -1,28 +1,35 @@
-"""Numbers of targets and features by hand; warnings for collapses that are forced, else none."""
+"""Statistics by hand, warnings for collapses that are forced, and the picture of the views."""
 
 import json
 import logging
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.demo.synthetic import generate_clip, write_videos
+from ino.models.student_teacher import Views
 from ino.models.vit import build_vit
 from ino.train.loop import train
 from ino.train.monitors import (
+    GAP,
+    MIN_SIDE,
     PATIENCE,
     CollapseMonitor,
+    contact_sheet,
     divergences,
     effective_rank,
-    feature_numbers,
-    target_numbers,
+    feature_statistics,
+    target_statistics,
 )
 
 
 def test_uniform_targets_have_full_entropy_and_no_information():
-    found = target_numbers(torch.full((2, 3, 8), 1 / 8), name="class")
+    found = target_statistics(torch.full((2, 3, 8), 1 / 8), name="class")
     assert found["entropy_class"].item() == pytest.approx(math.log(8))
     assert found["information_class"].item() == pytest.approx(0, abs=1e-6)
 
@@ -30,9 +37,9 @@ def test_uniform_targets_have_full_entropy_and_no_information():
 def test_one_class_for_all_has_neither_and_one_class_each_has_all_information():
     constant = torch.zeros(4, 8)
     constant[:, 2] = 1
-    found = target_numbers(constant, name="patch")
+    found = target_statistics(constant, name="patch")
     assert found == {"entropy_patch": 0, "information_patch": 0}
-    found = target_numbers(torch.eye(4, 8), name="patch")
+    found = target_statistics(torch.eye(4, 8), name="patch")
     assert found["entropy_patch"] == 0
     assert found["information_patch"].item() == pytest.approx(math.log(4))
 
@@ -40,7 +47,7 @@ def test_one_class_for_all_has_neither_and_one_class_each_has_all_information():
 def test_a_term_is_entropy_and_divergence():
     target, student = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.2, 0.2, 0.6])
     cross_entropy = -(target * student.log()).sum().item()
-    entropy = target_numbers(target[None], name="class")["entropy_class"].item()
+    entropy = target_statistics(target[None], name="class")["entropy_class"].item()
     kl = (target * (target / student).log()).sum().item()
     found = divergences({"g2g": cross_entropy, "l2g": 0.0, "entropy_class": entropy, "masked": 1.0})
     assert found == {"kl_g2g": pytest.approx(kl, abs=1e-6)}
@@ -61,9 +68,9 @@ def test_rank_counts_directions():
 
 def test_features_of_equal_pictures_have_no_spread():
     vit = build_vit("vit_nano", patch_size=8).eval()
-    same = feature_numbers(vit, torch.randn(1, 1, 3, 32, 32).expand(2, 3, -1, -1, -1))
+    same = feature_statistics(vit, torch.randn(1, 1, 3, 32, 32).expand(2, 3, -1, -1, -1))
     assert same["std_class"].item() == pytest.approx(0, abs=1e-5)
-    other = feature_numbers(vit, torch.randn(2, 3, 3, 32, 32))
+    other = feature_statistics(vit, torch.randn(2, 3, 3, 32, 32))
     assert 0 < other["std_class"] < 1
     assert 0 < other["std_patch"] <= 1
     assert 1 < other["rank_patch"] <= vit.embed_dim
@@ -186,7 +193,49 @@ def test_a_run_logs_what_is_looked_at_on_due_steps_only(config, tmp_path):
 def test_looking_changes_nothing_of_what_is_learnt(config, tmp_path):
     paths = []
     for every in (1, 100):
-        config.run.log_every, config.run.pictures_every = every, every
+        config.run.log_every, config.run.pictures_every, config.run.max_steps = every, every, 3
         paths.append(train(config, out=tmp_path / str(every)))
     first, second = (torch.load(path, weights_only=True)["student"] for path in paths)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+MEAN, STD = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+
+def normalised(levels):
+    return (levels / 255 - MEAN) / STD
+
+
+def test_pixels_come_back_and_masked_patches_are_grey():
+    levels = torch.randint(0, 256, (2, 1, 3, MIN_SIDE, MIN_SIDE)).float()
+    masked = torch.tensor([[1, 20]])  # first row, second column; second row, first column
+    sheet = contact_sheet(Views(normalised(levels), None, masked), patch_size=8)
+    for frame in range(2):
+        left = GAP + frame * (MIN_SIDE + GAP)
+        shown = sheet[GAP : GAP + MIN_SIDE, left : left + MIN_SIDE]
+        expected = levels[frame, 0].permute(1, 2, 0).numpy().astype(np.uint8)
+        expected[:8, 8:16] = expected[8:16, :8] = 128
+        np.testing.assert_array_equal(shown, expected)
+
+
+def test_local_crops_stand_below_their_frame():
+    frames = normalised(torch.zeros(2, 1, 3, MIN_SIDE, MIN_SIDE))
+    local = normalised(torch.full((2, 3, 1, 3, 64, 64), 200.0))
+    local[1] = normalised(torch.full((3, 1, 3, 64, 64), 100.0))
+    sheet = contact_sheet(Views(frames, local), patch_size=8)
+    row = sheet[GAP + MIN_SIDE + GAP]
+    assert (row[GAP : GAP + 64] == 200).all()
+    assert (row[MIN_SIDE + 2 * GAP :][:64] == 100).all()
+
+
+@pytest.mark.parametrize("in_generative", [True, False])
+def test_a_run_leaves_pictures_as_often_as_asked(config, tmp_path, in_generative):
+    config.run.pictures_every, config.run.max_steps = 3, 4
+    config.masking.probability = float(in_generative)
+    train(config, out=tmp_path / "run")
+    pictures = sorted((tmp_path / "run/pictures").iterdir())
+    assert [path.name for path in pictures] == [f"step_{step:08d}.png" for step in (0, 3)]
+    assert np.asarray(Image.open(pictures[0])).shape[1] > 4 * MIN_SIDE
+    config.run.pictures_every, config.run.max_steps = 0, 1
+    train(config, out=tmp_path / "none")
+    assert not (tmp_path / "none/pictures").exists()

@@ -1,4 +1,9 @@
-"""A stream of random numbers for each clip of a step, whichever process has the clip."""
+"""Which frames of which videos make a clip, in which order clips come, and to which process.
+
+Everything random is a function of (seed, epoch, index) alone: the number of workers changes
+nothing, and a resumed run reads what it would have read. Crops and colors are not sampled here but
+on the device that trains (`ino.data.views`).
+"""
 
 import hashlib
 import math
@@ -6,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -18,89 +22,27 @@ from ino.data.video import read_chosen
 from ino.data.video_index import VideoIndex, leave_out
 from ino.errors import ConfigError, VideoError
 
-_CLIPS_KEY = 1
-
-
-def clip_streams(
-    seed: list[int], *, num_clips: int, first_clip: int = 0
-) -> list[np.random.Generator]:
-    """A generator for each of some clips of a step.
-
-    It follows from the seed and from the clip's place among the clips of all processes: two
-    processes of one clip draw what one process of two clips draws.
-
-    Args:
-        seed: of the step; not negative.
-        num_clips: clips of this process.
-        first_clip: place of the first of them among those of all processes.
-    """
-    places = range(first_clip, first_clip + num_clips)
-    return [
-        np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_CLIPS_KEY, place)))
-        for place in places
-    ]
-
-
-# Many paths in little memory, which data workers share instead of each having a copy.
-
-
-class PathTable(Sequence[Path]):
-    """Paths, kept as one run of bytes: no Python object for each, no reference to be counted.
-
-    Args:
-        paths: as paths or text.
-    """
-
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
-        self._bounds = np.concatenate([np.zeros(1, np.int64), ends])
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        return Path(
-            os.fsdecode(self._bytes[self._bounds[place] : self._bounds[place + 1]].tobytes())
-        )
-
-    def digest(self) -> str:
-        """A short text that is equal for equal paths in equal order, and for no others."""
-        return hashlib.sha256(self._bounds.tobytes() + self._bytes.tobytes()).hexdigest()[:16]
-
-
-# Which frames of which video make a training clip, and a data set of such clips.
-#
-# Everything random is a function of (seed, epoch, index) alone: the number of workers changes
-# nothing, and a run that is resumed reads what it would have read. Crops and colours are not drawn
-# here but on the device that trains (views.py).
-
-
-_NUM_CANDIDATES = 100  # videos that may stand in for one clip; known broken ones cost nothing
+_NUM_CANDIDATES = 100  # videos that may replace one; known broken ones cost nothing
 _MAX_FAILURES = 20
 _GOOD, _BROKEN = 1, 2
+
+WINDOW = 4
+"""Visits of a place in the batch whose clips are mixed. Their frames are kept: 5 clips of 4 frames
+of 256x340 pixels are 5 MiB per visit."""
 
 
 @dataclass(frozen=True)
 class ClipSampling:
-    """How frames are chosen: every `frame_step`-th of the source, or `fps` a second of its time.
+    """How frames are chosen: every `frame_step`-th of the source, or `fps` per second of its time.
 
-    The paper takes 4 frames, every 8th; the released code 4 frames at 8 frames a second, 5 clips
-    a video and epoch.
+    The paper takes 4 frames, every 8th; the released code 4 frames at 8 frames per second, 5 clips
+    per video and epoch.
 
     Attributes:
-        length: frames a clip.
-        frame_step: source frames from one frame to the next; None where `fps` is given.
-        fps: frames a second of the source's time; a source with fewer repeats frames.
-        clips_per_video: clips drawn from each video in an epoch.
+        length: frames per clip.
+        frame_step: source frames from one frame to the next; None if `fps` is given.
+        fps: frames per second of the source's time; a source with fewer repeats frames.
+        clips_per_video: clips sampled from each video in an epoch.
 
     Raises:
         ConfigError: a value is out of range, or not exactly one of `frame_step` and `fps` is given.
@@ -117,8 +59,7 @@ class ClipSampling:
                 f"a clip needs either frame_step or fps, but frame_step is {self.frame_step} and "
                 f"fps is {self.fps}: give one and set the other to null"
             )
-        for name in ("length", "frame_step", "fps", "clips_per_video"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} of a clip is {value}: give a number above 0")
 
@@ -133,7 +74,7 @@ def frame_indices(
 
     Args:
         num_frames: of the video.
-        fps: frames a second of the video.
+        fps: frames per second of the video.
         sampling: length and step.
         rng: one number is drawn.
 
@@ -145,7 +86,7 @@ def frame_indices(
     else:
         assert sampling.fps is not None
         stride, step = fps / sampling.fps, 1
-    num_positions = math.floor(num_frames / stride)  # frames that a start can be
+    num_positions = math.floor(num_frames / stride)  # frames at which a clip can start
     span = (sampling.length - 1) * step + 1
     if num_positions < span:
         raise VideoError(
@@ -156,18 +97,101 @@ def frame_indices(
     return [math.floor((start + step * k) * stride) for k in range(sampling.length)]
 
 
+def choose_usable(
+    index: VideoIndex, sampling: ClipSampling
+) -> tuple[list[str], float, dict[str, str]]:
+    """The videos of an index that can give clips, their total seconds, and why others cannot.
+
+    A video whose header does not tell its number of frames counts as long enough.
+
+    Raises:
+        VideoError: no video is usable; or 20 or more are not, and they are the larger part.
+    """
+    lengths = list(zip(index.num_frames.tolist(), index.fps.tolist(), strict=True))
+    too_short = {length: _why_too_short(*length, sampling) for length in set(lengths)}
+    left_out: dict[str, str] = {}
+    usable: list[int] = []
+    for place, name in enumerate(index.names):
+        if place in index.faults:
+            left_out[name] = index.faults[place]
+        elif reason := too_short[lengths[place]]:
+            left_out[name] = f"{name}: {reason}"
+        else:
+            usable.append(place)
+    if not usable or (len(left_out) >= _MAX_FAILURES and 2 * len(left_out) > len(index)):
+        reason = next(iter(left_out.values()))
+        raise VideoError(
+            f"{len(left_out)} of the {len(index)} videos cannot be used (the first: {reason}): "
+            "check the folder of videos and the clip's length and step"
+        )
+    seconds = float(index.seconds[usable].sum())
+    return [index.names[place] for place in usable], seconds, left_out
+
+
+def _why_too_short(num_frames: int, fps: float, sampling: ClipSampling) -> str:
+    """Why such a video is too short for a clip; nothing if it is not or its length is unknown."""
+    try:
+        if num_frames:
+            frame_indices(num_frames, fps, sampling=sampling, rng=np.random.default_rng(0))
+    except VideoError as error:
+        return str(error)
+    return ""
+
+
+def clip_streams(
+    seed: list[int], *, num_clips: int, first_clip: int = 0
+) -> list[np.random.Generator]:
+    """A generator of random numbers for each of some clips of a step.
+
+    It follows from the seed and the clip's place among the clips of all processes: two processes
+    of one clip each sample what one process of two clips samples.
+
+    Args:
+        seed: of the step; not negative.
+        num_clips: clips of this process.
+        first_clip: place of the first of them among those of all processes.
+    """
+    places = range(first_clip, first_clip + num_clips)
+    seeds = (np.random.SeedSequence(seed, spawn_key=(1, place)) for place in places)
+    return [np.random.default_rng(one) for one in seeds]
+
+
+class PathTable:
+    """Many paths in little memory, which data workers share instead of each having a copy.
+
+    They are kept as one run of bytes: no Python object per path, no reference to be counted.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, index: int) -> Path:
+        place = range(len(self))[index]
+        start, end = self._bounds[place : place + 2]
+        return Path(os.fsdecode(self._bytes[start:end].tobytes()))
+
+    def digest(self) -> str:
+        """A short text that is equal for equal paths in equal order, and for no others."""
+        return hashlib.sha256(self._bounds.tobytes() + self._bytes.tobytes()).hexdigest()[:16]
+
+
 class ClipDataset(Dataset[Tensor]):
     """Clips by (epoch, index): the pairs that `ClipSampler` yields.
 
     Clip `index` is of video `index % num_videos`. A video that is broken, cut short, without
-    pictures or too short is named once in the log and in the quarantine file, not tried again, and
-    replaced by one drawn from (seed, epoch, index).
+    pictures or too short is named once in the log and the quarantine, not tried again, and
+    replaced by one sampled from (seed, epoch, index).
 
     Args:
         videos: as `find_videos` gives them.
         sampling: which frames make a clip.
         seed: not negative.
-        quarantine: a JSON-lines file that names the videos left out, or None.
+        quarantine: the file that names the videos left out, or None.
         visits: an item is all clips of a video, one after the other: the pairs of `VisitSampler`.
     """
 
@@ -189,7 +213,7 @@ class ClipDataset(Dataset[Tensor]):
         self._state = torch.zeros(len(self._videos), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
-        """The number of clips an epoch."""
+        """The number of clips per epoch."""
         return len(self._videos) * self._sampling.clips_per_video
 
     @property
@@ -227,12 +251,12 @@ class ClipDataset(Dataset[Tensor]):
                 )
             except (VideoError, OSError) as error:
                 num_failures += 1
-                self._set_aside(video, error)
+                self._leave_out(video, error)
                 if num_failures == _MAX_FAILURES:
                     break
-                continue
-            self._state[video] = _GOOD
-            return torch.from_numpy(clip)
+            else:
+                self._state[video] = _GOOD
+                return torch.from_numpy(clip)
         raise self._too_many_broken()
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
@@ -244,31 +268,31 @@ class ClipDataset(Dataset[Tensor]):
         others = rng.choice(len(self._videos), size, replace=False)
         yield from (int(video) for video in others if video != first)
 
-    def _set_aside(self, video: int, error: Exception) -> None:
+    def _leave_out(self, video: int, error: Exception) -> None:
         self._state[video] = _BROKEN
         leave_out(self._quarantine, str(self._videos[video]), reason=str(error))
-        num_broken = self.num_broken
-        if num_broken >= _MAX_FAILURES and 2 * num_broken > int((self._state > 0).sum()):
+        if self.num_broken >= _MAX_FAILURES and 2 * self.num_broken > self._num_tried:
             raise self._too_many_broken() from error
+
+    @property
+    def _num_tried(self) -> int:
+        return int((self._state > 0).sum())
 
     def _too_many_broken(self) -> VideoError:
         where = f"; {self._quarantine} says why" if self._quarantine else ""
         return VideoError(
-            f"{self.num_broken} of the {int((self._state > 0).sum())} videos tried cannot be "
-            f"used{where}: check the folder of videos and the clip's length and step"
+            f"{self.num_broken} of the {self._num_tried} videos tried cannot be used{where}: "
+            "check the folder of videos and the clip's length and step"
         )
 
 
-# In which order clips come, and which process takes which.
-
-
 def count_batches(num_clips: int, *, global_batch: int, clips_per_visit: int = 1) -> int:
-    """Whole batches of an epoch.
+    """The number of whole batches per epoch.
 
     Args:
-        num_clips: of the epoch.
-        global_batch: clips of a batch, over all processes.
-        clips_per_visit: clips of a video that are read together, and no two in one batch.
+        num_clips: per epoch, over all processes.
+        global_batch: clips per batch, over all processes.
+        clips_per_visit: clips of a video that are read together, no two of them in one batch.
 
     Raises:
         ConfigError: there is none.
@@ -290,14 +314,14 @@ def count_batches(num_clips: int, *, global_batch: int, clips_per_visit: int = 1
 class ClipSampler(Sampler[tuple[int, int]]):
     """The (epoch, index) pairs of one epoch for one process, in the order of its batches.
 
-    An epoch is a permutation drawn from (seed, epoch), cut into global batches, the last one left
+    An epoch is a permutation sampled from (seed, epoch), cut into global batches, the last one left
     out if it is not full; each process takes its share of every batch. Iterating gives the rest of
-    the epoch from the position that was set; the position is for the caller to move. As the epoch
-    travels with the index, workers may persist.
+    the epoch from the position that was set; moving the position is up to the caller. As the epoch
+    is part of each pair, workers may persist.
 
     Args:
-        num_clips: of an epoch, over all processes, before it is cut into batches.
-        batch_size: clips a process.
+        num_clips: per epoch, over all processes, before it is cut into batches.
+        batch_size: clips per process.
         seed: not negative.
         rank: of this process.
         world_size: number of processes.
@@ -314,53 +338,43 @@ class ClipSampler(Sampler[tuple[int, int]]):
         self._seed = seed
         self._rank = rank
         self._global_batch = batch_size * world_size
-        self._epoch = 0
-        self._batch = 0
+        self._epoch = self._batch = 0
         self.num_batches = count_batches(num_clips, global_batch=self._global_batch)
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at this batch of this epoch, both from 0."""
-        self._epoch = epoch
-        self._batch = batch
+        self._epoch, self._batch = epoch, batch
 
     def __len__(self) -> int:
         """The number of clips from the position to the end of the epoch."""
         return (self.num_batches - self._batch) * self._batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        # A spawn key keeps this stream apart from those that the clips are drawn from.
-        seeds = np.random.SeedSequence([self._seed, self._epoch], spawn_key=(0,))
+        epoch = self._epoch
+        # A spawn key keeps this stream apart from those that clips are sampled from.
+        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(0,))
         order = np.random.default_rng(seeds).permutation(self.num_clips)
         batches = order[: self.num_batches * self._global_batch].reshape(
             self.num_batches, -1, self._batch_size
         )
-        epoch = self._epoch
         own = batches[self._batch :, self._rank].ravel()
         return ((epoch, int(index)) for index in own)
 
 
-# All clips of a video from one visit, and batches that mix the clips of many visits.
-#
-# Decoding a clip begins at a key frame, which may be hundreds of frames before it; several clips of
-# a video cost hardly more than the last of them. Visits are dealt to as many lanes as a global
-# batch has places; a batch takes one clip of each lane, so that no video is in a batch twice, and
-# the clips of a window of visits come in random order. Which clip comes where is a function of seed
-# and epoch: it is the same on any number of processes with the same global batch, and after
-# resuming.
-
-
-WINDOW = 4
-"""Visits of a lane whose clips are mixed. Their frames are kept: 5 clips of 4 frames of 256x340
-pixels are 5 MiB a visit."""
-
-
 class VisitSampler(Sampler[tuple[int, int]]):
-    """The (epoch, video) pairs of one process, lane by lane, and the batches made of their clips.
+    """The (epoch, video) pairs of one process, and the batches made of the clips of their visits.
+
+    Decoding a clip begins at a key frame, which may be hundreds of frames before it, so all clips
+    of a video, read in one visit, cost hardly more than the last of them. Visits are dealt to the
+    places of a global batch ("lanes"); a batch takes one clip of each lane, so no video is in a
+    batch twice, and the clips of `WINDOW` visits of a lane come in random order. Which clip comes
+    where is a function of seed and epoch: it is the same on any number of processes with the same
+    global batch, and after resuming.
 
     Args:
-        num_videos: over all processes, each visited once an epoch.
+        num_videos: over all processes, each visited once per epoch.
         clips_per_video: clips of a visit.
-        batch_size: clips a process and step.
+        batch_size: clips per process and step.
         seed: not negative.
         rank: of this process.
         world_size: number of processes.
@@ -385,52 +399,50 @@ class VisitSampler(Sampler[tuple[int, int]]):
         self._seed = seed
         self._first_lane = rank * batch_size
         self._num_lanes = batch_size * world_size
-        self._epoch = 0
-        self._batch = 0
+        self._epoch = self._batch = 0
         self.num_clips = num_videos * clips_per_video
         self.num_batches = count_batches(
             self.num_clips, global_batch=self._num_lanes, clips_per_visit=clips_per_video
         )
-        self._num_visits = num_videos // self._num_lanes  # of each lane
+        self._visits_per_lane = num_videos // self._num_lanes
         self._batches_per_window = WINDOW * clips_per_video
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at the window of this batch of this epoch, from 0."""
-        self._epoch = epoch
-        self._batch = batch
+        self._epoch, self._batch = epoch, batch
+
+    @property
+    def _num_done(self) -> int:
+        """Visits of a lane before the window of the position."""
+        return self._batch // self._batches_per_window * WINDOW
 
     def __len__(self) -> int:
-        """The number of visits from the position to the end of the epoch."""
-        done = self._batch // self._batches_per_window * WINDOW
-        return (self._num_visits - done) * self._batch_size
+        """The number of visits from the position's window to the end of the epoch."""
+        return (self._visits_per_lane - self._num_done) * self._batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self._epoch
         order = self._generator(epoch).permutation(self._num_videos)
-        visits = order[: self._num_visits * self._num_lanes].reshape(-1, self._num_lanes)
-        done = self._batch // self._batches_per_window * WINDOW
-        own = visits[done:, self._first_lane : self._first_lane + self._batch_size]
-        return ((epoch, int(video)) for video in own.ravel())
+        visits = order[: self._visits_per_lane * self._num_lanes].reshape(-1, self._num_lanes)
+        lanes = slice(self._first_lane, self._first_lane + self._batch_size)
+        return ((epoch, int(video)) for video in visits[self._num_done :, lanes].ravel())
 
     def batches(self, visits: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
         """The batches from the position to the end of the epoch.
 
         Args:
-            visits: as a loader of this sampler gives them, a list of one visit of each lane at a
-                time; a visit is (clips x time, height, width, 3).
+            visits: as a loader of this sampler gives them, a list of one visit per lane at a time;
+                a visit is (clips x time, height, width, 3).
         """
         epoch, batch = self._epoch, self._batch
         while batch < self.num_batches:
-            window, skipped = divmod(batch, self._batches_per_window)
-            num_visits = min(WINDOW, self._num_visits - window * WINDOW)
+            window, num_skipped = divmod(batch, self._batches_per_window)
+            num_visits = min(WINDOW, self._visits_per_lane - window * WINDOW)
+            num_clips = num_visits * self._clips_per_video
             kept = [next(visits) for _ in range(num_visits)]
-            orders = [
-                self._generator(epoch, window, self._first_lane + lane).permutation(
-                    num_visits * self._clips_per_video
-                )
-                for lane in range(self._batch_size)
-            ]
-            for place in range(skipped, num_visits * self._clips_per_video):
+            lanes = range(self._first_lane, self._first_lane + self._batch_size)
+            orders = [self._generator(epoch, window, lane).permutation(num_clips) for lane in lanes]
+            for place in range(num_skipped, num_clips):
                 clips = []
                 for lane, order in enumerate(orders):
                     visit, clip = divmod(int(order[place]), self._clips_per_video)
@@ -440,60 +452,5 @@ class VisitSampler(Sampler[tuple[int, int]]):
                 batch += 1
 
     def _generator(self, *place: int) -> np.random.Generator:
-        # A spawn key keeps these streams apart from those that clips are drawn from.
+        # A spawn key keeps these streams apart from those that clips are sampled from.
         return np.random.default_rng(np.random.SeedSequence([self._seed, *place], spawn_key=(1,)))
-
-
-# Which videos of an index can give clips, and why the others cannot.
-
-
-_MANY = 20
-
-
-def choose_usable(
-    index: VideoIndex, sampling: ClipSampling
-) -> tuple[list[str], float, dict[str, str]]:
-    """The usable videos, how many seconds they are, and the reason for each of the others.
-
-    A video whose header does not tell its number of frames counts as long enough.
-
-    Raises:
-        VideoError: no video is usable; or 20 or more are not, and they are the larger part.
-    """
-    too_short = _too_short(index.num_frames, index.fps, sampling)
-    left_out: dict[str, str] = {}
-    usable: list[str] = []
-    seconds = 0.0
-    for place, name in enumerate(index.names):
-        length = (int(index.num_frames[place]), float(index.fps[place]))
-        if place in index.faults:
-            left_out[name] = index.faults[place]
-        elif length in too_short:
-            left_out[name] = f"{name}: {too_short[length]}"
-        else:
-            usable.append(name)
-            seconds += float(index.seconds[place])
-    if not usable or (len(left_out) >= _MANY and 2 * len(left_out) > len(index)):
-        name, reason = next(iter(left_out.items()))
-        raise VideoError(
-            f"{len(left_out)} of the {len(index)} videos cannot be used (the first: {reason}): "
-            "check the folder of videos and the clip's length and step"
-        )
-    return usable, seconds, left_out
-
-
-def _too_short(
-    num_frames: Sequence[int] | np.ndarray,
-    fps: Sequence[float] | np.ndarray,
-    sampling: ClipSampling,
-) -> dict[tuple[int, float], str]:
-    """Why a video of so many frames and such a rate is too short, for those that are."""
-    reasons = {}
-    rng = np.random.default_rng(0)  # where a clip would start is of no interest
-    for length, rate in set(zip(map(int, num_frames), map(float, fps), strict=True)):
-        if length:
-            try:
-                frame_indices(length, rate, sampling=sampling, rng=rng)
-            except VideoError as error:
-                reasons[length, rate] = str(error)
-    return reasons

@@ -1,17 +1,14 @@
-"""Which frames and annotations DAVIS and YouTube-VOS hold, from their folders.
+"""Which frames and annotations DAVIS holds, from its folders and lists.
 
-Only paths are read here: no image is opened. Any data set in one of the two layouts can be read;
-frames are JPEG, annotations PNG, and an annotation belongs to the frame of the same name.
+Only paths are read here: no image is opened. Any data set in this layout can be read; frames are
+JPEG, annotations PNG, and an annotation belongs to the frame of the same name.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ino.errors import DatasetError
-
-_ALL_FRAMES = "_all_frames"
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,21 @@ def read_davis(
     """The sequences of a split of DAVIS, in the order of its list.
 
     Layout: `JPEGImages/<resolution>/<sequence>/*.jpg`, `Annotations/<resolution>/<sequence>/*.png`
-    and `ImageSets/<year>/<split>.txt` with a sequence a line. For 2016 the list may also be the
-    one of the first release, `ImageSets/<resolution>/<split>.txt`, with a pair of files a line.
+    and `ImageSets/<year>/<split>.txt` with one sequence per line. For 2016 the list may also be
+    that of the first release, `ImageSets/<resolution>/<split>.txt`, with a pair of files per line.
 
     Args:
         root: the folder that holds JPEGImages.
         year: of the list.
         split: name of the list.
         resolution: name of the folder between JPEGImages and the sequences.
-        sequences: the sequences of the list to read; all where None. The others may be absent.
+        sequences: the sequences of the list to read, all if None. The others may be absent.
 
     Raises:
         DatasetError: the list, the frames of a sequence or the annotation of its first frame are
             missing, or an annotation belongs to no frame.
     """
-    names = _read_names(root, year=year, split=split, resolution=resolution)
+    names = _read_list(root, year=year, split=split, resolution=resolution)
     if sequences is not None:
         if unknown := [name for name in sequences if name not in names]:
             raise DatasetError(
@@ -59,59 +56,13 @@ def read_davis(
                 f"{', '.join(names)}"
             )
         names = [name for name in names if name in sequences]
-    found = []
-    for name in names:
-        sequence = read_sequence(
-            name,
-            frames=root / "JPEGImages" / resolution / name,
-            annotations=root / "Annotations" / resolution / name,
-        )
-        if 0 not in sequence.annotations:
-            raise DatasetError(
-                f"{name} has no annotation of its first frame {sequence.frames[0].stem}: expected "
-                f"{root / 'Annotations' / resolution / name / sequence.frames[0].stem}.png"
-            )
-        found.append(sequence)
-    return found
-
-
-def read_ytvos(root: Path, *, split: str = "valid") -> list[VideoSequence]:
-    """The videos of a split of YouTube-VOS, in the order of their names.
-
-    Layout: `<split>/JPEGImages/<video>/*.jpg`, `<split>/Annotations/<video>/*.png` on the frames
-    where objects first appear and, optionally, `<split>/meta.json`, whose videos must then all be
-    there. The split `valid_all_frames` holds every frame instead of every fifth; where it has no
-    Annotations of its own, those of `valid` are taken.
-
-    Args:
-        root: the folder that holds the split, or the folder of the split itself.
-        split: name of the folder.
-
-    Raises:
-        DatasetError: folders, frames or annotations are missing, meta.json is broken, or an
-            annotation belongs to no frame.
-    """
-    folder = root / split if (root / split).is_dir() else root
-    frames, annotations = folder / "JPEGImages", folder / "Annotations"
-    if not annotations.is_dir():
-        whole = folder.resolve()
-        annotations = whole.parent / whole.name.removesuffix(_ALL_FRAMES) / "Annotations"
-    for needed in (frames, annotations):
-        if not needed.is_dir():
-            raise DatasetError(
-                f"{needed} does not exist: YouTube-VOS is {split}/JPEGImages and "
-                f"{split}/Annotations in {root}, or these two folders in it"
-            )
-    meta = folder / "meta.json"
-    names = _read_meta(meta) if meta.is_file() else folder_names(annotations)
-    if not names:
-        raise DatasetError(f"{annotations} holds no folder of annotations: expected one a video")
+    frames, annotations = (root / part / resolution for part in ("JPEGImages", "Annotations"))
     return [
-        read_sequence(name, frames=frames / name, annotations=annotations / name) for name in names
+        read_sequence(name, frames / name, annotations / name, needs_first=True) for name in names
     ]
 
 
-def _read_names(root: Path, *, year: int, split: str, resolution: str) -> list[str]:
+def _read_list(root: Path, *, year: int, split: str, resolution: str) -> list[str]:
     """The sequences of a list of DAVIS, each once, in order."""
     folder = root / "ImageSets"
     candidates = [folder / str(year) / f"{split}.txt"]
@@ -137,21 +88,20 @@ def _sequence_name(line: str) -> str:
     return Path(line.split()[0]).parent.name if "/" in line else line
 
 
-def _read_meta(path: Path) -> list[str]:
-    try:
-        return sorted(json.loads(path.read_text(encoding="utf-8"))["videos"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DatasetError(
-            f"{path} is not the meta.json of YouTube-VOS, an object with `videos` in it: copy it "
-            "again or delete it"
-        ) from error
+def read_sequence(
+    name: str, frames: Path, annotations: Path, *, needs_first: bool = False
+) -> VideoSequence:
+    """The video of one folder of JPEG frames and one of PNG annotations.
 
-
-def read_sequence(name: str, *, frames: Path, annotations: Path) -> VideoSequence:
-    """The video of one folder of frames and one of annotations.
+    Args:
+        name: of the video.
+        frames: folder of the frames.
+        annotations: folder of the annotations.
+        needs_first: whether the first frame must be annotated.
 
     Raises:
-        DatasetError: one of them holds no file, or an annotation belongs to no frame.
+        DatasetError: one of the folders holds no file, an annotation belongs to no frame, or the
+            first one is missing though needed.
     """
     images = _files(frames, (".jpg", ".jpeg"))
     if not images:
@@ -165,17 +115,20 @@ def read_sequence(name: str, *, frames: Path, annotations: Path) -> VideoSequenc
             f"{name} has {len(orphans)} annotated frames without an image, the first of them "
             f"{orphans[0].stem}: expected {frames / orphans[0].stem}.jpg"
         )
-    return VideoSequence(
-        name=name,
-        frames=tuple(images),
-        annotations={positions[mask.stem]: mask for mask in masks},
-    )
+    found = {positions[mask.stem]: mask for mask in masks}
+    if needs_first and 0 not in found:
+        first = images[0].stem
+        raise DatasetError(
+            f"{name} has no annotation of its first frame {first}: expected "
+            f"{annotations / first}.png"
+        )
+    return VideoSequence(name, tuple(images), found)
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """The files of a folder in the order of their numbers, or of their names where they have none.
+    """The files of a folder in the order of their numbers, or of their names if they have none.
 
-    Hidden files, such as the ones that macOS leaves in archives, are left out.
+    Hidden files, such as those that macOS leaves in archives, are left out.
     """
     if not folder.is_dir():
         return []
@@ -186,11 +139,4 @@ def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     ]
     return sorted(
         found, key=lambda path: (int(path.stem) if path.stem.isdecimal() else -1, path.name)
-    )
-
-
-def folder_names(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted; hidden ones are left out."""
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
     )

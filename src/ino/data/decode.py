@@ -1,14 +1,23 @@
-"""What was found out about files, kept in memory up to a limit; the longest unused goes first."""
+"""One video file, opened with FFmpeg: its frames one after another, or some of them by number.
+
+A frame is what the file stores, turned as its display matrix says; pixels that are not square and
+interlacing are left as they are. Where the picture's size changes midway, the first size holds for
+all. Frame numbers count decoded frames from 0.
+
+Frames by number are read without decoding the whole file. First the times of all frames are found:
+from the header of an MP4 or MOV file, else from all packets (the whole file is read but not
+decoded). Then decoding starts at the key frame before each wanted frame and ends with it; frames in
+between that no other frame refers to are skipped. Where times do not tell which frame is which, the
+file is decoded from its start. All ways give the same frames.
+"""
 
 import io
 import struct
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
+from threading import Lock
 
 import av
 import numpy as np
@@ -17,51 +26,23 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
+from cachetools import LRUCache, cached
 
 from ino.errors import VideoError
 
-Value = TypeVar("Value")
-
-
-class Remembered(Generic[Value]):
-    """Values by key, made when first asked for.
-
-    Args:
-        most: how much may be kept, in the unit of `weigh`; the newest value always is.
-        weigh: what a value takes.
-    """
-
-    def __init__(self, *, most: int, weigh: Callable[[Value], int]) -> None:
-        self._most = most
-        self._weigh = weigh
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._weight = 0
-
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of a key, made if it is not there."""
-        if key not in self._values:
-            self._values[key] = make()
-            self._weight += self._weigh(self._values[key])
-            while self._weight > self._most and len(self._values) > 1:
-                self._weight -= self._weigh(self._values.popitem(last=False)[1])
-        self._values.move_to_end(key)
-        return self._values[key]
-
-
-# One video file, opened with FFmpeg: its packets, its frames one after another, its faults.
-#
-# A frame is what the file stores, turned as its display matrix says; pixels that are not square and
-# interlacing are left as they are. Where the picture's size changes midway, the first size holds
-# for all. Frames by number: frame_index.py.
-
-
-NOMINAL_FPS = 24.0  # for what has no frame rate of its own
+NOMINAL_FPS = 24.0  # of videos that have no frame rate of their own
 # One packet of these is one frame that is shown. VP8 (invisible frames) and MPEG-4 part 2 (packed
 # B-frames) do not keep to that.
 _FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo"})
+# These containers store when a frame is shown; elsewhere (AVI) a parser guesses it.
+_STORES_TIME_SHOWN = frozenset({"mov", "matroska", "mpegts"})
+# Decoders of these can skip frames that others do not refer to.
+_MARKS_UNREFERENCED = frozenset({"h264", "hevc"})
 _WITHOUT_DECODER = {"codec_whitelist": "none", "probesize": "32", "analyzeduration": "0"}
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
+_MAX_HEADER_BYTES = 1 << 28  # of an MP4 file; that of a day of video has about a tenth of it
+_MAX_CACHED_FRAMES = 1 << 22  # of all files together: 32 MiB of times
 
 
 class VideoFile:
@@ -69,10 +50,10 @@ class VideoFile:
 
     Args:
         path: a file that FFmpeg can read.
-        num_threads: decoder threads; 0 is one for each core.
-        content: the file's bytes, where they are at hand; `path` then only names them.
-        decodes: False for the container's own header alone: a tenth of the time, and what only a
-            decoder can tell is not there.
+        num_threads: decoder threads; 0 is one per core.
+        content: the file's bytes, if they are in memory; `path` then only names them.
+        decodes: False reads the container's own header alone, in a tenth of the time, without what
+            only a decoder can tell.
 
     Raises:
         VideoError: the file is missing, empty, not a video, or holds no pictures.
@@ -100,6 +81,7 @@ class VideoFile:
         self._size = (self.stream.codec_context.width, self.stream.codec_context.height)
         self._reformatter = VideoReformatter()
         self._is_torn = False
+        self._table: _FrameTable | None = None
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -107,7 +89,7 @@ class VideoFile:
     def __exit__(self, *_: object) -> None:
         self.container.close()
 
-    def again(self) -> "VideoFile":
+    def reopened(self) -> "VideoFile":
         """The same file, opened anew."""
         return VideoFile(self.path, num_threads=self.num_threads, content=self.content)
 
@@ -116,13 +98,12 @@ class VideoFile:
         return self.path.open("rb") if self.content is None else io.BytesIO(self.content)
 
     @property
-    def size(self) -> int:
-        """The number of bytes."""
+    def num_bytes(self) -> int:
         return self.path.stat().st_size if self.content is None else len(self.content)
 
     @property
     def fps(self) -> float:
-        """Mean number of frames a second of the source's time; 24 where the file does not say."""
+        """Mean frames per second; 24 where the file does not say."""
         rate = self.stream.average_rate or self.stream.guessed_rate
         return float(rate) if rate else NOMINAL_FPS
 
@@ -155,7 +136,7 @@ class VideoFile:
         return self.stream.frames
 
     def packets(self) -> Iterator[Packet]:
-        """Packets from where the container stands to its end, or to the first that is torn."""
+        """Packets from the container's position to its end, or to the first torn one."""
         for packet in self.container.demux(self.stream):
             if packet.is_corrupt:
                 self._is_torn = True
@@ -167,7 +148,7 @@ class VideoFile:
         """Every frame of a file that was just opened, in the order shown.
 
         Raises:
-            VideoError: where the file breaks off, after all whole frames were given.
+            VideoError: where the file breaks off, after all whole frames.
         """
         num_packets = num_frames = 0
         try:
@@ -202,7 +183,7 @@ class VideoFile:
         return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
 
     def is_cut(self, num_packets: int) -> bool:
-        """Whether less is there than the header promises, once all packets were read."""
+        """Whether the file holds less than its header promises, once all packets were read."""
         if self._is_torn:
             return True
         if "mp4" in self.formats and self.stream.frames:
@@ -214,6 +195,44 @@ class VideoFile:
         return VideoError(
             f"{self.path} breaks off after {num_frames} whole frames ({reason}): "
             "copy the file again or repair it to get the rest"
+        )
+
+    def count_frames(self) -> int:
+        """The number of frames that decoding gives.
+
+        Raises:
+            VideoError: the file is cut short or broken.
+        """
+        return self._frames().num_frames
+
+    def read_frames_at(self, indices: Sequence[int]) -> np.ndarray:
+        """The frames of these numbers, uint8 RGB (len(indices), height, width, 3).
+
+        Raises:
+            VideoError: the file is cut short or broken, or has no frame of that number.
+        """
+        table = self._frames()
+        check_numbers(self.path, indices, num_frames=table.num_frames)
+        wanted = sorted(set(indices))
+        frames = _read_by_seeking(self, table, wanted) or _read_through(self, wanted)
+        return np.stack([frames[index] for index in indices])
+
+    def _frames(self) -> "_FrameTable":
+        if self._table is None:
+            if self.content is None:
+                stat = self.path.stat()
+                self._table = _cached_table(self, stat.st_size, stat.st_mtime_ns)
+            else:  # it is read from memory once, so caching its table is of no use
+                self._table = _find_frames(self)
+        return self._table
+
+
+def check_numbers(path: Path, indices: Sequence[int], *, num_frames: int) -> None:
+    """Raises a VideoError if a video of so many frames lacks one of these numbers."""
+    if min(indices) < 0 or max(indices) >= num_frames:
+        raise VideoError(
+            f"{path} has frames 0 to {num_frames - 1}, but frames {min(indices)} to "
+            f"{max(indices)} were asked for: ask for frames that it has"
         )
 
 
@@ -233,7 +252,7 @@ def _open(path: Path, content: bytes | None, *, decodes: bool) -> InputContainer
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
             f"{path} cannot be read as a video ({error.strerror}): "
-            "give a video, or copy it again if it is one that came half"
+            "give a video, or copy it again if it is one that was not copied whole"
         ) from error
 
 
@@ -268,39 +287,42 @@ def _is_matroska_cut(video: VideoFile) -> bool:
             if size == unknown:
                 return False
             position += 4 + num_bytes + size
-    return video.size < position
-
-
-# When each frame of an MP4 or MOV file is shown, from its header alone.
-#
-# FFmpeg gives the place, size and decoding time of every frame as soon as such a file is open, but
-# not when a frame is shown; that is decoding time plus the offset that the box `ctts` holds
-# (ISO/IEC 14496-12, 8.6.1.3), which is read here. Fragmented files keep their tables elsewhere and
-# are not covered, nor are headers that are compressed or do not agree with what FFmpeg found.
-
-
-_LARGEST_HEADER = 1 << 28  # bytes; a day of video has about a tenth of it
+    return video.num_bytes < position
 
 
 @dataclass(frozen=True)
-class HeaderFrames:
-    """Frames as stored, one after another; times in the stream's time base.
+class _FrameTable:
+    """The frames of a whole file, with times in its stream's time base.
 
-    Attributes:
-        shown: when each is shown.
-        decoded: when each is decoded.
-        is_key: whether decoding can start there.
-        num_whole: how many lie wholly in the file; fewer than there are where it is cut short.
+    `shown` has the time of each frame, ascending; `keys` one row (shown, decoded) per frame at
+    which decoding can start. Both are empty where times do not tell which frame is which.
     """
 
+    num_frames: int
     shown: np.ndarray
-    decoded: np.ndarray
-    is_key: np.ndarray
-    num_whole: int
+    keys: np.ndarray
 
 
-def read_header_frames(file: VideoFile) -> HeaderFrames | None:
-    """The frames that the header lists, or None where it does not tell all."""
+@cached(
+    LRUCache(_MAX_CACHED_FRAMES, lambda table: min(64 + len(table.shown), _MAX_CACHED_FRAMES)),
+    key=lambda file, num_bytes, time: (file.path.absolute(), num_bytes, time),
+    lock=Lock(),
+)
+def _cached_table(file: VideoFile, num_bytes: int, time: int) -> _FrameTable:
+    """The frames of a file, found once for each size and time of change."""
+    return _find_frames(file)
+
+
+def _find_frames(file: VideoFile) -> _FrameTable:
+    return _frames_of_header(file) or _frames_of_packets(file)
+
+
+def _frames_of_header(file: VideoFile) -> _FrameTable | None:
+    """The frames that the header of an MP4 or MOV file lists; None where it does not tell all.
+
+    Raises:
+        VideoError: the file ends before its last frame.
+    """
     if "mp4" not in file.formats:
         return None
     entries = [
@@ -312,23 +334,70 @@ def read_header_frames(file: VideoFile) -> HeaderFrames | None:
     decoded, ends, is_key, is_hidden = (np.array(column) for column in zip(*entries, strict=True))
     if is_hidden.any():  # an edit list hides frames and moves the times of others
         return None
-    offsets = _read_offsets(file, file.stream.id, num_frames=len(entries))
+    offsets = _composition_offsets(file, num_frames=len(entries))
     if offsets is None:
         return None
+    num_whole = int((ends <= file.num_bytes).sum())
+    if num_whole < len(entries):
+        raise file.broken(num_whole, "the file is cut short")
     # As FFmpeg does: decoding is put so early that no frame is shown before it.
     shown = decoded + offsets + max(0, -int(offsets.min()))
-    num_whole = int((ends <= file.size).sum())
-    return HeaderFrames(shown, decoded, is_key, num_whole)
+    return _as_table(file, shown, decoded, is_key, is_hidden)
 
 
-def _read_offsets(video: VideoFile, track: int, *, num_frames: int) -> np.ndarray | None:
-    """From decoding to being shown, for each frame of a track, in its time base."""
+def _frames_of_packets(file: VideoFile) -> _FrameTable:
+    rows: list[tuple] = []
     try:
-        movie = _read_movie(video)
-        table = _sample_table(movie, track)
-        times = None if table is None else _child(table, b"ctts")
+        rows.extend(  # a hidden frame is decoded for others' sake, not shown
+            (packet.pts, packet.dts, packet.is_keyframe, packet.is_discard)
+            for packet in file.packets()
+        )
+    except av.FFmpegError as error:
+        raise file.broken(len(rows), error.strerror) from error
+    if not rows or file.is_cut(len(rows)):
+        raise file.broken(len(rows), "the file is cut short")
+    shown, decoded, is_key, is_hidden = (np.array(column) for column in zip(*rows, strict=True))
+    if None not in shown and (table := _as_table(file, shown, decoded, is_key, is_hidden)):
+        return table
+    with file.reopened() as fresh:
+        num_frames = sum(1 for _ in fresh.decoded())
+    return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
+
+
+def _as_table(
+    file: VideoFile,
+    shown: np.ndarray,
+    decoded: np.ndarray,
+    is_key: np.ndarray,
+    is_hidden: np.ndarray,
+) -> _FrameTable | None:
+    """The frames in the order shown, from one entry per frame in the order stored; None where
+    sorting them by time does not number them as decoding does."""
+    if not file.has_frame_per_packet:
+        return None
+    if _STORES_TIME_SHOWN.isdisjoint(file.formats) and not np.array_equal(shown, decoded):
+        return None
+    # What is shown before the first key frame may not be decodable.
+    if len(np.unique(shown)) < len(shown) or not is_key[0] or shown[0] != shown.min():
+        return None
+    decoded = np.where(decoded == None, shown, decoded).astype(np.int64)  # noqa: E711
+    keys = np.stack([shown, decoded], axis=1)[is_key]
+    visible = np.sort(shown[~is_hidden])
+    return _FrameTable(len(visible), visible, keys[np.argsort(keys[:, 0])])
+
+
+def _composition_offsets(video: VideoFile, *, num_frames: int) -> np.ndarray | None:
+    """For each frame as stored, the time from decoding to being shown; None where unknown.
+
+    FFmpeg gives place, size and decoding time of every frame once an MP4 or MOV file is open, but
+    not when it is shown: that is in the box `ctts` (ISO/IEC 14496-12, 8.6.1.3). Fragmented files
+    and those with compressed headers are not covered.
+    """
+    try:
+        table = _sample_table(_read_movie(video), video.stream.id)
         if table is None:
             return None
+        times = _find_box(table, b"ctts")
         if times is None:  # shown in the order decoded
             return np.zeros(num_frames, np.int64)
         (num_runs,) = struct.unpack_from(">I", times, 4)
@@ -343,7 +412,7 @@ def _read_offsets(video: VideoFile, track: int, *, num_frames: int) -> np.ndarra
 def _read_movie(video: VideoFile) -> memoryview:
     """The content of the box `moov`; empty where there is none."""
     with video.as_bytes() as file:
-        end = video.size
+        end = video.num_bytes
         position = 0
         while position + 8 <= end:
             file.seek(position)
@@ -356,179 +425,39 @@ def _read_movie(video: VideoFile) -> memoryview:
                 size = end - position
             if size < head:
                 break
-            if kind == b"moov" and size <= _LARGEST_HEADER:
+            if kind == b"moov" and size <= _MAX_HEADER_BYTES:
                 return memoryview(file.read(size - head))
             position += size
     return memoryview(b"")
 
 
 def _sample_table(movie: memoryview, track: int) -> memoryview | None:
-    """The box `stbl` of a track, by the track's number."""
+    """The box `stbl` of the track of that number."""
     for kind, content in _boxes(movie):
-        if kind != b"trak":
-            continue
-        header = _child(content, b"tkhd")
+        header = _find_box(content, b"tkhd") if kind == b"trak" else None
         # The number follows two dates, which are longer in version 1.
-        if header is None or struct.unpack_from(">I", header, 20 if header[0] else 12)[0] != track:
-            continue
-        inner: memoryview | None = content
-        for name in (b"mdia", b"minf", b"stbl"):
-            inner = None if inner is None else _child(inner, name)
-        return inner
+        if header and struct.unpack_from(">I", header, 20 if header[0] else 12)[0] == track:
+            return _find_box(content, b"mdia", b"minf", b"stbl")
     return None
 
 
-def _child(box: memoryview, kind: bytes) -> memoryview | None:
-    return next((content for name, content in _boxes(box) if name == kind), None)
+def _find_box(box: memoryview, *path: bytes) -> memoryview | None:
+    """The content of the first box of that name in a box, or of a box in it, and so on."""
+    found: memoryview | None = box
+    for name in path:
+        found = next((content for kind, content in _boxes(found or b"") if kind == name), None)
+    return found
 
 
-def _boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def _boxes(content: memoryview | bytes) -> Iterator[tuple[bytes, memoryview]]:
+    view = memoryview(content)
     position = 0
-    while position + 8 <= len(content):
-        size, kind = struct.unpack_from(">I4s", content, position)
+    while position + 8 <= len(view):
+        size, kind = struct.unpack_from(">I4s", view, position)
         if size < 8:  # neither long nor open boxes are found inside the header
             return
-        yield kind, content[position + 8 : position + size]
+        yield kind, view[position + 8 : position + size]
         position += size
-
-
-# Chosen frames of a video file by exact frame number, without decoding the whole file.
-#
-# Frame numbers count decoded frames from 0. The times of all frames come first: from the header of
-# an MP4 or MOV file, else from all packets (a whole file is read but not decoded). They are
-# remembered while the file stays the same. Then decoding starts at the key frame before each wanted
-# frame and ends with it; frames in between that no other frame needs are passed over. Where the
-# times do not tell which frame is which, the file is decoded from its start. All ways give the same
-# frames.
-
-
-# These containers store when a frame is shown; elsewhere (AVI) a parser guesses it.
-_STORES_TIME_SHOWN = frozenset({"mov", "matroska", "mpegts"})
-# Their decoders can leave out frames that others do not refer to.
-_MARKS_UNREFERENCED = frozenset({"h264", "hevc"})
-_MOST_REMEMBERED = 1 << 22  # frames of all files together: 32 MiB
-_WEIGHT = 64  # of a file beside its frames
-
-
-@dataclass(frozen=True)
-class _FrameTable:
-    """The frames of a whole file, with times in its stream's time base.
-
-    `shown` has the time of each frame, ascending; `keys` a row (shown, decoded) for each frame
-    where decoding can start. Both are empty where times do not tell which frame is which.
-    """
-
-    num_frames: int
-    shown: np.ndarray
-    keys: np.ndarray
-
-
-_tables: Remembered[_FrameTable] = Remembered(
-    most=_MOST_REMEMBERED, weigh=lambda table: _WEIGHT + len(table.shown)
-)
-
-_tables_of_open: WeakKeyDictionary[VideoFile, _FrameTable] = WeakKeyDictionary()
-
-
-def count_frames_of(file: VideoFile) -> int:
-    """The number of frames that decoding gives.
-
-    Raises:
-        VideoError: the file is cut short or broken.
-    """
-    return _table(file).num_frames
-
-
-def read_numbered(file: VideoFile, indices: Sequence[int]) -> np.ndarray:
-    """The frames of these numbers, uint8 RGB (len(indices), height, width, 3).
-
-    Raises:
-        VideoError: the file is cut short or broken, or has no frame of that number.
-    """
-    table = _table(file)
-    check_numbers(file.path, indices, num_frames=table.num_frames)
-    wanted = sorted(set(indices))
-    frames = _read_by_seeking(file, table, wanted) or _read_through(file, wanted)
-    return np.stack([frames[index] for index in indices])
-
-
-def check_numbers(path: Path, indices: Sequence[int], *, num_frames: int) -> None:
-    """Nothing, if a video of so many frames has all these.
-
-    Raises:
-        VideoError: it does not.
-    """
-    if min(indices) < 0 or max(indices) >= num_frames:
-        raise VideoError(
-            f"{path} has frames 0 to {num_frames - 1}, but frames {min(indices)} to "
-            f"{max(indices)} were asked for: ask for frames that it has"
-        )
-
-
-def _table(file: VideoFile) -> _FrameTable:
-    if file.content is not None:  # it came with others and will not soon come again
-        if file not in _tables_of_open:
-            _tables_of_open[file] = _table_of_header(file) or _table_of_packets(file)
-        return _tables_of_open[file]
-    stat = file.path.stat()
-    key = (file.path.absolute(), stat.st_size, stat.st_mtime_ns)
-    return _tables.get(key, lambda: _table_of_header(file) or _table_of_packets(file))
-
-
-def _table_of_header(file: VideoFile) -> _FrameTable | None:
-    """The table of a file whose header tells it, else None.
-
-    Raises:
-        VideoError: the file ends before its last frame.
-    """
-    frames = read_header_frames(file)
-    if frames is None:
-        return None
-    if frames.num_whole < len(frames.shown):
-        raise file.broken(frames.num_whole, "the file is cut short")
-    if not _times_tell_frames(file, frames.shown, frames.decoded, frames.is_key):
-        return None
-    keys = np.stack([frames.shown, frames.decoded], axis=1)[frames.is_key]
-    return _FrameTable(len(frames.shown), np.sort(frames.shown), keys[np.argsort(keys[:, 0])])
-
-
-def _table_of_packets(file: VideoFile) -> _FrameTable:
-    shown, decoded, is_key, is_hidden = [], [], [], []
-    try:
-        for packet in file.packets():
-            shown.append(packet.pts)
-            decoded.append(packet.dts)
-            is_key.append(packet.is_keyframe)
-            is_hidden.append(packet.is_discard)  # decoded for others' sake, not shown
-    except av.FFmpegError as error:
-        raise file.broken(len(shown), error.strerror) from error
-    if not shown or file.is_cut(len(shown)):
-        raise file.broken(len(shown), "the file is cut short")
-    if None in shown or not _times_tell_frames(
-        file, np.array(shown), np.array(decoded), np.array(is_key)
-    ):
-        with file.again() as fresh:
-            num_frames = sum(1 for _ in fresh.decoded())
-        return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
-    keys = [
-        (time, time if start is None else start)
-        for time, start, key in zip(shown, decoded, is_key, strict=True)
-        if key
-    ]
-    visible = [time for time, hidden in zip(shown, is_hidden, strict=True) if not hidden]
-    return _FrameTable(len(visible), np.sort(visible), np.array(sorted(keys)))
-
-
-def _times_tell_frames(
-    file: VideoFile, shown: np.ndarray, decoded: np.ndarray, is_key: np.ndarray
-) -> bool:
-    """Whether sorting the frames by time numbers them as decoding does."""
-    if not file.has_frame_per_packet:
-        return False
-    if _STORES_TIME_SHOWN.isdisjoint(file.formats) and not np.array_equal(shown, decoded):
-        return False
-    # What is shown before the first key frame may not be decodable.
-    return bool(len(np.unique(shown)) == len(shown) and is_key[0] and shown[0] == shown.min())
 
 
 def _read_by_seeking(
@@ -544,7 +473,7 @@ def _read_by_seeking(
         numbers = {int(table.shown[index]): index for _, index in group}
         key_shown, key_decoded = table.keys[key].tolist()
         # Some containers are searched by decoding time and may lead to a later key frame first. A
-        # decoder that passed frames over may have been misled about their order: it tries again.
+        # decoder that skipped frames may have been misled about their order: it tries again.
         targets = dict.fromkeys((key_shown, key_decoded))
         for target, whole in [*((t, False) for t in targets), *((t, True) for t in targets)]:
             found = _decode_from(file, target, (key_shown, key_decoded), numbers, whole=whole)
@@ -561,10 +490,10 @@ def _decode_from(
 ) -> dict[int, np.ndarray]:
     """Frames by number, for `numbers` by time, decoded from the key frame at `key`.
 
-    Unless `whole`, frames that are not wanted and that no other frame refers to are left out.
+    Unless `whole`, frames that are not wanted and that no other frame refers to are skipped.
     """
     context = file.stream.codec_context
-    leaves_out = not whole and context.codec.canonical_name in _MARKS_UNREFERENCED
+    skips = not whole and context.codec.canonical_name in _MARKS_UNREFERENCED
     found: dict[int, np.ndarray] = {}
     missing = set(numbers)
     try:
@@ -573,12 +502,12 @@ def _decode_from(
             time = packet.pts
             if time is None or (position == 0 and not (packet.is_keyframe and time <= key[0])):
                 break
-            if packet.dts == key[1] and time != key[0]:  # the header was not what it seemed
+            if packet.dts == key[1] and time != key[0]:  # the header was wrong
                 break
-            context.skip_frame = "NONREF" if leaves_out and time not in numbers else "DEFAULT"
+            context.skip_frame = "NONREF" if skips and time not in numbers else "DEFAULT"
             frames = file.stream.decode(packet)
             missing.discard(time)
-            if not missing:  # the decoder holds all that is wanted: have it out, decode no more
+            if not missing:  # the decoder holds all that is wanted: flush it, decode no more
                 frames += file.stream.decode(None)
             for frame in frames:
                 if frame.pts in numbers:
@@ -596,7 +525,7 @@ def _read_through(file: VideoFile, wanted: Iterable[int]) -> dict[int, np.ndarra
     """Frames by number, decoded from the file's start."""
     missing = set(wanted)
     found: dict[int, np.ndarray] = {}
-    with file.again() as fresh:
+    with file.reopened() as fresh:
         for index, frame in enumerate(fresh.decoded()):
             if index in missing:
                 found[index] = fresh.to_rgb(frame)
@@ -604,5 +533,5 @@ def _read_through(file: VideoFile, wanted: Iterable[int]) -> dict[int, np.ndarra
             if not missing:
                 return found
     raise VideoError(
-        f"{file.path} gives fewer frames than it did before: leave it as it is while used"
+        f"{file.path} gives fewer frames than it did before: do not change it while it is in use"
     )

@@ -1,126 +1,34 @@
-"""Arrays of numbers in MATLAB files of versions 5 to 7.
+"""JHMDB: its test videos, from its folders and lists, and their joints, from MATLAB files.
 
-Only what data sets need is read: real arrays of numbers. Text, cells, structures and complex or
-sparse arrays are told by name. Each length is checked against what is there, for files come
-damaged, and a reader in C may end the process with them. Files of version 4 and 7.3 are refused.
-
-Source: "MAT-File Format", MathWorks, chapter 1.
+Jhuang et al., "Towards understanding action recognition", ICCV 2013: 15 joints of one person in
+every frame of short clips. Puppet masks and action labels are not read.
 """
 
 import math
-import struct
-import zlib
+import os
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from ino.data.video import list_images
-from ino.errors import DatasetError, VideoError
+from ino.errors import ConfigError, DatasetError, VideoError
 
-_HEADER_BYTES = 128
-_MAX_BYTES = 1 << 28
-"""Of a variable once it is unpacked: a few damaged bytes must not fill the memory."""
-
-_MATRIX, _COMPRESSED = 14, 15
-# fmt: off
-_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
-            13: "u8"}
-# fmt: on
-_NUMBER_CLASSES = range(6, 16)  # double to uint64
-_COMPLEX = 0x800
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray | None]:
-    """The variables by name, in the shape that MATLAB shows; None for those that are no numbers.
-
-    Raises:
-        ValueError: the file is not of MATLAB 5 to 7, or is damaged.
-        OSError: it cannot be read.
-    """
-    content = path.read_bytes()
-    order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER_BYTES])
-    if order is None:
-        raise ValueError("its header is none")
-    (version,) = struct.unpack_from(f"{order}H", content, 124)
-    if version != 0x100:
-        raise ValueError(f"its header states version {version:#x}, not 0x100")
-    arrays = {}
-    for kind, data in _elements(content[_HEADER_BYTES:], order):
-        packed = kind == _COMPRESSED
-        for inner, matrix in _elements(_unpacked(data), order) if packed else [(kind, data)]:
-            if inner == _MATRIX:
-                name, array = _array(matrix, order)
-                arrays[name] = array
-    return arrays
-
-
-def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Type and data of each element of a file or an array."""
-    place = 0
-    while place < len(content):
-        if place + 8 > len(content):
-            raise ValueError("it ends within an element")
-        kind, size = struct.unpack_from(f"{order}II", content, place)
-        start, end = place + 8, place + 8 + size
-        if small := kind >> 16:  # up to four bytes stand in the tag itself
-            kind, start, end, size = kind & 0xFFFF, place + 4, place + 4 + small, small
-            if small > 4:
-                raise ValueError("an element has a broken tag")
-            place += 8
-        else:
-            place = end if kind == _COMPRESSED else end + -size % 8
-        if end > len(content):
-            raise ValueError("it ends within an element")
-        yield kind, content[start:end]
-
-
-def _unpacked(data: bytes) -> bytes:
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(data, _MAX_BYTES)
-    except zlib.error as error:
-        raise ValueError(f"a variable cannot be unpacked: {error}") from error
-    if not stream.eof:
-        raise ValueError("a variable cannot be unpacked: it is cut short or too large")
-    return content
-
-
-def _array(matrix: bytes, order: str) -> tuple[str, np.ndarray | None]:
-    """Name and numbers of an array: its flags, sides, name and values follow each other."""
-    parts = _elements(matrix, order)
-    try:
-        (_, flags), (_, sides), (_, name) = next(parts), next(parts), next(parts)
-        (flag,) = struct.unpack_from(f"{order}I", flags)
-        shape = np.frombuffer(sides, f"{order}i4").tolist()
-        text = name.decode("latin-1")
-        if flag & 0xFF not in _NUMBER_CLASSES or flag & _COMPLEX:
-            return text, None
-        kind, values = next(parts)
-    except (StopIteration, struct.error) as error:
-        raise ValueError("a variable ends too early") from error
-    if kind not in _NUMBERS:
-        raise ValueError(f"the values of {text} are of the unknown type {kind}")
-    numbers = np.frombuffer(values, order + _NUMBERS[kind])
-    if min(shape, default=-1) < 0 or math.prod(shape) != len(numbers):
-        sizes = " x ".join(map(str, shape))
-        raise ValueError(f"{text} is {sizes} but holds {len(numbers)} numbers")
-    return text, numbers.reshape(shape, order="F")
-
-
-# Which frames and joints JHMDB holds, from its folders and its files of joints.
-#
-# Jhuang et al., "Towards understanding action recognition", ICCV 2013: 15 joints of one person in
-# every frame of short clips. Puppet masks and action labels are not read.
-
+if TYPE_CHECKING:
+    from loky import ProcessPoolExecutor
 
 NUM_JOINTS = 15
 _JOINT_FOLDER = "joint_positions"
 _FRAME_FOLDER = "Rename_Images"
 _TEST = "2"
-"""The second word of a line of the official lists, for a video of the test part; 1: training."""
+"""The second word of a line of the official lists, for a test video; 1: training."""
+_MAX_BYTES = 1 << 28  # of `pos_img` in memory
+_SECONDS_IDLE = 10  # after which the child process ends
 
 
 @dataclass(frozen=True)
@@ -167,28 +75,34 @@ def read_jhmdb(root: Path, *, split: int = 1) -> list[PoseVideo]:
 def read_joints(path: Path) -> Float[np.ndarray, "frames 15 2"]:
     """Column and row of each joint in each frame, pixels from 0, which may lie outside the image.
 
+    scipy reads the file in a child process, which later calls use again: a damaged file can crash
+    scipy, which then ends the child alone.
+
     Raises:
         DatasetError: the file is no MATLAB file or its `pos_img` is not 2 x 15 x frames.
+        ConfigError: scipy is not installed.
     """
     try:
-        content = read_arrays(path)
-    except (ValueError, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read as a MATLAB file of version 5 to 7 ({error}): copy it again"
+        names, positions = _child().submit(_load, path, _MAX_BYTES).result()
+    except ImportError as error:
+        raise ConfigError(
+            "JHMDB needs the library scipy: install it with pip install 'ino[jhmdb]'"
         ) from error
-    if "pos_img" not in content:
-        names = ", ".join(content) or "nothing"
-        raise DatasetError(f"{path} holds {names}, but `pos_img` is needed: copy it again")
-    positions = content["pos_img"]
-    if positions is None:
+    except (ValueError, BrokenProcessPool) as error:
+        if isinstance(error, BrokenProcessPool):
+            _child.cache_clear()
+        reason = error if isinstance(error, ValueError) else "it is damaged"
         raise DatasetError(
-            f"pos_img of {path} is no array of numbers, but 2 x {NUM_JOINTS} x frames of them are "
-            "needed: copy it again"
-        )
+            f"{path} cannot be read as a MATLAB file of version 5 to 7 ({reason}): copy it again"
+        ) from error
+    if positions is None:
+        found = ", ".join(names) or "nothing"
+        raise DatasetError(f"{path} holds {found}, but `pos_img` is needed: copy it again")
     if positions.ndim == 2:  # MATLAB drops a last side of 1
         positions = positions[..., None]
     shape = positions.shape
-    if len(shape) != 3 or shape[:2] != (2, NUM_JOINTS) or shape[2] == 0:
+    is_numbers = positions.dtype.kind in "iuf"
+    if not is_numbers or len(shape) != 3 or shape[:2] != (2, NUM_JOINTS) or shape[2] == 0:
         raise DatasetError(
             f"pos_img of {path} is {' x '.join(map(str, shape))} of {positions.dtype}, but numbers "
             f"2 x {NUM_JOINTS} x frames are needed: copy it again"
@@ -196,6 +110,37 @@ def read_joints(path: Path) -> Float[np.ndarray, "frames 15 2"]:
     if not np.isfinite(positions).all():
         raise DatasetError(f"pos_img of {path} holds values that are no numbers: copy it again")
     return positions.transpose(2, 1, 0).astype(np.float64) - 1
+
+
+@cache
+def _child() -> "ProcessPoolExecutor":
+    from loky import ProcessPoolExecutor  # unlike the standard library's, needs no `__main__` guard
+
+    return ProcessPoolExecutor(1, timeout=_SECONDS_IDLE, initializer=_silence)
+
+
+def _silence() -> None:
+    """Keeps the report of a crash off the screen."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _load(path: Path, max_bytes: int) -> tuple[list[str], np.ndarray | None]:
+    """The names of a file's variables, and `pos_img` if it is there; runs in the child process.
+
+    Raises:
+        ValueError: the file cannot be read, or `pos_img` would take more than `max_bytes`.
+    """
+    from scipy.io import loadmat, whosmat
+
+    try:
+        shapes = {name: shape for name, shape, _ in whosmat(path)}
+        if "pos_img" not in shapes:
+            return list(shapes), None
+        if 8 * math.prod(shapes["pos_img"]) > max_bytes:  # a few damaged bytes must not fill memory
+            raise ValueError("pos_img is too large")
+        return list(shapes), loadmat(path, variable_names=["pos_img"])["pos_img"]
+    except Exception as error:  # scipy raises nearly anything for a damaged file
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _read_lists(root: Path, split: int) -> list[tuple[str, str]]:

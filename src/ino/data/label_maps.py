@@ -1,8 +1,8 @@
 """Label maps as indexed PNG files with the DAVIS palette: reading, writing, and the rule for 255.
 
 A label map is uint8 (height, width): 0 is background, 1 to 254 are objects, 255 is void. Colors
-are for the eye only; what counts is the index. Other image formats, and colour images, are refused
-with a sentence on how to save an indexed PNG.
+are for the eye only; the index counts. Other image formats and color images are refused with a
+sentence on how to save an indexed PNG.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ _HOW_TO_SAVE = "save it as an indexed PNG (GIMP: Image > Mode > Indexed) or as 8
 
 
 def davis_palette() -> UInt8[np.ndarray, "256 3"]:
-    """The colour of each label: the colour map of PASCAL VOC, which DAVIS uses too.
+    """The color of each label: the color map of PASCAL VOC, which DAVIS uses too.
 
     The bits of a label are dealt in turn to red, green and blue, from the highest bit down.
     """
@@ -33,16 +33,11 @@ def davis_palette() -> UInt8[np.ndarray, "256 3"]:
 
 
 def resolve_void(labels: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    """The labels with 255 told apart: void beside objects, object 1 where it stands alone.
+    """The labels with the meaning of 255 resolved: void beside objects, object 1 if it is alone.
 
     DAVIS-2016 and most programs that write one object use 0 and 255 only; data sets of several
-    objects use 255 for pixels that belong to none and are not scored.
-
-    Args:
-        labels: one index a pixel.
-
-    Returns:
-        The same array where nothing changes, else a new one.
+    objects use 255 for pixels that belong to none and are not scored. Returns the same array if
+    nothing changes.
     """
     marked = labels == VOID
     if not marked.any() or ((labels > 0) & ~marked).any():
@@ -51,12 +46,10 @@ def resolve_void(labels: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray,
 
 
 def read_labels(path: Path) -> UInt8[np.ndarray, "height width"]:
-    """The label map of an indexed or 8-bit grey PNG, 255 told apart by `resolve_void`.
-
-    A map without any object is returned as it is.
+    """The label map of an indexed or 8-bit grey PNG, 255 resolved by `resolve_void`.
 
     Raises:
-        MaskError: the file is missing, broken, not a PNG, a colour image, or holds more than
+        MaskError: the file is missing, broken, not a PNG, a color image, or holds more than
             254 objects.
     """
     return resolve_void(read_raw_labels(path))
@@ -76,7 +69,7 @@ def read_raw_labels(path: Path) -> UInt8[np.ndarray, "height width"]:
         return labels
     if labels.ndim == 2:
         return _narrow(labels, path)
-    raise MaskError(_explain_colours(image, path))
+    raise MaskError(_explain_colors(image, path))
 
 
 def is_whole_png(path: Path, *, size: tuple[int, int]) -> bool:
@@ -117,15 +110,15 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
 def labels_from_colors(
     colors: UInt8[np.ndarray, "height width 3"],
 ) -> UInt8[np.ndarray, "height width"]:
-    """The label of each colour of the DAVIS palette.
+    """The label of each color of the DAVIS palette.
 
     Args:
-        colors: RGB, for instance a mask that a program saved as a colour image.
+        colors: RGB, for instance a mask that a program saved as a color image.
 
     Raises:
-        MaskError: a colour is not in the palette.
+        MaskError: a color is not in the palette.
     """
-    # One integer a colour, so that a sorted palette can be searched.
+    # One integer per color, so that a sorted palette can be searched.
     weights = np.array([1 << 16, 1 << 8, 1])
     palette = davis_palette() @ weights
     wanted = colors @ weights  # (h, w)
@@ -135,7 +128,7 @@ def labels_from_colors(
     if unknown.any():
         found = tuple(int(value) for value in colors[unknown][0])
         raise MaskError(
-            f"the colour {found} is not in the DAVIS palette, so it names no object: {_HOW_TO_SAVE}"
+            f"the color {found} is not in the DAVIS palette, so it names no object: {_HOW_TO_SAVE}"
         )
     return labels.astype(np.uint8)
 
@@ -168,9 +161,9 @@ def _narrow(labels: np.ndarray, path: Path) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _explain_colours(image: Image.Image, path: Path) -> str:
+def _explain_colors(image: Image.Image, path: Path) -> str:
     message = (
-        f"{path} is an image of mode {image.mode}, but a mask holds one object number a pixel: "
+        f"{path} is an image of mode {image.mode}, but a mask holds one object number per pixel: "
         f"{_HOW_TO_SAVE}"
     )
     try:
@@ -179,6 +172,6 @@ def _explain_colours(image: Image.Image, path: Path) -> str:
         return message
     objects = ", ".join(str(label) for label in np.unique(labels) if label > 0) or "none"
     return (
-        f"{message}; its colours are those of the DAVIS palette (objects: {objects}), so "
+        f"{message}; its colors are those of the DAVIS palette (objects: {objects}), so "
         "write_labels(path, labels_from_colors(colors)) in ino.data.label_maps converts it"
     )

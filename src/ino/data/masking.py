@@ -1,6 +1,6 @@
 """Which patch positions of the global crops are masked in a step (section 3.3).
 
-The paper masks blockwise, after BEiT and iBOT; the released code draws positions one by one. Both
+The paper masks blockwise, after BEiT and iBOT; the released code samples positions one by one. Both
 mask exactly K positions in every clip of a step, so that all gathers have one size.
 """
 
@@ -12,10 +12,9 @@ from jaxtyping import Bool
 
 MaskKind = Literal["blockwise", "random"]
 
-MIN_ASPECT = 0.3
-"""Rectangles are between this and its inverse times as high as wide, as in BEiT."""
-
-ATTEMPTS = 10
+# Rectangles are between this and its inverse times as high as wide, as in BEiT.
+_MIN_ASPECT = 0.3
+_NUM_ATTEMPTS = 10
 
 
 def sample_num_masked(
@@ -27,7 +26,7 @@ def sample_num_masked(
     return max(1, int(num_tokens * share)) if masked else 0
 
 
-def random_mask(
+def sample_random_mask(
     rng: np.random.Generator, *, rows: int, columns: int, num_masked: int
 ) -> Bool[np.ndarray, "rows columns"]:
     """A mask with exactly `num_masked` positions, each equally likely."""
@@ -36,18 +35,18 @@ def random_mask(
     return mask.reshape(rows, columns)
 
 
-def blockwise_mask(
+def sample_blockwise_mask(
     rng: np.random.Generator, *, rows: int, columns: int, num_masked: int
 ) -> Bool[np.ndarray, "rows columns"]:
     """A mask of rectangles of random area and aspect that covers exactly `num_masked` positions.
 
-    Rectangles are drawn until the positions are covered; the last one is filled row by row only as
-    far as the count goes.
+    Rectangles are sampled until the positions are covered; the last one is filled row by row, only
+    as far as the count goes.
     """
     mask = np.zeros((rows, columns), dtype=bool)
     smallest = (min(rows, columns) // 3) ** 2
     while (missing := num_masked - int(mask.sum())) > 0:
-        height, width = _draw_rectangle(rng, rows, columns, smallest, missing)
+        height, width = _sample_rectangle(rng, rows, columns, smallest, missing)
         top = rng.integers(rows - height + 1)
         left = rng.integers(columns - width + 1)
         block = mask[top : top + height, left : left + width]
@@ -56,14 +55,14 @@ def blockwise_mask(
     return mask
 
 
-def _draw_rectangle(
+def _sample_rectangle(
     rng: np.random.Generator, rows: int, columns: int, smallest: int, missing: int
 ) -> tuple[int, int]:
-    """Height and width in positions; the area is near a uniform draw up to what is missing."""
+    """Height and width in positions; the area is near a uniform sample up to what is missing."""
     low, high = min(smallest, missing), max(smallest, missing)
-    for _ in range(ATTEMPTS):
+    for _ in range(_NUM_ATTEMPTS):
         area = rng.uniform(low, high)
-        aspect = math.exp(rng.uniform(math.log(MIN_ASPECT), -math.log(MIN_ASPECT)))
+        aspect = math.exp(rng.uniform(math.log(_MIN_ASPECT), -math.log(_MIN_ASPECT)))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < height <= rows and 0 < width <= columns:
             return height, width
@@ -81,14 +80,16 @@ def sample_masks(
     kind: MaskKind,
     shared: bool,
 ) -> Bool[np.ndarray, "clips tokens"]:
-    """One mask a clip, row by row, shared by the clip's frames (Eq. 3's m has no frame index).
+    """One mask per clip, row by row, shared by the clip's frames (Eq. 3's m has no frame index).
 
     Args:
         num_masked: positions of each mask, 1 to rows x columns.
         kind: `blockwise` (`variant: paper`) or `random` (`variant: released`).
-        shared: one mask for all clips, as the released code draws it.
+        shared: one mask for all clips, as the released code has it.
     """
-    draw = blockwise_mask if kind == "blockwise" else random_mask
-    count = 1 if shared else num_clips
-    masks = [draw(rng, rows=rows, columns=columns, num_masked=num_masked) for _ in range(count)]
-    return np.broadcast_to(np.stack(masks).reshape(count, -1), (num_clips, rows * columns)).copy()
+    sample = sample_blockwise_mask if kind == "blockwise" else sample_random_mask
+    num_masks = 1 if shared else num_clips
+    masks = np.stack(
+        [sample(rng, rows=rows, columns=columns, num_masked=num_masked) for _ in range(num_masks)]
+    )
+    return np.broadcast_to(masks.reshape(num_masks, -1), (num_clips, rows * columns)).copy()

@@ -1,40 +1,48 @@
-"""A folder that directly holds images, read as a video: one frame an image, sorted naturally.
+"""Video in and out: what a video is, its frames in order, some of its frames, and an H.264 writer.
 
-Its frame rate is nominal: images carry no time.
+A video is a file that FFmpeg reads, a folder that directly holds images, or a pattern of images
+(`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 as they are shown. The
+images of a folder come in natural order and carry no time: their frame rate is nominal. Sound is
+not read.
 """
 
-import contextlib
 import io
 import math
-import queue
 import re
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar, overload
+from threading import Lock
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
+from cachetools import LRUCache, cached
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ino.data.decode import (
-    NOMINAL_FPS,
-    Remembered,
-    VideoFile,
-    check_numbers,
-    count_frames_of,
-    read_numbered,
-)
+from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
 from ino.errors import OutputError, VideoError
 from ino.system import atomic_path
 
+Item = TypeVar("Item")
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg",
+    ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+})
+# fmt: on
+_BT709 = 1  # the number of BT.709 among color primaries, transfer functions and matrices
+_NUMBER_FORMAT = re.compile(r"%(0\d+)?d")
+_MAX_CACHED_NAMES = 1 << 18  # of images, of all folders together
 
 
 def is_image(path: Path) -> bool:
@@ -127,70 +135,32 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     ]
 
 
-# The images of a folder as the frames of a video, listed once and remembered.
-#
-# A sequence is all images of a folder, or those that a pattern such as `frame_%05d.jpg` names.
-# Names that differ in one running number, as nearly all do, are kept as that number's range: a
-# folder then takes the same few bytes however many frames it has.
-
-
-_NUMBER_FORMAT = re.compile(r"%(0\d+)?d")
-_LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
-_MOST_REMEMBERED = 1 << 18  # names and folders
-
-
-class FrameSequence(Sequence[Path]):
+class ImageSequence:
     """The images of a video in the order shown, all in one folder."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.names = names
         self._folder = folder
-        self._numbered = _as_range(names)
-        self._names = None if self._numbered else list(names)
-        self._length = len(names)
-        self._size: tuple[int, int] | None = None
 
-    @property
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:
+        return self._folder / self.names[index]
+
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of the first image, which all others must have.
 
         Raises:
             VideoError: the first image is broken.
         """
-        if self._size is None:
-            self._size = image_size(self[0])
-        return self._size
-
-    @property
-    def num_kept(self) -> int:
-        """How many names are held in memory."""
-        return 1 if self._names is None else len(self._names)
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._length))]
-        if not -self._length <= index < self._length:
-            raise IndexError(index)
-        if self._names is not None:
-            return self._folder / self._names[index]
-        assert self._numbered is not None
-        before, width, after, numbers = self._numbered
-        return self._folder / f"{before}{numbers[index]:0{width}d}{after}"
+        return image_size(self[0])
 
 
-_sequences: Remembered[FrameSequence] = Remembered(
-    most=_MOST_REMEMBERED, weigh=lambda sequence: sequence.num_kept
-)
-
-
-def open_sequence(path: Path) -> FrameSequence | None:
-    """The frames of a folder or a pattern; None for what is neither, such as a video file.
+def open_sequence(path: Path) -> ImageSequence | None:
+    """The images of a folder, or those that a pattern such as `frame_%05d.jpg` names; None for
+    anything else, such as a video file. A folder is listed again only after it changed.
 
     Raises:
         VideoError: the folder cannot be read, or holds no image that fits.
@@ -200,11 +170,20 @@ def open_sequence(path: Path) -> FrameSequence | None:
         return None
     folder = path if is_folder else path.parent
     try:
-        key = (path.absolute(), folder.stat().st_mtime_ns)  # moves when a name comes or goes
+        changed = folder.stat().st_mtime_ns  # moves when a name comes or goes
     except OSError as error:
         raise VideoError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    names = _names_in if is_folder else _matching
-    return _sequences.get(key, lambda: FrameSequence(folder, names(path)))
+    return _list_sequence(path, folder, changed)
+
+
+@cached(
+    LRUCache(_MAX_CACHED_NAMES, lambda sequence: min(len(sequence), _MAX_CACHED_NAMES)),
+    key=lambda path, folder, changed: (path.absolute(), changed),
+    lock=Lock(),
+)
+def _list_sequence(path: Path, folder: Path, changed: int) -> ImageSequence:
+    names = [image.name for image in list_images(folder)]
+    return ImageSequence(folder, names if path == folder else _matching(names, path))
 
 
 def is_pattern(path: Path) -> bool:
@@ -217,62 +196,26 @@ def is_pattern(path: Path) -> bool:
     )
 
 
-def _names_in(folder: Path) -> list[str]:
-    return [image.name for image in list_images(folder)]
-
-
-def _matching(pattern: Path) -> list[str]:
-    """The names that a pattern gives, by number.
+def _matching(names: Sequence[str], pattern: Path) -> list[str]:
+    """The names that a pattern stands for, by number.
 
     Raises:
         VideoError: there are none.
     """
-    before, after = (re.escape(part) for part in _NUMBER_FORMAT.split(pattern.name)[::2])
     number_format = _NUMBER_FORMAT.search(pattern.name)
     assert number_format is not None
+    before, after = pattern.name[: number_format.start()], pattern.name[number_format.end() :]
     found: dict[int, str] = {}
-    for image in list_images(pattern.parent):
-        match = re.fullmatch(f"{before}(\\d+){after}", image.name)
+    for name in names:
+        match = re.fullmatch(f"{re.escape(before)}(\\d+){re.escape(after)}", name)
         if match and number_format[0] % int(match[1]) == match[1]:
-            found[int(match[1])] = image.name
+            found[int(match[1])] = name
     if not found:
         raise VideoError(
             f"{pattern.parent} holds no image named as {pattern.name}: check the pattern, in which "
             "%05d stands for a number of five digits"
         )
     return [name for _, name in sorted(found.items())]
-
-
-def _as_range(names: Sequence[str]) -> tuple[str, int, str, range] | None:
-    """Before, digits, after and the numbers of names that differ in their last number alone."""
-    first, last = (_LAST_NUMBER.fullmatch(name) for name in (names[0], names[-1]))
-    if first is None or last is None:
-        return None
-    before, digits, after = first.groups()
-    start, stop = int(digits), int(last[2])
-    step = (stop - start) // max(len(names) - 1, 1) or 1
-    numbers = range(start, start + step * len(names), step)
-    width = len(digits) if digits.startswith("0") or len(digits) == len(last[2]) else 1
-    given = (f"{before}{number:0{width}d}{after}" for number in numbers)
-    if step < 0 or any(name != expected for name, expected in zip(names, given, strict=True)):
-        return None
-    return before, width, after, numbers
-
-
-# Video in, video out: what a video is, its frames, some of its frames, and a writer for H.264.
-#
-# A video is a file that FFmpeg reads, a folder that directly holds images, or a pattern of images
-# (`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 as they are shown.
-# Sound is not read.
-
-
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg",
-    ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
-})
-# fmt: on
-_BT709 = 1  # the number of BT.709 among color primaries, transfer functions and matrices
 
 
 @dataclass(frozen=True)
@@ -326,7 +269,7 @@ def count_frames(path: Path) -> int:
     if images is not None:
         return len(images)
     with VideoFile(path, num_threads=1) as file:
-        return count_frames_of(file)
+        return file.count_frames()
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
@@ -379,7 +322,7 @@ def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np
         frames = {i: read_image(images[i], size=images.size) for i in sorted(set(indices))}
         return np.stack([frames[index] for index in indices])
     with VideoFile(path, num_threads=1) as file:
-        return read_numbered(file, choose(count_frames_of(file), file.fps))
+        return file.read_frames_at(choose(file.count_frames(), file.fps))
 
 
 class VideoWriter:
@@ -415,14 +358,9 @@ class VideoWriter:
             self._exits = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._exits.__exit__(kind, error, trace)
+    def __exit__(self, *failure: Any) -> None:
+        if failure[0] is not None:
+            self._exits.__exit__(*failure)
             return
         with self._exits:
             if self._size is None:
@@ -470,48 +408,23 @@ class VideoWriter:
             raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
 
 
-# Work that goes on in a thread of its own while its results are used.
-
-
-Item = TypeVar("Item")
-
-
-def in_background(items: Iterable[Item], *, ahead: int = 2) -> Generator[Item, None, None]:
+def in_background(items: Iterable[Item], *, ahead: int = 3) -> Generator[Item, None, None]:
     """The same items in the same order, made in a thread, at most `ahead` of them before they are
-    asked for. What the thread raises is raised here. When the result is closed, the thread closes
-    the items, if they are a generator, and ends."""
-    waiting: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue(ahead)
-    closed = threading.Event()
+    asked for.
 
-    def put(item: Item | None, error: BaseException | None = None, *, last: bool = False) -> None:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put((item, error, last), timeout=0.1)
-                return
-
-    def make() -> None:
+    What the thread raises is raised here. When the result is closed, the thread closes the items,
+    if they are a generator, and ends.
+    """
+    iterator = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, iterator, end) for _ in range(ahead))
         try:
-            for item in items:
-                put(item)
-                if closed.is_set():
-                    return
-            put(None, last=True)
-        except BaseException as error:  # whatever it is, the reader must hear of it
-            put(None, error, last=True)
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, iterator, end))
+                yield item  # type: ignore[misc]
         finally:
+            for future in waiting:
+                future.cancel()
             if isinstance(items, Generator):
-                items.close()
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error, last = waiting.get()
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield item  # type: ignore[misc]
-    finally:
-        closed.set()
-        thread.join()
+                thread.submit(items.close).result()

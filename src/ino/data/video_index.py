@@ -1,24 +1,34 @@
-"""What a video's header tells, without reading the video: no packet is scanned, no frame decoded.
+"""Which videos of a collection are usable: finding them, reading their headers, keeping both.
 
-That makes it fit for many thousands of videos, and means that a fault inside a video stays unseen
-here. What the header of an MP4 or MOV file promises is held against the file's length, so that one
-that came half shows.
+The header of a video tells its length, rate and size in a fraction of the time that reading it
+takes, so many thousands of videos can be looked at before training. No packet is scanned and no
+frame decoded: a fault inside a video stays unseen here and shows when it is read. What the header
+of an MP4 or MOV file promises is compared with the file's length, which shows one that was not
+copied whole.
+
+Two SQLite files with the same table keep what was found. The index has the headers of a collection,
+so that only new and changed videos are looked at again, and unusable ones; the result depends on
+the videos alone, not on what the index held. The quarantine has the videos that a training run left
+out, and why; it is a record, never read to decide what to leave out. Both are whole after any kill,
+and several processes may write them at once. They use a rollback journal, as SQLite's write-ahead
+log does not work on network file systems.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import re
-from array import array
-from collections import deque
+import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import av
 import numpy as np
@@ -26,7 +36,23 @@ import numpy as np
 from ino.data.decode import NOMINAL_FPS, VideoFile
 from ino.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_pattern, is_video, open_sequence
 from ino.errors import OutputError, VideoError
-from ino.system import atomic_path, available_cores
+from ino.system import available_cores, write_text
+
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(VIDEO_SUFFIXES))
+# A video's name may hold spaces and commas; a label after it is set off by one.
+_NAME_AND_LABEL = re.compile(rf"(.+?(?:{_SUFFIXES}))(?:[\s,].*)?", re.IGNORECASE)
+_CHUNK = 64  # videos that a thread takes at a time
+_MAX_THREADS = 32  # folders on a network answer late, not slowly
+_SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_TO_WAIT = 60.0  # for other processes that write the same file
+_APPLICATION_ID = 0x696E6F76  # SQLite's field that tells an application's own files
+_TABLE = """
+CREATE TABLE videos (
+    path BLOB PRIMARY KEY, size INTEGER, time INTEGER, num_frames INTEGER, fps REAL, height INTEGER,
+    width INTEGER, seconds REAL, fault TEXT
+) WITHOUT ROWID
+"""  # paths are bytes, as not all of them are text
+_LOG = logging.getLogger("ino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +61,10 @@ class VideoHeader:
 
     Attributes:
         num_frames: as `read_clip` counts them; 0 where only reading the file tells.
-        fps: mean frames a second; 24 for images, which carry no time.
-        height: of a frame as stored, before it is turned upright, in pixels.
-        width: the same.
-        seconds: how long it is by its own account; 0 where it does not say.
-        fault: why it cannot be used, in a sentence; empty for a video that can.
+        fps: mean frames per second; 24 for images, which carry no time.
+        height, width: of a frame as stored, before it is turned upright, in pixels.
+        seconds: duration by its own account; 0 where it does not say.
+        fault: why it cannot be used, in a sentence; empty for a usable video.
     """
 
     num_frames: int = 0
@@ -51,51 +76,50 @@ class VideoHeader:
 
 
 def read_header(path: Path) -> VideoHeader:
-    """The header of a video file, a folder of images or an image sequence.
-
-    Raises:
-        VideoError: it is missing, empty, not a video, or cut short.
-    """
-    sequence = open_sequence(path)
-    if sequence is not None:
-        seconds = len(sequence) / NOMINAL_FPS
-        return VideoHeader(len(sequence), NOMINAL_FPS, *sequence.size, seconds)
-    return _of_container(path) or _of_stream(path)
-
-
-def _of_container(path: Path) -> VideoHeader | None:
-    """What an MP4 or MOV file's own header tells; None for others, or where it does not suffice."""
+    """The header of a video file, a folder of images or an image sequence; its fault if it is
+    missing, empty, not a video, or cut short."""
     try:
-        with VideoFile(path, num_threads=1, decodes=False) as file:
-            if "mp4" not in file.formats or not file.stream.frames:
-                return None
+        sequence = open_sequence(path)
+        if sequence is not None:
+            seconds = len(sequence) / NOMINAL_FPS
+            return VideoHeader(len(sequence), NOMINAL_FPS, *sequence.size, seconds)
+        with (
+            contextlib.suppress(VideoError),  # to be raised by what opens it in full
+            VideoFile(path, num_threads=1, decodes=False) as file,
+        ):
+            if "mp4" in file.formats and file.stream.frames:
+                return _header_of(file)
+        with VideoFile(path, num_threads=1) as file:
             return _header_of(file)
-    except VideoError:  # to be told by what opens it in full
-        return None
-
-
-def _of_stream(path: Path) -> VideoHeader:
-    with VideoFile(path, num_threads=1) as file:
-        return _header_of(file)
+    except VideoError as error:
+        return VideoHeader(fault=str(error))
+    except OSError as error:
+        return VideoHeader(fault=f"{path} cannot be read: {error.strerror or error}")
 
 
 def _header_of(file: VideoFile) -> VideoHeader:
     num_frames = _count_in_header(file)
+    if file.stream.duration and file.stream.time_base:
+        seconds = float(file.stream.duration * file.stream.time_base)
+    elif file.container.duration:
+        seconds = file.container.duration / av.time_base
+    else:
+        seconds = num_frames / file.fps
+    seconds = seconds if math.isfinite(seconds) and seconds > 0 else 0.0
     context = file.stream.codec_context
-    seconds = _seconds(file, num_frames)
     return VideoHeader(num_frames, file.fps, context.height, context.width, seconds)
 
 
 def _count_in_header(file: VideoFile) -> int:
-    """The exact number of frames, or 0; see `frame_index` for which codecs and containers tell it.
+    """The exact number of frames, or 0 where the codec or container does not tell.
 
     Raises:
         VideoError: the file ends before the length that its header promises.
     """
     if "mp4" in file.formats and file.stream.frames:
-        size = file.size
+        num_bytes = file.num_bytes
         entries = file.stream.index_entries
-        is_whole = [entry.pos + entry.size <= size for entry in entries]
+        is_whole = [entry.pos + entry.size <= num_bytes for entry in entries]
         if not all(is_whole):
             raise file.broken(sum(is_whole), "the file is cut short")
         if file.has_frame_per_packet:
@@ -105,38 +129,10 @@ def _count_in_header(file: VideoFile) -> int:
     return 0
 
 
-def _seconds(file: VideoFile, num_frames: int) -> float:
-    if file.stream.duration and file.stream.time_base:
-        seconds = float(file.stream.duration * file.stream.time_base)
-    elif file.container.duration:
-        seconds = file.container.duration / av.time_base
-    else:
-        seconds = num_frames / file.fps
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+def find_videos(roots: Sequence[Path]) -> list[str]:
+    """The paths of all videos of the roots, each once, sorted folder by folder.
 
-
-def header_or_fault(path: Path) -> VideoHeader:
-    """The header, or one that holds nothing but the reason why there is none."""
-    try:
-        return read_header(path)
-    except VideoError as error:
-        return VideoHeader(fault=str(error))
-    except OSError as error:
-        return VideoHeader(fault=f"{path} cannot be read: {error.strerror or error}")
-
-
-# Which videos there are: in folders, as single files, and in text files that list them.
-#
-# No video is opened here: whether one can be read shows when it is.
-
-
-_SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(VIDEO_SUFFIXES))
-# A video's name may hold spaces and commas; a label after it is set off by one.
-_NAME_AND_LABEL = re.compile(rf"(.+?(?:{_SUFFIXES}))(?:[\s,].*)?", re.IGNORECASE)
-
-
-def find_videos(roots: Sequence[Path]) -> list[Path]:
-    """Every video of the roots, once each, sorted by path.
+    No video is opened. Paths are text, which takes a tenth of the memory of `Path`.
 
     A root is one of
     - a folder: its video files and those of its subfolders; a folder that directly holds two or
@@ -144,8 +140,8 @@ def find_videos(roots: Sequence[Path]) -> list[Path]:
       files and folders are left out, links are followed;
     - a video file;
     - a pattern of images: shots/frame_%05d.jpg;
-    - a text file with a path a line, relative to the text file's folder; what follows the path
-      after a space or comma (Kinetics: a label) is left out, and so are lines that begin with #.
+    - a text file with one path per line, relative to the text file's folder; what follows the path
+      after a space or comma (Kinetics: a label) is ignored, and so are lines that begin with #.
 
     Args:
         roots: folders, video files, patterns and lists.
@@ -154,11 +150,6 @@ def find_videos(roots: Sequence[Path]) -> list[Path]:
         VideoError: a root is missing or neither of these, a folder cannot be read, or there is no
             video in all of them.
     """
-    return [Path(name) for name in find_names(roots)]
-
-
-def find_names(roots: Sequence[Path]) -> list[str]:
-    """As `find_videos`, as text: a tenth of the memory where there are very many."""
     found: dict[str, str] = {}
     for root in roots:
         for name in _videos_of(root):
@@ -230,235 +221,18 @@ def _listed(suffixes: frozenset[str]) -> str:
     return " ".join(sorted(suffixes))
 
 
-# The file that an index of videos is kept in: JSON lines, one a video.
-#
-# The first line tells the format. New lines are appended while videos are looked at, so that what
-# was done outlives a kill; at the end the file is replaced by a sorted one. A last line that is
-# torn is dropped; anything else that is not as it should be makes the whole file worthless.
-
-
-try:
-    import fcntl
-except (
-    ImportError
-):  # Windows: two runs that begin at once may spoil the index, which is then redone
-    fcntl = None
-
-_FORMAT = {"ino_index": 1}
-_BEGIN = b'{"ino_index":'
-_WHERE_BEGIN_IS = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What was found of a video, and the state of the file in which it was found.
-
-    Attributes:
-        size: bytes.
-        time: when it was last changed, in nanoseconds.
-        header: what it tells.
-    """
-
-    size: int
-    time: int
-    header: VideoHeader
-
-
-class IndexDamagedError(Exception):
-    """An index cannot be trusted; the message is which line."""
-
-
-class NoIndexError(Exception):
-    """A file is no index at all and belongs to somebody."""
-
-
-def default_index(roots: Sequence[Path]) -> Path:
-    """Where the index of these roots is kept: in the user's cache folder, XDG_CACHE_HOME if set."""
-    # Absolute, or the same words in two folders would share a file.
-    name = "\n".join(sorted({str(root.absolute()) for root in roots}))
-    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "ino" / f"index-{digest}.jsonl"
-
-
-def read_index(path: Path) -> dict[str, Known]:
-    """What an index holds, by the absolute path of the video; nothing where there is none.
-
-    Raises:
-        NoIndexError: the file has no first line of an index near its start.
-        IndexDamagedError: it is of another version, or broken inside.
-        OSError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            begin = file.read(_WHERE_BEGIN_IS)
-        # A kill may leave less than the first line, and a failing disk zeros.
-        if begin.strip(b"\0") and not _BEGIN.startswith(begin) and _BEGIN not in begin:
-            raise NoIndexError
-        content = path.read_text(encoding="ascii")
-    except FileNotFoundError:
-        return {}
-    except UnicodeDecodeError as error:
-        raise IndexDamagedError("it is no text") from error
-    lines = content.split("\n")
-    del content
-    lines.pop()  # nothing, or what a killed run began to write
-    if not lines:
-        return {}
-    known: dict[str, Known] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-            if number == 1:
-                if value != _FORMAT:
-                    raise ValueError
-                continue
-            name, size, time, *header = value
-            known[_text(name)] = Known(int(size), int(time), _header(header))
-        except (ValueError, TypeError) as error:
-            raise IndexDamagedError(f"line {number}") from error
-    return known
-
-
-def write_index(path: Path, known: Iterable[tuple[str, Known]]) -> None:
-    """Replaces an index.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(_line(_FORMAT))
-        file.writelines(_line(_as_list(name, one)) for name, one in known)
-
-
-class Journal:
-    """An index that grows: a context manager, whose lines go to the disk whole.
-
-    Only one process at a time adds to an index; what others add is dropped, for them to find out
-    anew next time.
-
-    Args:
-        path: the index, created with its folder if it is not there; None to keep nothing.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._start = b""
-        if path is None:
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            self._file = os.fdopen(descriptor, "r+b", buffering=0)
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._cut_torn_line(self._file)
-        except BlockingIOError:
-            self._close()
-        except OSError as error:
-            self._close()
-            raise _cannot_write(path, error) from error
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def add(self, known: Iterable[tuple[str, Known]]) -> None:
-        """Appends a line for each video.
-
-        Raises:
-            OutputError: they cannot be written.
-        """
-        lines = b"".join(_line(_as_list(name, one)) for name, one in known)
-        if self._file is None or self._path is None or not lines:
-            return
-        try:
-            self._file.write(self._start + lines)
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
-        self._start = b""
-
-    def _cut_torn_line(self, file: BinaryIO) -> None:
-        file.seek(0)
-        num_whole = file.read().rfind(b"\n") + 1
-        file.truncate(num_whole)
-        self._start = b"" if num_whole else _line(_FORMAT)
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write the index {path} ({error.strerror}): choose another place with data.index"
-    )
-
-
-def _as_list(name: str, known: Known) -> list:
-    header = known.header
-    return [
-        name,
-        known.size,
-        known.time,
-        header.num_frames,
-        header.fps,
-        header.height,
-        header.width,
-        header.seconds,
-        header.fault,
-    ]
-
-
-def _header(values: list) -> VideoHeader:
-    num_frames, fps, height, width, seconds, fault = values
-    return VideoHeader(
-        int(num_frames), float(fps), int(height), int(width), float(seconds), _text(fault)
-    )
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _line(value: object) -> bytes:
-    # Names that are no text keep their bytes as escapes.
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
-
-
-# An index of videos: what the header of each tells, found once and kept in a file.
-#
-# Only what is new or changed (by path, size and time of change) is looked at again, and what could
-# not be used. The result depends on the videos alone: not on what the index held, nor on the order
-# in which the headers came.
-
-
-_CHUNK = 64  # videos that a thread takes at a time, and lines that reach the disk together
-_MOST_THREADS = 32  # folders on a network answer late, not slowly
-_LOG = logging.getLogger("ino")
-
-
 @dataclass(frozen=True)
 class VideoIndex:
-    """Videos in the order of `find_videos`, with columns of what their headers tell.
+    """Videos in the order of `find_videos`, with arrays of what their headers tell.
 
     Attributes:
-        names: paths; kept as text, which takes a tenth of the memory.
+        names: paths.
         num_frames: of each; 0 where only reading the file tells.
-        fps: frames a second.
+        fps: frames per second.
         sizes: height and width in pixels.
-        seconds: of each; 0 where the header does not say.
+        seconds: duration of each; 0 where the header does not say.
         faults: why a video cannot be used, by its place in `names`.
-        num_read: how many headers were read for this, the others being known.
+        num_read: how many headers were read for this; the others were known.
     """
 
     names: list[str]
@@ -471,6 +245,15 @@ class VideoIndex:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def default_index(roots: Sequence[Path]) -> Path:
+    """Where the index of these roots is kept: in the user's cache folder, XDG_CACHE_HOME if set."""
+    # Absolute, or the same words in two folders would share a file.
+    name = "\n".join(sorted({str(root.absolute()) for root in roots}))
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "ino" / f"index-{digest}.sqlite"
 
 
 def index_videos(
@@ -490,140 +273,162 @@ def index_videos(
 
     Raises:
         VideoError: there is no video, or a folder cannot be read.
+        OutputError: the file cannot be written, or is not an index.
+    """
+    names = find_videos(roots)
+    on_found(len(names))
+    headers: list[VideoHeader] = []
+    num_read = 0
+    with _records(file, "index") as records:
+        known = _read_known(records)
+        fresh: list[_Found] = []
+        last_write = time.monotonic()
+        try:
+            for chunk in _look_at_all(names, known):
+                headers += (found.header for found in chunk)
+                fresh += (found for found in chunk if found.is_new)
+                on_header(len(chunk))
+                if time.monotonic() > last_write + _SECONDS_BETWEEN_WRITES:
+                    num_read += len(fresh)
+                    _write_found(records, fresh)
+                    fresh, last_write = [], time.monotonic()
+        finally:  # what was read outlives an interruption
+            num_read += len(fresh)
+            _write_found(records, fresh)
+        with records:  # what is left of these is no longer there
+            records.executemany("DELETE FROM videos WHERE path = ?", _keys(known))
+    return VideoIndex(
+        names,
+        num_frames=np.array([header.num_frames for header in headers]),
+        fps=np.array([header.fps for header in headers]),
+        sizes=np.array([(header.height, header.width) for header in headers]),
+        seconds=np.array([header.seconds for header in headers]),
+        faults={place: header.fault for place, header in enumerate(headers) if header.fault},
+        num_read=num_read,
+    )
+
+
+def write_faults(index: VideoIndex, file: Path) -> None:
+    """Writes the videos that cannot be used, one JSON object with `path` and `reason` per line.
+
+    Raises:
         OutputError: the file cannot be written.
     """
-    names = find_names(roots)
-    on_found(len(names))
-    known = {} if file is None else _read_known(file)
-    table = _Columns()
-    kept: list[tuple[str, Known]] = []
-    num_read = 0
-    with Journal(file) as journal:
-        for states in _look_at_all(names, known):
-            usable = [state for state in states if not state.known.header.fault]
-            journal.add((state.key, state.known) for state in usable if state.is_new)
-            num_read += sum(state.is_new for state in states)
-            for state in states:
-                table.append(state.known.header)
-            if file is not None:
-                kept += ((state.key, state.known) for state in usable)
-            on_header(len(states))
-    index = table.index_of(names, num_read=num_read)
-    if file is not None and (num_read > len(index.faults) or len(kept) != len(known)):
-        write_index(file, kept)
-    return index
+    faults = ({"path": index.names[i], "reason": fault} for i, fault in index.faults.items())
+    write_text(file, "".join(json.dumps(fault) + "\n" for fault in faults))
 
 
-class _State(NamedTuple):
-    """What is known of a video now, by its absolute path, and whether it had to be found out."""
+def wide_video_remark(
+    index: VideoIndex,
+    *,
+    scale: tuple[float, float] = (0.8, 0.95),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> str:
+    """A sentence if random crops of this scale and ratio fit into none of the frames of most usable
+    videos; otherwise nothing.
+
+    A crop of the share s of a frame and the aspect a is at most as high as the frame if a >= s W /
+    H, and at most as wide if a <= W / (s H). Where no s and a of the ranges fit, torchvision's
+    RandomResizedCrop takes the largest centre crop of an allowed aspect, the same one each time.
+
+    Args:
+        index: of the videos.
+        scale: lowest and highest share of a frame's area.
+        ratio: lowest and highest width over height.
+    """
+    usable = np.setdiff1d(np.arange(len(index)), list(index.faults))
+    aspects = index.sizes[usable, 1] / index.sizes[usable, 0]
+    widest, tallest = ratio[1] / scale[0], ratio[0] * scale[0]
+    never_fit = (aspects > widest) | (aspects < tallest)
+    if not 2 * never_fit.sum() > len(usable):
+        return ""
+    middle = float(np.median(aspects[never_fit]))
+    share = min(ratio[1] / middle, middle / ratio[0])
+    return (
+        f"{100 * never_fit.mean():.0f}% of the videos are wider than {widest:.2f}:1 or narrower "
+        f"than {tallest:.2f}:1, where global crops of scale {scale[0]:g} to {scale[1]:g} and ratio "
+        f"{ratio[0]:.2f} to {ratio[1]:.2f} never fit: all of them are the same centre crop, at "
+        f"{middle:.2f}:1 {100 * share:.0f}% of the frame; views.ratio can allow wider ones"
+    )
+
+
+class _Found(NamedTuple):
+    """A video by its absolute path: the state of its file, its header, and whether that is new."""
 
     key: str
-    known: Known
+    size: int  # bytes
+    time: int  # of the last change, in nanoseconds
+    header: VideoHeader
     is_new: bool
 
 
-def _read_known(file: Path) -> dict[str, Known]:
-    """What the index holds; nothing if it is damaged, which is told."""
-    try:
-        return read_index(file)
-    except NoIndexError as error:
-        raise OutputError(
-            f"{file} is no index of videos but another file, which is left as it is: choose "
-            "another place with data.index or --index"
-        ) from error
-    except IndexDamagedError as error:
-        _LOG.warning("the index %s is damaged (%s): all headers are read again", file, error)
-        file.unlink(missing_ok=True)
-        return {}
-    except OSError as error:
-        raise OutputError(
-            f"the index {file} cannot be read ({error.strerror}): choose another with data.index"
-        ) from error
-
-
-def _look_at_all(names: Sequence[str], known: dict[str, Known]) -> Iterator[list[_State]]:
-    """The videos' states, chunk by chunk in their order, found by several threads."""
-    num_threads = min(_MOST_THREADS, 4 * available_cores())
+def _look_at_all(names: Sequence[str], known: dict[str, _Found]) -> Iterator[list[_Found]]:
+    """The videos chunk by chunk in their order, looked at by several threads."""
+    num_threads = min(_MAX_THREADS, 4 * available_cores())
     chunks = (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
     executor = ThreadPoolExecutor(num_threads)
     try:
-        # Few chunks ahead: futures of all of them would take more than the index.
-        waiting = deque(
-            executor.submit(_look_at, chunk, known) for chunk in islice(chunks, 2 * num_threads)
-        )
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(executor.submit(_look_at, chunk, known) for chunk in islice(chunks, 1))
+        yield from executor.map(partial(_look_at, known=known), chunks)
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _look_at(names: Sequence[str], known: dict[str, Known]) -> list[_State]:
-    states = []
+def _look_at(names: Sequence[str], known: dict[str, _Found]) -> list[_Found]:
+    """What is found of some videos; taken out of what is known."""
+    found = []
     for name in names:
         try:
             # A pattern's images come and go with the folder's time of change.
             stat = os.stat(Path(name).parent if "%" in name and is_pattern(Path(name)) else name)
-            size, time = stat.st_size, stat.st_mtime_ns
+            size, changed = stat.st_size, stat.st_mtime_ns
         except OSError:  # the header's fault says so
-            size = time = 0
+            size = changed = 0
         key = os.path.abspath(name)
-        before = known.get(key)
-        if before is not None and before.size == size and before.time == time:
-            states.append(_State(key, before, False))
-        else:
-            states.append(_State(key, Known(size, time, header_or_fault(Path(name))), True))
-    return states
+        before = known.pop(key, None)
+        if before is None or (before.size, before.time) != (size, changed):
+            before = _Found(key, size, changed, read_header(Path(name)), is_new=True)
+        found.append(before)
+    return found
 
 
-class _Columns:
-    """Headers as columns, which take a fraction of the memory of as many objects."""
+def _read_known(records: sqlite3.Connection) -> dict[str, _Found]:
+    rows = records.execute(
+        "SELECT path, size, time, num_frames, fps, height, width, seconds FROM videos "
+        "WHERE fault IS NULL"
+    )
+    return {
+        (key := os.fsdecode(path)): _Found(key, size, changed, VideoHeader(*header), is_new=False)
+        for path, size, changed, *header in rows
+    }
 
-    def __init__(self) -> None:
-        self._num_frames = array("q")
-        self._fps = array("d")
-        self._sizes = array("i")
-        self._seconds = array("d")
-        self._faults: dict[int, str] = {}
 
-    def append(self, header: VideoHeader) -> None:
-        if header.fault:
-            self._faults[len(self._fps)] = header.fault
-        self._num_frames.append(header.num_frames)
-        self._fps.append(header.fps)
-        self._sizes.extend((header.height, header.width))
-        self._seconds.append(header.seconds)
-
-    def index_of(self, names: list[str], *, num_read: int) -> VideoIndex:
-        return VideoIndex(
-            names,
-            np.array(self._num_frames),
-            np.array(self._fps),
-            np.array(self._sizes).reshape(-1, 2),
-            np.array(self._seconds),
-            self._faults,
-            num_read,
+def _write_found(records: sqlite3.Connection, fresh: Sequence[_Found]) -> None:
+    """Keeps the headers of usable videos; unusable ones are looked at each time."""
+    unusable = (found.key for found in fresh if found.header.fault)
+    usable = (found for found in fresh if not found.header.fault)
+    with records:
+        records.executemany("DELETE FROM videos WHERE path = ?", _keys(unusable))
+        records.executemany(
+            "INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", map(_row, usable)
         )
 
 
-# A file that names the videos that were left out of training, one JSON object a line.
-#
-# Each video is named once, however many data workers and processes meet it. The file is a record to
-# look at: it is never read to decide what to leave out.
+def _row(found: _Found) -> tuple:
+    header = found.header
+    numbers = (header.num_frames, header.fps, header.height, header.width, header.seconds)
+    return os.fsencode(found.key), found.size, found.time, *numbers
 
 
-try:
-    import fcntl
-except ImportError:  # Windows: two workers that meet a video at once may both name it
-    fcntl = None
+def _keys(paths: Iterable[str]) -> Iterator[tuple[bytes]]:
+    return ((os.fsencode(path),) for path in paths)
 
 
 def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
-    """Whether what is left out is new to the file, to which it was then appended; tells it if so.
+    """Adds a video to the quarantine and says so in the log; whether it was new there.
 
     Args:
-        file: JSON lines with `path` and `reason`, created if missing; None to tell alone. One that
-            cannot be written costs its line, not the training.
+        file: the quarantine, created if missing; None to log only. If it cannot be written, this is
+            logged, and training goes on.
         name: path of a video, or shard and member.
         reason: why it is left out.
     """
@@ -638,50 +443,115 @@ def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
 
 
 def quarantine_all(file: Path, reasons: Mapping[str, str]) -> int:
-    """How many of these videos are new to the file, to which they were then appended.
+    """Adds videos to the quarantine; how many of them were new there.
 
     Args:
-        file: JSON lines with `path` and `reason`; created if missing.
-        reasons: why each is left out, by its path.
+        file: the quarantine, created if missing.
+        reasons: why each video is left out, by its path.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    with _records(file, "quarantine") as records:
+        return _add_faults(records, reasons)
+
+
+def _add_faults(records: sqlite3.Connection, reasons: Mapping[str, str]) -> int:
+    rows = [
+        (os.fsencode(path), reason.encode(errors="backslashreplace").decode())
+        for path, reason in reasons.items()
+    ]
+    with records:
+        sql = "INSERT OR IGNORE INTO videos (path, fault) VALUES (?, ?)"
+        return records.executemany(sql, rows).rowcount
+
+
+@contextlib.contextmanager
+def _records(path: Path | None, what: str) -> Iterator[sqlite3.Connection]:
+    """The SQLite file of an index or a quarantine, created if it is missing, in memory for None.
+
+    What earlier versions kept as text, in this file or beside it, is taken over. A damaged file is
+    made anew, with a warning.
+
+    Raises:
+        OutputError: it cannot be read or written, or belongs to someone else.
+    """
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        with os.fdopen(descriptor, "r+b", buffering=0) as stream:
-            if fcntl is not None:
-                fcntl.flock(stream, fcntl.LOCK_EX)  # released when the file is closed
-            stream.seek(0)
-            earlier = stream.read()
-            named = _named(earlier)
-            lines = [
-                _quarantine_line(path, why) for path, why in reasons.items() if path not in named
-            ]
-            if lines:
-                # One write: lines of several processes never mix.
-                stream.write((b"\n" if _ends_torn(earlier) else b"") + b"".join(lines))
-    except OSError as error:
-        raise OutputError(f"cannot write the quarantine file {file}: {error.strerror}") from error
-    return len(lines)
-
-
-def _quarantine_line(path: str, reason: str) -> bytes:
-    return (json.dumps({"path": path, "reason": reason}, ensure_ascii=False) + "\n").encode(
-        errors="backslashreplace"
-    )
-
-
-def _ends_torn(content: bytes) -> bool:
-    """Whether a run was killed while it wrote the last line."""
-    return bool(content) and not content.endswith(b"\n")
-
-
-def _named(content: bytes) -> set[str]:
-    names = set()
-    for line in content.splitlines():
         try:
-            names.add(json.loads(line)["path"])
-        except (ValueError, KeyError, TypeError):  # a torn line names nothing
-            continue
-    return names
+            records = _connect(path, what)
+        except sqlite3.DatabaseError as error:
+            if path is None or isinstance(error, sqlite3.OperationalError):
+                raise
+            _LOG.warning("the %s %s is damaged (%s): it is made anew", what, path, error)
+            for part in (path, Path(f"{path}-journal")):
+                part.unlink(missing_ok=True)
+            records = _connect(path, what)
+        with contextlib.closing(records):
+            yield records
+    except (sqlite3.Error, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        advice = ": choose another place with data.index" if what == "index" else ""
+        raise OutputError(f"cannot write the {what} {path} ({reason}){advice}") from error
+
+
+def _connect(path: Path | None, what: str) -> sqlite3.Connection:
+    text = b""
+    if path is not None:
+        text = _take_text(path, what)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    records = sqlite3.connect(path or ":memory:", timeout=_SECONDS_TO_WAIT)
+    try:
+        records.execute("PRAGMA synchronous = NORMAL")
+        (state,) = records.execute("PRAGMA quick_check(1)").fetchone()
+        if state != "ok":
+            raise sqlite3.DatabaseError(state)
+        with records:
+            records.execute("BEGIN IMMEDIATE")
+            (application,) = records.execute("PRAGMA application_id").fetchone()
+            if application != _APPLICATION_ID:
+                if records.execute("SELECT name FROM sqlite_master").fetchone():
+                    raise _not_ours(path, what)
+                records.execute(_TABLE)
+                records.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        _add_text(records, text)
+    except BaseException:
+        records.close()
+        raise
+    return records
+
+
+def _take_text(path: Path, what: str) -> bytes:
+    """What an earlier version kept as text, in this file or beside it; the text file is removed."""
+    for file in (path, path.with_suffix(".jsonl")):
+        with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
+            begin = stream.read(16)
+            if begin.startswith((b'{"ino_index":', b'{"path":')):
+                content = begin + stream.read()
+                file.unlink()
+                return content
+            if file == path and begin.strip(b"\0") and not begin.startswith(b"SQLite format 3"):
+                raise _not_ours(path, what)
+    return b""
+
+
+def _add_text(records: sqlite3.Connection, text: bytes) -> None:
+    """Adds the lines of an earlier version's index or quarantine; torn ones are skipped."""
+    found: list[_Found] = []
+    reasons: dict[str, str] = {}
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            value = json.loads(line)
+            if isinstance(value, list):
+                name, size, changed, *header = value
+                found.append(_Found(name, size, changed, VideoHeader(*header), is_new=True))
+            elif "path" in value:
+                reasons[value["path"]] = value["reason"]
+    _write_found(records, found)
+    _add_faults(records, reasons)
+
+
+def _not_ours(path: Path | None, what: str) -> OutputError:
+    return OutputError(
+        f"{path} is no {what} of videos but another file, which is left as it is: choose another "
+        "place" + (" with data.index or --index" if what == "index" else "")
+    )

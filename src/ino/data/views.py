@@ -1,9 +1,9 @@
-"""Global and local crops of the frames of clips, cut, resized, coloured and normalised in batches.
+"""Global and local crops of the frames of clips: cut, resized, colored and normalized in batches.
 
-Geometry is drawn as torchvision's RandomResizedCrop draws it and resized as Pillow does
-(resampling.py); colour follows torchvision's transforms on float images (colours.py). Everything is
-drawn for each crop from NumPy generators, one for all clips or one for each, so a step's views are
-a function of its seeds on every device, and nothing that is drawn waits for the device.
+Section 3.2. Geometry is sampled as torchvision's RandomResizedCrop samples it; `ino.kernels.crops`
+resizes as Pillow does and changes colors as torchvision does. Everything is sampled for each crop
+from one NumPy generator per clip, so a step's views are a function of its seeds on every device,
+and no random number waits for the device.
 """
 
 import math
@@ -20,13 +20,13 @@ from ino.kernels.crops import Changes, Photometric, change_colors, resize_boxes,
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_ATTEMPTS = 10
+_NUM_ATTEMPTS = 10
 _CACHE_BYTES = 6 << 20
 
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """How a crop is placed: pixels a side of the result, share of the frame's area, aspect."""
+    """Side of a crop in pixels, ranges of its share of the frame's area and of width / height."""
 
     size: int
     scale: tuple[float, float]
@@ -42,19 +42,18 @@ def sample_boxes(
 ) -> Int[np.ndarray, "*batch 4"]:
     """Top, left, height and width in pixels of a random crop of each frame.
 
-    Area and aspect are drawn up to ten times; if none fits, the largest centred crop whose aspect
-    is within the range is taken, as torchvision does.
+    Area and aspect are sampled up to ten times; if no crop fits, the largest centered crop whose
+    aspect is within the range is taken, as torchvision does.
 
     Args:
-        rng: where all randomness comes from.
-        heights: of the frames, in pixels.
-        widths: the same.
-        geometry: shares of area and aspects.
+        rng: the source of all randomness.
+        heights, widths: of the frames, in pixels.
+        geometry: ranges of area and aspect.
     """
-    drawn = (*heights.shape, _ATTEMPTS)
-    area = (heights * widths)[..., None] * rng.uniform(*geometry.scale, drawn)
+    shape = (*heights.shape, _NUM_ATTEMPTS)
+    area = (heights * widths)[..., None] * rng.uniform(*geometry.scale, shape)
     low, high = geometry.ratio
-    aspect = np.exp(rng.uniform(math.log(low), math.log(high), drawn))
+    aspect = np.exp(rng.uniform(math.log(low), math.log(high), shape))
     crop_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     crop_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     fits = (crop_heights > 0) & (crop_heights <= heights[..., None])
@@ -62,14 +61,14 @@ def sample_boxes(
     first = fits.argmax(axis=-1)[..., None]
     places = rng.random((2, *heights.shape))
 
-    aspect = np.clip(widths / heights, low, high)
-    centred_heights = np.minimum(heights, np.rint(widths / aspect).astype(np.int64))
-    centred_widths = np.minimum(widths, np.rint(heights * aspect).astype(np.int64))
     found = fits.any(axis=-1)
+    aspect = np.clip(widths / heights, low, high)
+    centered_heights = np.minimum(heights, np.rint(widths / aspect).astype(np.int64))
+    centered_widths = np.minimum(widths, np.rint(heights * aspect).astype(np.int64))
     crop_heights = np.take_along_axis(crop_heights, first, axis=-1)[..., 0]
     crop_widths = np.take_along_axis(crop_widths, first, axis=-1)[..., 0]
-    crop_heights = np.where(found, crop_heights, centred_heights)
-    crop_widths = np.where(found, crop_widths, centred_widths)
+    crop_heights = np.where(found, crop_heights, centered_heights)
+    crop_widths = np.where(found, crop_widths, centered_widths)
     free_rows, free_columns = heights - crop_heights, widths - crop_widths
     tops = np.where(found, np.floor(places[0] * (free_rows + 1)), free_rows // 2)
     lefts = np.where(found, np.floor(places[1] * (free_columns + 1)), free_columns // 2)
@@ -82,32 +81,34 @@ def make_crops(
     geometry: CropGeometry,
     photometric: Photometric,
     num_crops: int,
-    rng: np.random.Generator | Sequence[np.random.Generator],
+    rng: Sequence[np.random.Generator],
 ) -> Float[Tensor, "time {num_crops} clip 3 {geometry.size} {geometry.size}"]:
-    """Random crops of every frame of every clip, normalised; every crop is drawn independently.
+    """Random crops of every frame of every clip, normalized; every crop is sampled independently.
 
     Args:
         clips: frames of each clip, on one device; sizes may differ between clips.
         geometry: placement and size of the crops.
-        photometric: flip and colour changes, drawn for each crop.
+        photometric: flip and color changes, sampled for each crop.
         num_crops: crops of each frame.
-        rng: where all randomness comes from: of all clips, or of each clip, whose crops then do
-            not depend on which other clips there are.
+        rng: of each clip, whose crops then do not depend on which other clips there are.
     """
-    shape = (len(clips[0]), num_crops, len(clips))
-    groups = [clips] if isinstance(rng, np.random.Generator) else [[clip] for clip in clips]
-    streams = [rng] if isinstance(rng, np.random.Generator) else rng
-    drawn = [
-        _draw(one, group, num_crops, geometry=geometry, photometric=photometric)
-        for one, group in zip(streams, groups, strict=True)
-    ]
-    boxes = np.concatenate([one[0] for one in drawn], axis=2)
-    flips = np.concatenate([one[1] for one in drawn], axis=2)
-    changes = Changes.joined([one[2] for one in drawn], axis=2)
+    samples = []
+    for stream, clip in zip(rng, clips, strict=True):
+        shape = (len(clip), num_crops)
+        heights, widths = (np.full(shape, side) for side in clip.shape[1:3])
+        boxes = sample_boxes(stream, heights=heights, widths=widths, geometry=geometry)
+        flips = stream.random(shape) < photometric.flip
+        samples.append((boxes, flips, sample_changes(stream, shape, photometric=photometric)))
+    boxes = np.stack([one[0] for one in samples], axis=2)
+    flips = np.stack([one[1] for one in samples], axis=2)
+    changes = Changes.stacked([one[2] for one in samples], axis=2)
 
-    crops = torch.empty((*shape, 3, geometry.size, geometry.size), device=clips[0].device)
+    crops = torch.empty(
+        (len(clips[0]), num_crops, len(clips), 3, geometry.size, geometry.size),
+        device=clips[0].device,
+    )
     step = len(clips)
-    if crops.device.type == "cpu":  # it is quickest with what its cache holds
+    if crops.device.type == "cpu":  # it is fastest with what its cache holds
         step = max(1, _CACHE_BYTES * len(clips) // (crops.numel() * crops.element_size()))
     for first in range(0, len(clips), step):
         part = (slice(None), slice(None), slice(first, first + step))
@@ -115,23 +116,6 @@ def make_crops(
         levels = change_colors(levels.flatten(0, 2), changes.of(part))
         crops[part] = normalize(levels).view_as(crops[part])
     return crops
-
-
-def _draw(
-    rng: np.random.Generator,
-    clips: Sequence[Tensor],
-    num_crops: int,
-    *,
-    geometry: CropGeometry,
-    photometric: Photometric,
-) -> tuple[np.ndarray, np.ndarray, Changes]:
-    """Boxes, flips and changes of clips: arrays of (time, crop, clip)."""
-    shape = (len(clips[0]), num_crops, len(clips))
-    sizes = np.array([clip.shape[1:3] for clip in clips])
-    heights, widths = (np.broadcast_to(side, shape) for side in sizes.T)
-    boxes = sample_boxes(rng, heights=heights, widths=widths, geometry=geometry)
-    flips = rng.random(shape) < photometric.flip
-    return boxes, flips, sample_changes(rng, shape, photometric=photometric)
 
 
 def normalize(

@@ -21,7 +21,7 @@ def read_vip(root: Path, *, split: str = "val") -> list[VideoSequence]:
     """The videos of a split of VIP, in the order of its list.
 
     Layout: `Images/<video>/*.jpg`, `Annotations/Category_ids/<video>/*.png` and
-    `lists/<split>_videos.txt` with a video a line, all in `root` or in `root`/VIP_Fine.
+    `lists/<split>_videos.txt` with one video per line, all in `root` or in `root`/VIP_Fine.
 
     Args:
         root: the folder that holds Images, or the one above it.
@@ -42,12 +42,7 @@ def read_vip(root: Path, *, split: str = "val") -> list[VideoSequence]:
     names = list(dict.fromkeys(line.rstrip("/").split("/")[-1] for line in lines))
     if not names:
         raise DatasetError(f"{path} is empty: expected the name of a video on each line")
-    found = []
-    for name in names:
-        annotations = folder / "Annotations" / "Category_ids" / name
-        video = read_sequence(name, frames=folder / "Images" / name, annotations=annotations)
-        if 0 not in video.annotations:
-            first = annotations / f"{video.frames[0].stem}.png"
-            raise DatasetError(f"{name} has no annotation of its first frame: expected {first}")
-        found.append(video)
-    return found
+    frames, annotations = folder / "Images", folder / "Annotations" / "Category_ids"
+    return [
+        read_sequence(name, frames / name, annotations / name, needs_first=True) for name in names
+    ]

@@ -1,4 +1,9 @@
-"""The meta.json of a split of YouTube-VOS: its objects, their categories and frames."""
+"""YouTube-VOS: what a split asks for, from its folders and its meta.json, and seen categories.
+
+The split's folder holds `JPEGImages` (every fifth frame), `Annotations` (where objects first
+appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree with the folders.
+The folder of all frames beside it is optional. No frame is decoded here, only annotations.
+"""
 
 import json
 import re
@@ -10,63 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ino.data.davis import VideoSequence, folder_names, read_sequence
+from ino.data.davis import VideoSequence, read_sequence
 from ino.data.label_maps import VOID, read_labels
 from ino.data.video import list_images
 from ino.errors import DatasetError, VideoError
 
-
-@dataclass(frozen=True)
-class Listed:
-    """An object of meta.json."""
-
-    category: str | None
-    frames: tuple[str, ...]
-
-
-Meta = Mapping[str, Mapping[int, Listed]]
-"""For each video its objects by number."""
-
-
-def read_meta(path: Path) -> Meta | None:
-    """What the file lists; None where there is none.
-
-    Raises:
-        DatasetError: it is broken.
-    """
-    if not path.is_file():
-        return None
-    try:
-        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
-        return {
-            str(name): {
-                int(label): Listed(_category(one), tuple(map(str, one.get("frames") or ())))
-                for label, one in video["objects"].items()
-            }
-            for name, video in videos.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DatasetError(
-            f"{path} is not the meta.json of YouTube-VOS, in which each of `videos` has `objects` "
-            "with a number each: copy it again, or delete it to go by the folders alone"
-        ) from error
-
-
-def _category(listed: Mapping[str, object]) -> str | None:
-    category = listed.get("category")
-    if not isinstance(category, str | None):
-        raise TypeError(f"the category {category!r} is no text")
-    return category
-
-
-# Which categories of YouTube-VOS are seen: those that its training set holds.
-#
-# The list here is that of Refer-YouTube-VOS, which describes the 3,471 training videos of
-# YouTube-VOS 2019; it has 65 names, as many as the data set's page says for 2018 and 2019. It is
-# for data sets that are YouTube-VOS; others say by a file or a training set of their own what
-# counts as seen.
-
-
+_NUM_THREADS = 8
+_ADVICE = "copy the split again, or delete meta.json to go by the folders alone"
+_OFFICIAL_NAME = re.compile(r"[0-9a-f]{10}")
 _TRAIN = """
 airplane ape bear bike bird boat bucket bus camel cat cow crocodile deer dog dolphin duck eagle
 earless_seal elephant fish fox frisbee frog giant_panda giraffe hand hat hedgehog horse knife
@@ -75,77 +31,8 @@ rabbit raccoon sedan shark sheep sign skateboard snail snake snowboard squirrel 
 tennis_racket tiger toilet train truck turtle umbrella whale zebra
 """
 YTVOS_SEEN = frozenset(_TRAIN.split())
-"""The 65 categories of the training set."""
-
-_OFFICIAL_NAME = re.compile(r"[0-9a-f]{10}")
-
-
-@dataclass(frozen=True)
-class SeenCategories:
-    """The categories that count as seen, and in words where that is from."""
-
-    names: frozenset[str]
-    source: str
-
-
-def seen_categories(
-    root: Path, *, videos: Iterable[str], file: Path | None = None
-) -> SeenCategories | None:
-    """What counts as seen: as `file` says, else `root`/train/meta.json, else the list above.
-
-    The list is taken only where every video is named as in YouTube-VOS, by ten digits in base 16.
-    Where nothing tells, None.
-
-    Args:
-        root: the data set.
-        videos: names of the videos that are scored.
-        file: a category a line, or a meta.json.
-
-    Raises:
-        DatasetError: the file or train/meta.json is missing, broken or names no category.
-    """
-    train = root / "train" / "meta.json"
-    if file is None and train.is_file():
-        file = train
-    if file is not None:
-        names = _read_names(file)
-        return SeenCategories(names, f"{len(names)} categories of {file}")
-    if all(_OFFICIAL_NAME.fullmatch(name) for name in videos):
-        return SeenCategories(YTVOS_SEEN, "the 65 categories of YouTube-VOS train")
-    return None
-
-
-def _read_names(path: Path) -> frozenset[str]:
-    expected = "expected a category a line, or a meta.json with the category of each object"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            videos = json.loads(text)["videos"].values()
-            names = [one["category"] for video in videos for one in video["objects"].values()]
-        else:
-            lines = (line.partition("#")[0].strip() for line in text.splitlines())
-            names = [line for line in lines if line]
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError("a category is no text")
-        found = frozenset(names)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}): {expected}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DatasetError(f"{path} does not tell which categories are seen: {expected}") from error
-    if not found:
-        raise DatasetError(f"{path} is empty: {expected}")
-    return found
-
-
-# What a split of YouTube-VOS asks for: its objects, where they enter, and the masks to hand in.
-#
-# The split's folder holds `JPEGImages` (every fifth frame), `Annotations` (where objects first
-# appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree with the folders.
-# The folder of all frames beside it is optional. No frame is decoded here.
-
-
-_WORKERS = 8
-_MEND = "copy the split again, or delete meta.json to go by the folders alone"
+"""The 65 categories of the training set of 2018 and 2019, as Refer-YouTube-VOS lists them, which
+describes its 3,471 videos."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +41,13 @@ class YtvosVideo:
 
     Attributes:
         name: of its folder.
-        frames: those that masks are carried through, in order: from the first to the last one whose
-            mask is handed in, and all between.
+        frames: those that masks are propagated through, in order: from the first to the last one
+            whose mask is handed in, and all between.
         annotations: by name of the frame, in order.
         entries: for each object, ascending, the name of the first frame whose annotation holds it.
         submitted: names of the frames whose masks are handed in, in order.
         required: those of them that the server must find: the ones that meta.json lists for any
-            object, or all of them where it lists none.
+            object, or all of them if it lists none.
         categories: of the objects, as far as meta.json tells.
     """
 
@@ -186,7 +73,7 @@ class YtvosVideo:
 class YtvosSplit:
     """A split: its folder, the folder that its frames come from, and its videos by name.
 
-    `is_whole` is False where only some of its videos were read.
+    `is_whole` is False if only some of its videos were read.
     """
 
     name: str
@@ -196,18 +83,86 @@ class YtvosSplit:
     is_whole: bool
 
 
+@dataclass(frozen=True)
+class _Object:
+    """An object of meta.json."""
+
+    category: str | None
+    frames: tuple[str, ...]
+
+
+_Meta = Mapping[str, Mapping[int, _Object]]  # for each video its objects by number
+
+
+@dataclass(frozen=True)
+class SeenCategories:
+    """The categories that count as seen, and in words where they come from."""
+
+    names: frozenset[str]
+    source: str
+
+
+def seen_categories(
+    root: Path, *, videos: Iterable[str], file: Path | None = None
+) -> SeenCategories | None:
+    """The categories that count as seen, which are those of the training set.
+
+    They come from `file`, else `root`/train/meta.json, else `YTVOS_SEEN`, but that only if every
+    video is named as in YouTube-VOS, by ten hexadecimal digits; else None.
+
+    Args:
+        root: the data set.
+        videos: names of the videos that are scored.
+        file: one category per line, or a meta.json.
+
+    Raises:
+        DatasetError: the file or train/meta.json is missing, broken or names no category.
+    """
+    train = root / "train" / "meta.json"
+    if file is None and train.is_file():
+        file = train
+    if file is not None:
+        names = _read_categories(file)
+        return SeenCategories(names, f"{len(names)} categories of {file}")
+    if all(_OFFICIAL_NAME.fullmatch(name) for name in videos):
+        return SeenCategories(YTVOS_SEEN, "the 65 categories of YouTube-VOS train")
+    return None
+
+
+def _read_categories(path: Path) -> frozenset[str]:
+    expected = "expected a category a line, or a meta.json with the category of each object"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            videos = json.loads(text)["videos"].values()
+            names = [one["category"] for video in videos for one in video["objects"].values()]
+        else:
+            lines = (line.partition("#")[0].strip() for line in text.splitlines())
+            names = [line for line in lines if line]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a category is no text")
+        found = frozenset(names)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): {expected}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{path} does not tell which categories are seen: {expected}") from error
+    if not found:
+        raise DatasetError(f"{path} is empty: {expected}")
+    return found
+
+
 def read_ytvos_split(
     root: Path, *, split: str = "valid", videos: Sequence[str] | None = None
 ) -> YtvosSplit:
     """The videos of a split, in the order of their names, checked against its meta.json.
 
     Frames come from `<split>_all_frames/JPEGImages`, in `root` or in `root`/all_frames, and from
-    the split itself where that does not exist. Where there is no meta.json, the folders decide.
+    the split itself if that does not exist. Without a meta.json, the folders decide.
 
     Args:
         root: the folder that holds the split.
         split: name of its folder.
-        videos: the ones to read; all where None. The others may be absent.
+        videos: the ones to read, all if None. The others may be absent.
 
     Raises:
         DatasetError: folders or files are missing, or meta.json is broken or disagrees with them.
@@ -221,27 +176,57 @@ def read_ytvos_split(
                 f"{needed} does not exist: expected {split}/JPEGImages and {split}/Annotations in "
                 f"{root}{advice}"
             )
-    meta = read_meta(folder / "meta.json")
-    names = _names(folder, meta, videos)
-    frames_folder = _frames_folder(root, split)
+    meta = _read_meta(folder / "meta.json")
+    names = _choose_names(folder, meta, videos)
+    whole = f"{split}_all_frames"
+    candidates = [root / whole, root / "all_frames" / whole]
+    frames_folder = next((path for path in candidates if (path / "JPEGImages").is_dir()), folder)
     read = partial(_read_video, folder=folder, frames_folder=frames_folder, meta=meta)
-    with ThreadPoolExecutor(_WORKERS) as pool:  # decoding runs outside Python's lock
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:  # decoding runs outside Python's lock
         found = tuple(pool.map(read, names))
     return YtvosSplit(split, folder, frames_folder, found, is_whole=videos is None)
 
 
-def _frames_folder(root: Path, split: str) -> Path:
-    whole = f"{split}_all_frames"
-    candidates = [root / whole, root / "all_frames" / whole]
-    return next((path for path in candidates if (path / "JPEGImages").is_dir()), root / split)
+def _read_meta(path: Path) -> _Meta | None:
+    """What meta.json lists; None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
+        return {
+            str(name): {
+                int(label): _Object(_category(one), tuple(map(str, one.get("frames") or ())))
+                for label, one in video["objects"].items()
+            }
+            for name, video in videos.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(
+            f"{path} is not the meta.json of YouTube-VOS, in which each of `videos` has `objects` "
+            "with a number each: copy it again, or delete it to go by the folders alone"
+        ) from error
 
 
-def _names(folder: Path, meta: Meta | None, chosen: Sequence[str] | None) -> list[str]:
-    """The videos to read, after a look whether meta.json and the folders hold the same ones."""
-    held = {part: set(folder_names(folder / part)) for part in ("JPEGImages", "Annotations")}
+def _category(listed: Mapping[str, object]) -> str | None:
+    category = listed.get("category")
+    if not isinstance(category, str | None):
+        raise TypeError(f"the category {category!r} is no text")
+    return category
+
+
+def _choose_names(folder: Path, meta: _Meta | None, chosen: Sequence[str] | None) -> list[str]:
+    """The videos to read, checked to be the same in meta.json and the folders."""
+    held = {
+        part: {
+            path.name
+            for path in (folder / part).iterdir()
+            if path.is_dir() and not path.name.startswith(".")
+        }
+        for part in ("JPEGImages", "Annotations")
+    }
     known = set(meta) if meta is not None else held["Annotations"]
     if meta is not None and not known:
-        raise DatasetError(f"{folder / 'meta.json'} lists no video: {_MEND}")
+        raise DatasetError(f"{folder / 'meta.json'} lists no video: {_ADVICE}")
     if not known:
         raise DatasetError(f"{folder / 'Annotations'} holds no folder: expected one a video")
     if chosen is not None:
@@ -257,19 +242,19 @@ def _names(folder: Path, meta: Meta | None, chosen: Sequence[str] | None) -> lis
         if missing := sorted(known - names):
             raise DatasetError(
                 f"{folder / 'meta.json'} lists the video {missing[0]}, but {folder / part} has no "
-                f"folder for it ({len(missing)} of {len(known)} are missing): {_MEND}"
+                f"folder for it ({len(missing)} of {len(known)} are missing): {_ADVICE}"
             )
         if chosen is None and (extra := sorted(names - known)):
             raise DatasetError(
                 f"{folder / part} holds the video {extra[0]}, which meta.json does not list "
-                f"({len(extra)} such videos): {_MEND}"
+                f"({len(extra)} such videos): {_ADVICE}"
             )
     return sorted(known)
 
 
-def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: Meta | None) -> YtvosVideo:
+def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: _Meta | None) -> YtvosVideo:
     images = folder / "JPEGImages" / name
-    sequence = read_sequence(name, frames=images, annotations=folder / "Annotations" / name)
+    sequence = read_sequence(name, images, folder / "Annotations" / name)
     stems = [path.stem for path in sequence.frames]
     annotations = {stems[position]: path for position, path in sequence.annotations.items()}
     entries = _entries(annotations)
@@ -285,13 +270,13 @@ def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: Meta | No
     if unknown := sorted(frames - set(stems)):
         raise DatasetError(
             f"{folder / 'meta.json'} lists the frame {unknown[0]} of {name}, but "
-            f"{images / unknown[0]}.jpg does not exist ({len(unknown)} such frames): {_MEND}"
+            f"{images / unknown[0]}.jpg does not exist ({len(unknown)} such frames): {_ADVICE}"
         )
     start = min(stems.index(frame) for frame in frames | set(entries.values()))
     submitted = tuple(stems[start:])
     return YtvosVideo(
         name=name,
-        frames=_carried(sequence, submitted, folder=folder, frames_folder=frames_folder),
+        frames=_frames_between(sequence, submitted, folder=folder, frames_folder=frames_folder),
         annotations=annotations,
         entries=entries,
         submitted=submitted,
@@ -301,6 +286,7 @@ def _read_video(name: str, *, folder: Path, frames_folder: Path, meta: Meta | No
 
 
 def _entries(annotations: Mapping[str, Path]) -> dict[int, str]:
+    """For each object the first annotated frame that holds it."""
     entries: dict[int, str] = {}
     for frame, path in annotations.items():
         counts = np.bincount(read_labels(path).ravel(), minlength=VOID)
@@ -310,22 +296,22 @@ def _entries(annotations: Mapping[str, Path]) -> dict[int, str]:
 
 
 def _check_objects(
-    name: str, entries: Mapping[int, str], listed: Mapping[int, Listed], *, folder: Path
+    name: str, entries: Mapping[int, str], listed: Mapping[int, _Object], *, folder: Path
 ) -> None:
     annotations = folder / "Annotations" / name
     if missing := sorted(set(listed) - set(entries)):
         raise DatasetError(
             f"{folder / 'meta.json'} lists object {missing[0]} of {name}, but no annotation in "
-            f"{annotations} holds it (they hold {', '.join(map(str, entries))}): {_MEND}"
+            f"{annotations} holds it (they hold {', '.join(map(str, entries))}): {_ADVICE}"
         )
     if extra := sorted(set(entries) - set(listed)):
         raise DatasetError(
             f"{annotations / entries[extra[0]]}.png holds object {extra[0]}, which meta.json does "
-            f"not list (it lists {', '.join(map(str, sorted(listed))) or 'none'}): {_MEND}"
+            f"not list (it lists {', '.join(map(str, sorted(listed))) or 'none'}): {_ADVICE}"
         )
 
 
-def _carried(
+def _frames_between(
     sequence: VideoSequence, submitted: Sequence[str], *, folder: Path, frames_folder: Path
 ) -> tuple[Path, ...]:
     """The frames from the first to the last one whose mask is handed in."""

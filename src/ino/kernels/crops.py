@@ -1,14 +1,21 @@
-"""Boxes of frames resized to squares, many at once: bicubic, antialiased, rounded as Pillow does.
+"""Boxes of frames resized to squares and their colors changed, many at once.
 
-There are two ways to the same levels. `resize_one_by_one` calls torch's resize of bytes, the
-fastest there is on a CPU. `resize_by_products` is two batched matrix products for all boxes of all
-frames, with weights that are built on the device from the boxes: what a GPU is good at. Both differ
-from Pillow by at most one level, where a value lies between two levels.
+Resizing is bicubic, antialiased and rounded as in Pillow. There are two ways to the same levels:
+`resize_one_by_one` calls torch's resize of bytes, the fastest there is on a CPU;
+`resize_by_products` is two batched matrix products for all boxes of all frames, with weights that
+are built on the device from the boxes, which is what a GPU is good at. Both differ from Pillow by
+at most one level, where a value lies between two levels.
+
+Color changes are torchvision's on float images, clamped to the range after each; the order of the
+four of the jitter is sampled for each image, as in its ColorJitter. All random numbers are known on
+the CPU, so images are sorted by when their hue turns and each step works on slices: no image pays
+for a change that it does not have, and the device is never waited for.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +25,11 @@ from torch import Tensor
 
 _SHARPNESS = -0.5  # Keys' a, as in Pillow and in torch where it antialiases
 _MAX_BYTES = 1 << 28  # of what the products hold at a time
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # Pillow's; torchvision's 0.2989 makes white darker
+_BLUR_REACH = 6  # pixels: at most 3 of the largest sigma of the paper's code, 2
+_NUM_JITTERS = 4
+_TINY = 1e-20
+_NEVER = _NUM_JITTERS  # when the hue of an image that is not jittered turns
 
 
 def resize_boxes(
@@ -155,25 +167,10 @@ def _parts(shape: Sequence[int], *, num_crops: int, size: int) -> Iterator[slice
     return (slice(first, first + step) for first in range(0, num_frames, step))
 
 
-# Brightness, contrast, saturation, hue, grey and blur of many images, each with its own draw.
-#
-# Each change is torchvision's on float images, clamped to the range after each, and the order of
-# the four of the jitter is drawn for each image, as its ColorJitter does. What is drawn is known on
-# the CPU, so that images are sorted by when their hue turns and each step works on slices: no image
-# pays for a change that it does not have, and a device is never waited for.
-
-
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # Pillow's; torchvision's 0.2989 makes white darker
-BLUR_SIGMA = (0.1, 2.0)  # pixels
-_BLUR_REACH = 6  # pixels: at most 3 sigma
-_NUM_JITTERS = 4
-_TINY = 1e-20
-_NEVER = _NUM_JITTERS  # when the hue of an image that is not jittered turns
-
-
 @dataclass(frozen=True)
 class Photometric:
-    """Probabilities and strengths of flip and colour changes; all 0 leaves a crop as it is."""
+    """Probabilities of flip, jitter, grey and blur, strengths of the jitter, sigma of the blur in
+    pixels; with all probabilities 0 a crop stays as it is."""
 
     flip: float = 0.5
     jitter: float = 0.8
@@ -183,6 +180,7 @@ class Photometric:
     hue: float = 0.1
     grey: float = 0.2
     blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
 
 
 PLAIN = Photometric(flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
@@ -194,11 +192,11 @@ class Changes:
 
     Attributes:
         factors: of brightness, contrast and saturation; 1 changes nothing.
-        hue: turns of the colour circle.
+        hue: turns of the color circle.
         order: the operations of the jitter as they are done: 0 brightness, 1 contrast,
             2 saturation, 3 hue.
         jittered: whether factors and hue count.
-        grey: whether colour is dropped after that.
+        grey: whether color is dropped after that.
         sigma: of the blur after that, in pixels; 0 for none.
     """
 
@@ -214,16 +212,16 @@ class Changes:
         return Changes(**{name: values[images] for name, values in vars(self).items()})
 
     @classmethod
-    def joined(cls, parts: "Sequence[Changes]", *, axis: int) -> "Changes":
-        """Those of the images of all parts, one after the other along an axis of the images."""
+    def stacked(cls, parts: "Sequence[Changes]", *, axis: int) -> "Changes":
+        """Those of the images of all parts, along a new axis of the images."""
         names = vars(parts[0])
-        return cls(**{n: np.concatenate([vars(p)[n] for p in parts], axis=axis) for n in names})
+        return cls(**{n: np.stack([vars(p)[n] for p in parts], axis=axis) for n in names})
 
 
 def sample_changes(
     rng: np.random.Generator, shape: tuple[int, ...], *, photometric: Photometric
 ) -> Changes:
-    """Changes of each image, as torchvision draws them: uniform factors in a uniform order."""
+    """Changes of each image, as torchvision samples them: uniform factors in a uniform order."""
     strengths = np.array([photometric.brightness, photometric.contrast, photometric.saturation])
     jittered = rng.random(shape) < photometric.jitter
     factors = rng.uniform(np.maximum(0, 1 - strengths), 1 + strengths, (*shape, 3))
@@ -231,7 +229,7 @@ def sample_changes(
     order = rng.permuted(np.tile(np.arange(_NUM_JITTERS), (*shape, 1)), axis=-1)
     grey = rng.random(shape) < photometric.grey
     blurred = rng.random(shape) < photometric.blur
-    sigma = np.where(blurred, rng.uniform(*BLUR_SIGMA, shape), 0.0)
+    sigma = np.where(blurred, rng.uniform(*photometric.blur_sigma, shape), 0.0)
     return Changes(factors, hue, order, jittered, grey, sigma)
 
 
@@ -241,11 +239,11 @@ def change_colors(
     """Images with levels 0..255 after their changes; the input itself where there are none."""
     if not (changes.jittered.any() or changes.grey.any() or changes.sigma.any()):
         return levels
-    plan = _Plan.of(changes)
+    plan = _plan(changes)
     numbers = torch.from_numpy(plan.numbers).to(levels.device, non_blocking=True)
     ranks, places, grey, blurred = numbers[:, :4].long().unbind(1)
     levels = levels.index_select(0, ranks)  # a copy, which is changed in place
-    if plan.num_jittered:
+    if plan.turns[-1]:
         _jitter(levels, numbers[:, 4:], plan.turns)
     if plan.num_grey:
         rows = grey[: plan.num_grey]
@@ -257,16 +255,14 @@ def change_colors(
     return levels.index_select(0, places)
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """Changes as numbers for the device, images sorted by when their hue turns.
 
-    Attributes:
-        numbers: a row an image in sorted order: its rank and place (below), the rows of grey and
-            of blurred images, then for each of three blends the factor of the image itself, of its
-            luma and of its mean luma; the turn of hue in sixths of the circle; sigma.
-        turns: where in sorted order the images begin whose hue turns before blend 0, 1, 2 and
-            after all, and where those end.
+    `numbers` has one row per image in sorted order: its rank and place (below), the rows of grey
+    and of blurred images, then for each of three blends the factor of the image itself, of its luma
+    and of its mean luma; the turn of hue in sixths of the circle; sigma. `turns` tells where in
+    sorted order the images begin whose hue turns before blend 0, 1, 2 and after all, and where
+    those end.
     """
 
     numbers: Float32[np.ndarray, "images numbers"]
@@ -274,31 +270,27 @@ class _Plan:
     num_grey: int
     num_blurred: int
 
-    @property
-    def num_jittered(self) -> int:
-        return self.turns[-1]
 
-    @staticmethod
-    def of(changes: Changes) -> "_Plan":
-        num_images = changes.hue.size
-        turn = np.where(changes.jittered, np.argmax(changes.order == 3, axis=-1), _NEVER).ravel()
-        ranks = np.argsort(turn, kind="stable")  # of the image at each place of the sorted order
-        blended = changes.order[changes.order != 3].reshape(num_images, 3)
-        own = np.take_along_axis(changes.factors.reshape(num_images, 3), blended, axis=1)
-        luma = np.where(blended == 2, 1 - own, 0)
-        mean = np.where(blended == 1, 1 - own, 0)
-        numbers = np.zeros((num_images, 15), np.float32)
-        numbers[:, 0] = ranks
-        numbers[ranks, 1] = np.arange(num_images)
-        sigma = changes.sigma.ravel()[ranks]
-        grey, blurred = np.flatnonzero(changes.grey.ravel()[ranks]), np.flatnonzero(sigma)
-        numbers[: len(grey), 2] = grey
-        numbers[: len(blurred), 3] = blurred
-        numbers[:, 4:13] = np.stack([own, luma, mean], axis=-1)[ranks].reshape(num_images, 9)
-        numbers[:, 13] = 6 * changes.hue.ravel()[ranks]
-        numbers[:, 14] = sigma
-        turns = np.searchsorted(turn[ranks], np.arange(_NUM_JITTERS + 1)).tolist()
-        return _Plan(numbers, turns, len(grey), len(blurred))
+def _plan(changes: Changes) -> _Plan:
+    num_images = changes.hue.size
+    turn = np.where(changes.jittered, np.argmax(changes.order == 3, axis=-1), _NEVER).ravel()
+    ranks = np.argsort(turn, kind="stable")  # of the image at each place of the sorted order
+    blended = changes.order[changes.order != 3].reshape(num_images, 3)
+    own = np.take_along_axis(changes.factors.reshape(num_images, 3), blended, axis=1)
+    luma = np.where(blended == 2, 1 - own, 0)
+    mean = np.where(blended == 1, 1 - own, 0)
+    numbers = np.zeros((num_images, 15), np.float32)
+    numbers[:, 0] = ranks
+    numbers[ranks, 1] = np.arange(num_images)
+    sigma = changes.sigma.ravel()[ranks]
+    grey, blurred = np.flatnonzero(changes.grey.ravel()[ranks]), np.flatnonzero(sigma)
+    numbers[: len(grey), 2] = grey
+    numbers[: len(blurred), 3] = blurred
+    numbers[:, 4:13] = np.stack([own, luma, mean], axis=-1)[ranks].reshape(num_images, 9)
+    numbers[:, 13] = 6 * changes.hue.ravel()[ranks]
+    numbers[:, 14] = sigma
+    turns = np.searchsorted(turn[ranks], np.arange(_NUM_JITTERS + 1)).tolist()
+    return _Plan(numbers, turns, len(grey), len(blurred))
 
 
 def _jitter(

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from ino.errors import ConfigError
-from ino.schema import Model, checked, named_file, read_yaml, yaml_names
+from ino.schema import Model, checked, named_file, read_yaml, yaml_names, yaml_value
 
 Variant = Literal["paper", "released"]
 
@@ -327,7 +327,7 @@ class TrainConfig(_Section):
         changed = flatten(values)
         for name, value in changed.items():
             if isinstance(value, str) and name in fields and not _holds_text(fields[name].type):
-                changed[name] = _parsed(value)
+                changed[name] = yaml_value(value)
         return checked(TrainConfig, nest(flatten(to_dict(self)) | changed))
 
 
@@ -510,13 +510,6 @@ def _holds_text(kind: Any) -> bool:
     return kind is str or isinstance(kind, str) or any(map(_holds_text, get_args(kind)))
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # which the check of its type refuses
-
-
 _SAME_NUMBERS = ("run.", "data.num_workers", "data.prefetch", "data.index", "data.batch_size")
 """Fields that leave a run's numbers as they are; for the batch size see `check_same_batch`."""
 _OTHER_NUMBERS = ("run.seed", "run.precision")
@@ -576,7 +569,8 @@ def recipe_arguments(name: str) -> list[str]:
 
 
 def as_options(values: Mapping[str, Any]) -> list[str]:
-    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
+    given = {name: value for name, value in values.items() if value is not None}
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
 
 
 def field_names() -> list[str]:

@@ -1,7 +1,9 @@
-"""Which videos a run draws its clips from, and how many clips that makes an epoch.
+"""From the configuration of a run to the clips and views of each step.
 
-Training and what plans it (lengths, sweeps) count here: by the index, which leaves out videos that
-cannot give a clip, or in tar shards.
+Which videos are used and how many clips that makes an epoch; the loader, which survives decoding
+processes that die; crops, colors and masks of a step. All that is sampled follows from seed, step
+and the clip's place in the global batch alone, so any number of processes that share a global
+batch, and a run that resumes, see the same views.
 """
 
 import dataclasses
@@ -11,9 +13,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +37,13 @@ from ino.data.clips import (
 )
 from ino.data.masking import sample_masks, sample_num_masked
 from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
-from ino.data.video_index import VideoIndex, default_index, find_names, index_videos, quarantine_all
+from ino.data.video_index import (
+    VideoIndex,
+    default_index,
+    find_videos,
+    index_videos,
+    quarantine_all,
+)
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
@@ -44,21 +52,27 @@ from ino.system import available_cores, write_text
 from ino.train.config import DataConfig, TrainConfig
 from ino.train.distributed import of_first
 
+VIDEOS_NAME = "videos.json"
+QUARANTINE_NAME = "quarantine.sqlite"
+
+_MOST_WORKERS = 16
+_MOST_DEATHS = 3
+_QUIET_BATCHES = 100
+"""Batches after which a death of a decoding process no longer counts."""
+
 _LOG = logging.getLogger("ino")
 
 
-def sampling_of(data: DataConfig) -> ClipSampling:
-    """Which frames make a clip.
+class Source(NamedTuple):
+    """The videos of a run: names of videos, or of tar shards that hold them.
 
-    Args:
-        data: of a resolved configuration.
+    `left_out` tells why videos or shards are not used; `summary` is a line for the screen.
     """
-    return ClipSampling(
-        length=data.clip_length,
-        frame_step=data.frame_step or None,
-        fps=data.fps or None,
-        clips_per_video=data.clips_per_video,
-    )
+
+    names: list[str]
+    num_videos: int
+    left_out: dict[str, str]
+    summary: str
 
 
 def has_shards(data: DataConfig) -> bool:
@@ -72,46 +86,47 @@ def has_shards(data: DataConfig) -> bool:
     return any(map(is_shards, data.root))
 
 
-def find_usable(data: DataConfig) -> tuple[list[str], dict[str, str], str]:
-    """The videos, those left out with the reason, and a line on both for the screen.
+def find_source(data: DataConfig) -> Source:
+    """The videos that can give clips, as a resolved configuration names them.
 
     Raises:
+        ConfigError: there are no roots, or shards of another machine without `data.shard_videos`.
         VideoError: there are no videos, or most cannot be used.
         OutputError: the index cannot be written where `data.index` says.
     """
+    if has_shards(data):
+        shards, num_videos, faults = survey_shards(
+            expand_shards(data.root), num_stated=data.shard_videos
+        )
+        return Source(shards, num_videos, faults, f"{num_videos} videos in {len(shards)} shards")
     # Unlike Path.expanduser, it leaves the name of an unknown user alone.
     roots = [Path(os.path.expanduser(root)) for root in data.root]  # noqa: PTH111
     if data.index == "off":
-        names = find_names(roots)
-        return names, {}, f"{len(names)} videos, none looked at before training"
-    usable, seconds, left_out = choose_usable(_index(roots, data.index), sampling_of(data))
-    return usable, left_out, f"{len(usable)} videos, {seconds / 3600:.1f} hours"
+        names = find_videos(roots)
+        summary = f"{len(names)} videos, whose headers were not read before training"
+        return Source(names, len(names), {}, summary)
+    names, seconds, left_out = choose_usable(_index(roots, data.index), sampling_of(data))
+    summary = f"{len(names)} videos, {seconds / 3600:.1f} hours"
+    return Source(names, len(names), left_out, summary)
 
 
-def find_shards(data: DataConfig) -> tuple[list[str], int, dict[str, str], str]:
-    """Shards that hold videos, how many, which shards are broken, and a line for the screen.
-
-    Raises:
-        ConfigError: shards of another machine are named without `data.shard_videos`.
-        VideoError: a shard does not exist, or no shard holds a video.
-    """
-    shards, num_videos, faults = survey_shards(
-        expand_shards(data.root), num_stated=data.shard_videos
+def sampling_of(data: DataConfig) -> ClipSampling:
+    """Which frames make a clip, as a resolved configuration says."""
+    return ClipSampling(
+        length=data.clip_length,
+        frame_step=data.frame_step or None,
+        fps=data.fps or None,
+        clips_per_video=data.clips_per_video,
     )
-    return shards, num_videos, faults, f"{num_videos} videos in {len(shards)} shards"
 
 
 def count_epoch(data: DataConfig) -> int:
     """Clips of an epoch, over all processes.
 
-    Args:
-        data: of a resolved configuration.
-
     Raises:
-        InoError: see `has_shards`, `find_usable` and `find_shards`.
+        InoError: see `find_source`.
     """
-    num_videos = find_shards(data)[1] if has_shards(data) else len(find_usable(data)[0])
-    return num_videos * data.clips_per_video
+    return find_source(data).num_videos * data.clips_per_video
 
 
 def _index(roots: list[Path], name: str) -> VideoIndex:
@@ -140,12 +155,7 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
             return index(None)
 
 
-# The clips of a run, in batches, as its configuration asks.
-
-
-VIDEOS_NAME = "videos.json"
-QUARANTINE_NAME = "quarantine.jsonl"
-_MOST_WORKERS = 16
+AnySampler = ClipSampler | VisitSampler | ShardSchedule
 
 
 @dataclass(frozen=True)
@@ -160,9 +170,9 @@ class Clips:
     """
 
     loader: DataLoader
-    sampler: ClipSampler | VisitSampler | ShardSchedule
+    sampler: AnySampler
     digest: str
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str]
 
 
 def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
@@ -174,68 +184,64 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         out: the run's folder, where videos are named that turn out to be of no use later.
 
     Raises:
-        VideoError: there are no videos, or most cannot be used.
+        InoError: see `find_source`.
         ConfigError: an epoch has fewer clips than a step.
     """
     data = config.data
-    if has_shards(data):
-        return _shard_clips(config, fabric, out=out)
-    names, left_out, told = of_first(fabric, lambda: find_usable(data))
-    _tell(fabric, told, left_out)
-    sampling = sampling_of(data)
-    dataset = ClipDataset(
-        names,
-        sampling=sampling,
-        seed=config.run.seed,
-        quarantine=out / QUARANTINE_NAME,
-        visits=data.visits,
-    )
+    source = of_first(fabric, lambda: find_source(data))
+    if fabric.is_global_zero:
+        num = len(source.left_out)
+        left_out = f", {num} left out ({QUARANTINE_NAME} says why)" if num else ""
+        Console(stderr=True).print(source.summary + left_out, highlight=False, soft_wrap=True)
+    settings: dict[str, Any] = {
+        "sampling": sampling_of(data),
+        "seed": config.run.seed,
+        "quarantine": out / QUARANTINE_NAME,
+    }
     share: dict[str, int] = {
         "batch_size": data.batch_size,
-        "seed": config.run.seed,
         "rank": fabric.global_rank,
         "world_size": fabric.world_size,
     }
+    options = _loader_options(config, fabric)
+    num_clips = source.num_videos * data.clips_per_video
+    if has_shards(data):
+        schedule = ShardSchedule(num_clips, num_shards=len(source.names), **share)
+        dataset = ShardClips(source.names, schedule=schedule, **settings)
+        loader = DataLoader(dataset, batch_size=None, **options)  # it gives whole batches
+        return Clips(loader, schedule, PathTable(source.names).digest(), source.left_out)
+    dataset = ClipDataset(source.names, visits=data.visits, **settings)
     sampler = (
-        VisitSampler(len(names), clips_per_video=sampling.clips_per_video, **share)
+        VisitSampler(
+            len(source.names),
+            clips_per_video=data.clips_per_video,
+            seed=config.run.seed,
+            **share,
+        )
         if data.visits
-        else ClipSampler(len(dataset), **share)
+        else ClipSampler(num_clips, seed=config.run.seed, **share)
     )
     loader = DataLoader(
-        dataset,
-        batch_size=data.batch_size,
-        sampler=sampler,
-        collate_fn=list,
-        drop_last=True,
-        **_loader_options(config, fabric),
+        dataset, batch_size=data.batch_size, sampler=sampler, drop_last=True, **options
     )
-    return Clips(loader, sampler, dataset.digest, left_out)
+    return Clips(loader, sampler, dataset.digest, source.left_out)
 
 
-def _shard_clips(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
-    """The clips of this process from tar shards, which are read from front to back."""
-    data = config.data
-    shards, num_videos, faults, told = of_first(fabric, lambda: find_shards(data))
-    _tell(fabric, told, faults)
-    schedule = ShardSchedule(
-        num_videos * data.clips_per_video,
-        num_shards=len(shards),
-        batch_size=data.batch_size,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-    )
-    dataset = ShardClips(
-        shards,
-        schedule=schedule,
-        sampling=sampling_of(data),
-        seed=config.run.seed,
-        quarantine=out / QUARANTINE_NAME,
-    )
-    # The data set makes whole batches.
-    loader = DataLoader(
-        dataset, batch_size=None, collate_fn=list, **_loader_options(config, fabric)
-    )
-    return Clips(loader, schedule, PathTable(shards).digest(), faults)
+def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
+    """How many processes decode, and what they have ready; each decodes in one thread."""
+    num_workers = config.data.num_workers
+    if num_workers == "auto":
+        # On a CPU the cores are for training, which takes many times what decoding does.
+        share = available_cores() // config.run.devices
+        share = share // 4 if fabric.device.type == "cpu" else share
+        num_workers = max(1, min(_MOST_WORKERS, share))
+    return {
+        "collate_fn": list,
+        "num_workers": num_workers,
+        "pin_memory": fabric.device.type == "cuda",
+        "persistent_workers": num_workers > 0,
+        "prefetch_factor": config.data.prefetch if num_workers else None,
+    }
 
 
 def record_videos(clips: Clips, out: Path) -> None:
@@ -254,53 +260,16 @@ def record_videos(clips: Clips, out: Path) -> None:
         before = now
     if before != now:
         _LOG.warning(
-            "the videos are not those that the run began with (%s clips an epoch then, %s now): "
-            "it goes on with other clips than it would have had",
+            "the videos are not those that the run began with (%s clips per epoch then, %s now): "
+            "it continues with other clips than it would have had",
             before.get("clips_an_epoch") if isinstance(before, dict) else "other",
             now["clips_an_epoch"],
         )
     write_text(path, json.dumps(now) + "\n")
 
 
-def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
-    """How many processes decode, and what they have ready; each decodes in one thread."""
-    num_workers = config.data.num_workers
-    on_device = fabric.device.type != "cpu"
-    if num_workers == "auto":
-        share = available_cores() // config.run.devices
-        # On a CPU the cores are for training, which takes many times what decoding does.
-        num_workers = max(1, min(_MOST_WORKERS, share if on_device else share // 4))
-    options: dict[str, Any] = {
-        "num_workers": num_workers,
-        "pin_memory": fabric.device.type == "cuda",
-    }
-    if num_workers:
-        options |= {"persistent_workers": True, "prefetch_factor": config.data.prefetch}
-    return options
-
-
-def _tell(fabric: Fabric, found: str, left_out: dict[str, str]) -> None:
-    told = f", {len(left_out)} left out ({QUARANTINE_NAME} says why)" if left_out else ""
-    if fabric.is_global_zero:
-        Console(stderr=True).print(found + told, highlight=False, soft_wrap=True)
-
-
-# The clips of each step, epoch after epoch, also past decoding processes that die.
-
-
-_MOST_DEATHS = 3
-_QUIET_BATCHES = 100  # that make up for the deaths before them
-
-
-def batches(
-    loader: DataLoader,
-    sampler: ClipSampler | VisitSampler | ShardSchedule,
-    *,
-    first_step: int,
-    num_steps: int,
-    steps_per_epoch: int,
-) -> Iterator[list[Tensor]]:
-    """The clips of each step from `first_step` on.
+def batches(clips: Clips, *, first_step: int, num_steps: int) -> Iterator[list[Tensor]]:
+    """The clips of each step from `first_step` on, epoch after epoch.
 
     A decoding process that is killed (often for memory) costs the batches that were under way: all
     are started again where the run is, and give the same clips.
@@ -309,13 +278,14 @@ def batches(
         TrainingError: decoding processes die again and again.
         InoError: as the data set raises it.
     """
+    loader, sampler = clips.loader, clips.sampler
     step, num_deaths, last_death = first_step, 0, first_step
     while step < num_steps:
-        sampler.set_position(*divmod(step, steps_per_epoch))
+        sampler.set_position(*divmod(step, sampler.num_batches))
         try:
-            read = _workers_watched(loader)
-            for clips in sampler.batches(read) if isinstance(sampler, VisitSampler) else read:
-                yield clips
+            read = _read(loader)
+            for batch in sampler.batches(read) if isinstance(sampler, VisitSampler) else read:
+                yield batch
                 step += 1
                 if step == num_steps:
                     return
@@ -324,7 +294,7 @@ def batches(
             kind = type(error)
             raise kind(str(error).rpartition(f"{kind.__name__}: ")[2]) from error
         except (RuntimeError, OSError, EOFError) as error:
-            if loader.num_workers == 0 or not _tells_death(error):
+            if loader.num_workers == 0 or not _is_death(error):
                 raise
             num_deaths = num_deaths + 1 if step - last_death < _QUIET_BATCHES else 1
             last_death = step
@@ -337,27 +307,29 @@ def batches(
             loader._iterator = None
 
 
-def _workers_watched(loader: DataLoader) -> Iterator[list[Tensor]]:
+def _read(loader: DataLoader) -> Iterator[list[Tensor]]:
     """Batches of a loader whose dead workers show only where a batch is asked for.
 
-    torch raises from a handler of SIGCHLD, that is from any line of the training step, and finds a
-    dead worker without it, too: some seconds later, when it waits for a batch.
+    torch raises from a handler of SIGCHLD, that is from any line of the training step. Without the
+    handler it finds a dead worker some seconds later, when it waits for a batch.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    has_signal = in_main and hasattr(signal, "SIGCHLD")
-    earlier = signal.getsignal(signal.SIGCHLD) if has_signal else None
+    if not (in_main and hasattr(signal, "SIGCHLD")):
+        yield from loader
+        return
+    previous = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
-    if has_signal and _is_torch_s(signal.getsignal(signal.SIGCHLD)):
-        kept = signal.SIG_DFL if earlier is None or _is_torch_s(earlier) else earlier
-        signal.signal(signal.SIGCHLD, kept)
+    if _is_of_torch(signal.getsignal(signal.SIGCHLD)):
+        own = previous is not None and not _is_of_torch(previous)
+        signal.signal(signal.SIGCHLD, previous if own else signal.SIG_DFL)
     yield from iterator
 
 
-def _is_torch_s(handler: object) -> bool:
+def _is_of_torch(handler: object) -> bool:
     return getattr(handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
 
 
-def _tells_death(error: Exception) -> bool:
+def _is_death(error: Exception) -> bool:
     """Whether a worker is gone, as torch says it or as its half-sent batch shows; not its error."""
     text = str(error)
     if text.startswith("Caught "):
@@ -366,16 +338,10 @@ def _tells_death(error: Exception) -> bool:
     return "DataLoader worker (pid" in text or isinstance(error, half_sent)
 
 
-# The views of a step, drawn from its number: crops, colours, mask.
-#
-# A clip's draw follows from seed, step and the clip's place in the global batch alone. Any number
-# of processes that share a global batch, and a run that resumes, see the same views.
-
-
 def seed_drop_path(seed: int, *, step: int, rank: int) -> None:
-    """Seeds torch's generators for a step; each process drops paths of its own."""
-    drawn = np.random.SeedSequence([seed, step], spawn_key=(2, rank)).generate_state(2, np.uint32)
-    torch.manual_seed(int(drawn[0]) << 32 | int(drawn[1]))
+    """Seeds torch's generators for a step; each process drops its own paths."""
+    words = np.random.SeedSequence([seed, step], spawn_key=(2, rank)).generate_state(2, np.uint32)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 def sample_views(
@@ -386,7 +352,7 @@ def sample_views(
     device: torch.device,
     first_clip: int = 0,
 ) -> Views:
-    """The crops and the masked positions of a step.
+    """The crops (section 3.2) and the masked positions (section 3.3) of a step.
 
     The number of masked positions is that of all processes; with `masking.shared`, so is the mask.
 
@@ -398,15 +364,22 @@ def sample_views(
         first_clip: place of the first clip in the global batch of the step.
     """
     settings = config.views
-    seed = [config.run.seed, step]
-    streams = clip_streams(seed, num_clips=len(clips), first_clip=first_clip)
-    masked = _draw_masked(config, streams, step=step)
-    colour = Photometric(flip=settings.flip, jitter=settings.jitter, grey=settings.grey)
+    streams = clip_streams([config.run.seed, step], num_clips=len(clips), first_clip=first_clip)
+    masked = _sample_masked(config, streams, step=step)
+    color = Photometric(
+        flip=settings.flip,
+        jitter=settings.jitter,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
+        saturation=settings.saturation,
+        hue=settings.hue,
+        grey=settings.grey,
+    )
     clips = [clip.to(device, non_blocking=True) for clip in clips]
     global_crops = make_crops(
         clips,
-        geometry=CropGeometry(settings.global_size, settings.global_scale),
-        photometric=colour if settings.color_on_global else PLAIN,
+        geometry=CropGeometry(settings.global_size, settings.global_scale, settings.ratio),
+        photometric=color if settings.color_on_global else PLAIN,
         num_crops=1,
         rng=streams,
     )[:, 0]
@@ -414,18 +387,17 @@ def sample_views(
     if settings.num_local and config.loss.l2g > 0:
         local_crops = make_crops(
             clips,
-            geometry=CropGeometry(settings.local_size, settings.local_scale),
-            photometric=dataclasses.replace(colour, blur=settings.local_blur),
+            geometry=CropGeometry(settings.local_size, settings.local_scale, settings.ratio),
+            photometric=dataclasses.replace(color, blur=settings.local_blur),
             num_crops=settings.num_local,
             rng=streams,
         )
-    positions = None if masked is None else torch.from_numpy(masked).to(device)
-    return Views(global_crops, local_crops, positions)
+    return Views(global_crops, local_crops, None if masked is None else masked.to(device))
 
 
-def _draw_masked(
+def _sample_masked(
     config: TrainConfig, streams: Sequence[np.random.Generator], *, step: int
-) -> Int[np.ndarray, "clips masked"] | None:
+) -> Int[Tensor, "clips masked"] | None:
     """The masked positions of each clip, ascending."""
     masking = config.masking
     shared_rng = np.random.default_rng([config.run.seed, step, 0])
@@ -441,7 +413,7 @@ def _draw_masked(
         return None
     masks = [
         sample_masks(
-            stream,
+            rng,
             num_clips=num_clips,
             rows=side,
             columns=side,
@@ -449,8 +421,9 @@ def _draw_masked(
             kind=masking.kind or "blockwise",
             shared=bool(masking.shared),
         )
-        for stream, num_clips in (
+        for rng, num_clips in (
             [(shared_rng, len(streams))] if masking.shared else [(one, 1) for one in streams]
         )
     ]
-    return np.nonzero(np.concatenate(masks))[1].reshape(len(streams), num_masked)
+    positions = np.nonzero(np.concatenate(masks))[1]
+    return torch.from_numpy(positions).reshape(len(streams), num_masked)

@@ -1,12 +1,11 @@
-"""Processes and devices of a run: Lightning Fabric, its strategy, and what a launcher started.
+"""Devices and processes of a run, through Lightning Fabric, and states sharded over them (FSDP).
 
-There is no launcher here: torchrun and SLURM start the processes, or Fabric those of one machine.
+Launches nothing itself: torchrun and SLURM start the processes, or Fabric those of one machine.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,7 +22,7 @@ from torch.utils._pytree import tree_map
 from ino.errors import ConfigError, InoError
 from ino.models.backbone import computes_in_bf16
 from ino.models.student_teacher import StudentTeacher
-from ino.train.config import RunConfig, TrainConfig
+from ino.train.config import RunConfig
 
 Found = TypeVar("Found")
 
@@ -32,7 +31,7 @@ def build_fabric(config: RunConfig) -> Fabric:
     """Lightning Fabric on the devices asked for; `auto` precision is resolved here.
 
     Raises:
-        ConfigError: the device is not there, does not know the precision, or the number of
+        ConfigError: the device does not exist or does not support the precision, or the number of
             processes is not the one that the launcher started.
     """
     devices, num_nodes = count_processes(config)
@@ -41,34 +40,32 @@ def build_fabric(config: RunConfig) -> Fabric:
         "devices": devices,
         "num_nodes": num_nodes,
     }
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # Fabric names the precision before it is known that a run begins
     try:
-        with _without_remarks():
-            precision = config.precision
-            if precision == "auto":
-                device = Fabric(**settings).device
-                precision = "bf16-mixed" if computes_in_bf16(device) else "32-true"
-            strategy = _build_strategy(config.strategy, devices=devices, num_nodes=num_nodes)
-            return Fabric(**settings, strategy=strategy, precision=precision)
+        precision = config.precision
+        if precision == "auto":
+            device = Fabric(**settings).device
+            precision = "bf16-mixed" if computes_in_bf16(device) else "32-true"
+        strategy = _build_strategy(config.strategy, num_processes=devices * num_nodes)
+        return Fabric(**settings, strategy=strategy, precision=precision)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot run on accelerator {config.accelerator} with {devices} device(s) on "
             f"{num_nodes} machine(s), strategy {config.strategy} and precision {config.precision}: "
             f"{error}"
         ) from error
-
-
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Keeps Fabric from naming the precision before it is known that a run begins."""
-    logs = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.WARNING)
-    try:
-        yield
     finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+        logging.disable(disabled)
+
+
+def _build_strategy(name: str, *, num_processes: int) -> str | Strategy:
+    if name == "fsdp":
+        # Fabric's FSDPStrategy is FSDP1, whose flattened parameters cannot be clipped one by one.
+        return ModelParallelStrategy(
+            cast(Any, shard), data_parallel_size=num_processes, tensor_parallel_size=1
+        )
+    return DDPStrategy() if name == "ddp" else "auto"
 
 
 def launch(fabric: Fabric) -> None:
@@ -112,44 +109,38 @@ def of_first(fabric: Fabric, find: Callable[[], Found]) -> Found:
 
 
 def count_processes(config: RunConfig) -> tuple[int, int]:
-    """Processes a machine, and machines; 0 in the configuration means those of the launcher.
+    """Processes per machine, and machines; 0 in the configuration means those of the launcher.
 
     Without torchrun or SLURM, 0 is one process on one machine.
 
     Raises:
-        ConfigError: the configuration names other numbers than the launcher started.
+        ConfigError: the launcher started other numbers than the configuration names, or no
+            launcher did and they cannot be started (Fabric would start as many processes as bring
+            the machine down, or wait for a machine that nobody starts).
     """
     found = _of_launcher()
     if found is None:
-        _check_unlaunched(config)
-    devices, num_nodes = found or (config.devices or 1, config.num_nodes or 1)
-    for name, asked, is_there in (
-        ("devices", config.devices, devices),
-        ("num_nodes", config.num_nodes, num_nodes),
-    ):
-        if asked not in (0, is_there):
+        num_cores = os.cpu_count() or 1
+        if config.accelerator == "cpu" and config.devices > max(2, num_cores):
             raise ConfigError(
-                f"run.{name} is {asked}, but the launcher (torchrun or SLURM) started {is_there}: "
+                f"run.devices is {config.devices}, but there are {num_cores} cores, and each "
+                "process on a CPU needs one: lower run.devices"
+            )
+        if config.num_nodes > 1 and not os.environ.get("MASTER_ADDR"):
+            raise ConfigError(
+                f"run.num_nodes is {config.num_nodes}, but no launcher started this process: start "
+                "it on each machine with torchrun or SLURM (docs/scaling.md)"
+            )
+        return config.devices or 1, config.num_nodes or 1
+    for name, asked, started in zip(
+        ("devices", "num_nodes"), (config.devices, config.num_nodes), found, strict=True
+    ):
+        if asked not in (0, started):
+            raise ConfigError(
+                f"run.{name} is {asked}, but the launcher (torchrun or SLURM) started {started}: "
                 f"leave run.{name} out or start as many"
             )
-    return devices, num_nodes
-
-
-def _check_unlaunched(config: RunConfig) -> None:
-    """Refuses what Fabric would do to its word: as many processes as a machine dies of, or waiting
-    for a machine that nobody starts.
-    """
-    num_cores = os.cpu_count() or 1
-    if config.accelerator == "cpu" and config.devices > max(2, num_cores):
-        raise ConfigError(
-            f"run.devices is {config.devices}, but there are {num_cores} cores, and each process "
-            "of a CPU needs one: lower run.devices"
-        )
-    if config.num_nodes > 1 and not os.environ.get("MASTER_ADDR"):
-        raise ConfigError(
-            f"run.num_nodes is {config.num_nodes}, but no launcher started this process: start it "
-            "on each machine with torchrun or SLURM (docs/scaling.md)"
-        )
+    return found
 
 
 def _of_launcher() -> tuple[int, int] | None:
@@ -158,16 +149,8 @@ def _of_launcher() -> tuple[int, int] | None:
         return on_machine, int(os.environ["WORLD_SIZE"]) // on_machine
     if SLURMEnvironment.detect():
         num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        on_machine = int(os.environ["SLURM_NTASKS"]) // num_nodes
-        return on_machine, num_nodes
+        return int(os.environ["SLURM_NTASKS"]) // num_nodes, num_nodes
     return None
-
-
-def with_processes(config: TrainConfig, fabric: Fabric) -> TrainConfig:
-    """The configuration with the numbers of processes and machines that were found."""
-    devices, num_nodes = count_processes(config.run)
-    assert devices * num_nodes == fabric.world_size
-    return config.with_values({"run.devices": devices, "run.num_nodes": num_nodes})
 
 
 def launch_name() -> str | None:
@@ -180,51 +163,38 @@ def launch_name() -> str | None:
 
 
 def is_restart() -> bool:
-    """Whether torchrun or SLURM starts these processes anew after a failure or a requeue."""
+    """Whether torchrun or SLURM starts these processes again after a failure or a requeue."""
     names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(int(os.environ.get(name) or 0) > 0 for name in names)
 
 
-def _build_strategy(name: str, *, devices: int, num_nodes: int) -> str | Strategy:
-    if name == "fsdp":
-        # Fabric's FSDPStrategy is FSDP1, whose flattened parameters cannot be clipped one by one.
-        return ModelParallelStrategy(
-            cast(Any, shard), data_parallel_size=devices * num_nodes, tensor_parallel_size=1
-        )
-    if name == "ddp":
-        return DDPStrategy()
-    return "auto"
-
-
 def shard(model: StudentTeacher, mesh: DeviceMesh) -> nn.Module:
-    """The model with the parameters of both networks cut into equal shards over all processes.
+    """The model with the parameters of both networks sharded over all processes.
 
-    Blocks and heads are gathered one at a time. Student and teacher are cut alike, so that the
-    moving average, the optimiser and clipping work on each process's own shards.
+    Blocks and heads are gathered one at a time. Student and teacher are sharded alike, so that the
+    moving average, the optimizer and clipping work on each process's own shards.
     """
     over = mesh["data_parallel"]
     for network in (model.student, model.teacher):
         for part in (*network.backbone.blocks, network.head, network.backbone):
-            # Without saying so, a part that is not within another stays whole after its forward.
+            # By default, a part that is not within another stays whole after its forward pass.
             fully_shard(part, mesh=over, reshard_after_forward=True)
     fully_shard(model, mesh=over)
     return model
 
 
-# States whose tensors are cut over processes (FSDP), gathered whole and cut again.
-
-
 def gather(state: Any) -> Any:
     """A state of nested dictionaries and lists with whole tensors; all processes must call it."""
-
-    def whole(value: Any) -> Any:
-        return value.full_tensor().cpu() if isinstance(value, DTensor) else value
-
-    return tree_map(whole, state)
+    return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, state)
 
 
-def cut_like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, on the device of another and cut as that one is."""
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, on the device of another and sharded as that one is."""
     if not isinstance(other, DTensor):
         return value.to(other.device)
     value = value.to(other.to_local().device)
@@ -233,26 +203,21 @@ def cut_like(value: Tensor, other: Tensor) -> Tensor:
 
 
 def load_module(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts whole tensors into a module, cut or not; keys and shapes must fit."""
+    """Loads whole tensors into a module, sharded or not; keys and shapes must fit."""
     own = module.state_dict()
-    module.load_state_dict({name: cut_like(value, own[name]) for name, value in weights.items()})
+    module.load_state_dict({name: shard_like(value, own[name]) for name, value in weights.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Puts a gathered state into an optimiser whose parameters are cut or not."""
+    """Loads a gathered state into an optimizer whose parameters are sharded or not."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    cut = {
-        index: {
-            name: cut_like(value, parameters[index])
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape and value.ndim
-            else value
-            for name, value in entries.items()
-        }
+
+    def fit(value: Any, parameter: Tensor) -> Any:
+        is_moment = isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape
+        return shard_like(value, parameter) if is_moment else value
+
+    sharded = {
+        index: {name: fit(value, parameters[index]) for name, value in entries.items()}
         for index, entries in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": cut})
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; all of it where it is not cut."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    optimizer.load_state_dict({**state, "state": sharded})

@@ -1,4 +1,10 @@
-"""The file of a run's numbers: one JSON line a step, which outlives kills and full disks."""
+"""What a run reports: a JSON line per step, and now and then TensorBoard, Weights & Biases, a line.
+
+The JSON lines are what `ino plot` reads; they outlive kills and full disks. TensorBoard and Weights
+& Biases (an extra; WANDB_MODE=offline keeps everything in the run's folder) are Lightning's
+loggers. All times are of the host: on a device that works behind it, `waiting` is the share of time
+in which the host had no batch to hand over.
+"""
 
 import json
 import logging
@@ -6,27 +12,33 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
+from lightning.fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from ino.errors import ConfigError
 from ino.system import write_text
 
 LOG_NAME = "log.jsonl"
+WANDB_ID_NAME = "wandb_id.txt"
+TERMS = ("loss", "g2g", "l2g", "masked", "affinity")
+SCORES = {"eval_jf": "J&F", "eval_j": "J", "eval_f": "F"}
+
 _LOG = logging.getLogger("ino")
+Item = TypeVar("Item")
 
 
 class LogFile:
-    """Appends a line for each step.
+    """Appends a JSON line for each step.
 
     Opened for a run that resumes, it drops the lines of steps that will be done again, so that the
     file holds each step once. Lines that a full disk refuses are kept in memory and written once
@@ -41,14 +53,15 @@ class LogFile:
         Raises:
             OutputError: the file cannot be written.
         """
-        _drop_lines_from(path, first_step)
+        if path.exists():
+            write_text(path, "".join(_lines_before(first_step, path)))
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
         self._has_warned = False
 
     def write(self, numbers: Mapping[str, int | float]) -> None:
-        """Appends numbers by name; JSON knows none that are not finite, they are null."""
+        """Appends numbers by name; those that are not finite are null, as JSON has no NaN."""
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._unwritten += json.dumps(finite).encode() + b"\n"
         try:
@@ -67,32 +80,19 @@ class LogFile:
         self._file.close()
 
 
-def _drop_lines_from(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
+def _lines_before(step: int, path: Path) -> Iterator[str]:
+    """The lines up to that step, or to the first one that a kill tore or that is damaged."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            is_earlier = json.loads(line)["step"] < step
+            if json.loads(line)["step"] >= step:
+                return
         except (ValueError, KeyError, TypeError, RecursionError):
-            break  # torn by a kill, or damaged
-        if not is_earlier:
-            break
-        kept.append(line)
-    write_text(path, "".join(kept))
-
-
-# Weights & Biases, for those who have it: an extra, through Lightning's logger.
-#
-# Where the service cannot or shall not be reached, its own setting WANDB_MODE=offline keeps
-# everything in the folder of the run.
-
-
-ID_NAME = "wandb_id.txt"
+            return
+        yield line
 
 
 def check_wandb(project: str) -> None:
-    """Checks that a run can tell Weights & Biases, if it is asked to.
+    """Checks that Weights & Biases is installed, if a project of it is given.
 
     Raises:
         ConfigError: it is not installed.
@@ -104,68 +104,33 @@ def check_wandb(project: str) -> None:
         )
 
 
-class WandbRun:
-    """A run in a project of Weights & Biases; a run that resumes goes on in the same one."""
+def _wandb_logger(project: str, folder: Path) -> Any:
+    """Lightning's logger, connected; a run that resumes continues its own run there.
 
-    def __init__(self, project: str, *, folder: Path) -> None:
-        """Args:
-        project: its name there.
-        folder: of the run; it names the run and keeps its id and its files.
+    Raises:
+        ConfigError: Weights & Biases is not installed, or does not take the run.
+    """
+    check_wandb(project)
+    from lightning.pytorch.loggers import WandbLogger
 
-        Raises:
-            ConfigError: Weights & Biases is not installed, or does not take the run.
-        """
-        check_wandb(project)
-        from lightning.pytorch.loggers import WandbLogger
-
-        known = import_module("wandb.errors").Error
-
-        self._logger = WandbLogger(
-            name=folder.name,
-            save_dir=folder,
-            project=project,
-            id=_stored_id(folder / ID_NAME),
-            resume="allow",
-        )
-        try:
-            self._run = self._logger.experiment  # it connects here, not at the first number
-        except known as error:
-            raise ConfigError(
-                f"run.wandb is {project}, but Weights & Biases does not take the run ({error}): "
-                "run wandb login, set WANDB_MODE=offline, or leave run.wandb out"
-            ) from error
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Logs the numbers of a step."""
-        self._logger.log_metrics(dict(numbers), step=step)
-
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """Logs a picture."""
-        self._logger.log_image(name, [str(path)], step=step)
-
-    def close(self, *, failed: bool) -> None:
-        """Sends what is left."""
-        self._run.finish(exit_code=int(failed))
-
-
-def _stored_id(path: Path) -> str:
-    if path.is_file() and (found := path.read_text(encoding="utf-8").strip()):
-        return found
-    new = secrets.token_hex(8)
-    write_text(path, new + "\n")
-    return new
-
-
-# What a run tells: one JSON line a step; TensorBoard, Weights & Biases and a line on the screen
-# now and then.
-#
-# All times are of the host. On a device that works behind it, `waiting` is the share of time in
-# which the host had no batch to hand over.
-
-
-SHOWN = ("loss", "g2g", "l2g", "masked", "affinity")
-SCORES = (("eval_jf", "J&F"), ("eval_j", "J"), ("eval_f", "F"))
-Item = TypeVar("Item")
+    id_file = folder / WANDB_ID_NAME
+    if not id_file.is_file() or not id_file.read_text(encoding="utf-8").strip():
+        write_text(id_file, secrets.token_hex(8) + "\n")
+    logger = WandbLogger(
+        name=folder.name,
+        save_dir=folder,
+        project=project,
+        id=id_file.read_text(encoding="utf-8").strip(),
+        resume="allow",
+    )
+    try:
+        _ = logger.experiment  # it connects here, not at the first number
+    except import_module("wandb.errors").Error as error:
+        raise ConfigError(
+            f"run.wandb is {project}, but Weights & Biases does not take the run ({error}): "
+            "run wandb login, set WANDB_MODE=offline, or leave run.wandb out"
+        ) from error
+    return logger
 
 
 class RunLog:
@@ -179,14 +144,14 @@ class RunLog:
         num_steps: int,
         log_every: int,
         clips_per_step: int,
-        wandb: str = "",
-        enabled: bool = True,
+        wandb: str,
+        enabled: bool,
     ) -> None:
         """Args:
         folder: of the run.
         first_step: the step that comes first, counted from 0.
         num_steps: of the whole run.
-        log_every: steps between lines on the screen and in TensorBoard.
+        log_every: steps between lines on the screen and numbers in TensorBoard.
         clips_per_step: over all processes.
         wandb: project of Weights & Biases; empty for none.
         enabled: False in all processes but the first, which then write nothing.
@@ -211,11 +176,12 @@ class RunLog:
             disable=not enabled,
         )
         self._task = self._progress.add_task("", total=num_steps, completed=first_step)
-        self._wandb = None
         if enabled:
-            self._wandb = WandbRun(wandb, folder=folder) if wandb else None
+            self._wandb = _wandb_logger(wandb, folder) if wandb else None
             self._file = LogFile(folder / LOG_NAME, first_step=first_step)
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            self._tensorboard: TensorBoardLogger | None = TensorBoardLogger(
+                folder, name="tensorboard", version="", purge_step=first_step
+            )
 
     def __enter__(self) -> "RunLog":
         self._progress.start()
@@ -229,13 +195,13 @@ class RunLog:
     ) -> None:
         self._progress.stop()
         if self._enabled:
-            self._on_tensorboard(SummaryWriter.close)
+            self._on_tensorboard(lambda board: board.finalize("success"))
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.close(failed=kind is not None)
+            if self._wandb is not None:
+                self._wandb.experiment.finish(exit_code=int(kind is not None))
 
     def is_due(self, step: int) -> bool:
-        """Whether this step's numbers go to the screen, with those that cost to take."""
+        """Whether this step's numbers go to the screen, with those that cost time to measure."""
         return step % self._log_every == 0
 
     def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
@@ -254,8 +220,8 @@ class RunLog:
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs the numbers of a step, counted from 0.
 
-        A step that is due has, besides, clips a second, the share of time that waited for data,
-        and the seconds that are left, all since the one before it.
+        A step that is due also has clips per second, the share of time spent waiting for data, and
+        the seconds that are left, all since the last one that was due.
         """
         if not self._enabled:
             return
@@ -263,36 +229,45 @@ class RunLog:
         numbers = dict(numbers)
         if self.is_due(step):
             numbers |= self._speed(step, now)
-        seconds = round(now - self._started, 3)
-        self._file.write({"step": step, **numbers, "seconds": seconds})
-        shown = " ".join(f"{name} {numbers[name]:.3f}" for name in SHOWN)
-        self._progress.update(self._task, completed=step + 1, description=shown)
-        if self.is_due(step):
-            self._show(step, numbers, shown)
+        self._file.write({"step": step, **numbers, "seconds": round(now - self._started, 3)})
+        terms = " ".join(f"{name} {numbers[name]:.3f}" for name in TERMS)
+        self._progress.update(self._task, completed=step + 1, description=terms)
+        if not self.is_due(step):
+            return
+        self._on_tensorboard(lambda board: board.log_metrics(numbers, step))
+        if self._wandb is not None:
+            self._wandb.log_metrics(numbers, step=step)
+        if not self._progress.console.is_terminal:
+            speed = f"{numbers['clips_per_second']:.1f} clips/s"
+            left = timedelta(seconds=round(numbers["seconds_left"]))
+            self._print(f"step {step} {terms} lr {numbers['lr']:.2e} {speed}, {left} left")
 
-    def scored(self, scores: Mapping[str, float], *, done: int, is_best: bool) -> None:
-        """Says on the screen what a state scored.
+    def write_scores(self, scores: Mapping[str, float], *, done: int, is_best: bool) -> None:
+        """Shows on the screen what the student scored.
 
         Args:
             scores: percent, by name: `eval_jf`, `eval_j`, `eval_f`.
-            done: steps, by which the state's folder and checkpoint are named.
+            done: steps, by which the folder of the masks and the checkpoint are named.
             is_best: whether it is kept as best.pt.
         """
-        if not self._enabled or not scores:
-            return
-        found = [f"{words} {scores[name]:.1f}" for name, words in SCORES if name in scores]
-        told = f"step_{done:08d}: {', '.join(found)}{', kept as best.pt' if is_best else ''}"
-        self._progress.console.print(told, highlight=False, soft_wrap=True)
+        if self._enabled and scores:
+            found = [
+                f"{title} {scores[name]:.1f}" for name, title in SCORES.items() if name in scores
+            ]
+            kept = ", kept as best.pt" if is_best else ""
+            self._print(f"step_{done:08d}: {', '.join(found)}{kept}")
 
-    def picture(
-        self, step: int, name: str, sheet: UInt8[np.ndarray, "rows columns 3"], *, path: Path
+    def write_picture(
+        self, step: int, name: str, picture: UInt8[np.ndarray, "rows columns 3"], *, path: Path
     ) -> None:
-        """Shows a picture, which is already in the file `path`, in TensorBoard and W&B."""
+        """Adds a picture, which is already in the file `path`, to TensorBoard and W&B."""
         if not self._enabled:
             return
-        self._on_tensorboard(lambda board: board.add_image(name, sheet, step, dataformats="HWC"))
+        self._on_tensorboard(
+            lambda board: board.experiment.add_image(name, picture, step, dataformats="HWC")
+        )
         if self._wandb is not None:
-            self._wandb.picture(step, name, path)
+            self._wandb.log_image(name, [str(path)], step=step)
 
     def _speed(self, step: int, now: float) -> dict[str, float]:
         before, since = self._since
@@ -306,32 +281,16 @@ class RunLog:
         self._since, self._waited = (step + 1, now), 0.0
         return {name: float(f"{value:.4g}") for name, value in found.items()}
 
-    def _show(self, step: int, numbers: Mapping[str, float], shown: str) -> None:
-        for name, value in numbers.items():
-            self._on_tensorboard(lambda board, n=name, v=value: board.add_scalar(n, v, step))
-        if self._wandb is not None:
-            self._wandb.write(step, numbers)
-        if not self._progress.console.is_terminal:
-            speed = f"{numbers['clips_per_second']:.1f} clips/s"
-            left = f"{_clock(numbers['seconds_left'])} left"
-            self._progress.console.print(
-                f"step {step} {shown} lr {numbers['lr']:.2e} {speed}, {left}",
-                highlight=False,
-                soft_wrap=True,
-            )
+    def _print(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, soft_wrap=True)
 
-    def _on_tensorboard(self, act: Callable[[SummaryWriter], None]) -> None:
-        """Does something with TensorBoard's writer, which is of no more use once it has failed."""
+    def _on_tensorboard(self, act: Callable[[TensorBoardLogger], None]) -> None:
+        """Does something with TensorBoard's logger, which is dropped once it has failed."""
         if self._tensorboard is None:
             return
         try:
             act(self._tensorboard)
-        except OSError as error:
-            _LOG.warning("TensorBoard's file cannot be written (%s): it ends here", error.strerror)
+        except (OSError, ValueError) as error:  # the logger wraps the first into the second
+            reason = error.__cause__ or error
+            _LOG.warning("TensorBoard's file cannot be written (%s): it ends here", reason)
             self._tensorboard = None
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,146 +1,54 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, gone back from, explained.
+"""Pretraining by In-N-Out generative learning: the algorithm of section 3, step by step.
 
-A step is judged on the device and nothing waits for it; the count is read with the numbers that
-are logged.
+All randomness of a step follows from (seed, step), so a run that was killed continues from its
+newest checkpoint to the same parameters as one that was not. Nothing in a step waits for the
+device; the numbers of several steps are read together. A step whose loss or gradient is not finite
+is skipped on the device; after several in a row the run goes back to its newest checkpoint.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ino.errors import OutputError, TrainingError
+from ino.errors import TrainingError
+from ino.losses import Targets, Terms
 from ino.models.student_teacher import Views, separate
 from ino.train.config import TrainConfig, count_clips, resolve
 from ino.train.data import batches, sample_views, seed_drop_path
 from ino.train.log import RunLog
-from ino.train.monitors import Evaluate, Watch
-from ino.train.objective import Targets, Terms
+from ino.train.monitors import Evaluate, Monitor
 from ino.train.optim import clip_gradients, set_rates, take_step
 from ino.train.run import (
     Run,
-    StopSignals,
+    StopRequest,
     newest_checkpoint,
+    noting_signals,
     restore_checkpoint,
     save_checkpoint,
     start,
+    stopped,
     stopping_at_once,
 )
 
-MOST_IN_ROW = 5
-MOST_IN_ROW_FP16 = 30
+MOST_SKIPPED = 5
+"""Steps in a row that may be skipped before the run goes back to its newest checkpoint."""
+
+MOST_SKIPPED_FP16 = 30
 """fp16's loss scale starts high and halves at each overflow until gradients fit."""
 
-_LOG = logging.getLogger("ino")
-
-
-class Health:
-    """Judges the steps of all processes and counts those skipped in a row."""
-
-    def __init__(self, *, reduce_mean: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Args:
-        reduce_mean: averages a tensor over all processes.
-        device: of the training.
-        """
-        self._reduce_mean = reduce_mean
-        self._skipped = torch.zeros((), device=device)
-        self._went_back_to: Path | None = None
-
-    def judge(
-        self, terms: Terms, grad_norm: Tensor, *, stop: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Whether all processes can take the step, one truth value, and the step's numbers.
-
-        Args:
-            terms: of this process.
-            grad_norm: over all gradients of all processes.
-            stop: whether this process was asked to stop.
-
-        Returns:
-            The numbers are means over the processes; `skipped` counts the steps in a row, with this
-            one, that were not taken, and `stop` is above 0 if any process is to stop.
-        """
-        flag = terms.loss.new_full((1,), float(stop), dtype=torch.float32)
-        reduced = self._reduce_mean(torch.cat([terms.stacked(), flag]))
-        is_good = torch.isfinite(reduced).all() & torch.isfinite(grad_norm)
-        self._skipped = torch.where(is_good, 0.0, self._skipped + 1.0)
-        names = (*Terms._fields, "stop")
-        numbers = dict(zip(names, reduced.unbind(), strict=True))
-        return is_good, numbers | {"grad_norm": grad_norm, "skipped": self._skipped}
-
-    def go_back(self, checkpoint: Path | None, numbers: Mapping[str, float], *, step: int) -> Path:
-        """The checkpoint to go back to, as steps are skipped in a row; training goes on with later
-        clips and crops, as the same ones would fail again.
-
-        Args:
-            checkpoint: the newest, which is never written while steps are skipped.
-            numbers: of the last step, read.
-            step: counted from 0.
-
-        Raises:
-            TrainingError: there is no checkpoint, or the run went back to it before.
-        """
-        reason = diagnosis(numbers, step=step)
-        if checkpoint is None:
-            raise TrainingError(f"{reason}; there is no checkpoint to go back to. {ADVICE}")
-        if checkpoint == self._went_back_to:
-            raise TrainingError(
-                f"{reason}, again after going back to {checkpoint.name}, which is whole. {ADVICE}"
-            )
-        _LOG.warning("%s; going back to %s, with later clips", reason, checkpoint.name)
-        self._went_back_to = checkpoint
-        self._skipped = torch.zeros_like(self._skipped)
-        return checkpoint
-
-
-ADVICE = (
+_ADVICE = (
     "Start again with a lower optim.lr or a longer optim.warmup_epochs, with a lower "
     "optim.clip_grad, or with run.precision 32-true"
 )
-
-
-def diagnosis(numbers: Mapping[str, float], *, step: int) -> str:
-    """Which number is not finite, and what the step was like."""
-    broken = [name for name in (*Terms._fields, "grad_norm") if not math.isfinite(numbers[name])]
-    culprit = next((name for name in broken if name != "loss"), "loss")
-    what = "the norm of the gradients" if culprit == "grad_norm" else f"the term {culprit}"
-    return (
-        f"{what} is {numbers[culprit]} at step {step}, and {numbers['skipped']:.0f} steps in a row "
-        f"could not be taken (lr {numbers['lr']:.2e}, gradient norm {numbers['grad_norm']:.3g})"
-    )
-
-
-class Unread:
-    """Numbers of steps, left on the device until they are read together."""
-
-    def __init__(self) -> None:
-        self._steps: list[tuple[int, dict[str, Tensor], dict[str, float]]] = []
-
-    def add(self, step: int, on_device: Mapping[str, Tensor], known: Mapping[str, float]) -> None:
-        """Keeps the numbers of a step: single values on the device, and others that are known."""
-        self._steps.append((step, dict(on_device), dict(known)))
-
-    def read(self) -> list[tuple[int, dict[str, float]]]:
-        """The steps that were not read yet and their numbers, in one transfer."""
-        waiting, self._steps = self._steps, []
-        if not waiting:
-            return []
-        values = torch.stack([v.detach().float() for _, held, _ in waiting for v in held.values()])
-        numbers = iter(values.tolist())
-        return [
-            (step, {name: next(numbers) for name in held} | known) for step, held, known in waiting
-        ]
-
-
-# Pretraining by In-N-Out generative learning: the algorithm of section 3, step by step.
-#
-# All randomness of a step is drawn from (seed, step), so a run that was killed continues from its
-# newest checkpoint to the same parameters as one that was not. Nothing in a step waits for the
-# device; its numbers are read now and then, together.
+_LOG = logging.getLogger("ino")
+Numbers = tuple[int, Mapping[str, Tensor], Mapping[str, float]]
+"""A step, its numbers that are still on the device, and others that are known."""
 
 
 def train(
@@ -150,8 +58,8 @@ def train(
 
     Args:
         config: as a recipe gives it.
-        out: folder of the run, to which are written: config.yaml, log.jsonl (a line a step),
-            tensorboard/, checkpoints/, pictures/ and quarantine.jsonl (videos that could not be
+        out: folder of the run, to which are written: config.yaml, log.jsonl (a line per step),
+            tensorboard/, checkpoints/, pictures/ and quarantine.sqlite (videos that could not be
             used).
         resume: continue from the newest checkpoint in `out`, or start if there is none. Where
             torchrun or SLURM restarts the run that it started, this goes without saying.
@@ -167,109 +75,138 @@ def train(
     with ExitStack() as held:
         with stopping_at_once():
             run = start(resolve(config), out=out, resume=resume, held=held)
-        _run(run, out=out, evaluate=evaluate)
+        stop = held.enter_context(noting_signals())
+        log = held.enter_context(
+            RunLog(
+                out,
+                first_step=run.first_step,
+                num_steps=run.num_steps,
+                log_every=run.config.run.log_every,
+                clips_per_step=count_clips(run.config),
+                wandb=run.config.run.wandb,
+                enabled=run.fabric.is_global_zero,
+            )
+        )
+        _train(run, log=log, stop=stop, monitor=Monitor(run, log=log, evaluate=evaluate))
+        run.fabric.barrier()
     checkpoint = newest_checkpoint(out)
     assert checkpoint is not None
     return checkpoint
 
 
-def _run(run: Run, *, out: Path, evaluate: Evaluate | None) -> None:
-    with (
-        StopSignals() as stop,
-        RunLog(
-            out,
-            first_step=run.first_step,
-            num_steps=run.num_steps,
-            log_every=run.config.run.log_every,
-            clips_per_step=count_clips(run.config),
-            wandb=run.config.run.wandb,
-            enabled=run.fabric.is_global_zero,
-        ) as log,
-    ):
-        watch = Watch(run, out=out, log=log, evaluate=evaluate)
-        _steps(run, out=out, log=log, stop=stop, watch=watch)
-    run.fabric.barrier()
-
-
-def _steps(run: Run, *, out: Path, log: RunLog, stop: StopSignals, watch: Watch) -> None:
-    """All steps that are left."""
-    config, fabric, schedules = run.config, run.fabric, run.schedules
-    model, objective, optimizer, scaler, _ = run.state
+def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> None:
+    """The steps that are left, each as in section 3."""
+    config, fabric = run.config, run.fabric
+    model, objective, optimizer, scaler = run.model, run.objective, run.optimizer, run.scaler
     student_parameters = list(model.student.parameters())
     frozen_steps = (config.optim.freeze_last_layer_epochs or 0) * run.steps_per_epoch
     first_clip = fabric.global_rank * config.data.batch_size
-    health = Health(reduce_mean=objective.reduce_mean, device=fabric.device)
-    most_skipped = MOST_IN_ROW if scaler is None else MOST_IN_ROW_FP16
-    unread = Unread()
+    most_skipped = MOST_SKIPPED if scaler is None else MOST_SKIPPED_FP16
+    skipped = torch.zeros((), device=fabric.device)  # in a row
+    went_back_to: Path | None = None
+    unread: list[Numbers] = []
     model.train()
-    for step, clips in enumerate(log.waiting(_batches(run)), start=run.first_step):
-        lr, weight_decay, momentum = schedules.at(step)
+    loaded = batches(run.clips, first_step=run.first_step, num_steps=run.num_steps)
+    for step, clips in enumerate(log.waiting(loaded), start=run.first_step):
+        # Schedules
+        lr, weight_decay, momentum = run.schedules.at(step)
         set_rates(optimizer, lr=lr, weight_decay=weight_decay)
+
+        # Global and local crops (3.2), masked positions (3.3)
         seed_drop_path(config.run.seed, step=step, rank=fabric.global_rank)
         views = sample_views(config, clips, step=step, device=fabric.device, first_clip=first_clip)
 
-        centers = objective.centers()
+        # The teacher's targets (3.1)
         with torch.no_grad():  # around the call, or data-parallel training waits for its gradients
-            targets = objective.targets(run.network(views, role="teacher"))
-        terms = _take_gradients(run, views, targets, num_parts=config.run.accumulate)
+            teacher = run.network(views, role="teacher")
+        targets = objective.targets(teacher.global_class, teacher.patch)
+
+        # The student's terms (Eq. 1 to 6) and their gradients
+        terms = _backward(run, views, targets)
         if scaler is not None:
             scaler.unscale_(optimizer)
         if step < frozen_steps:
             model.student.head.last_layer.zero_grad()
         grad_norm = clip_gradients(student_parameters, max_norm=config.optim.clip_grad)
 
-        is_good, numbers = health.judge(terms, grad_norm, stop=stop.received is not None)
+        # Student, teacher (its moving average) and centres move, if the step is good
+        is_good, numbers = judge(
+            terms, grad_norm, stop=stop.received is not None, reduce_mean=objective.reduce_mean
+        )
+        skipped = torch.where(is_good, 0.0, skipped + 1.0)
         take_step(optimizer, where=is_good, scaler=scaler)
         optimizer.zero_grad()
         model.update_teacher(momentum, where=is_good)
-        objective.put_back(centers, unless=is_good)
+        objective.update_centers(targets, where=is_good)
 
+        # Log
+        measured = numbers | {"skipped": skipped} | monitor.measure(step, views, targets)
         rates = {"lr": lr, "weight_decay": weight_decay, "teacher_momentum": momentum}
-        looks = watch.look(step, views, targets)
-        unread.add(step, numbers | looks, rates | watch.score(step))
+        unread.append((step, measured, rates | monitor.score(step)))
         is_last, is_due = step + 1 == run.num_steps, (step + 1) % config.run.save_every == 0
-        if not (is_last or is_due or _reads(run, step, stop)):
+        if not (is_last or is_due or _reads_now(run, step, stop)):
             continue
-        last = _write_unread(unread, log, watch)
+        last = _log_unread(unread, log=log, monitor=monitor)
+
+        # Go back, save, or stop
         if last["skipped"] >= most_skipped and not is_last:
-            checkpoint = health.go_back(fabric.broadcast(newest_checkpoint(out)), last, step=step)
-            restore_checkpoint(checkpoint, run.state)
+            newest = fabric.broadcast(newest_checkpoint(run.out))
+            went_back_to = _way_back(newest, last, step=step, before=went_back_to)
+            restore_checkpoint(run, went_back_to)
+            skipped = torch.zeros_like(skipped)
         is_stopped = last["stop"] > 0 and not is_last
         # A checkpoint is a state to go back to: none is written while steps are skipped.
         if is_last or ((is_due or is_stopped) and not last["skipped"]):
-            _save(run, out=out, step=step + 1, must=is_last or is_stopped)
+            save_checkpoint(run, step=step + 1, must=is_last or is_stopped)
         if is_stopped:
-            raise _stopped(run, stop, out=out)
+            raise stopped(run, stop)
 
 
-def _take_gradients(run: Run, views: Views, targets: Targets, *, num_parts: int) -> Terms:
+def _backward(run: Run, views: Views, targets: Targets) -> Terms:
     """The terms of a step, whose gradients are then in the student.
 
-    Part after part, so that activations of one part are kept at a time; processes exchange
+    Part after part, so that the activations of one part are kept at a time; processes exchange
     gradients in the last.
     """
+    num_parts = run.config.run.accumulate
     parts = list(separate(views, num_parts=num_parts))
     found = []
     for index, (clips, part) in enumerate(parts):
         is_last = index + 1 == len(parts)
         with run.fabric.no_backward_sync(run.network, enabled=not is_last):
-            terms = run.state.objective(run.network(part, role="student"), targets.of(clips))
+            student = run.network(part, role="student")
+            terms = run.objective(targets.of(clips), *student)
             run.fabric.backward(terms.loss / num_parts)
         found.append(terms.stacked())
     return Terms(*(torch.stack(found).sum(dim=0) / num_parts).unbind())
 
 
-def _batches(run: Run) -> Iterator[list[Tensor]]:
-    return batches(
-        run.loader,
-        run.sampler,
-        first_step=run.first_step,
-        num_steps=run.num_steps,
-        steps_per_epoch=run.steps_per_epoch,
-    )
+def judge(
+    terms: Terms,
+    grad_norm: Float[Tensor, ""],
+    *,
+    stop: bool,
+    reduce_mean: Callable[[Tensor], Tensor],
+) -> tuple[Bool[Tensor, ""], dict[str, Tensor]]:
+    """Whether all processes can take the step, and its numbers; no device is waited for.
+
+    Args:
+        terms: of this process.
+        grad_norm: over all gradients of all processes.
+        stop: whether this process was asked to stop.
+        reduce_mean: averages a tensor over all processes.
+
+    Returns:
+        The numbers are means over the processes; `stop` is above 0 if any of them is to stop.
+    """
+    flag = terms.loss.new_full((1,), float(stop), dtype=torch.float32)
+    reduced = reduce_mean(torch.cat([terms.stacked(), flag]))
+    is_good = torch.isfinite(reduced).all() & torch.isfinite(grad_norm)
+    numbers = dict(zip((*Terms._fields, "stop"), reduced.unbind(), strict=True))
+    return is_good, numbers | {"grad_norm": grad_norm}
 
 
-def _reads(run: Run, step: int, stop: StopSignals) -> bool:
+def _reads_now(run: Run, step: int, stop: StopRequest) -> bool:
     """Whether the numbers of the steps so far are read now; equal on all processes.
 
     On a CPU reading costs nothing. Elsewhere it waits for the device, so it goes with the lines of
@@ -280,42 +217,52 @@ def _reads(run: Run, step: int, stop: StopSignals) -> bool:
     return run.fabric.world_size == 1 and stop.received is not None
 
 
-def _write_unread(unread: Unread, log: RunLog, watch: Watch) -> Mapping[str, float]:
-    """Logs the steps that were not read yet and gives the numbers of the last."""
-    numbers: Mapping[str, float] = {}
-    for step, numbers in unread.read():
+def _log_unread(unread: list[Numbers], *, log: RunLog, monitor: Monitor) -> dict[str, float]:
+    """Reads the numbers in one transfer, logs them, and gives those of the last step."""
+    values = [value.detach().float() for _, on_device, _ in unread for value in on_device.values()]
+    read = iter(torch.stack(values).tolist())
+    numbers: dict[str, float] = {}
+    for step, on_device, known in unread:
+        numbers = {name: next(read) for name in on_device} | dict(known)
         shown = {name: value for name, value in numbers.items() if name != "stop"}
-        log.write(step, watch.judge(step, shown))
+        log.write(step, monitor.complete(step, shown))
+    unread.clear()
     return numbers
 
 
-def _save(run: Run, *, out: Path, step: int, must: bool) -> None:
-    """Saves a checkpoint. A disk that is full costs it, and the run only if this is the last one.
+def _way_back(
+    checkpoint: Path | None, numbers: Mapping[str, float], *, step: int, before: Path | None
+) -> Path:
+    """The checkpoint to go back to, as steps are skipped in a row.
+
+    Training goes on with later clips and crops, as the same ones would fail again.
+
+    Args:
+        checkpoint: the newest, which is never written while steps are skipped.
+        numbers: of the last step.
+        step: counted from 0.
+        before: where the run went back to last.
 
     Raises:
-        OutputError: it cannot be written and `must` be.
+        TrainingError: there is no checkpoint, or the run went back to it before.
     """
-    failure = ""
-    writes = run.fabric.is_global_zero
-    try:
-        save_checkpoint(run.config, run.state, out=out, step=step, writes=writes)
-    except OutputError as error:
-        failure = str(error)
-        if not must:
-            _LOG.warning("%s; the run goes on and tries again at the next checkpoint", failure)
-        elif newest := newest_checkpoint(out):
-            failure += f"; {newest.name} is whole: make room and resume"
-        else:
-            failure += "; no checkpoint was written: make room; --resume begins at the first step"
-    if must and (failure := run.fabric.broadcast(failure)):
-        raise OutputError(failure)
+    reason = diagnosis(numbers, step=step)
+    if checkpoint is None:
+        raise TrainingError(f"{reason}; there is no checkpoint to go back to. {_ADVICE}")
+    if checkpoint == before:
+        raise TrainingError(
+            f"{reason}, again after going back to {checkpoint.name}, which is whole. {_ADVICE}"
+        )
+    _LOG.warning("%s; going back to %s, with later clips", reason, checkpoint.name)
+    return checkpoint
 
 
-def _stopped(run: Run, stop: StopSignals, *, out: Path) -> Exception:
-    run.fabric.barrier()
-    newest = newest_checkpoint(out)
-    where = "nothing was saved yet" if newest is None else f"{newest} is saved"
-    environment = getattr(run.fabric.strategy, "cluster_environment", None)
-    own_launch = environment is not None and not environment.creates_processes_externally
-    succeeds = own_launch and not run.fabric.is_global_zero
-    return stop.stopped(where=f"{where}: pass --resume to continue", succeeds=succeeds)
+def diagnosis(numbers: Mapping[str, float], *, step: int) -> str:
+    """Which number is not finite, and what the step was like."""
+    broken = [name for name in (*Terms._fields, "grad_norm") if not math.isfinite(numbers[name])]
+    culprit = next((name for name in broken if name != "loss"), "loss")
+    what = "the norm of the gradients" if culprit == "grad_norm" else f"the term {culprit}"
+    return (
+        f"{what} is {numbers[culprit]} at step {step}, and {numbers['skipped']:.0f} steps in a row "
+        f"could not be taken (lr {numbers['lr']:.2e}, gradient norm {numbers['grad_norm']:.3g})"
+    )

@@ -1,4 +1,8 @@
-"""Schedules of learning rate, weight decay and teacher momentum over the steps of a run."""
+"""AdamW, clipping parameter by parameter, and the schedules of a run.
+
+Parameters may be sharded over processes (`train.distributed`). Whether a step is taken is decided
+on the device, so that nothing waits for it.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,18 +34,18 @@ def cosine_schedule(
 
 
 class Schedules:
-    """Learning rate, weight decay and teacher momentum by step.
+    """Learning rate, weight decay and teacher momentum of each step.
 
-    `config.first_epoch` shifts the schedules: the released code counts epochs from 1 and so passes
-    over the first epoch of warm-up. Its last epoch then overruns the schedules; here the last value
+    `config.first_epoch` shifts the schedules: the released code counts epochs from 1 and so skips
+    the first epoch of warm-up. Its last epoch then overruns the schedules; here the last value
     holds.
     """
 
     def __init__(self, config: OptimConfig, *, steps_per_epoch: int, frames_per_step: int) -> None:
         """Args:
         config: values at the start and at the end.
-        steps_per_epoch: optimiser steps in an epoch.
-        frames_per_step: clips a device x frames x devices, which scales the learning rate.
+        steps_per_epoch: optimizer steps in an epoch.
+        frames_per_step: clips per device x frames x devices, which scales the learning rate.
 
         Raises:
             ConfigError: the run would have more than `MOST_STEPS`.
@@ -53,31 +57,22 @@ class Schedules:
                 f"schedules are for at most {MOST_STEPS}"
             )
         self._first = (config.first_epoch or 0) * steps_per_epoch
-        self._lr = cosine_schedule(
+        lr = cosine_schedule(
             config.lr * frames_per_step / FRAMES_OF_BASE_LR,
             config.min_lr,
             num_steps=num_steps,
             warmup_steps=int(config.warmup_epochs * steps_per_epoch),
         )
-        self._weight_decay = cosine_schedule(
+        weight_decay = cosine_schedule(
             config.weight_decay, config.weight_decay_end, num_steps=num_steps
         )
-        self._momentum = cosine_schedule(config.teacher_momentum, 1.0, num_steps=num_steps)
+        momentum = cosine_schedule(config.teacher_momentum, 1.0, num_steps=num_steps)
+        self._values = np.stack([lr, weight_decay, momentum], axis=1)
 
     def at(self, step: int) -> tuple[float, float, float]:
         """Learning rate, weight decay and teacher momentum of a step, counted from 0."""
-        index = min(step + self._first, len(self._lr) - 1)
-        return (
-            float(self._lr[index]),
-            float(self._weight_decay[index]),
-            float(self._momentum[index]),
-        )
-
-
-# AdamW with two groups of parameters, and gradients clipped parameter by parameter.
-#
-# Parameters may be cut over processes (train.sharding). Whether a step is taken is decided on the
-# device, so that nothing waits for it.
+        lr, weight_decay, momentum = self._values[min(step + self._first, len(self._values) - 1)]
+        return float(lr), float(weight_decay), float(momentum)
 
 
 def build_optimizer(student: Network) -> torch.optim.AdamW:
@@ -96,7 +91,7 @@ def build_optimizer(student: Network) -> torch.optim.AdamW:
 def take_step(optimizer: torch.optim.Optimizer, *, where: Tensor, scaler: Any | None) -> None:
     """Steps, or leaves parameters and moments as they are where that truth value is false.
 
-    The fused optimiser reads the value on its device, as it does for torch's GradScaler.
+    The fused optimizer reads the value on its device, as it does for torch's GradScaler.
 
     Args:
         optimizer: fused; its gradients are not scaled any more.
@@ -122,7 +117,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], *, max_norm: float) -> Te
     """Scales the gradient of each parameter by itself to a norm of at most `max_norm`.
 
     Args:
-        parameters: those without a gradient are passed over.
+        parameters: those without a gradient are skipped.
         max_norm: 0 leaves gradients as they are.
 
     Returns:

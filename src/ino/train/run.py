@@ -1,6 +1,11 @@
-"""Signals that ask a run to stop: the step is finished and saved first."""
+"""A run before, between and after its steps: signals, folder, networks, checkpoints.
 
-import contextlib
+A checkpoint is whole or absent, and enough to continue to the same numbers: all randomness follows
+from seed, step and clip, and so does the position in the data, so no generator's state is kept.
+Tensors are stored whole however they are sharded: a run may continue with another number of
+processes or another strategy. The steps themselves are in `train.loop`.
+"""
+
 import logging
 import os
 import shutil
@@ -8,12 +13,11 @@ import signal
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import yaml
@@ -21,11 +25,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from ino.data.clips import ClipSampler, VisitSampler
-from ino.data.shards import ShardSchedule
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
+from ino.losses import Objective
 from ino.models.student_teacher import Network, StudentTeacher
 from ino.models.vit import ProjectionHead, build_vit
 from ino.models.weights import (
@@ -57,9 +59,10 @@ from ino.train.config import (
     to_dict,
     to_yaml,
 )
-from ino.train.data import build_data, record_videos
+from ino.train.data import Clips, build_data, record_videos
 from ino.train.distributed import (
     build_fabric,
+    count_processes,
     gather,
     is_restart,
     launch,
@@ -67,9 +70,7 @@ from ino.train.distributed import (
     load_module,
     load_optimizer,
     of_first,
-    with_processes,
 )
-from ino.train.objective import Objective
 from ino.train.optim import Schedules, build_optimizer
 
 SAVED_STATUS = 75
@@ -79,172 +80,290 @@ tells by it that the run is to be queued again, and torchrun that the process ha
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+CONFIG_NAME = "config.yaml"
+LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
+BEST_NAME = "best.pt"
+DAMAGED_SUFFIX = ".damaged"
+
 _LOG = logging.getLogger("ino")
+
+
+class Origin(NamedTuple):
+    """The weights that a run started from; no path for random ones."""
+
+    path: str = ""
+    sha256: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Run:
+    """All that the loop works with. A checkpoint keeps model, objective, optimizer and scaler."""
+
+    config: TrainConfig
+    out: Path
+    fabric: Fabric
+    clips: Clips
+    network: _FabricModule
+    """The model as Fabric runs it, with its precision and over all processes."""
+    model: StudentTeacher
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: Any | None
+    """Scales the loss of fp16; else None."""
+    origin: Origin
+    schedules: Schedules
+    num_steps: int
+    steps_per_epoch: int
+    first_step: int = 0
+
+
+# Signals
+
+
+@contextmanager
+def _handling(*names: str, handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Within, the handler gets these signals; outside the main thread Python handles none."""
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [signal.Signals[name] for name in names if is_main and hasattr(signal, name)]
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, other in previous.items():
+            signal.signal(number, other)
 
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Within, before the first step, SIGTERM and SIGUSR1 end the run at once: it has nothing to
-    save, and the status still says that it is to be started again.
+    """Within, SIGTERM and SIGUSR1 end a run that has nothing to save yet.
+
+    The exit status still says that it is to be started again.
     """
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: Any) -> NoReturn:
         name = signal.Signals(number).name
         where = "nothing was done since the start, pass --resume to start again"
         raise StoppedError(f"stopped by {name}; {where}", status=SAVED_STATUS)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    names = [name for name in _NAMES if name != "SIGINT" and hasattr(signal, name)]
-    numbers = [signal.Signals[name] for name in names] if in_main else []
-    earlier = {number: signal.signal(number, stop) for number in numbers}
-    try:
+    with _handling("SIGTERM", "SIGUSR1", handler=stop):
         yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
-class StopSignals:
-    """Notes the first SIGINT, SIGTERM or SIGUSR1; a context manager.
+@dataclass
+class StopRequest:
+    """The first signal that asked the run to stop, if one did."""
 
-    A second one does what it does anywhere else, so that Ctrl-C twice ends a run at once. Outside
-    the main thread, where Python handles no signals, nothing is noted.
+    received: signal.Signals | None = None
+
+
+@contextmanager
+def noting_signals() -> Iterator[StopRequest]:
+    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted.
+
+    A second one does what it does anywhere else, so that Ctrl-C twice ends a run at once.
     """
+    request, handlers = StopRequest(), ExitStack()
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._earlier: dict[signal.Signals, Any] = {}
+    def note(number: int, frame: Any) -> None:
+        request.received = signal.Signals(number)
+        handlers.close()
+        _LOG.warning("%s: finishing the step, saving, then stopping", request.received.name)
 
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for name in _NAMES:
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = signal.Signals[name]
-                    self._earlier[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._put_back()
-
-    def stopped(self, *, where: str, succeeds: bool) -> StoppedError:
-        """The error that ends a run that was asked to stop.
-
-        Args:
-            where: what was saved.
-            succeeds: whether the command is to exit with 0: processes that Fabric started, whose
-                failure would have it kill the first one.
-        """
-        status = INTERRUPTED_STATUS if self.received == signal.SIGINT else SAVED_STATUS
-        name = "a signal" if self.received is None else self.received.name
-        return StoppedError(f"stopped by {name}; {where}", status=0 if succeeds else status)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._put_back()
-        _LOG.warning("%s: finishing the step, saving, then stopping", self.received.name)
-
-    def _put_back(self) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
-        self._earlier = {}
+    with handlers:
+        handlers.enter_context(_handling("SIGINT", "SIGTERM", "SIGUSR1", handler=note))
+        yield request
 
 
-# What a folder holds of an earlier run, also where a disk or a person damaged a part of it.
+def stopped(run: Run, request: StopRequest) -> StoppedError:
+    """The error that ends a run that was saved because some process was asked to stop.
+
+    Processes that Fabric started exit with 0: for their failure it would kill the first one.
+    """
+    run.fabric.barrier()
+    newest = newest_checkpoint(run.out)
+    saved = "nothing was saved yet" if newest is None else f"{newest} is saved"
+    name = "a signal" if request.received is None else request.received.name
+    environment = getattr(run.fabric.strategy, "cluster_environment", None)
+    own_launch = environment is not None and not environment.creates_processes_externally
+    status = INTERRUPTED_STATUS if request.received == signal.SIGINT else SAVED_STATUS
+    if own_launch and not run.fabric.is_global_zero:
+        status = 0
+    return StoppedError(f"stopped by {name}; {saved}: pass --resume to continue", status=status)
 
 
-CONFIG_NAME = "config.yaml"
-DAMAGED_SUFFIX = ".damaged"
+# Start
 
 
-def newest_checkpoint(out: Path) -> Path | None:
-    """The checkpoint that the run in a folder continues from, if there is one."""
-    return next(reversed(list_checkpoints(out)), None)
+def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
+    """Devices, folder, videos, networks and schedules of a run, restored where it resumes.
 
-
-def newest_whole(out: Path) -> Path | None:
-    """The newest checkpoint whose bytes are those that were written, if there is any checkpoint.
-
-    Newer ones that are not get the suffix `.damaged`, under which nothing reads them; a warning
-    names them.
+    Args:
+        config: resolved.
+        out: folder of the run.
+        resume: see `ino.train.loop.train`.
+        held: keeps the folder from other runs until it closes.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole; all keep their names.
-        OSError: one cannot be read, which tells nothing of what it holds.
+        InoError: see `ino.train.loop.train`.
     """
-    damaged: list[tuple[Path, str]] = []
-    for path in reversed(list_checkpoints(out)):
-        if not (fault := _fault(path)):
-            for other, reason in damaged:
-                aside = other.rename(other.with_name(other.name + DAMAGED_SUFFIX))
-                _LOG.warning("%s %s: it is set aside as %s", other, reason, aside.name)
-            if damaged:
-                _LOG.warning("the run goes on from %s, the newest that is whole", path.name)
-            return path
-        damaged.append((path, fault))
-    if damaged:
-        path, fault = damaged[0]
-        raise CheckpointError(
-            f"{path} {fault}, and no older checkpoint is whole: copy one there from elsewhere, or "
-            "start anew with another --out"
+    fabric = build_fabric(config.run)
+    launch(fabric)
+    devices, num_nodes = count_processes(config.run)
+    config = config.with_values({"run.devices": devices, "run.num_nodes": num_nodes})
+    resume = resume or _is_own_restart(out)
+    is_locked = out.is_dir()
+
+    def check() -> Path | None:
+        if is_locked:
+            held.enter_context(folder_lock(out))
+        _check_folder(config, out=out, resume=resume)
+        return newest_whole(out) if resume else None
+
+    def prepare() -> None:
+        if not is_locked:
+            held.enter_context(folder_lock(out))
+        _prepare_folder(config, out=out, resume=resume, origin=origin)
+        record_videos(clips, out)
+
+    saved = of_first(fabric, check)
+    torch.manual_seed(config.run.seed)
+    model, origin = build_networks(config, saved=saved)
+    clips = build_data(config, fabric, out=out)
+    model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
+    if config.run.compile:
+        compile_blocks(model, fabric.device)
+    network = fabric.setup_module(model)
+    objective = Objective(
+        **dict(config.loss),
+        num_classes=config.model.out_dim,
+        num_local=config.views.num_local,
+        reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
+    )
+    steps_per_epoch = clips.sampler.num_batches
+    num_steps = config.optim.epochs * steps_per_epoch
+    run = Run(
+        config=config,
+        out=out,
+        fabric=fabric,
+        clips=clips,
+        network=network,
+        model=model,
+        objective=objective.to(fabric.device),
+        # Fabric does not wrap the optimizer: a step is taken or not as the device decides.
+        optimizer=build_optimizer(model.student),
+        scaler=getattr(fabric.strategy.precision, "scaler", None),
+        origin=origin,
+        schedules=Schedules(
+            config.optim,
+            steps_per_epoch=steps_per_epoch,
+            frames_per_step=count_clips(config) * config.data.clip_length,
+        ),
+        num_steps=min(num_steps, config.run.max_steps or num_steps),
+        steps_per_epoch=steps_per_epoch,
+    )
+    of_first(fabric, prepare)  # after the networks: what cannot be built leaves no folder behind
+    if fabric.is_global_zero:
+        precision = fabric.strategy.precision.precision
+        Console(stderr=True).print(f"on {fabric.device}, precision {precision}", highlight=False)
+        for note in () if saved else origin.notes:
+            _LOG.warning("%s", note)
+    if saved:
+        run.first_step = restore_checkpoint(run, saved)
+    return run
+
+
+# The folder of a run
+
+
+def _check_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
+    """Checks that a run can begin or continue there; creates nothing.
+
+    Raises:
+        OutputError: the folder holds something and `resume` is off, or there is a file.
+        ConfigError: the run in the folder was configured otherwise; the message names the field.
+    """
+    if not (resume and _holds_run(out)):
+        check_new_folder(out, advice=_advice(out))
+        return
+    earlier = read_config(out)
+    for name, old, new in differences(earlier, config):
+        raise ConfigError(
+            f"the run in {out} has {name} {old}, now it is {new}; resume with the same "
+            "configuration or choose another --out"
         )
-    return None
+    check_same_batch(earlier, config, run=out)
 
 
-def _fault(path: Path) -> str:
-    """How a checkpoint is damaged, by the checksums that torch stores; empty if it is not."""
-    if not path.is_file():
-        return "is no file"
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError):
-        # RuntimeError is that of a flag flipped to "encrypted" or to an unknown compression, too.
-        return f"({size} bytes) is cut short or no checkpoint"
-    return f"({size} bytes) is damaged inside" if broken else ""
+def _prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Origin) -> None:
+    """Creates the folder, which was checked, with its configuration.
+
+    Raises:
+        OutputError: it cannot be written, or holds something by now.
+    """
+    if resume and _holds_run(out):
+        remove_leftovers(out)
+        for path in (out / "checkpoints").glob(".*.pt"):  # half written, also by another machine
+            path.unlink(missing_ok=True)
+    else:
+        new_folder(out, advice=_advice(out))
+    # A kill between any two of these leaves a folder that resumes or that counts as empty.
+    if name := launch_name():
+        write_text(out / LAUNCH_NAME, name)
+    text = to_yaml(config)
+    if origin.path:
+        text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
+    write_text(out / CONFIG_NAME, text)
+    (out / "checkpoints").mkdir(exist_ok=True)
+
+
+def _is_own_restart(out: Path) -> bool:
+    """Whether torchrun or SLURM restarts the run that it started in this folder.
+
+    A command that was refused since the folder holds a run, and that is started again because it
+    failed, is no restart of that run.
+    """
+    path = out / LAUNCH_NAME
+    return is_restart() and path.is_file() and path.read_text(encoding="utf-8") == launch_name()
+
+
+def _holds_run(out: Path) -> bool:
+    return (out / CONFIG_NAME).exists() or bool(list_checkpoints(out))
+
+
+def _advice(out: Path) -> str:
+    other = "choose another --out"
+    if list_checkpoints(out):
+        return f"it holds a run; pass --resume to continue it or {other}"
+    return other
 
 
 def read_config(out: Path) -> TrainConfig:
-    """How the run in a folder was configured; if config.yaml is damaged or gone, its newest
-    checkpoint says so, too.
+    """How the run in a folder was configured; its newest checkpoint replaces a damaged config.yaml.
 
     Raises:
-        ConfigError: neither tells.
+        ConfigError: neither can be read.
     """
     path = out / CONFIG_NAME
     try:
         return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    # ValueError is that of text that is no UTF-8, too.
+    # ValueError is also that of text that is not UTF-8.
     except (FileNotFoundError, yaml.YAMLError, ValueError, ConfigError, RecursionError):
         fault = "is damaged" if path.exists() else "is gone"
     checkpoint = newest_whole(out)
     try:
         if checkpoint is not None:
             config = from_dict(read_checkpoint(checkpoint)["config"])
-            _LOG.warning("%s %s: %s tells how the run was configured", path, fault, checkpoint.name)
+            _LOG.warning("%s %s: the configuration is read from %s", path, fault, checkpoint.name)
             return config
     except (CheckpointError, ConfigError, KeyError):
         pass
     raise ConfigError(
-        f"{path} {fault}, so the run there cannot be told from others: choose another --out"
+        f"{path} {fault}, so the run there cannot be compared with this one: choose another --out"
     )
 
 
-# The networks of a run: random, or started from weights.
-
-
-class Origin(NamedTuple):
-    """From which weights a run started; no path for random ones."""
-
-    path: str = ""
-    sha256: str = ""
-    notes: tuple[str, ...] = ()
+# Networks, random or from weights
 
 
 def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentTeacher, Origin]:
@@ -258,8 +377,9 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
     """
     if saved is not None:
         content = read_checkpoint(saved)
-        prefix = "backbone."
-        side = position_side({k.removeprefix(prefix): v for k, v in content["student"].items()})
+        side = position_side(
+            {name.removeprefix("backbone."): value for name, value in content["student"].items()}
+        )
         return build_model(config.model, side=side), Origin(**content.get("init", {}))
     if not config.init:
         return build_model(config.model), Origin()
@@ -275,13 +395,10 @@ def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeach
 
     Args:
         config: of the networks.
-        side: positions a side of the grid of position embeddings; None for the usual one.
+        side: side of the grid of position embeddings; None for the usual one.
     """
     backbone = build_vit(
-        config.arch,
-        patch_size=config.patch_size,
-        drop_path=config.drop_path,
-        position_side=side,
+        config.arch, patch_size=config.patch_size, drop_path=config.drop_path, position_side=side
     )
     head = ProjectionHead(
         backbone.embed_dim,
@@ -293,7 +410,7 @@ def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeach
 
 
 def compile_blocks(model: StudentTeacher, device: torch.device) -> None:
-    """Has torch compile the blocks of both networks where they stand; their names stay.
+    """Compiles the blocks of both networks in place; their names stay.
 
     Not the last of each, whose shapes follow the number of masked positions of a step.
 
@@ -334,88 +451,108 @@ def _misfit(head: nn.Module, weights: dict[str, Tensor]) -> str:
     """Why weights are not those of the head; empty where they are."""
     if not weights:
         return "there is none"
-    for name, value in head.state_dict().items():
+    own = head.state_dict()
+    for name, value in own.items():
         if name not in weights:
             return f"{name} is missing"
         if weights[name].shape != value.shape:
             return f"{name} is {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
-    extra = weights.keys() - head.state_dict().keys()
+    extra = weights.keys() - own.keys()
     return f"{min(extra)} is no part of ours" if extra else ""
 
 
-# Checkpoints of a run: whole or absent, and enough to continue to the same numbers.
-#
-# Randomness is a function of seed, step and process (train.drawing), and so is the position in the
-# data, so no generator's state is kept. Tensors are stored whole however they are spread over
-# devices: a run may continue with another number of processes or another strategy.
+# Checkpoints
 
 
-BEST_NAME = "best.pt"
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint of the run in a folder, if there is one."""
+    return next(reversed(list_checkpoints(out)), None)
 
 
-class RunState(NamedTuple):
-    """What a checkpoint keeps, beside the step and the configuration; `scaler` only for fp16.
+def newest_whole(out: Path) -> Path | None:
+    """The newest checkpoint whose bytes are those that were written, if there is any checkpoint.
 
-    `origin` tells from which weights the run started.
+    Newer ones that are not get the suffix `.damaged`, under which nothing reads them; a warning
+    names them.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is whole; all keep their names.
+        OSError: one cannot be read, which tells nothing of what it holds.
     """
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed(list_checkpoints(out)):
+        if fault := _fault(path):
+            damaged.append((path, fault))
+            continue
+        for other, reason in damaged:
+            aside = other.rename(other.with_name(other.name + DAMAGED_SUFFIX))
+            _LOG.warning("%s %s: it is set aside as %s", other, reason, aside.name)
+        if damaged:
+            _LOG.warning("the run continues from %s, the newest that is whole", path.name)
+        return path
+    for path, fault in damaged:
+        raise CheckpointError(
+            f"{path} {fault}, and no older checkpoint is whole: copy one there from elsewhere, or "
+            "start again with another --out"
+        )
+    return None
 
-    model: StudentTeacher
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    scaler: Any | None
-    origin: Origin
+
+def _fault(path: Path) -> str:
+    """How a checkpoint is damaged, by the checksums that torch stores; empty if it is not."""
+    if not path.is_file():
+        return "is no file"
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError):
+        # RuntimeError is also that of a flag flipped to "encrypted" or to an unknown compression.
+        return f"({size} bytes) is cut short or no checkpoint"
+    return f"({size} bytes) is damaged inside" if broken else ""
 
 
-def save_checkpoint(
-    config: TrainConfig, state: RunState, *, out: Path, step: int, writes: bool = True
-) -> Path:
+def save_checkpoint(run: Run, *, step: int, must: bool) -> None:
     """Writes the state after `step` steps and removes checkpoints beyond `run.keep`.
 
-    All processes must call it: what is spread over them is gathered.
-
-    Args:
-        config: of the run.
-        state: of the run.
-        out: folder of the run.
-        step: steps that were done.
-        writes: whether this process writes; one does.
+    All processes must call it: what is sharded is gathered, and the first one writes. A full disk
+    costs the checkpoint, and the run only if it `must` be written.
 
     Raises:
-        OutputError: it cannot be written (a full disk); earlier checkpoints stay.
+        OutputError: it cannot be written and must be; earlier checkpoints stay.
     """
-    path = out / "checkpoints" / f"step_{step:08d}.pt"
-    content = _collect(config, state, step=step)
-    if not writes:
-        return path
-    _write(content, path)
-    for old in list_checkpoints(out)[: -config.run.keep]:
-        old.unlink(missing_ok=True)
-    return path
+    content, failure = _collect(run, step=step), ""
+    try:
+        if run.fabric.is_global_zero:
+            _write(content, run.out / "checkpoints" / f"step_{step:08d}.pt")
+            for old in list_checkpoints(run.out)[: -run.config.run.keep]:
+                old.unlink(missing_ok=True)
+    except OutputError as error:
+        failure = str(error)
+        if not must:
+            _LOG.warning("%s; the run goes on and tries again at the next checkpoint", failure)
+        elif newest := newest_checkpoint(run.out):
+            failure += f"; {newest.name} is whole: make room and resume"
+        else:
+            failure += "; no checkpoint was written: make room; --resume begins at the first step"
+    if must and (failure := run.fabric.broadcast(failure)):
+        raise OutputError(failure)
 
 
-def save_best(
-    config: TrainConfig,
-    state: RunState,
-    *,
-    out: Path,
-    step: int,
-    score: float,
-    writes: bool = True,
-) -> bool:
+def save_best(run: Run, *, step: int, score: float) -> bool:
     """Writes the state to checkpoints/best.pt if no earlier one of the run scored as high.
 
-    All processes must call it; the score of the one that writes decides. `run.keep` does not count
-    it, and a run does not resume from it.
+    All processes must call it; the score of the first one decides. `run.keep` does not count it,
+    and a run does not resume from it.
 
     Returns:
-        Whether it was written.
+        Whether this process wrote it.
 
     Raises:
-        OutputError: see `save_checkpoint`.
+        OutputError: it cannot be written; the earlier one stays.
     """
-    content = _collect(config, state, step=step)
-    path = out / "checkpoints" / BEST_NAME
-    if not writes or not score > best_score(path):  # also where it is no number
+    content, path = _collect(run, step=step), run.out / "checkpoints" / BEST_NAME
+    if not run.fabric.is_global_zero or not score > best_score(path):  # also where it is NaN
         return False
     _write(content | {"score": score}, path)
     return True
@@ -423,16 +560,14 @@ def save_best(
 
 def best_score(path: Path) -> float:
     """The score that `save_best` stored, or minus infinity where there is none."""
-    if not path.exists():
-        return float("-inf")
     try:
-        return float(read_checkpoint(path)["score"])
+        return float(read_checkpoint(path)["score"]) if path.exists() else float("-inf")
     except (CheckpointError, KeyError):  # damaged since: the next one replaces it
         return float("-inf")
 
 
-def restore_checkpoint(path: Path, state: RunState) -> int:
-    """Puts the state of a checkpoint back and gives the number of steps that were done.
+def restore_checkpoint(run: Run, path: Path) -> int:
+    """Loads the state of a checkpoint and gives the number of steps that were done.
 
     Raises:
         CheckpointError: the file is not whole, lacks a part, or is of another architecture.
@@ -443,42 +578,33 @@ def restore_checkpoint(path: Path, state: RunState) -> int:
             f"{path} cannot be continued from: it has no {' and no '.join(sorted(missing))}, which "
             "every checkpoint of ino train has"
         )
-    modules = {
-        "student": state.model.student,
-        "teacher": state.model.teacher,
-        "objective": state.objective,
+    modules: dict[str, nn.Module] = {
+        "student": run.model.student,
+        "teacher": run.model.teacher,
+        "objective": run.objective,
     }
     for name, module in modules.items():
         check_exact(module, content[name], source=path)
     for name, module in modules.items():
         load_module(module, content[name])
-    load_optimizer(state.optimizer, content["optimizer"])
-    if state.scaler is not None and content.get("scaler") is not None:
-        state.scaler.load_state_dict(content["scaler"])
+    load_optimizer(run.optimizer, content["optimizer"])
+    if run.scaler is not None and content.get("scaler") is not None:
+        run.scaler.load_state_dict(content["scaler"])
     return content["step"]
 
 
-def remove_half_written(out: Path) -> None:
-    """Removes checkpoints that a killed process left half written, also on another machine.
-
-    For the one process that writes the run's checkpoints, before it writes any.
-    """
-    for path in (out / "checkpoints").glob(".*.pt"):
-        path.unlink(missing_ok=True)
-
-
-def _collect(config: TrainConfig, state: RunState, *, step: int) -> dict[str, Any]:
+def _collect(run: Run, *, step: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "config": to_dict(config),
-        "init": state.origin._asdict(),
+        "config": to_dict(run.config),
+        "init": run.origin._asdict(),
         "step": step,
-        "student": gather(state.model.student.state_dict()),
-        "teacher": gather(state.model.teacher.state_dict()),
-        "objective": state.objective.state_dict(),
-        "optimizer": gather(state.optimizer.state_dict()),
-        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+        "student": gather(run.model.student.state_dict()),
+        "teacher": gather(run.model.teacher.state_dict()),
+        "objective": run.objective.state_dict(),
+        "optimizer": gather(run.optimizer.state_dict()),
+        "scaler": None if run.scaler is None else run.scaler.state_dict(),
     }
 
 
@@ -487,198 +613,12 @@ def _write(content: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(exist_ok=True)  # somebody may have moved it away
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    with _torch_errors(path), atomic_path(path) as temporary:
-        torch.save(content, temporary)
-
-
-@contextlib.contextmanager
-def _torch_errors(path: Path) -> Iterator[None]:
-    """torch tells a failed write by a RuntimeError of its own."""
     try:
-        yield
-    except RuntimeError as error:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except RuntimeError as error:  # so torch reports a failed write
         if "write" not in str(error) and "inline_container" not in str(error):
             raise
         raise OutputError(
             f"cannot write {path}: the disk is full or failing (free space on it)"
         ) from error
-
-
-# What a run stands on before its first step: devices, folder, videos, networks.
-
-
-LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
-
-
-@dataclass
-class Run:
-    """All that the loop works with; `state` is what a checkpoint keeps."""
-
-    config: TrainConfig
-    fabric: Fabric
-    loader: DataLoader
-    sampler: ClipSampler | VisitSampler | ShardSchedule
-    network: _FabricModule
-    state: RunState
-    schedules: Schedules
-    first_step: int
-    num_steps: int
-    steps_per_epoch: int
-
-
-def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
-    """Devices, folder, videos, networks and schedules of a run, restored where it resumes.
-
-    Args:
-        config: resolved.
-        out: folder of the run.
-        resume: see `ino.train.loop.train`.
-        held: keeps the folder from other runs until it closes.
-
-    Raises:
-        InoError: see `ino.train.loop.train`.
-    """
-    fabric = build_fabric(config.run)
-    launch(fabric)
-    config = with_processes(config, fabric)
-    resume = resume or is_own_restart(out)
-    is_locked = out.is_dir()
-
-    def find() -> Path | None:
-        if is_locked:
-            held.enter_context(folder_lock(out))
-        check_folder(config, out=out, resume=resume)
-        return newest_whole(out) if resume else None
-
-    saved = of_first(fabric, find)
-
-    torch.manual_seed(config.run.seed)
-    model, origin = build_networks(config, saved=saved)
-    clips = build_data(config, fabric, out=out)
-    network, state = _set_up(config, fabric, model, origin)
-
-    def begin() -> None:
-        if not is_locked:
-            held.enter_context(folder_lock(out))
-        prepare_folder(config, out=out, resume=resume, origin=origin)
-        record_videos(clips, out)
-
-    of_first(fabric, begin)  # after the networks: what cannot be built leaves no folder behind
-    if fabric.is_global_zero:
-        told = f"on {fabric.device}, precision {fabric.strategy.precision.precision}"
-        Console(stderr=True).print(told, highlight=False)
-    for note in origin.notes if fabric.is_global_zero and not saved else ():
-        _LOG.warning("%s", note)
-    first_step = restore_checkpoint(saved, state) if saved else 0
-
-    steps_per_epoch = clips.sampler.num_batches
-    schedules = Schedules(
-        config.optim,
-        steps_per_epoch=steps_per_epoch,
-        frames_per_step=count_clips(config) * config.data.clip_length,
-    )
-    num_steps = config.optim.epochs * steps_per_epoch
-    return Run(
-        config,
-        fabric,
-        clips.loader,
-        clips.sampler,
-        network,
-        state,
-        schedules,
-        first_step,
-        min(num_steps, config.run.max_steps or num_steps),
-        steps_per_epoch,
-    )
-
-
-def _set_up(
-    config: TrainConfig, fabric: Fabric, model: StudentTeacher, origin: Origin
-) -> tuple[_FabricModule, RunState]:
-    """The networks where they run, and with them what else a checkpoint keeps."""
-    model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
-    if config.run.compile:
-        compile_blocks(model, fabric.device)
-    network = fabric.setup_module(model)
-    objective = Objective(
-        config.loss,
-        num_classes=config.model.out_dim,
-        num_local=config.views.num_local,
-        reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
-    ).to(fabric.device)
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-    # Fabric does not wrap the optimiser: a step is taken or not as the device decides.
-    return network, RunState(model, objective, build_optimizer(model.student), scaler, origin)
-
-
-def check_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
-    """Checks that a run can begin or continue in its folder; creates nothing.
-
-    Raises:
-        OutputError: the folder holds something and `resume` is off, or there is a file.
-        ConfigError: the run in the folder was configured otherwise; the message names the field.
-    """
-    if resume and _holds_run(out):
-        _check_same_run(config, out)
-    else:
-        check_new_folder(out, advice=_advice(out))
-
-
-def prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Origin) -> None:
-    """Creates the folder of a run, which was checked, with its configuration.
-
-    Raises:
-        OutputError: it cannot be written, or holds something by now.
-    """
-    if resume and _holds_run(out):
-        remove_leftovers(out)
-        remove_half_written(out)
-    else:
-        new_folder(out, advice=_advice(out))
-    # A kill between any two of these leaves a folder that resumes or that counts as empty.
-    if name := launch_name():
-        write_text(out / LAUNCH_NAME, name)
-    write_config(config, out=out, origin=origin)
-    (out / "checkpoints").mkdir(exist_ok=True)
-
-
-def write_config(config: TrainConfig, *, out: Path, origin: Origin) -> None:
-    """Writes config.yaml, a recipe by itself; a comment names the weights that a run began with."""
-    text = to_yaml(config)
-    if origin.path:
-        text = f"# started from {origin.path}, sha256 {origin.sha256}\n{text}"
-    write_text(out / CONFIG_NAME, text)
-
-
-def is_own_restart(out: Path) -> bool:
-    """Whether torchrun or SLURM restarts the run that it started in this folder.
-
-    A command that was refused since the folder holds a run, and that is started anew because it
-    failed, is no restart of that run.
-    """
-    path = out / LAUNCH_NAME
-    return is_restart() and path.is_file() and path.read_text(encoding="utf-8") == launch_name()
-
-
-def _holds_run(out: Path) -> bool:
-    return (out / CONFIG_NAME).exists() or bool(list_checkpoints(out))
-
-
-def _advice(out: Path) -> str:
-    """What to do with a folder that holds something."""
-    other = "choose another --out"
-    if list_checkpoints(out):
-        return f"it holds a run; pass --resume to continue it or {other}"
-    return other
-
-
-def _check_same_run(config: TrainConfig, out: Path) -> None:
-    earlier = read_config(out)
-    changed = differences(earlier, config)
-    if changed:
-        name, old, new = changed[0]
-        raise ConfigError(
-            f"the run in {out} has {name} {old}, now it is {new}; resume with the same "
-            "configuration or choose another --out"
-        )
-    check_same_batch(earlier, config, run=out)

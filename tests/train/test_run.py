@@ -1,0 +1,120 @@
+"""Runs that start from weights instead of random numbers, and the best checkpoint."""
+
+import hashlib
+from contextlib import ExitStack
+
+import pytest
+import torch
+import yaml
+
+from ino.errors import CheckpointError
+from ino.models.load import DEFAULT, FOLDER
+from ino.models.vit import build_vit
+from ino.models.weights import list_checkpoints, read_checkpoint
+from ino.train.config import resolve
+from ino.train.loop import train
+from ino.train.run import best_score, build_networks, save_best, start
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A backbone as DINO releases it: a grid for 224 pixels, no mask token, no head."""
+    weights = build_vit("vit_nano", position_side=28).state_dict()
+    del weights["mask_token"]
+    path = tmp_path / "released.pth"
+    torch.save(weights, path)
+    return path
+
+
+def test_an_own_run_gives_student_teacher_and_heads(config, tmp_path):
+    config.run.max_steps = 3
+    earlier = read_checkpoint(train(config, out=tmp_path / "first"))
+    config.init = str(tmp_path / "first")
+    model, origin = build_networks(config, saved=None)
+    for network in ("student", "teacher"):
+        weights = getattr(model, network).state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in earlier[network].items())
+    assert origin.notes == ()
+    assert not torch.equal(
+        earlier["student"]["head.mlp.0.weight"], earlier["teacher"]["head.mlp.0.weight"]
+    )
+
+
+def test_a_release_starts_a_run_that_resumes(config, released, tmp_path, caplog):
+    config.init = str(released)
+    config.run.max_steps = 2
+    out = tmp_path / "run"
+    train(config, out=out)
+    assert "no mask token: it starts random" in caplog.text
+    assert "the head of" in caplog.text
+    assert "there is none: it starts random" in caplog.text
+    digest = hashlib.sha256(released.read_bytes()).hexdigest()
+    text = (out / "config.yaml").read_text()
+    assert text.startswith(f"# started from {released}, sha256 {digest}\n")
+    assert yaml.safe_load(text)["init"] == str(released)
+    released.unlink()  # a checkpoint holds all that is needed
+    config.run.max_steps = 3
+    content = read_checkpoint(train(config, out=out, resume=True))
+    assert content["student"]["backbone.pos_embed"].shape == (1, 785, 96)
+    assert (content["step"], content["init"]["sha256"]) == (3, digest)
+    assert (out / "config.yaml").read_text().startswith(f"# started from {released}, sha256")
+
+
+def test_learning_starts_at_the_weights(config, released, tmp_path):
+    config.init, config.run.max_steps, config.optim.lr = str(released), 1, 0.0
+    content = read_checkpoint(train(config, out=tmp_path / "run"))
+    for name, value in torch.load(released).items():
+        for network in ("student", "teacher"):
+            assert torch.equal(content[network][f"backbone.{name}"], value)
+
+
+def test_another_architecture_says_which_options_fit(config, released):
+    config.init, config.model.arch = str(released), "vit_tiny"
+    with pytest.raises(CheckpointError, match=r"--model\.arch vit_nano --model\.patch_size 8"):
+        build_networks(config, saved=None)
+
+
+def test_unknown_tensors_are_an_error(config, released):
+    weights = torch.load(released)
+    torch.save(weights | {"blocks.0.gamma": torch.zeros(1)}, released)
+    config.init = str(released)
+    with pytest.raises(CheckpointError, match=r"unexpected blocks\.0\.gamma"):
+        build_networks(config, saved=None)
+
+
+def test_heads_of_other_sizes_start_random(config, tmp_path):
+    config.run.max_steps = 1
+    train(config, out=tmp_path / "first")
+    config.init, config.model.out_dim = str(tmp_path / "first"), 48
+    _, origin = build_networks(config, saved=None)
+    (note,) = origin.notes
+    assert r"last_layer.weight is (32, 16) instead of (48, 16): it starts random" in note
+
+
+def test_an_export_is_told_from_a_run(config):
+    config.init = str(FOLDER / DEFAULT)
+    with pytest.raises(CheckpointError, match="is an export, which is for inference"):
+        build_networks(config, saved=None)
+
+
+def test_weights_that_cannot_be_used_leave_no_folder(config, tmp_path):
+    config.init = str(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"no checkpoint found at .*nowhere"):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_is_kept_beside_the_newest(config, tmp_path):
+    best = tmp_path / "run/checkpoints/best.pt"
+    with ExitStack() as held:
+        run = start(resolve(config), out=tmp_path / "run", resume=False, held=held)
+        assert best_score(best) == float("-inf")
+        given = [(1, 0.4), (2, 0.3), (3, 0.4), (4, float("nan")), (5, 0.5)]
+        kept = [save_best(run, step=step, score=score) for step, score in given]
+        assert kept == [True, False, False, False, True]
+        assert best_score(best) == 0.5
+        assert read_checkpoint(best)["step"] == 5
+        assert list_checkpoints(tmp_path / "run") == []  # no run resumes from it
+        best.write_bytes(best.read_bytes()[:100])
+        assert save_best(run, step=6, score=0.1)  # a damaged one is replaced
+        assert best_score(best) == 0.1

@@ -268,7 +268,12 @@ def index(
         index: File that keeps what was found.
         broken: File to write the broken videos to, one per line.
     """
-    from ino.data.video_index import default_index, index_videos, quarantine_all
+    from ino.data.video_index import (
+        default_index,
+        index_videos,
+        wide_video_remark,
+        write_faults,
+    )
 
     file = index or default_index(roots)
     started = time.perf_counter()
@@ -283,7 +288,9 @@ def index(
     if len(found.faults) > 3:
         print(f"and {len(found.faults) - 3} more" + ("" if broken else "; see --broken FILE"))
     if broken:
-        quarantine_all(broken, {found.names[i]: why for i, why in found.faults.items()})
+        write_faults(found, broken)
+    if remark := wide_video_remark(found):
+        print(remark)
     headers = "header" if found.num_read == 1 else "headers"
     print(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}", flush=True)
     if len(found.faults) == len(found):
@@ -578,22 +585,13 @@ def davis(
         root: Folder that holds JPEGImages.
         out: Folder of the results.
     """
-    tracker, settings = tracking.tracker()
+    loaded = tracking.tracker()
 
     from ino.data.davis import read_davis
-    from ino.tasks.davis import evaluate_davis, print_scores
+    from ino.tasks.davis import evaluate_davis
 
-    _evaluate(
-        root,
-        read=partial(read_davis, **vars(chosen)),
-        evaluate=partial(evaluate_davis, **vars(chosen), resume=resume),
-        show=print_scores,
-        tracking=tracking,
-        tracker=tracker,
-        settings=settings,
-        out=out,
-        overwrite=overwrite,
-    )
+    output = {"out": out, "overwrite": overwrite, "resume": resume}
+    _evaluate(read_davis, evaluate_davis, root, tracking, loaded, output, **vars(chosen))
 
 
 def ytvos(
@@ -619,7 +617,7 @@ def ytvos(
     tracker, settings = tracking.tracker()
 
     from ino.data.ytvos import read_ytvos_split
-    from ino.tasks.ytvos import evaluate_split, print_scores
+    from ino.tasks.ytvos import evaluate_split
 
     data = read_ytvos_split(root, split=split, videos=videos)
     with _progress("frames", sum(len(video.frames) for video in data.videos)) as advance:
@@ -634,7 +632,7 @@ def ytvos(
             on_frame=advance,
         )
     if result.scores is not None:
-        print_scores(result.scores, Console())
+        result.scores.print_table(Console())
     print(tracking.describe(tracker.protocol))
     if result.num_skipped:
         print(f"{result.num_skipped} of {result.num_videos} videos were done before")
@@ -657,6 +655,7 @@ def jhmdb(
     input_size: int = 320,
     out: Path = Path("jhmdb"),
     overwrite: Overwrite = False,
+    resume: Resume = False,
     tracking: Tracking,
 ) -> None:
     """Propagate the first joints of JHMDB's test videos and score PCK@0.1 and @0.2.
@@ -668,22 +667,14 @@ def jhmdb(
         input_size: Side of the square input in pixels, 320 as in papers; 0: by protocol.
         out: Folder of the results.
     """
-    tracker, settings = tracking.label_tracker(input_size)
+    loaded = tracking.label_tracker(input_size)
 
     from ino.data.jhmdb import read_jhmdb
-    from ino.tasks.jhmdb import JointMaps, evaluate_jhmdb, print_pose
+    from ino.tasks.jhmdb import JointMaps, evaluate_jhmdb
 
-    _evaluate(
-        root,
-        read=partial(read_jhmdb, split=split),
-        evaluate=partial(evaluate_jhmdb, split=split, maps=JointMaps(topk=joint_topk)),
-        show=print_pose,
-        tracking=tracking,
-        tracker=tracker,
-        settings=settings | {"root": str(root)},
-        out=out,
-        overwrite=overwrite,
-    )
+    output = {"out": out, "overwrite": overwrite, "resume": resume}
+    evaluate = partial(evaluate_jhmdb, maps=JointMaps(topk=joint_topk))
+    _evaluate(read_jhmdb, evaluate, root, tracking, loaded, output, split=split)
 
 
 def vip(
@@ -693,6 +684,7 @@ def vip(
     input_size: int = 560,
     out: Path = Path("vip"),
     overwrite: Overwrite = False,
+    resume: Resume = False,
     tracking: Tracking,
 ) -> None:
     """Propagate the first part labels of a VIP split and score the mean IoU.
@@ -703,42 +695,36 @@ def vip(
         input_size: Side of the square input in pixels, 560 as in papers; 0: by protocol.
         out: Folder of the results.
     """
-    tracker, settings = tracking.label_tracker(input_size)
+    loaded = tracking.label_tracker(input_size)
 
     from ino.data.vip import read_vip
-    from ino.tasks.vip import evaluate_vip, print_parts
+    from ino.tasks.vip import evaluate_vip
 
-    _evaluate(
-        root,
-        read=partial(read_vip, split=split),
-        evaluate=partial(evaluate_vip, split=split),
-        show=print_parts,
-        tracking=tracking,
-        tracker=tracker,
-        settings=settings | {"root": str(root)},
-        out=out,
-        overwrite=overwrite,
-    )
+    output = {"out": out, "overwrite": overwrite, "resume": resume}
+    _evaluate(read_vip, evaluate_vip, root, tracking, loaded, output, split=split)
 
 
 def _evaluate(
-    root: Path,
-    *,
-    tracking: Tracking,
-    tracker: Any,
     read: Callable[..., Sequence[Any]],
     evaluate: Callable[..., Any],
-    show: Callable[..., None],
-    out: Path,
-    **options: Any,
+    root: Path,
+    tracking: Tracking,
+    loaded: tuple[Any, dict[str, Any]],
+    output: Mapping[str, Any],
+    **choice: Any,
 ) -> None:
-    """Propagates and scores below a bar of the data set's frames, then shows the scores."""
-    with _progress("frames", sum(len(video.frames) for video in read(root))) as advance:
-        scores = evaluate(root, tracker=tracker, out=out, on_frame=advance, **options)
-    show(scores, Console())
+    """Propagates and scores the chosen part of a data set, then shows the scores."""
+    tracker, settings = loaded
+    settings = settings | {"root": str(root)}
+    num_frames = sum(len(video.frames) for video in read(root, **choice))
+    with _progress("frames", num_frames) as advance:
+        scores = evaluate(
+            root, tracker=tracker, settings=settings, on_frame=advance, **choice, **output
+        )
+    scores.print_table(Console())
     size = getattr(tracker, "input_size", None)
     print(tracking.describe(tracker.protocol) + (f"; input {size}x{size}" if size else ""))
-    print(f"results in {out}")
+    print(f"results in {output['out']}")
 
 
 def suite(
@@ -808,16 +794,62 @@ def compare(
         frames: Frames shown of each sequence.
     """
     from ino.report.comparison import compare_evaluations
-    from ino.tables import print_lines
+    from ino.tables import print_table
 
     out = out or Path(f"{a.name}_and_{b.name}")
     comparison = compare_evaluations(
         a, b, out=out, root=root, num_shown=num, num_frames=frames, overwrite=overwrite
     )
-    print_lines(comparison.lines(), Console(), caption="percent")
+    print_table(comparison.lines(), Console(), caption="percent")
     for note in comparison.notes():
         print(note)
     print(f"look at {out / 'comparison.html'}")
+
+
+def strips(
+    results: list[str],
+    /,
+    *,
+    root: Path,
+    out: Path = Path("strips.png"),
+    sequences: OnlyThese = None,
+    frames: list[int] | None = None,
+    num_frames: int = 5,
+    truth: bool = True,
+    split: str = "valid",
+    resolution: str = "480p",
+    height: int = 180,
+) -> None:
+    """Plot the masks of methods side by side, as in Figures 3 and 4 of the paper.
+
+    Rows are sequences and methods, columns are frames of DAVIS or YouTube-VOS.
+
+    Args:
+        results: Folders of evaluations or of masks SEQUENCE/FRAME.png; NAME=FOLDER names one.
+        root: Folder of the data set.
+        out: PNG or JPEG.
+        frames: Numbers of the frames to show (default: --num-frames of them, evenly).
+        num_frames: Frames per sequence.
+        truth: Begin with a row of the annotations.
+        split: YouTube-VOS: name of the split's folder.
+        resolution: DAVIS: folder of that name.
+        height: Height of each frame in pixels.
+    """
+    from ino.report.strips import plot_strips
+
+    path = plot_strips(
+        results,
+        root=root,
+        out=out,
+        sequences=sequences,
+        frames=frames,
+        num_frames=num_frames,
+        truth=truth,
+        split=split,
+        resolution=resolution,
+        height=height,
+    )
+    print(f"strips in {path}")
 
 
 def score(
@@ -846,11 +878,11 @@ def score(
 
     split = chosen.split
     if layout == "davis":
-        from ino.tasks.davis import print_scores, score_davis, write_csv, write_json
+        from ino.tasks.davis import score_davis
 
         scores = score_davis(predictions, root, workers=workers, **vars(chosen))
     else:
-        from ino.tasks.ytvos import print_scores, score_ytvos, write_csv, write_json
+        from ino.tasks.ytvos import score_ytvos
 
         for name in ("year", "resolution"):
             if getattr(chosen, name) != getattr(DavisSplit, name):
@@ -860,11 +892,10 @@ def score(
         scores = score_ytvos(
             predictions, root, split=split, videos=chosen.sequences, seen=seen, workers=workers
         )
-    print_scores(scores, Console())
+    scores.print_table(Console())
     if out is not None:
         new_folder(out, overwrite=True)
-        write_csv(scores, out, split=split)
-        write_json(scores, out / "scores.json", protocol=None)
+        scores.write(out, split=split, protocol=None)
         print(f"results in {out}")
 
 
@@ -948,7 +979,7 @@ def build_app(arguments: Sequence[str] = ()) -> App:
     for function in (davis, ytvos, jhmdb, vip):
         evaluate.command(function)
     app.command(evaluate)
-    for function in (demo, index, plot, export, segment, compare, score, check):
+    for function in (demo, index, plot, export, segment, compare, strips, score, check):
         app.command(function)
     experiments = f"Experiments: {_names_in('experiment_files')}."
     evaluate.command(suite, help_epilogue=experiments)
@@ -1143,10 +1174,10 @@ def _reason(error: CycloptsError, chosen: str) -> str:
     """What is wrong with the arguments of the chosen command, in one sentence."""
     if isinstance(error, UnknownCommandError):
         known = ", ".join(name for name in error.app or () if not name.startswith("-"))
-        given = "".join(f", not {token!r}" for token in error.unused_tokens[:1])
+        given = "".join(f", not {token!r}" for token in (error.unused_tokens or ())[:1])
         return f"{chosen} needs one of {known}{given}"
     if isinstance(error, UnusedCliTokensError):
-        return f"{chosen} does not take {' '.join(error.unused_tokens)[:80]!r}"
+        return f"{chosen} does not take {' '.join(error.unused_tokens or ())[:80]!r}"
     error.verbose = False
     text, argument = str(error).removesuffix("."), error.argument
     if isinstance(error, MissingArgumentError) and argument is not None:
@@ -1167,10 +1198,10 @@ def _say(words: object) -> None:
 def _how_to_resume(arguments: Sequence[str]) -> str:
     """What follows `stopped` for commands that keep what is done."""
     command = " ".join(arguments[:2])
-    if command in ("evaluate davis", "evaluate ytvos"):
-        return "; what is done is kept: continue with --resume"
     if command.startswith("sweep ") or command == "evaluate suite":
         return "; what is done is kept: start the same command again to continue"
+    if command.startswith("evaluate "):
+        return "; what is done is kept: continue with --resume"
     return ""
 
 

@@ -106,7 +106,7 @@ def runs(data: Path) -> dict:
 def file(tmp_path, davis):
     def write(**changes) -> Path:
         path = tmp_path / "file.yaml"
-        path.write_text(yaml.safe_dump(three_rows(davis) | changes, sort_keys=False))
+        path.write_text(json.dumps(three_rows(davis) | changes))
         return path
 
     return write
@@ -116,7 +116,7 @@ def file(tmp_path, davis):
 def sweep(tmp_path, data):
     def write(**changes) -> Path:
         path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump(runs(data) | changes, sort_keys=False))
+        path.write_text(json.dumps(runs(data) | changes))
         return path
 
     return write
@@ -128,8 +128,8 @@ def performed(monkeypatch) -> list[str]:
     done: list[str] = []
     propagate, score = DavisRow.propagate, DavisRow.score
 
-    def noted_propagate(self, video, tracker, predictions):
-        propagate(self, video, tracker, predictions)
+    def noted_propagate(self, video, predictions, **options):
+        propagate(video, predictions, **options)
         done.append(video.name)
 
     def noted_score(self, *arguments):
@@ -246,10 +246,10 @@ def test_what_was_stopped_is_resumed_with_the_next_video(tmp_path, file, monkeyp
     out = tmp_path / "out"
     kept = DavisRow.propagate
 
-    def stopped(self, *arguments):
+    def stopped(self, *arguments, **options):
         if len(performed) == 5:
             raise KeyboardInterrupt
-        kept(self, *arguments)
+        kept(self, *arguments, **options)
 
     monkeypatch.setattr(DavisRow, "propagate", stopped)
     assert run("evaluate", "suite", file(), "--out", out) == 130
@@ -290,7 +290,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path, file, data, ca
         return load(weights, **options)
 
     monkeypatch.setattr(experiments, "load_backbone", broken)
-    rows = {"nano": {"weights": NANO}, "broken": {"weights": "color"}}
+    rows = {"nano": {"weights": NANO, "sequences": ["s0"]}, "broken": {"weights": "color"}}
     rows |= {"whole": {"weights": "color", "sequences": ["s0", "s2"]}}
     suite = file(rows=rows, roots={"davis": str(tmp_path / "copy")})
     assert run("evaluate", "suite", suite, "--out", out) == 1
@@ -685,14 +685,13 @@ def of_row(**fields) -> dict:
         (of_row(set={"layer": 3}), "layer is given twice"),
         (of_row(set={"short_side": 64}), "short_side is given twice"),
         (of_row(set={"name": "x"}), "row a: .*name"),
-        (of_row(set={1: 2}), "the key 1 is no name"),
         (of_row(data="davos"), "row a: data is 'davos'; choose one of davis, ytvos, jhmdb, vip"),
         (of_row(seeds="many"), r"row a: seeds\[0\] must be .*many"),
         (of_row(seeds=[1, 1], weights=NANO), "seeds are 1, 1; give each once"),
         (of_row(year=2018), "row a: year must be 2016 or 2017"),
         (of_row(input_size=9), "unknown key input_size"),
         (of_row(published={"JF": 1}), "published names JF"),
-        (of_row(published={"J": "x"}), r"row a: published\.J must"),
+        (of_row(published={"J": "x"}), "row a: published must be .*x"),
         (of_row(weights="colour"), "row a: colour is neither"),
         (of_row(weights="timm:resnet50@no.pth"), r"row a: no\.pth is neither"),
         (of_row(train={}), "row a: .*weights or train"),
@@ -708,7 +707,7 @@ def of_row(**fields) -> dict:
         ({"roots": {"davis": "nowhere"}}, "nowhere"),
         ({"roots": {"davos": "x"}}, "davos"),
         ({"weights_dir": "nowhere"}, "nowhere does not exist"),
-        ({"grid": {"loss.l2g": [1]}}, "the grid is for rows that train"),
+        ({"grid": {"loss.l2g": [1]}}, "a grid is for rows that train"),
         ({"panels": [{"title": "x", "points": {"b": 1}}]}, "there is no row b"),
     ],
 )
@@ -735,9 +734,9 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_first_row(
         ({"rows": {"a": {"train": {"loss.l2g": "much"}}}}, r"row a: .*loss\.l2g"),
         ({"rows": {"a": {"train": {"run.seed": 1}}}}, "list seeds"),
         ({"rows": {"a": {"train": {"optim.epochs": 1}}}}, r"optim\.epochs follows from steps"),
-        ({"grid": {"loss.l2g": []}}, r"grid\.loss\.l2g must"),
+        ({"grid": {"loss.l2g": []}}, "grid must"),
         ({"grid": {"loss.masked": [1, 1]}}, "label g2g,masked=1"),
-        ({"grid": {"loss.l2g": [1, 2]}}, "by the row g2g and by the grid"),
+        ({"grid": {"loss.l2g": [1, 2]}}, "row g2g: .*by the row and by the grid"),
     ],
 )
 def test_training_that_cannot_be_done_is_refused_before_the_first_run(
@@ -782,7 +781,7 @@ def test_gpus_of_other_processes_are_counted_and_not_touched(monkeypatch):
     assert choose_devices("cuda:0,cuda:1,cuda", jobs=3) == ["cuda:0", "cuda:1", "cuda"]
     assert choose_devices(None, jobs=2) == ["cuda:0", "cuda:1"]
     assert tried == []
-    with pytest.raises(ConfigError, match="'cuda:2' cannot be used here, which has 2 CUDA"):
+    with pytest.raises(ConfigError, match="no cuda:2 here, but 2 GPUs"):
         choose_devices("cuda:1,cuda:2", jobs=2)
     choose_devices("cpu,mps", jobs=2)
     choose_devices("cuda:0,cuda:1", jobs=1)
@@ -795,7 +794,7 @@ def test_processes_share_rows_and_one_that_is_killed_costs_its_row_only(tmp_path
     content["rows"] |= {
         f"r{number}": {"weights": "color", "sequences": None} for number in range(3)
     }
-    (tmp_path / "file.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (tmp_path / "file.yaml").write_text(json.dumps(content))
     command = ["sweep", tmp_path / "file.yaml", "--out"]
     assert run(*command, tmp_path / "one") == 0
     out = tmp_path / "two"
@@ -828,7 +827,7 @@ def test_processes_share_rows_and_one_that_is_killed_costs_its_row_only(tmp_path
 def test_what_was_killed_goes_on_and_ends_as_if_nothing_had_been(tmp_path, data):
     content = runs(data) | {"seeds": [0], "steps": 8}
     content["rows"]["last"] = {"weights": NANO, "sequences": None, "layer": 1}
-    (tmp_path / "file.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (tmp_path / "file.yaml").write_text(json.dumps(content))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run("sweep", tmp_path / "file.yaml", "--out", whole) == 0
     command = [sys.executable, "-m", "ino", "sweep", tmp_path / "file.yaml", "--out", killed]

@@ -28,7 +28,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import connection
@@ -36,7 +36,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import timm
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,10 +44,9 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ino import __version__
 from ino.data.davis import VideoSequence, read_davis
 from ino.data.jhmdb import PoseVideo, read_jhmdb
-from ino.data.vip import PARTS, read_vip
+from ino.data.vip import read_vip
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
 from ino.errors import CheckpointError, ConfigError, InoError, OutputError, StoppedError
 from ino.models.backbone import Backbone, choose_device, split_weights
@@ -60,27 +58,22 @@ from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
 from ino.schema import Model, checked, named_file, read_yaml, yaml_names
 from ino.system import atomic_path, available_cores, folder_lock, write_text
-from ino.tables import markdown, print_lines, write_rows
-from ino.tasks.davis import (
-    propagate_sequences,
-    read_means,
-    score_davis,
-    sequence_is_whole,
-    write_csv,
-    write_json,
-)
-from ino.tasks.jhmdb import JointMaps, propagate_joints, score_jhmdb, write_pose_json
+from ino.tables import markdown, print_table, write_csv, write_json
+from ino.tasks.davis import propagate_sequence, score_davis, sequence_is_whole
+from ino.tasks.jhmdb import JointMaps, joints_are_whole, propagate_joints, score_jhmdb
 from ino.tasks.label_tracker import LabelTracker
 from ino.tasks.results import (
     check_settings,
     fingerprint,
     note_finished,
     open_folder,
+    protocol_fields,
     read_finished,
+    read_means,
     settings_text,
     sized_protocol,
 )
-from ino.tasks.vip import propagate_parts, score_parts, write_parts_json
+from ino.tasks.vip import parts_are_whole, propagate_parts, score_vip
 from ino.tasks.ytvos import finish_split, propagate_video, video_is_whole
 from ino.train.config import (
     DataConfig,
@@ -169,6 +162,11 @@ class Row(Model):
             raise ValueError(f"published names {unknown[0]}, but the scores are {known}")
         return self
 
+    propagate: ClassVar[Any]
+    """Writes the files of one video: called with it, the folder of predictions and a tracker."""
+    is_whole: ClassVar[Any]
+    """Whether all files of a video are there: called with it and the folder of predictions."""
+
     @property
     def choices(self) -> dict[str, Any]:
         """The fields that only some data sets have."""
@@ -187,14 +185,6 @@ class Row(Model):
         """What propagates the labels of the data set."""
         return Tracker(backbone, protocol=protocol, device=device, precision=self.precision)
 
-    def propagate(self, video: Any, tracker: Any, predictions: Path) -> None:
-        """Propagates the labels of a video and writes its files."""
-        raise NotImplementedError
-
-    def is_whole(self, video: Any, predictions: Path) -> bool:
-        """Whether all files of a video are there."""
-        raise NotImplementedError
-
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         """Scores the files in `out`/predictions and writes scores.json."""
         raise NotImplementedError
@@ -212,6 +202,9 @@ class DavisRow(Row):
         "F recall": "F-Recall",
     }
     native_side = 480
+    propagate: ClassVar = staticmethod(propagate_sequence)
+    is_whole: ClassVar = staticmethod(sequence_is_whole)
+
     year: Literal[2016, 2017] = 2017
     split: str = "val"
     resolution: str = "480p"
@@ -222,17 +215,10 @@ class DavisRow(Row):
     def read(self) -> list[VideoSequence]:
         return read_davis(Path(self.root or ""), **self.choices)
 
-    def propagate(self, video: VideoSequence, tracker: Tracker, predictions: Path) -> None:
-        propagate_sequences([video], out=predictions, tracker=tracker)
-
-    def is_whole(self, video: VideoSequence, predictions: Path) -> bool:
-        return sequence_is_whole(video, predictions)
-
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         root = Path(self.root or "")
         scores = score_davis(out / "predictions", root, workers=workers, **self.choices)
-        write_csv(scores, out, split=self.split)
-        write_json(scores, out / "scores.json", protocol=vars(protocol))
+        scores.write(out, split=self.split, protocol=protocol)
 
 
 class YtvosRow(Row):
@@ -248,6 +234,9 @@ class YtvosRow(Row):
         "all J&F": "J&F-All",
     }
     native_side = 720
+    propagate: ClassVar = staticmethod(propagate_video)
+    is_whole: ClassVar = staticmethod(video_is_whole)
+
     protocol: str = "ino-ytvos"
     split: str = "valid"
     sequences: list[str] | None = None
@@ -258,12 +247,6 @@ class YtvosRow(Row):
 
     def read(self) -> Sequence[YtvosVideo]:
         return self._split().videos
-
-    def propagate(self, video: YtvosVideo, tracker: Tracker, predictions: Path) -> None:
-        propagate_video(video, predictions / video.name, tracker=tracker, on_frame=lambda: None)
-
-    def is_whole(self, video: YtvosVideo, predictions: Path) -> bool:
-        return video_is_whole(video, predictions / video.name)
 
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         finish_split(self._split(), out, protocol=protocol, workers=workers)
@@ -285,9 +268,9 @@ class SquareRow(Row):
         return self
 
     def tracker(self, backbone: Backbone, protocol: Protocol, device: str) -> LabelTracker:
-        size, device = self.input_size or None, str(choose_device(device))
+        size, where = self.input_size or None, choose_device(device)
         return LabelTracker(
-            backbone, protocol, device=device, precision=self.precision, input_size=size
+            backbone, protocol, device=where, precision=self.precision, input_size=size
         )
 
 
@@ -296,6 +279,8 @@ class JhmdbRow(SquareRow):
 
     data = "jhmdb"
     scores: ClassVar = {"PCK@0.1": "PCK@0.1", "PCK@0.2": "PCK@0.2"}
+    is_whole: ClassVar = staticmethod(joints_are_whole)
+
     split: Literal[1, 2, 3] = 1
     input_size: NonNegativeInt = 320
     joint_topk: PositiveInt = 5
@@ -307,18 +292,14 @@ class JhmdbRow(SquareRow):
     def name(self, video: PoseVideo) -> str:
         return f"{video.action}/{video.name}"
 
-    def propagate(self, video: PoseVideo, tracker: LabelTracker, predictions: Path) -> None:
-        path = predictions / f"{self.name(video)}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        joints = propagate_joints(video, tracker=tracker, maps=JointMaps(topk=self.joint_topk))
-        with atomic_path(path) as temporary:
-            np.save(temporary, joints, allow_pickle=False)
-
-    def is_whole(self, video: PoseVideo, predictions: Path) -> bool:
-        return (predictions / f"{self.name(video)}.npy").is_file()
+    def propagate(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, video: PoseVideo, predictions: Path, *, tracker: LabelTracker
+    ) -> None:
+        maps = JointMaps(topk=self.joint_topk)
+        propagate_joints(video, predictions, tracker=tracker, maps=maps)
 
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
-        write_pose_json(score_jhmdb(out / "predictions", self.read()), out / "scores.json")
+        score_jhmdb(out / "predictions", self.read()).write(out)
 
 
 class VipRow(SquareRow):
@@ -326,22 +307,17 @@ class VipRow(SquareRow):
 
     data = "vip"
     scores: ClassVar = {"mIoU": "mIoU"}
+    propagate: ClassVar = staticmethod(propagate_parts)
+    is_whole: ClassVar = staticmethod(parts_are_whole)
+
     split: str = "val"
     input_size: NonNegativeInt = 560
 
     def read(self) -> list[VideoSequence]:
         return read_vip(Path(self.root or ""), split=self.split)
 
-    def propagate(self, video: VideoSequence, tracker: LabelTracker, predictions: Path) -> None:
-        propagate_parts(video, out=predictions, tracker=tracker)
-
-    def is_whole(self, video: VideoSequence, predictions: Path) -> bool:
-        masks = (predictions / video.name / f"{frame.stem}.png" for frame in video.frames)
-        return all(mask.is_file() for mask in masks)
-
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
-        scores = score_parts(out / "predictions", self.read(), names=PARTS)
-        write_parts_json(scores, out / "scores.json")
+        score_vip(out / "predictions", self.read()).write(out)
 
 
 ROWS: dict[str, type[Row]] = {kind.data: kind for kind in (DavisRow, YtvosRow, JhmdbRow, VipRow)}
@@ -385,6 +361,12 @@ class Experiment(Model):
     sequences are for DAVIS, and short_side is for frames that are not made square."""
     panels: list[Panel] = Field([])
     """Plots of figure.png; a grid of one field has its own."""
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> "Experiment":
+        if self.grid and not any("train" in (row or {}) for row in self.rows.values()):
+            raise ValueError("a grid is for rows that train, and there is none")
+        return self
 
 
 def experiment_names() -> list[str]:
@@ -506,7 +488,9 @@ class Trial:
 
     @cached_property
     def _made_of(self) -> dict[str, Any]:
-        weights = {"weights": self.weights or self.name, **fingerprint(self.weights or "")}
+        weights = {"weights": self.name}
+        if self.weights is not None:
+            weights = {"weights": self.weights, **fingerprint(self.weights)}
         row = {"precision": self.row.precision, "data": self.row.data, "root": self.row.root}
         return {**weights, "seed": self.seed, **row, **self.row.choices}
 
@@ -551,72 +535,72 @@ def plan_experiment(
     """
     if (folder := experiment.weights_dir) is not None and not folder.is_dir():
         raise ConfigError(f"the folder of weights {folder} does not exist; create it or give one")
-    rows, panels = _rows_and_panels(experiment)
-    _check_labels(rows)
-    for asked in [only or (), *(panel.points for panel in panels)]:
-        if unknown := [label for label in asked if label not in rows]:
-            raise ConfigError(f"there is no row {unknown[0]}; the rows are {', '.join(rows)}")
-    trials: list[Trial] = []
     num_clips: dict[str, int] = {}
-    checked_data: set[str] = set()
+    data_sets: set[str] = set()
 
     def count(data: DataConfig) -> int:  # rows and seeds share their videos
-        key = repr(data)
-        if key not in num_clips:
+        if (key := repr(data)) not in num_clips:
             num_clips[key] = count_epoch(data)
         return num_clips[key]
 
-    for label, row in rows.items():
-        is_chosen = only is None or label in only
-        with _naming(label):
-            found = _trials(label, row, experiment, may_train=may_train, is_chosen=is_chosen)
-            if is_chosen and not is_list and not found[0].absent:
-                data = repr((row.data, row.root, row.choices))
-                if data not in checked_data:
-                    _check_data_set(row)
-                checked_data.add(data)
-                if found[0].weights is None:
-                    found = [_configured(trial, experiment, count=count) for trial in found]
-        trials += found
-    labels = frozenset(rows if only is None else only)
-    return Plan(experiment.title, tuple(trials), labels, tuple(panels))
+    trials: list[Trial] = []
+    labels: list[str] = []
+    panels = list(experiment.panels)
+    for of_file in experiment.rows:
+        try:
+            points = _points(_read_row(experiment, of_file), of_file, grid=experiment.grid)
+            if panel := _panel(of_file, points, grid=experiment.grid):
+                panels.append(panel)
+            for label, row in points:
+                if label in labels:
+                    raise ConfigError(f"two rows have the label {label}; each needs its own")
+                labels.append(label)
+                is_chosen = only is None or label in only
+                found = _trials(label, row, experiment, may_train=may_train, is_chosen=is_chosen)
+                if is_chosen and not is_list and not found[0].absent:
+                    if (data := repr((row.root, row.data, row.choices))) not in data_sets:
+                        _check_data_set(row)
+                        data_sets.add(data)
+                    if found[0].weights is None:
+                        found = [_configured(trial, experiment, count=count) for trial in found]
+                trials += found
+        except InoError as error:
+            raise type(error)(f"row {of_file}: {error}") from error
+    _check_labels(labels)
+    for asked in [only or (), *(panel.points for panel in panels)]:
+        if unknown := [label for label in asked if label not in labels]:
+            raise ConfigError(f"there is no row {unknown[0]}; the rows are {', '.join(labels)}")
+    chosen = frozenset(labels if only is None else only)
+    return Plan(experiment.title, tuple(trials), chosen, tuple(panels))
 
 
-@contextmanager
-def _naming(label: str) -> Iterator[None]:
-    """Names the row in errors."""
-    try:
-        yield
-    except InoError as error:
-        raise type(error)(f"row {label}: {error}") from error
+def _points(row: Row, label: str, *, grid: Mapping[str, Sequence[Any]]) -> list[tuple[str, Row]]:
+    """The row at each point of the grid, with a label; only rows that train are varied."""
+    if row.train is None or not grid:
+        return [(label, row)]
+    if twice := [name for name in grid if name in row.train]:
+        raise ConfigError(f"{twice[0]} is set by the row and by the grid; keep one")
+    found = []
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        texts = [f"{name.rpartition('.')[2]}={value}" for name, value in point.items()]
+        name = ",".join([label, *(re.sub(r"[^\w.+=-]+", "-", one).strip("-") for one in texts)])
+        found.append((name, row.model_copy(update={"train": row.train | point})))
+    return found
 
 
-def _rows_and_panels(experiment: Experiment) -> tuple[dict[str, Row], list[Panel]]:
-    """Rows by label, those that train at each point of the grid, and the plots."""
-    rows: dict[str, Row] = {}
-    grid, panels = experiment.grid, list(experiment.panels)
-    for label in experiment.rows:
-        with _naming(label):
-            row = _read_row(experiment, label)
-        if row.train is None or not grid:
-            rows[label] = row
-            continue
-        if twice := [name for name in grid if name in row.train]:
-            raise ConfigError(f"{twice[0]} is set by the row {label} and by the grid; keep one")
-        points: dict[str, Any] = {}
-        for values in itertools.product(*grid.values()):
-            at = [f"{k.rpartition('.')[2]}={v}" for k, v in zip(grid, values, strict=True)]
-            name = ",".join([label, *(re.sub(r"[^\w.+=-]+", "-", one).strip("-") for one in at)])
-            if name in rows:
-                raise ConfigError(f"two rows have the label {name}; each needs its own")
-            train = row.train | dict(zip(grid, values, strict=True))
-            rows[name] = row.model_copy(update={"train": train})
-            points[name] = values[0]
-        if len(grid) == 1 and all(isinstance(one, int | float) for one in points.values()):
-            panels.append(Panel(title=f"{label}, {next(iter(grid))}", points=points))
-    if grid and all(row.train is None for row in rows.values()):
-        raise ConfigError("the grid is for rows that train, and there is none")
-    return rows, panels
+def _panel(
+    label: str, points: Sequence[tuple[str, Row]], *, grid: Mapping[str, Sequence[Any]]
+) -> Panel | None:
+    """The plot of a row over a grid of one field with numbers."""
+    values = next(iter(grid.values()), ())
+    is_number = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+    if len(grid) != 1 or not is_number or points[0][1].train is None:
+        return None
+    labels = [name for name, _ in points]
+    return Panel(
+        title=f"{label}, {next(iter(grid))}", points=dict(zip(labels, values, strict=True))
+    )
 
 
 def _check_labels(labels: Iterable[str]) -> None:
@@ -649,7 +633,7 @@ def _trials(
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds are {', '.join(map(str, seeds))}; give each once")
     sides, networks = row.short_side or (None,), row.network or (None,)
-    if (is_random and not trains) or weights == "color":
+    if weights is not None and weights.startswith(("color", "random:")):
         networks = networks[:1]  # they have one
     evaluations = []
     for side, network in itertools.product(dict.fromkeys(sides), dict.fromkeys(networks)):
@@ -712,10 +696,8 @@ def _protocol(row: Row, side: int | None) -> Protocol:
     fields, radius = row.published_with | row.set, row.radius
     published = get_protocol(row.protocol, **row.published_with)
     usual = published.short_side or row.native_side
-    if side is not None and radius is None and "radius" not in row.set:
-        get_protocol(row.protocol, short_side=side)  # refuses what cannot be
-        if published.radius is not None and usual is not None:
-            radius = max(1, round(published.radius * side / usual))
+    if radius is None and side and usual and published.radius and "radius" not in row.set:
+        radius = max(1, round(published.radius * side / usual))
     if radius is not None and "radius" not in row.set:
         fields.pop("radius", None)
     return sized_protocol(
@@ -729,10 +711,10 @@ def _remarks(row: Row, protocol: Protocol) -> tuple[str, ...]:
     if (names := row.choices.get("sequences")) is not None:
         shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
         remarks.append(f"measured on {len(names)} sequence{'s' * (len(names) != 1)} only ({shown})")
-    published = vars(get_protocol(row.protocol, **row.published_with))
+    published = protocol_fields(get_protocol(row.protocol, **row.published_with))
     changes = [
         f"{name} {value} in place of {published[name]}".replace("None", "none")
-        for name, value in vars(protocol).items()
+        for name, value in protocol_fields(protocol).items()
         if value != published[name]
     ]
     if changes:
@@ -935,13 +917,11 @@ def choose_devices(given: str | None, *, jobs: int) -> list[str]:
         several = jobs > 1 and num_gpus > 1
         return [f"cuda:{number}" for number in range(num_gpus)] if several else ["auto"]
     for name in given.split(","):
-        if jobs == 1 or not re.fullmatch(r"cuda(:\d{1,4})?", name):
+        gpu = re.fullmatch(r"cuda(?::(\d{1,4}))?", name)
+        if jobs == 1 or gpu is None:
             choose_device(name)
-        elif int(name.partition(":")[2] or 0) >= num_gpus:
-            raise ConfigError(
-                f"the device {name!r} cannot be used here, which has {num_gpus} CUDA devices; "
-                "leave it out or pass --devices cpu"
-            )
+        elif int(gpu[1] or 0) >= num_gpus:
+            raise ConfigError(f"there is no {name} here, but {num_gpus} GPUs; pass --devices cpu")
     return given.split(",")
 
 
@@ -1012,7 +992,7 @@ def _evaluate(
             if name in read_finished(out) and row.is_whole(video, predictions):
                 continue
             try:
-                row.propagate(video, tracker, predictions)
+                row.propagate(video, predictions, tracker=tracker)
             except Exception as fault:
                 fault.add_note(f"{name}: ")
                 raise
@@ -1020,8 +1000,7 @@ def _evaluate(
     row.score(out, one.protocol, workers)
     means = read_means(out / "scores.json") or {}
     scores = {name: 100 * means[key] for name, key in row.scores.items() if key in means}
-    content = {"version": __version__, "scores": scores}
-    write_text(out / "done.json", json.dumps(content, indent=2) + "\n")
+    write_json(out / "done.json", {"scores": scores})
 
 
 def _share(plan: Plan, out: Path, *, jobs: int, devices: Sequence[str]) -> None:
@@ -1115,7 +1094,7 @@ def table(plan: Plan, out: Path) -> list[dict[str, Any]]:
                     "network": one.network,
                     "seeds": list(done),
                     "num_seeds": len(trials),
-                    "states": {one.name: str(read_state(one, out=out)) for one in trials},
+                    "states": {trial.name: str(read_state(trial, out=out)) for trial in trials},
                     "remarks": list(one.remarks) if is_beside else [],
                     "scores": scores,
                 }
@@ -1143,14 +1122,8 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], int
 
 
 def _score_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(
-        dict.fromkeys(
-            name
-            for kind in ROWS.values()
-            for name in kind.scores
-            if any(name in row["scores"] for row in rows)
-        )
-    )
+    present = {name for row in rows for name in row["scores"]}
+    return [name for kind in ROWS.values() for name in kind.scores if name in present]
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:
@@ -1159,41 +1132,33 @@ def _cell(score: Mapping[str, Any] | None) -> str:
     measured, std, _, published, difference = score.values()
     text = "-" if measured is None else f"{measured:.1f}"
     text += "" if std is None else f" ± {std:.1f}"
-    if published is None:
-        return text
-    return (
-        f"{text} ({published:.1f})"
-        if difference is None
-        else f"{text} ({published:.1f}, {difference:+.1f})"
-    )
+    beside = [] if published is None else [f"{published:.1f}"]
+    beside += [] if difference is None else [f"{difference:+.1f}"]
+    return text + (f" ({', '.join(beside)})" if beside else "")
 
 
-def note_lines(rows: Sequence[Mapping[str, Any]], plan: Plan, *, with_done: bool) -> list[str]:
+def note_lines(rows: Sequence[Mapping[str, Any]], *, with_done: bool = False) -> list[str]:
     """What stands below the table: how scores beside published ones were measured, then how far
     the rows are."""
     labels: dict[str, dict[str, None]] = {}
-    states: dict[str, str] = {}
+    states: dict[str, None] = {}
     for row in rows:
         for remark in row["remarks"]:
             labels.setdefault(remark, {})[row["label"]] = None
-        states |= row["states"]
+        has_scores = any(score["values"] for score in row["scores"].values())
+        for name, state in row["states"].items():
+            if with_done or not (has_scores and state.startswith("done")):
+                states[f"{name}: {state}"] = None
     lines = [f"{remark}: {', '.join(named)}" for remark, named in labels.items()]
-    for name, state in states.items():
-        if with_done or not state.startswith("done") or "submission.zip" in state:
-            lines.append(f"{name}: {state}")
-    lacks = any(
-        one.absent and one.row.file and one.weights is None
-        for one in plan.trials
-        if one.name in states
-    )
-    return lines + [_OTHER_ENDINGS] * lacks
+    lacks_file = any("is expected in" in state for state in states)
+    return [*lines, *states, *[_OTHER_ENDINGS] * lacks_file]
 
 
 def _print_table(plan: Plan, *, out: Path, with_done: bool = False) -> None:
     rows = [row for row in table(plan, out) if row["label"] in plan.labels]
     lines, num_texts = table_lines(rows)
-    print_lines(lines, Console(), num_texts=num_texts, caption=_CAPTION)
-    for note in note_lines(rows, plan, with_done=with_done):
+    print_table(lines, Console(), num_texts=num_texts, caption=_CAPTION)
+    for note in note_lines(rows, with_done=with_done):
         print(note)
 
 
@@ -1207,14 +1172,12 @@ def write_tables(plan: Plan, out: Path) -> None:
     # Again where another process has finished a row meanwhile, and written it before this one.
     while rows != (rows := table(plan, out)):
         lines, num_texts = table_lines(rows)
-        notes = "".join(f"- {note}\n" for note in note_lines(rows, plan, with_done=False))
+        notes = "".join(f"- {note}\n" for note in note_lines(rows))
         title = f"# {plan.title}\n\n" if plan.title else ""
         text = f"{title}{markdown(lines, num_texts=num_texts)}\nP{_CAPTION[1:]}.\n"
         write_text(out / "table.md", text + (f"\n{notes}" if notes else ""))
-        software = {"name": "ino", "version": __version__}
-        content = {"software": software, "title": plan.title, "rows": rows}
-        write_text(out / "table.json", json.dumps(content, indent=2) + "\n")
-        write_rows(out / "table.csv", _csv_lines(rows))
+        write_json(out / "table.json", {"title": plan.title, "rows": rows})
+        write_csv(out / "table.csv", _csv_lines(rows))
         if plan.panels:
             _plot(plan.panels, rows, out / "figure.png")
 
@@ -1238,9 +1201,8 @@ def _plot(panels: Sequence[Panel], rows: Sequence[Mapping[str, Any]], path: Path
     first = {row["label"]: row for row in reversed(rows)}  # of several evaluations
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         main = next(iter(ROWS[first[next(iter(panel.points))]["data"]].scores))
-        points = sorted(
-            (x, first[label]["scores"].get(main, {})) for label, x in panel.points.items()
-        )
+        labels = sorted(panel.points, key=panel.points.__getitem__)
+        points = [(panel.points[one], first[one]["scores"].get(main, {})) for one in labels]
         for key, look in (("measured", "o-"), ("published", "o")):
             known = [(x, score) for x, score in points if score.get(key) is not None]
             axes.errorbar(

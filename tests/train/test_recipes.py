@@ -3,7 +3,7 @@
 import pytest
 
 from ino.errors import ConfigError
-from ino.train.config import FOLDER, load_recipe, read_recipe, recipe_names, resolve
+from ino.train.config import FOLDER, load_recipe, recipe_names, recipe_values, resolve
 
 
 def test_every_recipe_is_valid_and_opens_with_its_command():
@@ -45,7 +45,7 @@ def test_a_file_that_says_nothing_or_two_things_is_refused(tmp_path, text, words
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        read_recipe(str(path))
+        recipe_values(str(path))
 
 
 def test_a_value_of_the_wrong_type_is_refused(tmp_path):

@@ -35,7 +35,7 @@ from ino.report.strips import (
 )
 from ino.system import atomic_path, new_folder, write_text
 from ino.tables import markdown
-from ino.tasks.davis import DavisScores, read_json
+from ino.tasks.davis import DavisScores, read_davis_scores
 
 HEIGHT = 180
 """Pixels of each frame of a strip."""
@@ -142,7 +142,7 @@ def compare_evaluations(
     if root is None and settings["root"] is None:
         raise ConfigError(f"{a / 'settings.json'} does not tell the data set; pass --root DAVIS")
     root, resolution = root or Path(settings["root"]), settings.get("resolution", "480p")
-    scores_a, scores_b = (read_json(one / "scores.json") for one in (a, b))
+    scores_a, scores_b = (read_davis_scores(one / "scores.json") for one in (a, b))
     comparison = compare_scores((name_a, name_b), scores_a, scores_b)
     ends = comparison.ends(num_shown)
     folders = {name_a: a / "predictions", name_b: b / "predictions"}

@@ -34,7 +34,7 @@ from ino.data.clips import (
     clip_streams,
 )
 from ino.data.masking import sample_masks, sample_num_masked
-from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
+from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
 from ino.data.video_index import (
     VideoIndex,
     default_index,
@@ -166,7 +166,7 @@ class Clips:
     """
 
     loader: DataLoader
-    sampler: ClipSampler | VisitSampler | ShardClips
+    sampler: ClipSampler | VisitSampler | ShardSchedule
     digest: str
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -223,21 +223,25 @@ def _shard_clips(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     data = config.data
     shards, num_videos, faults, told = of_first(fabric, lambda: find_shards(data))
     _tell(fabric, told, faults)
+    schedule = ShardSchedule(
+        num_videos * data.clips_per_video,
+        num_shards=len(shards),
+        batch_size=data.batch_size,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
     dataset = ShardClips(
         shards,
-        num_videos * data.clips_per_video,
-        batch_size=data.batch_size,
+        schedule=schedule,
         sampling=sampling_of(data),
         seed=config.run.seed,
         quarantine=out / QUARANTINE_NAME,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
     )
     # The data set makes whole batches.
     loader = DataLoader(
         dataset, batch_size=None, collate_fn=list, **_loader_options(config, fabric)
     )
-    return Clips(loader, dataset, PathTable(shards).digest(), faults)
+    return Clips(loader, schedule, PathTable(shards).digest(), faults)
 
 
 def record_videos(clips: Clips, out: Path) -> None:
@@ -296,7 +300,7 @@ _QUIET_BATCHES = 100  # that make up for the deaths before them
 
 def batches(
     loader: DataLoader,
-    sampler: ClipSampler | VisitSampler | ShardClips,
+    sampler: ClipSampler | VisitSampler | ShardSchedule,
     *,
     first_step: int,
     num_steps: int,

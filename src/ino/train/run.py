@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ino.data.clips import ClipSampler, VisitSampler
-from ino.data.shards import ShardClips
+from ino.data.shards import ShardSchedule
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
 from ino.models.student_teacher import Network, StudentTeacher
 from ino.models.vit import ProjectionHead, build_vit
@@ -516,7 +516,7 @@ class Run:
     config: TrainConfig
     fabric: Fabric
     loader: DataLoader
-    sampler: ClipSampler | VisitSampler | ShardClips
+    sampler: ClipSampler | VisitSampler | ShardSchedule
     network: _FabricModule
     state: RunState
     schedules: Schedules

@@ -23,6 +23,7 @@ from ino.data.clips import ClipSampling
 from ino.data.shards import (
     ShardClips,
     ShardCutError,
+    ShardSchedule,
     ShardVideo,
     expand_shards,
     read_shard,
@@ -72,12 +73,6 @@ def folder(contents, tmp_path_factory) -> Path:
     return folder
 
 
-def data_of(shards: list[str], num_clips: int, **options) -> ShardClips:
-    return ShardClips(
-        shards, num_clips, **{"seed": 0, "sampling": SHORT, "quarantine": None, **options}
-    )
-
-
 def clips_of(
     shards: list[str],
     *,
@@ -91,16 +86,15 @@ def clips_of(
     num_clips: int = 2 * NUM_VIDEOS,
     quarantine: Path | None = None,
 ) -> list[list[torch.Tensor]]:
-    data = data_of(
-        shards,
+    schedule = ShardSchedule(
         num_clips,
+        num_shards=len(shards),
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
-        seed=seed,
-        quarantine=quarantine,
     )
-    data.set_position(epoch, first)
+    data = ShardClips(shards, schedule=schedule, sampling=SHORT, seed=seed, quarantine=quarantine)
+    schedule.set_position(epoch, first)
     return list(DataLoader(data, batch_size=None, collate_fn=list, num_workers=num_workers))
 
 
@@ -163,32 +157,32 @@ def test_videos_are_counted_by_the_headers_of_members(folder):
 
 
 def test_streams_give_each_video_its_turn():
-    shards = [str(number) for number in range(32)]
-    data = data_of(shards, 640, batch_size=4)
-    assert (data.num_groups, data.num_phases) == (4, 8)
-    seen = {data.source_of(batch, place) for batch in range(160) for place in range(4)}
+    schedule = ShardSchedule(640, num_shards=32, batch_size=4)
+    assert (schedule.num_groups, schedule.num_phases) == (4, 8)
+    seen = {schedule.source_of(batch, place) for batch in range(160) for place in range(4)}
     assert seen == {(stream, item) for stream in range(32) for item in range(20)}
-    dealt = [data.shards_of(stream, epoch=1) for stream in range(32)]
+    shards = [str(number) for number in range(32)]
+    dealt = [schedule.shards_of(s, shards, seed=0, epoch=1) for s in range(32)]
     assert sorted(chain(*dealt)) == sorted(shards)
-    assert dealt != [data.shards_of(stream, epoch=2) for stream in range(32)]
+    assert dealt != [schedule.shards_of(s, shards, seed=0, epoch=2) for s in range(32)]
 
 
 @pytest.mark.parametrize("num_shards", [1, 3, 8, 1000])
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
 def test_there_are_never_more_streams_than_shards(num_shards, batch_size):
-    data = data_of(["0.tar"] * num_shards, 10**6, batch_size=batch_size)
-    assert 1 <= data.num_groups * data.num_phases <= min(num_shards, 256)
-    assert batch_size % data.num_groups == 0
+    schedule = ShardSchedule(10**6, num_shards=num_shards, batch_size=batch_size)
+    assert 1 <= schedule.num_groups * schedule.num_phases <= min(num_shards, 256)
+    assert batch_size % schedule.num_groups == 0
 
 
 def test_no_two_workers_of_a_cluster_read_one_stream():
     # 8 processes of 8 workers, 4 clips each: 32 x 8 streams.
     owners: dict[int, set[tuple[int, int]]] = {}
     for rank in range(8):
-        data = data_of(["0.tar"] * 999, 10**5, batch_size=4, rank=rank, world_size=8)
+        schedule = ShardSchedule(10**5, num_shards=999, batch_size=4, rank=rank, world_size=8)
         for batch in range(64):
-            for place in range(4 * rank, 4 * rank + 4):
-                stream, _ = data.source_of(batch, place)
+            for place in range(4):
+                stream, _ = schedule.source_of(batch, schedule.first_place + place)
                 owners.setdefault(stream, set()).add((rank, batch % 8))
     assert len(owners) == 256
     assert {len(who) for who in owners.values()} == {1}
@@ -245,18 +239,20 @@ def test_resuming_gives_the_batches_that_were_left_and_decodes_no_others(
 
 def test_persistent_workers_follow_the_epoch(folder):
     every = expand_shards([f"{folder}/*.tar"])
-    data = data_of(every, 26, batch_size=2)
+    schedule = ShardSchedule(26, num_shards=5, batch_size=2)
+    data = ShardClips(every, schedule=schedule, sampling=SHORT, seed=0, quarantine=None)
     loader = DataLoader(
         data, batch_size=None, collate_fn=list, num_workers=1, persistent_workers=True
     )
     for epoch, batch in ((0, 0), (1, 11)):
-        data.set_position(epoch, batch)
+        schedule.set_position(epoch, batch)
+        assert len(schedule) == 2 * (13 - batch)
         assert as_bytes(list(loader)) == as_bytes(clips_of(every, epoch=epoch, first=batch))
 
 
 def test_too_few_clips_for_a_batch_are_told():
     with pytest.raises(ConfigError, match="7 clips, fewer than the 8 of one step"):
-        data_of(["0.tar", "1.tar"], 7, batch_size=4, world_size=2)
+        ShardSchedule(7, num_shards=2, batch_size=4, world_size=2)
 
 
 # Faults

@@ -36,7 +36,7 @@ from ino.data.clips import (
     clip_streams,
 )
 from ino.data.masking import sample_masks, sample_num_masked
-from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
+from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
 from ino.data.video_index import (
     VideoIndex,
     default_index,
@@ -164,7 +164,7 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
             return index(None)
 
 
-AnySampler = ClipSampler | VisitSampler | ShardClips
+AnySampler = ClipSampler | VisitSampler | ShardSchedule
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,10 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     options = _loader_options(config, fabric)
     num_clips = source.num_videos * data.clips_per_video
     if has_shards(data):
-        dataset = ShardClips(source.names, num_clips, **share, **settings)
+        schedule = ShardSchedule(num_clips, num_shards=len(source.names), **share)
+        dataset = ShardClips(source.names, schedule=schedule, **settings)
         loader = DataLoader(dataset, batch_size=None, **options)  # it gives whole batches
-        return Clips(loader, dataset, PathTable(source.names).digest(), source.left_out)
+        return Clips(loader, schedule, PathTable(source.names).digest(), source.left_out)
     dataset = ClipDataset(source.names, visits=data.visits, **settings)
     sampler = (
         VisitSampler(

@@ -1198,27 +1198,27 @@ def _plot(panels: Sequence[Panel], rows: Sequence[Mapping[str, Any]], path: Path
     figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained")
     FigureCanvasAgg(figure)
     first = {row["label"]: row for row in reversed(rows)}  # of several evaluations
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        main = next(iter(ROWS[first[next(iter(panel.points))]["data"]].scores))
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(grid, panels, strict=True):
         labels = sorted(panel.points, key=panel.points.__getitem__)
+        main = next(iter(ROWS[first[labels[0]]["data"]].scores))
         points = [(panel.points[one], first[one]["scores"].get(main, {})) for one in labels]
-        for key, look in (("measured", "o-"), ("published", "o")):
-            known = [(x, score) for x, score in points if score.get(key) is not None]
-            axes.errorbar(
-                [x for x, _ in known],
-                [score[key] for _, score in known],
-                yerr=[score["std"] or 0 if key == "measured" else 0 for _, score in known],
-                fmt=look,
-                color="#0072B2" if key == "measured" else "#D55E00",
-                markerfacecolor="none" if key == "published" else None,
-                capsize=3,
-                label=key,
-            )
+        done = [(x, score) for x, score in points if score.get("values")]
+        means = [score["measured"] for _, score in done]
+        spread = [score["std"] or 0 for _, score in done]
+        looks: dict[str, Any] = {"color": "#0072B2", "capsize": 3, "label": "measured"}
+        axes.errorbar([x for x, _ in done], means, yerr=spread, fmt="o-", **looks)
+        known = [(x, score["published"]) for x, score in points if score.get("published")]
+        looks = {"color": "#D55E00", "fillstyle": "none", "label": "published"}
+        axes.plot([x for x, _ in known], [y for _, y in known], "o", **looks)
+        axes.margins(x=0.15)
+        axes.autoscale_view()
         axes.set_xticks([x for x, _ in points])
-        axes.set_xlabel(panel.title)
-        axes.set_ylabel(f"{main} (percent)")
+        axes.set_xlabel(panel.title, parse_math=False)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
+        axes.set_ylabel(f"{main} (percent)")
+        axes.label_outer()
     figure.axes[0].legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)

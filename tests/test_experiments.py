@@ -757,7 +757,7 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, sweep, capsys):
     assert "--device cpu" in line("evaluate", "suite", file(), "--devices", "cpu,gpux", *out)
     words = "no row colour; the rows are color, nano, peer"
     assert words in line("evaluate", "suite", file(), "--rows", "colour")
-    assert "seeds[0] must be integer" in line("sweep", sweep(), "--seeds", "one")
+    assert "seeds[0] must be a whole number" in line("sweep", sweep(), "--seeds", "one")
     assert "the row g2g sets" in line("sweep", sweep(), "--loss.l2g", 1)
     broken = tmp_path / "broken.yaml"
     for text, words in (

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ino.propagate.labels import harden_labels, resize_mask, restore_mask, soften_labels
 from ino.propagate.peers import PeerSettings, averaged_labels, window_labels
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
-from ino.experiments.sweep_file import read_sweep
 from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
 from ino.report.curves import plot_runs, read_history
 from ino.system import atomic_path, folder_lock
@@ -58,7 +57,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(config, done, damage, 
     before = read_checkpoint(newest)["student"]
     damage(newest)
     train(config, out=done, resume=True)
-    assert "the run continues from step_00000003.pt" in caplog.text
+    assert "the run goes on from step_00000003.pt" in caplog.text
     after = read_checkpoint(newest)["student"]
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert newest.with_name("step_00000004.pt.damaged").exists()
@@ -94,7 +93,7 @@ def test_a_damaged_config_is_told_by_the_checkpoint(config, done, content, caplo
         train(config, out=done, resume=True)
     config.optim.lr = 0.05
     train(config, out=done, resume=True)
-    assert "the configuration is read from step_00000004.pt" in caplog.text
+    assert "step_00000004.pt tells how the run was configured" in caplog.text
     assert path.read_bytes() == whole
 
 
@@ -108,12 +107,7 @@ def test_a_damaged_config_without_checkpoints_is_one_sentence(config, tmp_path):
 def test_a_kill_at_any_place_of_the_preparation_can_be_resumed(config, tmp_path, monkeypatch):
     """The folder of checkpoints was made before config.yaml, and then neither way was open."""
     config.run.max_steps = 1
-
-    def write(path, text):
-        if path.name == "config.yaml":
-            os._exit(9)
-
-    monkeypatch.setattr(setup, "write_text", write)
+    monkeypatch.setattr(setup, "write_config", lambda *_, **__: os._exit(9))
     child = os.fork()
     if child == 0:
         train(config, out=tmp_path / "run")
@@ -259,9 +253,3 @@ def test_a_disk_that_takes_nothing_is_said_of_the_result(tmp_path, monkeypatch):
         atomic_path(tmp_path / "x.txt") as temporary,
     ):
         temporary.write_text("")
-
-
-def test_a_sweep_with_a_list_for_a_key(tmp_path):
-    (tmp_path / "sweep.yaml").write_text("base: tiny\ngrid: {[1]: 2}\n")
-    with pytest.raises(ConfigError, match="is not YAML"):
-        read_sweep(str(tmp_path / "sweep.yaml"))

@@ -342,49 +342,48 @@ def _frames_of_header(file: VideoFile) -> _FrameTable | None:
         raise file.broken(num_whole, "the file is cut short")
     # As FFmpeg does: decoding is put so early that no frame is shown before it.
     shown = decoded + offsets + max(0, -int(offsets.min()))
-    if not _times_tell_frames(file, shown, decoded, is_key):
-        return None
-    keys = np.stack([shown, decoded], axis=1)[is_key]
-    return _FrameTable(len(shown), np.sort(shown), keys[np.argsort(keys[:, 0])])
+    return _as_table(file, shown, decoded, is_key, is_hidden)
 
 
 def _frames_of_packets(file: VideoFile) -> _FrameTable:
-    shown, decoded, is_key, is_hidden = [], [], [], []
+    rows: list[tuple] = []
     try:
-        for packet in file.packets():
-            shown.append(packet.pts)
-            decoded.append(packet.dts)
-            is_key.append(packet.is_keyframe)
-            is_hidden.append(packet.is_discard)  # decoded for others' sake, not shown
+        rows.extend(  # a hidden frame is decoded for others' sake, not shown
+            (packet.pts, packet.dts, packet.is_keyframe, packet.is_discard)
+            for packet in file.packets()
+        )
     except av.FFmpegError as error:
-        raise file.broken(len(shown), error.strerror) from error
-    if not shown or file.is_cut(len(shown)):
-        raise file.broken(len(shown), "the file is cut short")
-    if None in shown or not _times_tell_frames(
-        file, np.array(shown), np.array(decoded), np.array(is_key)
-    ):
-        with file.reopened() as fresh:
-            num_frames = sum(1 for _ in fresh.decoded())
-        return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
-    keys = [
-        (time, time if start is None else start)
-        for time, start, key in zip(shown, decoded, is_key, strict=True)
-        if key
-    ]
-    visible = [time for time, hidden in zip(shown, is_hidden, strict=True) if not hidden]
-    return _FrameTable(len(visible), np.sort(visible), np.array(sorted(keys)))
+        raise file.broken(len(rows), error.strerror) from error
+    if not rows or file.is_cut(len(rows)):
+        raise file.broken(len(rows), "the file is cut short")
+    shown, decoded, is_key, is_hidden = (np.array(column) for column in zip(*rows, strict=True))
+    if None not in shown and (table := _as_table(file, shown, decoded, is_key, is_hidden)):
+        return table
+    with file.reopened() as fresh:
+        num_frames = sum(1 for _ in fresh.decoded())
+    return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
 
 
-def _times_tell_frames(
-    file: VideoFile, shown: np.ndarray, decoded: np.ndarray, is_key: np.ndarray
-) -> bool:
-    """Whether sorting the frames by time numbers them as decoding does."""
+def _as_table(
+    file: VideoFile,
+    shown: np.ndarray,
+    decoded: np.ndarray,
+    is_key: np.ndarray,
+    is_hidden: np.ndarray,
+) -> _FrameTable | None:
+    """The frames in the order shown, from one entry per frame in the order stored; None where
+    sorting them by time does not number them as decoding does."""
     if not file.has_frame_per_packet:
-        return False
+        return None
     if _STORES_TIME_SHOWN.isdisjoint(file.formats) and not np.array_equal(shown, decoded):
-        return False
+        return None
     # What is shown before the first key frame may not be decodable.
-    return bool(len(np.unique(shown)) == len(shown) and is_key[0] and shown[0] == shown.min())
+    if len(np.unique(shown)) < len(shown) or not is_key[0] or shown[0] != shown.min():
+        return None
+    decoded = np.where(decoded == None, shown, decoded).astype(np.int64)  # noqa: E711
+    keys = np.stack([shown, decoded], axis=1)[is_key]
+    visible = np.sort(shown[~is_hidden])
+    return _FrameTable(len(visible), visible, keys[np.argsort(keys[:, 0])])
 
 
 def _composition_offsets(video: VideoFile, *, num_frames: int) -> np.ndarray | None:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,7 +209,7 @@ def _members(shard: str) -> Iterator[tuple[str, bytes]]:
     from webdataset.gopen import gopen
     from webdataset.tariterators import tar_file_iterator
 
-    stream = gopen(f"pipe:aws s3 cp {shard} -" if shard.startswith("s3://") else shard, "rb")
+    stream: Any = gopen(f"pipe:aws s3 cp {shard} -" if shard.startswith("s3://") else shard, "rb")
     try:
         for member in tar_file_iterator(stream, select_files=_is_part_of_video):
             yield member["fname"], member["data"]

@@ -499,7 +499,7 @@ def test_warnings_go_to_the_stderr_of_the_moment(tmp_path, video, mask):
 
 
 def test_what_is_lost_is_told(tmp_path, capsys, caplog):
-    """The object leaves; what is carried on does not find back."""
+    """The object leaves; propagating back does not recover its mask."""
     rng = np.random.default_rng(0)
     with VideoWriter(tmp_path / "video.mp4", fps=8.0) as writer:
         for index in range(5):
@@ -512,7 +512,8 @@ def test_what_is_lost_is_told(tmp_path, capsys, caplog):
     write_labels(tmp_path / "mask.png", labels)
     options = ["--mask", tmp_path / "mask.png", "--out", tmp_path / "out", "--check-every", "4"]
     assert run("segment", tmp_path / "video.mp4", *options, *FAST) == 0
-    assert "object 1 does not find back to its reference from 1 of 1 frames" in caplog.text
+    words = "propagating object 1 back does not recover its reference mask from 1 of 1 frames"
+    assert words in caplog.text
 
 
 # ---- the command itself

@@ -319,7 +319,6 @@ def _model_card(
         images=config["pretrained_cfg"],
         size="x".join(map(str, config["model_args"]["img_size"])),
         training=rows,
-        positions=POSITIONS,
         files=list(files),
     )
 

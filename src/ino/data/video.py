@@ -344,9 +344,7 @@ class VideoWriter:
         # NTSC rates are multiples of 1 / 1001.
         self._rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
         if self._rate <= 0:
-            raise OutputError(
-                f"cannot write {path} at {fps} frames per second: give more than 0"
-            )
+            raise OutputError(f"cannot write {path} at {fps} frames per second: give more than 0")
         self._size: tuple[int, ...] | None = None
         self._num_frames = 0
 

@@ -16,7 +16,7 @@ from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
 from ino.report.curves import plot_runs, read_history
 from ino.system import atomic_path, folder_lock
 from ino.train import run as setup
-from ino.train.config import read_recipe, resolve
+from ino.train.config import recipe_values, resolve
 from ino.train.distributed import count_processes
 from ino.train.loop import train
 from ino.train.monitors import CollapseMonitor
@@ -192,7 +192,7 @@ def test_processes_that_nobody_asked_for_are_not_started(config, monkeypatch):
 def test_a_recipe_without_end(tmp_path):
     (tmp_path / "recipe.yaml").write_text(DEEP)
     with pytest.raises(ConfigError, match="cannot be used"):
-        read_recipe(str(tmp_path / "recipe.yaml"))
+        recipe_values(str(tmp_path / "recipe.yaml"))
 
 
 def test_what_is_no_number_is_no_collapse():

@@ -179,6 +179,7 @@ def test_a_recipe_starts_from_others(tmp_path):
     ("base", "words"),
     [
         ("mine.yaml", "mine -> mine"),
+        ("below/../mine.yaml", "mine -> mine"),
         ("other.yaml", "mine -> other -> mine"),
         ("nothing", "there is no recipe 'nothing'"),
         ("[1]", "base must name a recipe"),
@@ -187,6 +188,7 @@ def test_a_recipe_starts_from_others(tmp_path):
 def test_a_base_that_leads_nowhere(tmp_path, base, words):
     (tmp_path / "mine.yaml").write_text(f"base: {base}\n")
     (tmp_path / "other.yaml").write_text("base: mine.yaml\n")
+    (tmp_path / "below").mkdir()
     with pytest.raises(ConfigError, match=words):
         recipe_values(str(tmp_path / "mine.yaml"))
 

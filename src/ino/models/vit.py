@@ -55,8 +55,10 @@ def build_vit(
         )
     if patch_size not in PATCH_SIZES:
         raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
+    sizes = ARCHITECTURES[arch]
     return VisionTransformer(
-        **ARCHITECTURES[arch],
+        embed_dim=sizes["embed_dim"],
+        num_heads=sizes["num_heads"],
         patch_size=patch_size,
         drop_path=drop_path,
         position_side=position_side,

@@ -417,7 +417,7 @@ def _fields(model: type[Model], prefix: str = "") -> Iterator[tuple[str, ConfigF
         if isinstance(kind, type) and issubclass(kind, Model):
             yield from _fields(kind, f"{prefix}{name}.")
         else:
-            kind = Annotated[(kind, *field.metadata)] if field.metadata else kind  # type: ignore[valid-type]
+            kind = Annotated[kind, *field.metadata] if field.metadata else kind
             default = field.get_default(call_default_factory=True)
             description = " ".join((field.description or "").split())
             yield f"{prefix}{name}", ConfigField(kind, description, default)
@@ -474,7 +474,7 @@ def recipe_values(name: str) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     path = named_file(name, FOLDER, what="recipe")
-    seen = [path]
+    seen = [path.resolve()]
     while True:
         content = read_yaml(path, what="recipe", holds="sections such as model and data")
         base = content.pop("base", None)
@@ -485,10 +485,10 @@ def recipe_values(name: str) -> dict[str, Any]:
             raise ConfigError(f"the recipe {path}: base must name a recipe, but is {base}")
         near = path.parent / base
         path = near if near.is_file() else named_file(base, FOLDER, what="recipe")
-        if path in seen:
-            chain = " -> ".join(one.stem for one in [*seen, path])
+        seen.append(path.resolve())
+        if seen[-1] in seen[:-1]:
+            chain = " -> ".join(one.stem for one in seen)
             raise ConfigError(f"the recipe {name} starts from itself: {chain}")
-        seen.append(path)
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:

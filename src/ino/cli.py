@@ -401,7 +401,7 @@ def plot(runs: list[Path], /, *, out: Path = Path("curves.png")) -> None:
     print(f"curves in {plot_runs(runs, out=out)}")
 
 
-def _image_size(_: type, tokens: Sequence[Any]) -> tuple[int, int]:
+def _image_size(_: Any, tokens: Sequence[Any]) -> tuple[int, int]:
     """Height and width in pixels of HEIGHTxWIDTH."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", tokens[0].value)
     if found is None:

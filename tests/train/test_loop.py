@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from ino.train import loop
 from ino.train.config import LossConfig, TrainConfig, to_dict
 from ino.train.loop import diagnosis, train
 from ino.train.run import build_model
+from processes import DEADLINE, start_training
 from tiny_run import assert_close_states, assert_equal_states, lines_without_times
 
 
@@ -56,24 +56,18 @@ def test_another_seed_gives_other_weights(config, whole, tmp_path):
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(config, whole, tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    slow = to_dict(config)
-    slow["run"]["save_every"] = 1
-    recipe.write_text(yaml.safe_dump(slow))
+    config.run.save_every = 1
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "ino", "train", str(recipe), "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(list((out / "checkpoints").glob("step_*.pt"))) < 1 and process.poll() is None:
+    process = start_training(config, out)
+    deadline = time.monotonic() + DEADLINE
+    while not list((out / "checkpoints").glob("step_*.pt")) and process.is_alive():
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     with (out / "log.jsonl").open("a") as log:
         log.write('{"step": 7, "lo')  # torn by the kill
-    resumed_config = config.with_values({"run.save_every": 1})
-    resumed = train(resumed_config, out=out, resume=True)
+    resumed = train(config, out=out, resume=True)
     assert_equal_states(last_state(whole), read_checkpoint(resumed))
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(8))

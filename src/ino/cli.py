@@ -277,7 +277,7 @@ def index(
 
     file = index or default_index(roots)
     started = time.perf_counter()
-    with _progress("headers") as advance:
+    with _progress("headers", is_kept=False) as advance:
         found = index_videos(
             roots, file=file, on_found=lambda number: advance(0, total=number), on_header=advance
         )
@@ -401,7 +401,7 @@ def plot(runs: list[Path], /, *, out: Path = Path("curves.png")) -> None:
     print(f"curves in {plot_runs(runs, out=out)}")
 
 
-def _image_size(_: type, tokens: Sequence[Any]) -> tuple[int, int]:
+def _image_size(_: Any, tokens: Sequence[Any]) -> tuple[int, int]:
     """Height and width in pixels of HEIGHTxWIDTH."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", tokens[0].value)
     if found is None:
@@ -933,15 +933,19 @@ def _print_report(report: "SubmissionReport", checked: Path) -> None:
 
 
 @contextmanager
-def _progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+def _progress(
+    what: str, total: int | None = None, *, is_kept: bool = True
+) -> Iterator[Callable[..., None]]:
     """Shows a bar; call what it yields after each of the `total`, 0 or None where it is not known.
 
-    What ends before the first of them leaves no bar above its message.
+    What ends before the first of them leaves no bar above its message, nor does one not `is_kept`.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    hidden = not is_kept and not console.is_interactive  # its end would write an empty line
+    with Progress(*columns, console=console, transient=not is_kept, disable=hidden) as bar:
         task = bar.add_task(what, total=total or None)
 
         def advance(num: int = 1, *, total: int | None = None) -> None:

@@ -397,7 +397,7 @@ def test_a_stopped_run_is_resumed_to_the_same_bytes(davis, done, tmp_path, capsy
 
     monkeypatch.setattr(davis_task, "propagate_sequence", propagate)
     assert run(*arguments) == 130
-    assert "ino: stopped; what is done is kept: go on with --resume\n" in capsys.readouterr().err
+    assert "ino: stopped; what is done is kept: continue with --resume\n" in capsys.readouterr().err
     assert (out / "finished.txt").read_text() == "s0\n"
     assert not (out / "scores.json").exists()
     frames[:] = ["s0"] * 6

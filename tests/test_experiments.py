@@ -160,7 +160,7 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     tracker = Tracker(load_backbone(NANO, seed=3), protocol=protocol)
     alone = evaluate_davis(davis, out=tmp_path / "alone", tracker=tracker)
     assert nano["scores"]["J&F"]["measured"] == 100 * alone.jf_mean
-    assert nano["scores"]["J recall"]["measured"] == 100 * alone.j_recall
+    assert nano["scores"]["J recall"]["measured"] == 100 * alone.means()["J-Recall"]
     for path in (tmp_path / "alone/predictions").glob("*/*.png"):
         ours = out / "nano/seed_3/predictions" / path.parent.name / path.name
         np.testing.assert_array_equal(read_labels(ours), read_labels(path))
@@ -691,7 +691,7 @@ def of_row(**fields) -> dict:
         (of_row(year=2018), "row a: year must be 2016 or 2017"),
         (of_row(input_size=9), "unknown key input_size"),
         (of_row(published={"JF": 1}), "published names JF"),
-        (of_row(published={"J": "x"}), "row a: published.* must be a number, but is .x"),
+        (of_row(published={"J": "x"}), r"row a: published\.J must be a number"),
         (of_row(weights="colour"), "row a: colour is neither"),
         (of_row(weights="timm:resnet50@no.pth"), r"row a: no\.pth is neither"),
         (of_row(train={}), "row a: .*weights or train"),
@@ -734,7 +734,7 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_first_row(
         ({"rows": {"a": {"train": {"loss.l2g": "much"}}}}, r"row a: .*loss\.l2g"),
         ({"rows": {"a": {"train": {"run.seed": 1}}}}, "list seeds"),
         ({"rows": {"a": {"train": {"optim.epochs": 1}}}}, r"optim\.epochs follows from steps"),
-        ({"grid": {"loss.l2g": []}}, "grid.* must be a list of at least 1"),
+        ({"grid": {"loss.l2g": []}}, r"grid\.loss\.l2g must be a list of at least 1"),
         ({"grid": {"loss.masked": [1, 1]}}, "label g2g,masked=1"),
         ({"grid": {"loss.l2g": [1, 2]}}, "row g2g: .*by the row and by the grid"),
     ],

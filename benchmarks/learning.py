@@ -32,10 +32,10 @@ import torch
 from ino.data.davis import read_davis
 from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import InoError
-from ino.experiments.rows import with_steps
 from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
 from ino.models.weights import NetworkName, find_checkpoint, read_checkpoint
+from ino.pretrain import with_steps
 from ino.propagate.tracker import Tracker
 from ino.system import new_folder
 from ino.tasks.davis import DavisScores, evaluate_davis

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts of JHMDB and VIP."""
+"""Small data sets in the layouts of JHMDB and VIP, and frames whose content slides."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,3 +43,11 @@ def write_part_video(
     (root / "lists").mkdir(exist_ok=True)
     with (root / "lists" / "val_videos.txt").open("a") as file:
         file.write(f"/some/where/VIP_Fine/Images/{name}\n")
+
+
+def sliding(num_frames: int, *, size: int = 80) -> list[np.ndarray]:
+    """Blocks of 8x8 pixels in colors of their own that go 8 pixels to the right each frame."""
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 256, (size // 8, size // 8, 3)).astype(np.uint8)
+    image = np.kron(blocks, np.ones((8, 8, 1), dtype=np.uint8))
+    return [np.roll(image, 8 * number, axis=1) for number in range(num_frames)]

@@ -111,7 +111,7 @@ def test_options_without_meaning_warn(frames, capsys):
 
 def test_a_layer_of_color_warns(frames, capsys):
     assert run(*segment(frames, "--set", "layer=99", "--no_overlay")) == 0
-    words = "ino: color has one layer, which is read: --set layer changes nothing\n"
+    words = "ino: color has only one layer: --set layer changes nothing\n"
     assert words in capsys.readouterr().err
     assert run(*segment(frames, "--no_overlay", "--overwrite")) == 0
     assert "ino: " not in capsys.readouterr().err

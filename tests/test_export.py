@@ -171,7 +171,7 @@ def test_the_onnx_graphs_carry_labels_as_ino_does(trained, tmp_path):
     [
         (["--layer", "13"], "no layer 13; this network has 1 to 12"),
         (["--layer", "0"], "no layer 0"),
-        (["--layer", "last"], "--layer is 'last'"),
+        (["--layer", "last"], "--layer takes a whole number or all, not 'last'"),
         (["--image-size", "50x72"], "take 48x72"),
         (["--image-size", "48"], "as in 480x848"),
         (["--image-size", "0x48"], "as in 480x848"),

@@ -12,7 +12,6 @@ LAYERS = {
     "system": 0,
     "schema": 1,
     "tables": 1,
-    "plain_yaml": 1,
     "kernels": 1,
     "data": 2,
     "losses": 3,

@@ -1,25 +1,34 @@
-"""Dense features from unlabeled video; masks carried through a video from one annotated frame."""
+"""Dense features from unlabeled video; masks propagated through a video from one annotated frame.
+
+The public names are imported on first use, so that `import ino` is quick.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # the same names as below, for type checkers and editors
+    from ino.data.label_maps import read_labels as read_labels
+    from ino.data.label_maps import write_labels as write_labels
+    from ino.data.video import VideoWriter as VideoWriter
+    from ino.data.video import read_frames as read_frames
+    from ino.errors import InoError as InoError
+    from ino.models.load import load_backbone as load_backbone
+    from ino.propagate.protocols import get_protocol as get_protocol
+    from ino.propagate.tracker import Tracker as Tracker
+    from ino.tasks.davis import evaluate_davis as evaluate_davis
+    from ino.tasks.davis import score_davis as score_davis
+    from ino.tasks.segment import segment_video as segment_video
+    from ino.tasks.submission import check_submission as check_submission
+    from ino.tasks.ytvos import evaluate_ytvos as evaluate_ytvos
+    from ino.tasks.ytvos import score_ytvos as score_ytvos
+    from ino.train.config import TrainConfig as TrainConfig
+
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from ino.data.label_maps import read_labels, write_labels
-    from ino.data.video import VideoWriter, read_frames
-    from ino.models.load import load_backbone
-    from ino.propagate.protocols import get_protocol
-    from ino.propagate.tracker import Tracker
-    from ino.tasks.davis import evaluate_davis, score_davis
-    from ino.tasks.segment import segment_video
-    from ino.tasks.submission import check_submission
-    from ino.tasks.ytvos import evaluate_ytvos, score_ytvos
-    from ino.train.config import TrainConfig
-
-_HOMES = {
-    "TrainConfig": "ino.train.config",
+_MODULES = {
+    "InoError": "ino.errors",
     "Tracker": "ino.propagate.tracker",
+    "TrainConfig": "ino.train.config",
     "VideoWriter": "ino.data.video",
     "check_submission": "ino.tasks.submission",
     "evaluate_davis": "ino.tasks.davis",
@@ -34,26 +43,12 @@ _HOMES = {
     "write_labels": "ino.data.label_maps",
 }
 
-__all__ = [
-    "Tracker",
-    "TrainConfig",
-    "VideoWriter",
-    "check_submission",
-    "evaluate_davis",
-    "evaluate_ytvos",
-    "get_protocol",
-    "load_backbone",
-    "read_frames",
-    "read_labels",
-    "score_davis",
-    "score_ytvos",
-    "segment_video",
-    "write_labels",
-]
-
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported on first use, so that `import ino` stays quick."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'ino' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_MODULES, "__version__"])

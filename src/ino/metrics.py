@@ -1,8 +1,12 @@
-"""F of two boundaries given as points: which points have one of the other boundary near them.
+"""Scores of masks, joints and parts: J, F, their recall and decay, PCK, and IoU of classes.
 
-A point is near another if their distance is at most the radius, exactly: the test of the official
-evaluation, which dilates by a disk. Here the disk is a pile of rows, and rows are widened 64 pixels
-at a time, as bits; only the box that holds both boundaries is looked at.
+Arrays in, numbers out: files and data sets are in `ino.tasks`.
+
+J (region similarity) and F (contour accuracy) are those of Perazzi et al., "A benchmark dataset and
+evaluation methodology for video object segmentation", CVPR 2016, as the official evaluation of
+DAVIS-2017 computes them. They are here twice: `region_similarity` and `contour_accuracy` are the
+definitions, for two masks; `score_labels` gives the same numbers for all objects of a frame at
+once, several times faster. Temporal stability T is not covered.
 """
 
 import math
@@ -17,10 +21,164 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt64
 from ino.data.label_maps import VOID
 from ino.errors import ConfigError
 
-Bits = UInt64[np.ndarray, "images height words"]
-"""64 pixels of a row a number, the leftmost in the lowest bit."""
+Mask = Bool[np.ndarray, "height width"]
+Labels = UInt8[np.ndarray, "height width"]
 
-_WORD = 64
+
+def region_similarity(prediction: Mask, truth: Mask, void: Mask | None = None) -> float:
+    """J, the intersection over the union of two masks, in 0..1; 1 where both are empty.
+
+    Pixels of `void` do not count.
+    """
+    intersection, union = prediction & truth, prediction | truth
+    if void is not None:
+        intersection, union = intersection & ~void, union & ~void
+    num_union = np.count_nonzero(union)
+    return float(np.count_nonzero(intersection) / num_union) if num_union else 1.0
+
+
+def contour_accuracy(
+    prediction: Mask, truth: Mask, void: Mask | None = None, *, tolerance: float = 0.008
+) -> float:
+    """F = 2 P R / (P + R), in 0..1, of the boundaries of two masks.
+
+    The precision P is the fraction of the prediction's boundary within `boundary_radius` of the
+    truth's, the recall R the other way round. F is 1 where neither mask has a boundary and 0 where
+    only one has.
+
+    Args:
+        prediction: True on the predicted object.
+        truth: True on the annotated object.
+        void: True on pixels that do not count: background in both masks.
+        tolerance: radius of the match as a fraction of the image diagonal.
+    """
+    if void is not None:
+        prediction, truth = prediction & ~void, truth & ~void
+    ours, theirs = boundary_map(prediction), boundary_map(truth)
+    if not ours.any() or not theirs.any():
+        return float(ours.any() == theirs.any())
+    radius = boundary_radius(*truth.shape, tolerance=tolerance)
+    offsets = np.arange(-radius, radius + 1)
+    disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.uint8)
+    near_ours, near_theirs = (cv2.dilate(one.astype(np.uint8), disk) > 0 for one in (ours, theirs))
+    precision, recall = near_theirs[ours].mean(), near_ours[theirs].mean()
+    return _harmonic_mean(float(precision), float(recall))
+
+
+def boundary_map(labels: Mask | Labels) -> Mask:
+    """True on the one-pixel-wide boundary of a mask, or of any region of a label map.
+
+    A pixel is on the boundary if it differs from its right, its lower or its lower right neighbor,
+    as far as the image holds them; the last pixel of the image never is. A mask that fills the
+    image has no boundary.
+    """
+    boundary = np.zeros(labels.shape, dtype=bool)
+    np.not_equal(labels[:, :-1], labels[:, 1:], out=boundary[:, :-1])
+    boundary[:-1] |= labels[:-1] != labels[1:]
+    boundary[:-1, :-1] |= labels[:-1, :-1] != labels[1:, 1:]
+    return boundary
+
+
+def boundary_radius(height: int, width: int, *, tolerance: float = 0.008) -> int:
+    """How far two boundaries may lie apart and still match, in pixels: ceil(tolerance x diagonal).
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        tolerance: fraction of the diagonal.
+    """
+    return math.ceil(tolerance * math.sqrt(height**2 + width**2))
+
+
+def _harmonic_mean(precision: float, recall: float) -> float:
+    total = precision + recall
+    return 2 * precision * recall / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A score of one object over frames: the mean, the fraction of frames above 0.5 (recall), and
+    the mean of the first quarter minus that of the last (decay)."""
+
+    mean: float
+    recall: float
+    decay: float
+
+
+def summarize(values: Sequence[float] | Float[np.ndarray, " frames"]) -> Summary:
+    """Mean, recall and decay of one object's scores.
+
+    Quarters share the frame on their border, and their borders round half up, as in the official
+    code; that code keeps them in 8 bits and is wrong above 256 frames, where this is right. NaN is
+    left out of the means and counts as a miss in the recall.
+
+    Args:
+        values: one score per frame in 0..1, in the order of the frames.
+
+    Raises:
+        ValueError: there is no number at all, or none in the first or the last quarter.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    last = len(scores) - 1
+    first_border, last_border = (last + 2) // 4, (3 * last + 2) // 4
+    return Summary(
+        mean=_mean(scores),
+        recall=float(np.count_nonzero(scores > 0.5) / len(scores)),
+        decay=_mean(scores[: first_border + 1]) - _mean(scores[last_border:]),
+    )
+
+
+def _mean(scores: Float[np.ndarray, " frames"]) -> float:
+    numbers = scores[~np.isnan(scores)]
+    if not len(numbers):
+        raise ValueError(f"none of {len(scores)} scores is a number, so they have no mean")
+    return float(numbers.mean())
+
+
+def score_labels(
+    prediction: Labels, truth: Labels, *, num_objects: int
+) -> tuple[Float[np.ndarray, " objects"], Float[np.ndarray, " objects"]]:
+    """J and F of the objects 1 to `num_objects`, each in 0..1.
+
+    Each label map is read once, whatever the number of objects: J comes from one table of
+    overlaps, and boundaries from the pixels where labels change, which are few.
+
+    Args:
+        prediction: labels 0 to `num_objects`.
+        truth: any labels; those above `num_objects` are background, and pixels of 255 do not count.
+        num_objects: 1 to 254.
+    """
+    counted = truth <= num_objects
+    if not counted.all():
+        if (void := truth == VOID).any():
+            prediction = np.where(void, np.uint8(0), prediction)
+        truth = np.where(counted, truth, np.uint8(0))
+    radius = boundary_radius(*truth.shape)
+    # Only the box that holds all objects counts, with one more pixel per side for their boundaries.
+    left, top, width, height = cv2.boundingRect(np.bitwise_or(prediction, truth))
+    box = slice(max(top - 1, 0), top + height + 1), slice(max(left - 1, 0), left + width + 1)
+    prediction, truth = np.ascontiguousarray(prediction[box]), np.ascontiguousarray(truth[box])
+    boundaries = zip(
+        _boundaries(prediction, num_objects), _boundaries(truth, num_objects), strict=True
+    )
+    f = [boundary_f(ours, theirs, radius=radius) for ours, theirs in boundaries]
+    return _similarities(prediction, truth, num_objects), np.array(f)
+
+
+def _similarities(
+    prediction: Labels, truth: Labels, num_objects: int
+) -> Float[np.ndarray, " objects"]:
+    """J of each object, from the number of pixels of each pair of labels."""
+    num_labels = num_objects + 1
+    pairs = (truth.astype(np.uint16) * np.uint16(num_labels) + prediction).ravel()
+    # Run lengths: labels change seldom, so far fewer numbers are counted than there are pixels.
+    starts = np.concatenate([[0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1])
+    lengths = np.diff(starts, append=pairs.size)
+    counts = np.bincount(pairs[starts], weights=lengths, minlength=num_labels**2)
+    counts = counts.reshape(num_labels, num_labels)  # (truth, prediction)
+    intersection = counts.diagonal()[1:]
+    union = counts.sum(axis=0)[1:] + counts.sum(axis=1)[1:] - intersection
+    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
 
 
 class Points(NamedTuple):
@@ -30,10 +188,44 @@ class Points(NamedTuple):
     column: Int[np.ndarray, " points"]
 
 
+def _boundaries(labels: Labels, num_objects: int) -> list[Points]:
+    """The boundary of each object as `boundary_map` defines it.
+
+    A pixel at which labels change is on the boundary of each label that it or one of its
+    neighbors to the right, below and below right has.
+    """
+    height, width = labels.shape
+    place = np.flatnonzero(boundary_map(labels))
+    row, column = np.divmod(place, width)
+    # A neighbor outside the image is replaced by one inside, which brings no label of its own.
+    below, right = np.where(row < height - 1, width, 0), column < width - 1
+    corners = [labels.ravel().take(place + step) for step in (0, right, below, below + right)]
+    label_parts, point_parts = [], []
+    for number, corner in enumerate(corners):
+        is_new = corner > 0
+        for earlier in corners[:number]:
+            is_new &= corner != earlier
+        chosen = np.flatnonzero(is_new)
+        label_parts.append(corner[chosen])
+        point_parts.append(chosen)
+    label, point = np.concatenate(label_parts), np.concatenate(point_parts)
+    order = np.argsort(label, kind="stable")
+    borders = np.searchsorted(label[order], np.arange(2, num_objects + 1, dtype=np.uint8))
+    return [Points(row[part], column[part]) for part in np.split(point[order], borders)]
+
+
+Bits = UInt64[np.ndarray, "images height words"]
+"""64 pixels of a row per number, the leftmost in the lowest bit."""
+
+_WORD = 64
+
+
 def boundary_f(ours: Points, theirs: Points, *, radius: int) -> float:
     """F = 2 P R / (P + R), in 0..1: P is the share of `ours` near `theirs`, R the reverse.
 
-    F is 1 where there is no point at all and 0 where only one side has points.
+    A point is near another if their distance is at most the radius: the official evaluation
+    dilates by a disk. Here the disk is a stack of rows, and rows are widened 64 pixels at a time,
+    as bits; only the box that holds both boundaries is dilated.
 
     Args:
         ours: boundary of the prediction.
@@ -42,17 +234,14 @@ def boundary_f(ours: Points, theirs: Points, *, radius: int) -> float:
     """
     num_ours, num_theirs = len(ours.row), len(theirs.row)
     if not num_ours or not num_theirs:
-        return 1.0 if num_ours == num_theirs else 0.0
-    drawn = _draw(ours, theirs, radius=radius)
+        return float(num_ours == num_theirs)
+    bits = _as_bits(ours, theirs, radius=radius)
     # Each side is compared with the other's dilation.
-    near = np.bitwise_count(drawn & _dilate(drawn, radius=radius)[::-1]).sum(axis=(1, 2))
-    precision, recall = int(near[0]) / num_ours, int(near[1]) / num_theirs
-    if precision + recall == 0:
-        return 0.0
-    return 2 * precision * recall / (precision + recall)
+    near = np.bitwise_count(bits & _dilate(bits, radius=radius)[::-1]).sum(axis=(1, 2))
+    return _harmonic_mean(int(near[0]) / num_ours, int(near[1]) / num_theirs)
 
 
-def _draw(ours: Points, theirs: Points, *, radius: int) -> Bits:
+def _as_bits(ours: Points, theirs: Points, *, radius: int) -> Bits:
     """Both as images of the box that holds them; what a row gains at its ends is never a pixel."""
     top = min(ours.row.min(), theirs.row.min())
     left = min(ours.column.min(), theirs.column.min())
@@ -97,225 +286,17 @@ def _widen(images: Bits, step: int) -> Bits:
     return result.reshape(images.shape)
 
 
-# Region similarity J, contour accuracy F, and their summaries over the frames of an object.
-#
-# Perazzi et al., "A benchmark dataset and evaluation methodology for video object segmentation",
-# CVPR 2016, as the official evaluation of DAVIS-2017 computes them. Arrays in, numbers out; files
-# and data sets are in ino.tasks.davis. Temporal stability T is not covered.
-
-
-Mask = Bool[np.ndarray, "height width"]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A score of one object over frames: the mean, the fraction of frames above 0.5 (recall), and
-    the mean of the first quarter minus that of the last (decay)."""
-
-    mean: float
-    recall: float
-    decay: float
-
-
-def region_similarity(prediction: Mask, truth: Mask, void: Mask | None = None) -> float:
-    """J, the intersection over the union of two masks, in 0..1; 1 where both are empty.
-
-    Args:
-        prediction: True on the predicted object.
-        truth: True on the annotated object.
-        void: True on pixels that do not count.
-    """
-    intersection, union = prediction & truth, prediction | truth
-    if void is not None:
-        intersection, union = intersection & ~void, union & ~void
-    num_union = np.count_nonzero(union)
-    return float(np.count_nonzero(intersection) / num_union) if num_union else 1.0
-
-
-def boundary_map(mask: Mask) -> Mask:
-    """True on the one-pixel-wide boundary of a mask.
-
-    A pixel is on the boundary if it differs from its right, its lower or its lower right neighbour,
-    as far as the image holds them; the last pixel of the image never is. A mask that fills the
-    image has no boundary.
-    """
-    boundary = np.zeros_like(mask)
-    boundary[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
-    boundary[:-1] |= mask[:-1] ^ mask[1:]
-    boundary[:-1, :-1] |= mask[:-1, :-1] ^ mask[1:, 1:]
-    return boundary
-
-
-def boundary_radius(height: int, width: int, *, tolerance: float = 0.008) -> int:
-    """How far two boundaries may lie apart and still match, in pixels: ceil(tolerance x diagonal).
-
-    Args:
-        height: of the image in pixels.
-        width: of the image in pixels.
-        tolerance: fraction of the diagonal.
-    """
-    return math.ceil(tolerance * math.sqrt(height**2 + width**2))
-
-
-def contour_accuracy(
-    prediction: Mask, truth: Mask, void: Mask | None = None, *, tolerance: float = 0.008
-) -> float:
-    """F = 2 P R / (P + R), in 0..1, of the boundaries of two masks.
-
-    The precision P is the fraction of the prediction's boundary within `boundary_radius` of the
-    truth's, the recall R the other way round. F is 1 where neither mask has a boundary and 0 where
-    only one has.
-
-    Args:
-        prediction: True on the predicted object.
-        truth: True on the annotated object.
-        void: True on pixels that do not count: background in both masks.
-        tolerance: radius of the match as a fraction of the image diagonal.
-    """
-    if void is not None:
-        prediction, truth = prediction & ~void, truth & ~void
-    radius = boundary_radius(*truth.shape, tolerance=tolerance)
-    ours, theirs = (Points(*boundary_map(mask).nonzero()) for mask in (prediction, truth))
-    return boundary_f(ours, theirs, radius=radius)
-
-
-def summarize(values: Sequence[float] | Float[np.ndarray, " frames"]) -> Summary:
-    """Mean, recall and decay of one object's scores.
-
-    Quarters share the frame on their border, and their borders round half up, as in the official
-    code; that code keeps them in 8 bits and is wrong above 256 frames, where this is right. A value
-    that is not a number is left out of the means and counts as a miss in the recall.
-
-    Args:
-        values: one score a frame in 0..1, in the order of the frames.
-
-    Raises:
-        ValueError: there is no number at all, or none in the first or the last quarter.
-    """
-    scores = np.asarray(values, dtype=np.float64)
-    last = len(scores) - 1
-    first_border, last_border = (last + 2) // 4, (3 * last + 2) // 4
-    return Summary(
-        mean=_mean(scores),
-        recall=float(np.count_nonzero(scores > 0.5) / len(scores)),
-        decay=_mean(scores[: first_border + 1]) - _mean(scores[last_border:]),
-    )
-
-
-def _mean(scores: Float[np.ndarray, " frames"]) -> float:
-    numbers = scores[~np.isnan(scores)]
-    if not len(numbers):
-        raise ValueError(f"none of {len(scores)} scores is a number, so they have no mean")
-    return float(numbers.mean())
-
-
-# J and F of all objects of a frame at once, from two label maps.
-#
-# The numbers are those of `ino.metrics`, object by object. Here the label maps are read
-# once, whatever the number of objects: J comes from one table of overlaps, and boundaries from the
-# pixels where labels change, which are few. Nothing is stored for an object but its boundary.
-
-
-Labels = UInt8[np.ndarray, "height width"]
-
-
-def score_labels(
-    prediction: Labels, truth: Labels, *, num_objects: int
-) -> tuple[Float[np.ndarray, " objects"], Float[np.ndarray, " objects"]]:
-    """J and F of the objects 1 to `num_objects`, each in 0..1.
-
-    Args:
-        prediction: labels 0 to `num_objects`.
-        truth: any labels; those above `num_objects` are background, and pixels of 255 do not count.
-        num_objects: 1 to 254.
-    """
-    counted = truth <= num_objects
-    if not counted.all():
-        if (void := truth == VOID).any():
-            prediction = np.where(void, np.uint8(0), prediction)
-        truth = np.where(counted, truth, np.uint8(0))
-    radius = boundary_radius(*truth.shape)
-    prediction, truth = _cropped(prediction, truth)
-    theirs = _boundaries(truth, num_objects)
-    ours = _boundaries(prediction, num_objects)
-    f = [boundary_f(*pair, radius=radius) for pair in zip(ours, theirs, strict=True)]
-    return _similarities(prediction, truth, num_objects), np.array(f)
-
-
-def _cropped(
-    prediction: Labels, truth: Labels
-) -> tuple[UInt8[np.ndarray, "rows columns"], UInt8[np.ndarray, "rows columns"]]:
-    """The box that holds all objects, and a pixel more to each side, for the boundaries there."""
-    left, top, width, height = cv2.boundingRect(np.bitwise_or(prediction, truth))
-    box = (
-        slice(max(top - 1, 0), top + height + 1),
-        slice(max(left - 1, 0), left + width + 1),
-    )
-    return np.ascontiguousarray(prediction[box]), np.ascontiguousarray(truth[box])
-
-
-def _similarities(
-    prediction: Labels, truth: Labels, num_objects: int
-) -> Float[np.ndarray, " objects"]:
-    """J of each object, from the number of pixels of each pair of labels."""
-    num_labels = num_objects + 1
-    pairs = (truth.astype(np.uint16) * np.uint16(num_labels) + prediction).ravel()
-    # Run lengths: labels change seldom, so far fewer numbers are counted than there are pixels.
-    starts = np.concatenate([[0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1])
-    lengths = np.diff(starts, append=pairs.size)
-    counts = np.bincount(pairs[starts], weights=lengths, minlength=num_labels**2)
-    counts = counts.reshape(num_labels, num_labels)  # (truth, prediction)
-    intersection = counts.diagonal()[1:]
-    union = counts.sum(axis=0)[1:] + counts.sum(axis=1)[1:] - intersection
-    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
-
-
-def _boundaries(labels: Labels, num_objects: int) -> list[Points]:
-    """The boundary of each object as `ino.metrics.boundary_map` defines it.
-
-    A pixel at which labels change is on the boundary of each label that it or one of its
-    neighbours to the right, below and below right has.
-    """
-    height, width = labels.shape
-    changes = np.zeros(labels.shape, dtype=bool)
-    np.not_equal(labels[:, :-1], labels[:, 1:], out=changes[:, :-1])
-    changes[:-1] |= labels[:-1] != labels[1:]
-    changes[:-1, :-1] |= labels[:-1, :-1] != labels[1:, 1:]
-    place = np.flatnonzero(changes)
-    row, column = np.divmod(place, width)
-    # A neighbour outside the image is replaced by one inside, which brings no label of its own.
-    below, right = np.where(row < height - 1, width, 0), column < width - 1
-    steps = (0, right, below, below + right)
-    corners = [labels.ravel().take(place + step) for step in steps]
-    seen, where = [], []
-    for number, corner in enumerate(corners):
-        is_new = corner > 0
-        for earlier in corners[:number]:
-            is_new &= corner != earlier
-        chosen = np.flatnonzero(is_new)
-        seen.append(corner[chosen])
-        where.append(chosen)
-    label, point = np.concatenate(seen), np.concatenate(where)
-    order = np.argsort(label, kind="stable")
-    borders = np.searchsorted(label[order], np.arange(2, num_objects + 1, dtype=np.uint8))
-    return [Points(row[part], column[part]) for part in np.split(point[order], borders)]
-
-
-# PCK, the percentage of correct keypoints, of joints carried through videos.
-#
-# Arrays in, numbers out. A joint is correct if it is no further from the truth than a fraction of
-# the person's size in that frame. The rule is that of the released evaluation of UVC (Li et al.,
-# NeurIPS 2019), CRW (Jabri et al., NeurIPS 2020) and VFS (Xu and Wang, ICCV 2021), which `PckRule`
-# varies.
-
-
 Joints = Float[np.ndarray, "frames joints 2"]
 """Column and row, pixels; NaN where a joint was lost."""
 
 
 @dataclass(frozen=True)
 class PckRule:
-    """What counts, and by what distances are divided.
+    """Which joints count for PCK, and by what distances are divided.
+
+    A joint is correct if its distance to the truth is at most a fraction of the person's size in
+    that frame. The defaults are those of the released evaluation of UVC (Li et al., NeurIPS 2019),
+    CRW (Jabri et al., NeurIPS 2020) and VFS (Xu and Wang, ICCV 2021).
 
     Attributes:
         thresholds: fractions of the person's size.
@@ -337,26 +318,6 @@ class PckRule:
     first_frame: bool = False
 
 
-@dataclass(frozen=True)
-class PoseScores:
-    """PCK of a data set.
-
-    Attributes:
-        by_joint: threshold to the fraction of each joint's frames, over all videos together, in
-            which it is correct, 0..1; NaN for a joint that never counts.
-        num_videos: that were scored.
-        num_joints: frames times joints that counted.
-    """
-
-    by_joint: dict[float, tuple[float, ...]]
-    num_videos: int
-    num_joints: int
-
-    def pck(self, threshold: float) -> float:
-        """The mean over joints at one of the thresholds, 0..1."""
-        return float(np.nanmean(self.by_joint[threshold]))
-
-
 def joint_errors(
     predicted: Joints, truth: Joints, *, image_size: tuple[int, int], rule: PckRule
 ) -> Float[np.ndarray, "scored joints"]:
@@ -370,7 +331,12 @@ def joint_errors(
         image_size: height and width of the images, pixels.
         rule: what counts.
     """
-    counts = _counted(predicted, truth, image_size, rule)
+    counts = np.ones(truth.shape[:2], dtype=bool)
+    if rule.lost == "skipped":
+        counts &= ~np.isnan(predicted).any(axis=-1)
+    if rule.skip_outside:
+        height, width = image_size
+        counts &= ((truth >= 0) & (truth <= [width - 1, height - 1])).all(axis=-1)
     lowest = np.where(counts[..., None], truth, np.inf).min(axis=1)
     highest = np.where(counts[..., None], truth, -np.inf).max(axis=1)
     sides = np.where(counts.any(axis=1, keepdims=True), highest - lowest, 0)  # (frames, 2)
@@ -384,80 +350,35 @@ def joint_errors(
     return errors if rule.first_frame else errors[1:]
 
 
-def score_joints(errors: Sequence[Float[np.ndarray, "_ joints"]], *, rule: PckRule) -> PoseScores:
-    """PCK over videos.
+def correct_fraction(
+    errors: Float[np.ndarray, "scored joints"], threshold: float
+) -> Float[np.ndarray, " joints"]:
+    """PCK of each joint: the fraction of its frames with an error up to the threshold, 0..1; NaN
+    for a joint that never counts.
 
     Args:
-        errors: of each video, from `joint_errors`.
-        rule: the same.
+        errors: from `joint_errors`, of all frames of all videos together.
+        threshold: fraction of the person's size.
 
     Raises:
         ConfigError: no joint of any frame counts.
     """
-    together = np.concatenate(errors)
-    counts = ~np.isnan(together)
-    num_joints = counts.sum(axis=0)
-    if not num_joints.any():
+    num_counted = np.count_nonzero(~np.isnan(errors), axis=0)
+    if not num_counted.any():
         raise ConfigError(
             "no joint of any frame counts: give videos of two or more frames with joints inside "
             "the first image"
         )
-    with np.errstate(invalid="ignore"):  # 0 of 0 is NaN: a joint that never counts
-        by_joint = {
-            threshold: tuple(((together <= threshold) & counts).sum(axis=0) / num_joints)
-            for threshold in rule.thresholds
-        }
-    return PoseScores(by_joint, num_videos=len(errors), num_joints=int(num_joints.sum()))
-
-
-def _counted(
-    predicted: Joints, truth: Joints, image_size: tuple[int, int], rule: PckRule
-) -> Bool[np.ndarray, "frames joints"]:
-    counts = np.ones(truth.shape[:2], dtype=bool)
-    if rule.lost == "skipped":
-        counts &= ~np.isnan(predicted).any(axis=-1)
-    if rule.skip_outside:
-        height, width = image_size
-        counts &= ((truth >= 0) & (truth <= [width - 1, height - 1])).all(axis=-1)
-    return counts
-
-
-# Mean intersection over union of part labels, over all pixels of a data set together.
-#
-# As UVC (Li et al., NeurIPS 2019) and VFS (Xu and Wang, ICCV 2021) score VIP: one table of labels
-# for all frames, the first ones included, and the mean over the classes that occur.
+    with np.errstate(invalid="ignore"):  # 0 of 0 is NaN
+        return np.count_nonzero(errors <= threshold, axis=0) / num_counted
 
 
 Confusion = Int[np.ndarray, "classes classes"]
 """Pixels by class of the truth (row) and of the prediction (column)."""
 
 
-@dataclass(frozen=True)
-class PartScores:
-    """Scores of a data set, all fractions 0..1.
-
-    Attributes:
-        names: of the classes.
-        iou: intersection over union of each class; NaN where no pixel has or is given it.
-        mean_iou: the mean over the other classes.
-        accuracy: the fraction of annotated pixels that are right.
-        num_frames: that were scored.
-    """
-
-    names: tuple[str, ...]
-    iou: tuple[float, ...]
-    mean_iou: float
-    accuracy: float
-    num_frames: int
-
-
-def count_labels(
-    prediction: UInt8[np.ndarray, "height width"],
-    truth: UInt8[np.ndarray, "height width"],
-    *,
-    num_classes: int,
-) -> Confusion:
-    """The table of one frame; pixels whose truth is no class do not count.
+def count_labels(prediction: Labels, truth: Labels, *, num_classes: int) -> Confusion:
+    """The confusion matrix of one frame; pixels whose truth is no class do not count.
 
     Args:
         prediction: labels below `num_classes`.

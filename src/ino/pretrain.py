@@ -1,10 +1,12 @@
 """Pretraining that is scored on the way: training, and masks carried through labelled sequences."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from ino.data.clips import count_batches
 from ino.data.davis import read_davis
 from ino.errors import ConfigError
 from ino.models.backbone import choose_device
@@ -14,7 +16,8 @@ from ino.models.weights import load_exactly
 from ino.propagate.tracker import Tracker
 from ino.tasks.davis import evaluate_davis
 from ino.tasks.results import sized_protocol
-from ino.train.config import TrainConfig, resolve
+from ino.train.config import DataConfig, TrainConfig, count_clips, resolve
+from ino.train.data import count_epoch, has_shards
 from ino.train.log import check_wandb
 from ino.train.loop import train
 from ino.train.monitors import Evaluate
@@ -72,3 +75,41 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         return {name: 100 * value for name, value in named.items()}
 
     return evaluate
+
+
+def with_steps(
+    config: TrainConfig, steps: int, *, count: Callable[[DataConfig], int] = count_epoch
+) -> TrainConfig:
+    """The configuration with `run.max_steps` and schedules as long, up to a whole epoch.
+
+    The warm-up keeps its share of the run, and the head's last layer learns in the last epoch at
+    the latest, however short the run is.
+
+    Args:
+        config: as a recipe gives it; its videos are counted.
+        steps: length of the run, above 0.
+        count: clips of an epoch.
+
+    Raises:
+        ConfigError: a value is out of range, or there are fewer clips than a step takes.
+        VideoError: there are no videos.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps is {steps}; it must be above 0")
+    config = resolve(config)
+    optim = config.optim
+    visits = config.data.visits and not has_shards(config.data)
+    steps_per_epoch = count_batches(
+        count(config.data),
+        global_batch=count_clips(config),
+        clips_per_visit=config.data.clips_per_video if visits else 1,
+    )
+    epochs = math.ceil(steps / steps_per_epoch)
+    return config.with_values(
+        {
+            "optim.epochs": epochs,
+            "optim.warmup_epochs": optim.warmup_epochs * epochs / optim.epochs,
+            "optim.freeze_last_layer_epochs": min(optim.freeze_last_layer_epochs or 0, epochs - 1),
+            "run.max_steps": steps,
+        }
+    )

@@ -1,4 +1,8 @@
-"""Lines of texts as a table: on the screen, and as Markdown."""
+"""Tables of texts, and scores as JSON: to the screen, CSV, JSON and Markdown.
+
+A table is its rows, the headings first. Numbers become texts by `percent` or `fraction`; which
+numbers a table holds is for its caller to say.
+"""
 
 import csv
 import io
@@ -12,72 +16,105 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ino import __version__
 from ino.system import atomic_path, write_text
 
+Rows = Iterable[Sequence[str]]
 
-def print_lines(
-    lines: Iterable[Sequence[str]], console: Console, *, num_texts: int = 1, caption: str = ""
+
+def percent(value: float | None) -> str:
+    """A fraction in percent with one decimal; "-" for None and NaN."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def fraction(value: float | None) -> str:
+    """Three decimals, as the official evaluation of DAVIS writes them; empty for None."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def print_table(
+    rows: Rows,
+    console: Console,
+    *,
+    num_texts: int = 1,
+    has_total: bool = False,
+    caption: str = "",
 ) -> None:
-    """Prints a table whose first line are headings; all columns but `num_texts` are numbers.
+    """Prints a table; its texts are shown as they are, never read as markup.
 
-    Words of texts are kept whole, and so are the labels of the first column, unless one takes a
-    third of the screen.
+    Args:
+        rows: headings first.
+        console: where to print.
+        num_texts: columns that hold words; the others hold numbers and are aligned to the right.
+            Words are kept whole, and so are the labels of the first column, unless one takes a
+            third of the screen.
+        has_total: set the last row apart below a line.
+        caption: printed below the table.
     """
-    headings, *rows = lines
-    short = max(1, console.width // 6)
-    rows = [
-        [
-            *row[:1],
-            *(_lines_of_words(text, width=short) for text in row[1:num_texts]),
-            *row[num_texts:],
-        ]
-        for row in rows
+    headings, *body = rows
+    width = max(1, console.width // 6)
+    body = [
+        [_wrap(text, width) if 0 < index < num_texts else text for index, text in enumerate(row)]
+        for row in body
     ]
-    table = Table(box=SIMPLE_HEAD, collapse_padding=True, caption=caption or None)
+    total = body.pop() if has_total else [""] * len(headings)
+    table = Table(
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        show_footer=has_total,
+        caption=Text(caption) if caption else None,
+    )
     for index, heading in enumerate(headings):
-        lengths = [len(line) for row in rows for line in row[index].split("\n")]
+        is_text = index < num_texts
+        longest = max((len(line) for row in body for line in row[index].split("\n")), default=0)
         table.add_column(
-            heading,
-            justify="right" if index >= num_texts else "left",
+            Text(heading),
+            footer=Text(total[index]),
+            justify="left" if is_text else "right",
             overflow="fold",
-            no_wrap=index < num_texts and max(lengths, default=0) <= console.width // 3,
+            no_wrap=is_text and longest <= console.width // 3,
         )
-    for row in rows:
-        table.add_row(*row)
+    for row in body:
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
-def _lines_of_words(text: str, *, width: int) -> str:
-    """The text on lines of about that width, none broken within a word."""
+def _wrap(text: str, width: int) -> str:
     return fill(text, width=width, break_long_words=False, break_on_hyphens=False)
 
 
-def markdown(lines: Iterable[Sequence[str]], *, num_texts: int = 1) -> str:
-    """The same as Markdown."""
-    headings, *rows = lines
-    aligned = ["---"] * num_texts + ["---:"] * (len(headings) - num_texts)
-    return "".join(f"| {' | '.join(line)} |\n" for line in [headings, aligned, *rows])
+def markdown(rows: Rows, *, num_texts: int = 1) -> str:
+    """The table as Markdown, numbers aligned to the right."""
+    headings, *body = rows
+    alignment = ["---"] * num_texts + ["---:"] * (len(headings) - num_texts)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [headings, alignment, *body])
 
 
-def named_scores(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
-    pairs = zip(names, values, strict=True)
-    return {name: None if math.isnan(value) else float(value) for name, value in pairs}
-
-
-def write_scores(path: Path, content: Mapping[str, Any]) -> None:
-    whole = {"software": {"name": "ino", "version": __version__}, **content}
-    write_text(path, json.dumps(whole, indent=2) + "\n")
-
-
-def percent(value: float) -> str:
-    return "" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    """Writes a CSV file, whole or not at all."""
+def write_csv(path: Path, rows: Rows) -> None:
+    """Writes the table as CSV, whole or not at all; raises OutputError where that is impossible."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes values as JSON, the version of this software first, whole or not at all.
+
+    What JSON does not have, such as a path, is written as text, and NaN as null.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    whole = {"software": {"name": "ino", "version": __version__}, **_without_nan(content)}
+    write_text(path, json.dumps(whole, indent=2, default=str) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""What --weights says is read in one way: by the backbone, the fingerprint and the suites."""
+"""What --weights says is read in one way: by the backbone, the fingerprint and experiments."""
 
 import hashlib
 
@@ -7,11 +7,12 @@ import timm
 import torch
 
 from ino.errors import CheckpointError
-from ino.experiments.suite_file import RowConfig
-from ino.experiments.suite_plan import find_weights
+from ino.experiments import DavisRow, Experiment, find_weights
 from ino.models.backbone import split_weights
 from ino.models.load import load_backbone
 from ino.tasks.results import fingerprint
+
+NO_FILES = Experiment(rows={"a": None})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_an_at_in_a_path_is_a_part_of_the_path(model, tmp_path):
     name = f"{model}{path}"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert fingerprint(name) == {"checkpoint": str(path), "sha256": digest}
-    assert find_weights(RowConfig(weights=name), None) == (name, "")
+    assert find_weights(DavisRow(weights=name), NO_FILES) == (name, "")
     if model:
         found = load_backbone(name).network.state_dict()["bn1.weight"]
         assert torch.equal(found, weights["bn1.weight"])
@@ -50,7 +51,7 @@ def test_files_that_are_not_there(name, tmp_path):
     name = name.format(tmp_path)
     assert fingerprint(name) == {}
     with pytest.raises(CheckpointError, match="is neither a file"):
-        find_weights(RowConfig(weights=name), None)
+        find_weights(DavisRow(weights=name), NO_FILES)
     with pytest.raises(CheckpointError, match=r"there is no checkpoint|is neither a file"):
         load_backbone(name)
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
-from ino.experiments.sweep_file import read_sweep
 from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
 from ino.report.curves import plot_runs, read_history
 from ino.system import atomic_path, folder_lock
 from ino.train import run as setup
-from ino.train.config import read_recipe, resolve
+from ino.train.config import recipe_values, resolve
 from ino.train.distributed import count_processes
 from ino.train.loop import train
 from ino.train.monitors import CollapseMonitor
@@ -57,7 +56,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(config, done, damage, 
     before = read_checkpoint(newest)["student"]
     damage(newest)
     train(config, out=done, resume=True)
-    assert "the run continues from step_00000003.pt" in caplog.text
+    assert "the run goes on from step_00000003.pt" in caplog.text
     after = read_checkpoint(newest)["student"]
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert newest.with_name("step_00000004.pt.damaged").exists()
@@ -93,7 +92,7 @@ def test_a_damaged_config_is_told_by_the_checkpoint(config, done, content, caplo
         train(config, out=done, resume=True)
     config.optim.lr = 0.05
     train(config, out=done, resume=True)
-    assert "the configuration is read from step_00000004.pt" in caplog.text
+    assert "step_00000004.pt tells how the run was configured" in caplog.text
     assert path.read_bytes() == whole
 
 
@@ -107,12 +106,7 @@ def test_a_damaged_config_without_checkpoints_is_one_sentence(config, tmp_path):
 def test_a_kill_at_any_place_of_the_preparation_can_be_resumed(config, tmp_path, monkeypatch):
     """The folder of checkpoints was made before config.yaml, and then neither way was open."""
     config.run.max_steps = 1
-
-    def write(path, text):
-        if path.name == "config.yaml":
-            os._exit(9)
-
-    monkeypatch.setattr(setup, "write_text", write)
+    monkeypatch.setattr(setup, "write_config", lambda *_, **__: os._exit(9))
     child = os.fork()
     if child == 0:
         train(config, out=tmp_path / "run")
@@ -191,7 +185,7 @@ def test_processes_that_nobody_asked_for_are_not_started(config, monkeypatch):
 def test_a_recipe_without_end(tmp_path):
     (tmp_path / "recipe.yaml").write_text(DEEP)
     with pytest.raises(ConfigError, match="cannot be used"):
-        read_recipe(str(tmp_path / "recipe.yaml"))
+        recipe_values(str(tmp_path / "recipe.yaml"))
 
 
 def test_what_is_no_number_is_no_collapse():
@@ -252,9 +246,3 @@ def test_a_disk_that_takes_nothing_is_said_of_the_result(tmp_path, monkeypatch):
         atomic_path(tmp_path / "x.txt") as temporary,
     ):
         temporary.write_text("")
-
-
-def test_a_sweep_with_a_list_for_a_key(tmp_path):
-    (tmp_path / "sweep.yaml").write_text("base: tiny\ngrid: {[1]: 2}\n")
-    with pytest.raises(ConfigError, match="is not YAML"):
-        read_sweep(str(tmp_path / "sweep.yaml"))

@@ -11,7 +11,7 @@ import pytest
 from data.video_files import FASTSTART, cut, moving_frames, quarantined, write_video
 from ino.cli import main
 from ino.data.video_index import default_index
-from ino.experiments.rows import with_steps
+from ino.pretrain import with_steps
 from ino.train.config import DataConfig
 from ino.train.data import find_source
 from ino.train.loop import train

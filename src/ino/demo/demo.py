@@ -1,55 +1,76 @@
-"""The whole story on generated video: learn without labels, carry masks, score, show.
+"""The whole story on generated video: learn without labels, propagate masks, score, show.
 
 Everything but the seconds follows from the seed. Generated video is no benchmark: it shows that the
 parts work together, not how well they do on footage.
 """
 
+import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from ino.data.davis import VideoSequence, read_davis
-from ino.data.video import image_size, read_image
+from ino.data.video import read_image
 from ino.demo.synthetic import SyntheticClip, generate_clip, write_davis_layout, write_videos
 from ino.models.load import DEFAULT, Backbone, load_backbone
 from ino.propagate.features import FeatureExtractor
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
-from ino.report import page
-from ino.report.sections import (
-    Method,
-    Section,
-    curve_section,
-    feature_colors,
-    feature_section,
-    film_section,
-    labelled_picture,
-    score_table,
-    sequence_strips,
-    telling_sequences,
-    write_report,
+from ino.report.curves import Panel, plot_curves, read_history
+from ino.report.feature_colors import feature_colors
+from ino.report.page import write_page
+from ino.report.strips import (
+    Strip,
+    StripGroup,
+    draw_strips,
+    evenly,
+    mask_strips,
+    save_picture,
 )
-from ino.system import atomic_path, new_folder
-from ino.tasks.davis import evaluate_davis
-from ino.train.config import TrainConfig, load_recipe
-from ino.train.log import LOG_NAME
+from ino.system import new_folder
+from ino.tables import print_lines
+from ino.tasks.davis import DavisScores, evaluate_davis
+from ino.train.config import load_recipe
 from ino.train.loop import train
 
 NUM_VIDEOS = 48
 NUM_HELD_OUT = 6
 NUM_FRAMES = 24
+NUM_SHOWN = 5
+"""Frames of a film strip."""
 HELD_OUT_SEED = 1_000_000
 """Seeds of held-out clips start here, those of videos to learn from at 0."""
 
 PROTOCOL = {"short_side": 192, "radius": 12, "num_context": 4}
 """Changes to ino-davis for small frames, the same for every row."""
+
+PANELS = tuple(
+    Panel(title, (name,), "nats")
+    for name, title in (
+        ("loss", "loss"),
+        ("g2g", "global to global"),
+        ("l2g", "local to global"),
+        ("masked", "masked prediction"),
+        ("affinity", "affinity"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison: its name, what it is, its scores, and the folder of its masks."""
+
+    name: str
+    about: str
+    scores: DavisScores
+    predictions: Path
 
 
 def run_demo(
@@ -77,44 +98,86 @@ def run_demo(
     console = Console()
     seconds: dict[str, float] = {}
     work = _numbered_folder(new_folder(out, overwrite=overwrite))
-    videos, held_out = work / "videos", work / "held-out"
+    videos, held_out, run = work / "videos", work / "held-out", work / "run"
+
     with _stage("generate video", seconds, console):
-        first = seed * num_videos
-        write_videos({f"{i:03d}": _clip(first + i) for i in range(num_videos)}, videos)
-        first = HELD_OUT_SEED + seed * num_held_out
-        write_davis_layout({f"clip-{i}": _clip(first + i) for i in range(num_held_out)}, held_out)
+        write_videos(_clips("{:03d}", num_videos, first_seed=seed * num_videos), videos)
+        first_seed = HELD_OUT_SEED + seed * num_held_out
+        write_davis_layout(_clips("clip-{}", num_held_out, first_seed=first_seed), held_out)
+
     with _stage("learn", seconds, console):
-        config = _config(videos, seed=seed, num_steps=num_steps)
-        train(config, out=work / "run")
+        changes = {"data.root": [str(videos)], "run.seed": seed, "run.max_steps": num_steps or 0}
+        config = load_recipe("demo", changes)
+        train(config, out=run)
+
     protocol = get_protocol("ino-davis", **PROTOCOL)
-    untrained = f"random:{config.model.arch}/{config.model.patch_size}"
+    random = f"random:{config.model.arch}/{config.model.patch_size}"
     rows = {
-        "raw colour": ("the pixels of each 8x8 patch", load_backbone("color")),
-        "untrained": ("the network with random weights", load_backbone(untrained, seed=seed)),
-        "learned": ("the network after learning", load_backbone(work / "run")),
+        "raw color": ("the pixels of each 8x8 patch", load_backbone("color")),
+        "untrained": ("the network with random weights", load_backbone(random, seed=seed)),
+        "learned": ("the network after learning", load_backbone(run)),
         "out of the box": (f"{DEFAULT}, which comes with ino", load_backbone(DEFAULT)),
     }
     methods = []
     for name, (about, backbone) in rows.items():
-        with _stage(f"carry masks, {name}", seconds, console):
+        with _stage(f"propagate masks, {name}", seconds, console):
             folder = work / name.replace(" ", "-")
             tracker = Tracker(backbone, protocol=protocol)
             scores = evaluate_davis(
                 held_out, out=folder, tracker=tracker, settings={"weights": name}
             )
             methods.append(Method(name, about, scores, folder / "predictions"))
-    report = out / "report.html"
-    with _stage("draw", seconds, console):
-        sequences = read_davis(held_out)
+
+    with _stage("plot", seconds, console):
         networks = {name: rows[name][1] for name in ("untrained", "learned", "out of the box")}
-        sections = _sections(sequences, methods, networks, protocol, log=work / "run" / LOG_NAME)
-        lead = _lead(num_videos, num_held_out, seconds["learn"])
-        write_report(
-            report, title="Learning from video without labels", lead=lead, sections=sections
+        strips = film_strips(read_davis(held_out), methods)
+        shown = read_davis(held_out, sequences=[next(iter(strips))])[0]
+        write_page(
+            out / "report.html",
+            "demo.html",
+            title="Learning from video without labels",
+            seconds=seconds["learn"],
+            num_videos=num_videos,
+            num_held_out=num_held_out,
+            default=DEFAULT,
+            methods=methods,
+            best=best_method(methods),
+            strips=strips.values(),
+            curves=plot_curves([read_history(run, label="learned")], panels=PANELS),
+            features=_feature_strips(shown, networks, protocol),
         )
-        _write_picture(out / "filmstrip.png", sequences, methods)
+        median = list(strips.values())[len(strips) // 2]
+        picture = draw_strips([dataclasses.replace(median, title="")])
+        save_picture(picture, out / "filmstrip.png")
     _print(methods, seconds, console)
-    return report
+    return out / "report.html"
+
+
+def best_method(methods: list[Method]) -> Method:
+    """The one with the best J&F, the first of equals."""
+    return max(methods, key=lambda method: method.scores.jf_mean)
+
+
+def film_strips(sequences: list[VideoSequence], methods: list[Method]) -> dict[str, StripGroup]:
+    """The best, the median and the worst sequence of the best method, by name, in this order."""
+    names = list(best_method(methods).scores.by_sequence())
+    places = {len(names) // 2: "Median", len(names) - 1: "Worst", 0: "Best"}
+    by_name = {sequence.name: sequence for sequence in sequences}
+    groups = {}
+    for place, what in sorted(places.items()):
+        sequence = by_name[names[place]]
+        groups[sequence.name] = mask_strips(
+            sequence,
+            {method.name: method.predictions for method in methods},
+            evenly(max(len(sequence.frames) - 1, 1), count=NUM_SHOWN),  # the last is not scored
+            title=f"{what}: {sequence.name}",
+            plain=True,
+            remarks={
+                method.name: f"{100 * method.scores.by_sequence()[sequence.name]:.1f}"
+                for method in methods
+            },
+        )
+    return groups
 
 
 def _numbered_folder(out: Path) -> Path:
@@ -126,16 +189,11 @@ def _numbered_folder(out: Path) -> Path:
     return folder
 
 
-def _clip(seed: int) -> SyntheticClip:
-    return generate_clip(seed, num_frames=NUM_FRAMES)
-
-
-def _config(videos: Path, *, seed: int, num_steps: int | None) -> TrainConfig:
-    config = load_recipe("demo")
-    config.data.root = [str(videos)]
-    config.run.seed = seed
-    config.run.max_steps = num_steps or 0
-    return config
+def _clips(name: str, num_clips: int, *, first_seed: int) -> dict[str, SyntheticClip]:
+    return {
+        name.format(i): generate_clip(first_seed + i, num_frames=NUM_FRAMES)
+        for i in range(num_clips)
+    }
 
 
 @contextmanager
@@ -146,92 +204,32 @@ def _stage(name: str, seconds: dict[str, float], console: Console) -> Iterator[N
     seconds[name] = time.perf_counter() - started
 
 
-def _lead(num_videos: int, num_held_out: int, seconds: float) -> list[str]:
-    return [
-        page.paragraph(
-            f"For {seconds:.0f} s a small network learned from {num_videos} generated videos "
-            "without labels. Then the masks of the first frames of "
-            f"{num_held_out} other clips were carried through these clips by comparing features. "
-            f"The last row is {DEFAULT}, which comes with ino and learned from footage, never from "
-            "such clips."
-        ),
-        page.paragraph(
-            "Generated video is no benchmark. The page shows that the parts work together; what "
-            "learning is worth on footage is measured elsewhere.",
-            soft=True,
-        ),
-    ]
-
-
-def _sections(
-    sequences: list[VideoSequence],
-    methods: list[Method],
-    networks: Mapping[str, Backbone],
-    protocol: Protocol,
-    *,
-    log: Path,
-) -> list[Section]:
-    telling = next(iter(telling_sequences(methods)))
-    shown = next(one for one in sequences if one.name == telling)
-    last = len(shown.frames) - 1
-    size = image_size(shown.frames[0])
-    frames = [read_image(shown.frames[t], size=size) for t in (0, last // 2, last)]
-    colours = {name: _colours(net, protocol, frames) for name, net in networks.items()}
-    how = (
-        "J&F in percent over the held-out clips: how well regions (J) and contours (F) meet the "
-        "truth. The rows differ in the features that are compared and in nothing else."
-    )
-    return [
-        Section("Scores", [page.paragraph(how), score_table(methods)]),
-        Section("Masks that were carried", film_section(sequences, methods)),
-        Section("Learning", curve_section(log)),
-        Section(
-            "Features as colours",
-            [
-                page.paragraph("Equal colours in a row mean similar features."),
-                feature_section(frames, colours),
-            ],
-        ),
-        Section(
-            "Your own video",
-            [
-                page.code(
-                    [
-                        "ino segment VIDEO --mask FIRST_FRAME.png",
-                        "ino train tiny --data.root FOLDER_OF_VIDEOS --out runs/mine",
-                        "ino segment VIDEO --mask FIRST_FRAME.png --weights runs/mine "
-                        "--protocol ino-near",
-                    ]
-                )
-            ],
-        ),
-    ]
-
-
 @torch.no_grad()
-def _colours(backbone: Backbone, protocol: Protocol, frames: list[np.ndarray]) -> list[np.ndarray]:
-    extract = FeatureExtractor(backbone, protocol=protocol, device="cpu")
-    return feature_colors([extract(frame).numpy() for frame in frames])
+def _feature_strips(
+    sequence: VideoSequence, networks: dict[str, Backbone], protocol: Protocol
+) -> StripGroup:
+    """The first, the middle and the last frame, and the features of each network as colors."""
+    last = len(sequence.frames) - 1
+    frames = [read_image(sequence.frames[t], size=None) for t in (0, last // 2, last)]
+    strips = [Strip("Frame", frames)]
+    for name, backbone in networks.items():
+        extract = FeatureExtractor(backbone, protocol=protocol)
+        colors = feature_colors([extract(frame).numpy() for frame in frames])
+        strips.append(Strip(name, [_enlarged(*pair) for pair in zip(colors, frames, strict=True)]))
+    return StripGroup("", [f"frame {t}" for t in (0, last // 2, last)], strips)
 
 
-def _write_picture(path: Path, sequences: list[VideoSequence], methods: list[Method]) -> None:
-    """The picture of the README: the clip whose score by the best method is the median."""
-    chosen = telling_sequences(methods)
-    name = next((name for name, what in chosen.items() if what == "Median"), next(iter(chosen)))
-    sequence = next(one for one in sequences if one.name == name)
-    _, strips = sequence_strips(sequence, methods)
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), labelled_picture(strips)[..., ::-1])
+def _enlarged(image: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """The image in the size of the frame, its pixels as blocks."""
+    return cv2.resize(image, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _print(methods: list[Method], seconds: Mapping[str, float], console: Console) -> None:
-    table = Table("features", title="held-out clips, percent")
-    for heading in ("J&F", "J", "F"):
-        table.add_column(heading, justify="right")
+def _print(methods: list[Method], seconds: dict[str, float], console: Console) -> None:
+    rows = [["features", "J&F", "J", "F"]]
     for method in methods:
         scores = method.scores
         numbers = (scores.jf_mean, scores.j_mean, scores.f_mean)
-        table.add_row(method.name, *(f"{100 * number:.1f}" for number in numbers))
-    console.print(table)
+        rows.append([method.name, *(f"{100 * number:.1f}" for number in numbers)])
+    print_lines(rows, console, caption="held-out clips, percent")
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     console.print(f"{spent}; {sum(seconds.values()):.0f} s in all")

@@ -25,12 +25,12 @@ class FeatureBackbone(StructuralType):
 
     Called with normalised images whose sides are multiples of the stride and the layer to read
     (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
-    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side`, `colours` and
+    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side`, `colors` and
     `check_layer`; `ino.models.backbone.Backbone` says what they mean and what holds without them.
 
     Attributes:
         stride: pixels of the input a feature.
-        mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colours`.
+        mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colors`.
         std: the same.
     """
 
@@ -86,7 +86,7 @@ class FeatureExtractor:
             check_layer(protocol.layer)
         self.stride = layer_stride(backbone, protocol.layer)
         self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
-        self._colours: Colors = getattr(backbone, "colours", "rgb")
+        self._colors: Colors = getattr(backbone, "colors", "rgb")
         multiple = protocol.size_multiple or self.stride
         if multiple % self._side_multiple:
             raise ConfigError(
@@ -129,10 +129,10 @@ class FeatureExtractor:
         """The network's input: resized with OpenCV's linear interpolation, then normalised."""
         whole, (height, width) = self.sizes((frame.shape[0], frame.shape[1]))
         resized = cv2.resize(frame, whole[::-1], interpolation=cv2.INTER_LINEAR)[:height, :width]
-        if self._colours == "rgb":
+        if self._colors == "rgb":
             image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
         else:
-            channels = torch.from_numpy(input_channels(resized, self._colours))
+            channels = torch.from_numpy(input_channels(resized, self._colors))
             image = channels.to(self._device).permute(2, 0, 1)
         return ((image - self._mean) / self._std)[None]
 

@@ -1,31 +1,38 @@
-"""Joints as maps of feature positions, a channel each, and back to joints.
+"""JHMDB: the joints of a person, propagated from the first frame of each test video; PCK.
 
-As UVC (Li et al., NeurIPS 2019) and CRW (Jabri et al., NeurIPS 2020) do for JHMDB.
+Joints become maps of feature positions, one channel each, and maps become joints again, as in UVC
+(Li et al., NeurIPS 2019) and CRW (Jabri et al., NeurIPS 2020).
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ino.data.jhmdb import NUM_JOINTS, PoseVideo, read_jhmdb, read_joints
 from ino.data.video import image_size
 from ino.errors import ConfigError, DatasetError
-from ino.metrics import PckRule, PoseScores, joint_errors, score_joints
-from ino.system import atomic_path, new_folder
-from ino.tables import named_scores, percent, write_scores
+from ino.metrics import PckRule, correct_fraction, joint_errors
+from ino.system import atomic_path
+from ino.tables import percent, print_table, write_json
 from ino.tasks.label_tracker import LabelTracker
-from ino.tasks.results import OnFrame, write_settings
+from ino.tasks.results import OnFrame, propagate_unfinished, result_folder, settings_text
+
+JOINT_NAMES = (
+    *("neck", "belly", "face", "right shoulder", "left shoulder", "right hip", "left hip"),
+    *("right elbow", "left elbow", "right knee", "left knee", "right wrist", "left wrist"),
+    *("right ankle", "left ankle"),
+)
+"""In the order of the joints."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,112 @@ class JointMaps:
             )
 
 
+def evaluate_jhmdb(
+    root: Path,
+    *,
+    out: Path,
+    tracker: LabelTracker,
+    split: int = 1,
+    maps: JointMaps | None = None,
+    rule: PckRule | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_frame: OnFrame = lambda: None,
+) -> "PoseScores":
+    """Propagates the first joints of each test video and scores the result.
+
+    Writes `predictions/ACTION/VIDEO.npy` (frames x 15 x 2, column and row in pixels from 0, NaN
+    where a joint was lost), `scores.json` and `settings.json`.
+
+    Args:
+        root: the data set.
+        out: folder of the results.
+        tracker: propagates the maps of joints; papers take an input size of 320.
+        split: 1, 2 or 3.
+        maps: how joints become maps and maps become joints.
+        rule: what counts.
+        settings: stored beside the protocol, such as the name of the weights.
+        resume: keep what is in the folder, if it was made with the same settings.
+        overwrite: accept a folder that holds something, and do all anew.
+        on_frame: called after each frame.
+
+    Raises:
+        DatasetError: the data set is not as its layout says.
+        VideoError: a frame is broken or of another size than the first of its video.
+        ConfigError: `resume` and `overwrite` are both given.
+        OutputError: the folder holds something and neither is on, it was made with other settings,
+            another process has it, or it cannot be written.
+    """
+    maps, rule = maps or JointMaps(), rule or PckRule()
+    videos = read_jhmdb(root, split=split)
+    for video in videos:
+        annotated_joints(video)  # a broken file is told before hours of work
+    choices = {
+        "joint_maps": dataclasses.asdict(maps),
+        "pck": dataclasses.asdict(rule),
+        "input_size": tracker.input_size,
+    }
+    text = settings_text(tracker.protocol, {**(settings or {}), **choices})
+    with result_folder(
+        out, text, command="ino evaluate jhmdb", resume=resume, overwrite=overwrite
+    ) as predictions:
+        propagate_unfinished(
+            videos,
+            predictions,
+            propagate=partial(propagate_joints, tracker=tracker, maps=maps, on_frame=on_frame),
+            is_whole=joints_are_whole,
+            on_frame=on_frame,
+        )
+        scores = score_jhmdb(predictions, videos, rule=rule)
+        scores.write(out)
+    return scores
+
+
+def propagate_joints(
+    video: PoseVideo,
+    predictions: Path,
+    *,
+    tracker: LabelTracker,
+    maps: JointMaps | None = None,
+    on_frame: OnFrame = lambda: None,
+) -> None:
+    """Propagates the joints of the first frame, into `predictions`/ACTION/VIDEO.npy."""
+    maps = maps or JointMaps()
+    truth, size = annotated_joints(video), image_size(video.frames[0])
+
+    def first(grid: tuple[int, int]) -> Tensor:
+        return draw_joints(truth[0], image_size=size, grid=grid, maps=maps, device=tracker.device)
+
+    found = []
+    with closing(tracker.track(video.frames[: len(truth)], first)) as results:
+        for soft in results:
+            found.append(locate_joints(soft, image_size=size, maps=maps))
+            on_frame()
+    path = _joints_path(video, predictions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        np.save(temporary, np.stack(found), allow_pickle=False)
+
+
+def joints_are_whole(video: PoseVideo, predictions: Path) -> bool:
+    """Whether the file of predicted joints is there; it appears whole or not at all."""
+    return _joints_path(video, predictions).is_file()
+
+
+def _joints_path(video: PoseVideo, predictions: Path) -> Path:
+    return predictions / video.action / f"{video.name}.npy"
+
+
+def annotated_joints(video: PoseVideo) -> Float[np.ndarray, "frames 15 2"]:
+    """The annotated joints, no more than there are frames; column and row, pixels from 0.
+
+    Raises:
+        DatasetError: see `read_joints`.
+    """
+    return read_joints(video.joints)[: len(video.frames)]
+
+
 def draw_joints(
     joints: Float[np.ndarray, "joints 2"],
     *,
@@ -58,7 +171,7 @@ def draw_joints(
 ) -> Float[Tensor, "rows columns channel"]:
     """A Gaussian of height 1 for each joint; the first channel is 1 where all of them are 0.
 
-    It is centred on the nearest position and ends three standard deviations from there (rounded
+    It is centered on the nearest position and ends three standard deviations from there (rounded
     up), so the map of a joint outside the image is empty.
 
     Args:
@@ -103,20 +216,9 @@ def locate_joints(
     return joints.cpu().numpy()
 
 
-# PCK of joints on JHMDB, from files of predicted joints; how these were made is not known here.
-
-
-JOINT_NAMES = (
-    *("neck", "belly", "face", "right shoulder", "left shoulder", "right hip", "left hip"),
-    *("right elbow", "left elbow", "right knee", "left knee", "right wrist", "left wrist"),
-    *("right ankle", "left ankle"),
-)
-"""In the order of the joints."""
-
-
 def score_jhmdb(
     predictions: Path, videos: Sequence[PoseVideo], *, rule: PckRule | None = None
-) -> PoseScores:
+) -> "PoseScores":
     """PCK over all videos.
 
     Where a video has more frames than joints, or the reverse, the shorter one counts.
@@ -134,21 +236,19 @@ def score_jhmdb(
     rule = rule or PckRule()
     errors = []
     for video in videos:
-        truth = video_joints(video)
-        path = predictions / video.action / f"{video.name}.npy"
-        predicted = _read_prediction(path, truth.shape)
+        truth = annotated_joints(video)
+        predicted = _read_prediction(_joints_path(video, predictions), truth.shape)
         size = image_size(video.frames[0])
         errors.append(joint_errors(predicted, truth, image_size=size, rule=rule))
-    return score_joints(errors, rule=rule)
-
-
-def video_joints(video: PoseVideo) -> Float[np.ndarray, "frames 15 2"]:
-    """The annotated joints, no more than there are frames.
-
-    Raises:
-        DatasetError: see `read_joints`.
-    """
-    return read_joints(video.joints)[: len(video.frames)]
+    together = np.concatenate(errors)
+    return PoseScores(
+        by_joint={
+            threshold: tuple(correct_fraction(together, threshold).tolist())
+            for threshold in rule.thresholds
+        },
+        num_videos=len(videos),
+        num_joints=int(np.count_nonzero(~np.isnan(together))),
+    )
 
 
 def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -168,113 +268,53 @@ def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return predicted.astype(np.float64)
 
 
-# PCK as tables.
+@dataclass(frozen=True)
+class PoseScores:
+    """PCK of a data set.
 
-
-def print_pose(scores: PoseScores, console: Console) -> None:
-    """Prints a row a joint and, below, the mean over joints, in percent."""
-    table = Table(box=SIMPLE_HEAD, collapse_padding=True, show_footer=True)
-    table.add_column("Joint", footer="mean")
-    for threshold in scores.by_joint:
-        table.add_column(
-            f"PCK@{threshold:g}", footer=percent(scores.pck(threshold)), justify="right"
-        )
-    for name, *values in zip(JOINT_NAMES, *scores.by_joint.values(), strict=True):
-        table.add_row(name, *map(percent, values))
-    console.print(table)
-
-
-def write_pose_json(scores: PoseScores, path: Path) -> None:
-    """All scores in full precision, as fractions; null for a joint that never counts.
-
-    Raises:
-        OutputError: the file cannot be written.
+    Attributes:
+        by_joint: threshold to the fraction of each joint's frames, over all videos together, in
+            which it is correct, 0..1; NaN for a joint that never counts.
+        num_videos: that were scored.
+        num_joints: frames times joints that counted.
     """
-    content = {
-        "global": {f"PCK@{value:g}": scores.pck(value) for value in scores.by_joint},
-        "joints": {
-            f"PCK@{threshold:g}": named_scores(JOINT_NAMES, values)
-            for threshold, values in scores.by_joint.items()
-        },
-        "num_videos": scores.num_videos,
-        "num_joints": scores.num_joints,
-    }
-    write_scores(path, content)
 
+    by_joint: dict[float, tuple[float, ...]]
+    num_videos: int
+    num_joints: int
 
-# JHMDB from the data set to PCK: carry the first joints, then score what is on disk.
+    def means(self) -> dict[str, float]:
+        """The means over joints, fractions by name, such as PCK@0.1."""
+        return {
+            f"PCK@{threshold:g}": float(np.nanmean(values))
+            for threshold, values in self.by_joint.items()
+        }
 
+    def print_table(self, console: Console) -> None:
+        """Prints one row per joint and, below, the mean over joints, in percent."""
+        means = self.means()
+        rows = [["Joint", *means]]
+        for name, *values in zip(JOINT_NAMES, *self.by_joint.values(), strict=True):
+            rows.append([name, *map(percent, values)])
+        rows.append(["mean", *map(percent, means.values())])
+        print_table(rows, console, has_total=True)
 
-def evaluate_jhmdb(
-    root: Path,
-    *,
-    out: Path,
-    tracker: LabelTracker,
-    split: int = 1,
-    maps: JointMaps | None = None,
-    rule: PckRule | None = None,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    on_frame: OnFrame = lambda: None,
-) -> PoseScores:
-    """Carries the first joints of each test video and scores the result.
+    def write(self, folder: Path) -> None:
+        """Writes scores.json with all numbers in full precision, as fractions; null for a joint
+        that never counts.
 
-    Writes `predictions/ACTION/VIDEO.npy` (frames x 15 x 2, column and row in pixels from 0, NaN
-    where a joint was lost), `scores.json` and `settings.json`.
-
-    Args:
-        root: the data set.
-        out: folder of the results.
-        tracker: carries the maps of joints; papers take an input size of 320.
-        split: 1, 2 or 3.
-        maps: how joints become maps and maps become joints.
-        rule: what counts.
-        settings: stored beside the protocol, such as the name of the weights.
-        overwrite: accept a folder that holds something.
-        on_frame: called after each frame.
-
-    Raises:
-        DatasetError: the data set is not as its layout says.
-        VideoError: a frame is broken or of another size than the first of its video.
-        OutputError: the folder holds something and `overwrite` is off, or cannot be written.
-    """
-    maps, rule = maps or JointMaps(), rule or PckRule()
-    videos = read_jhmdb(root, split=split)
-    for video in videos:
-        video_joints(video)  # a broken file is told before hours of work
-    new_folder(out, overwrite=overwrite)
-    choices = {"joint_maps": dataclasses.asdict(maps), "pck": dataclasses.asdict(rule)}
-    write_settings(
-        out / "settings.json",
-        tracker.protocol,
-        {**(settings or {}), **choices, "input_size": tracker.input_size},
-    )
-    for video in videos:
-        folder = out / "predictions" / video.action
-        folder.mkdir(parents=True, exist_ok=True)
-        joints = propagate_joints(video, tracker=tracker, maps=maps, on_frame=on_frame)
-        with atomic_path(folder / f"{video.name}.npy") as temporary:
-            np.save(temporary, joints, allow_pickle=False)
-    scores = score_jhmdb(out / "predictions", videos, rule=rule)
-    write_pose_json(scores, out / "scores.json")
-    return scores
-
-
-def propagate_joints(
-    video: PoseVideo, *, tracker: LabelTracker, maps: JointMaps, on_frame: OnFrame = lambda: None
-) -> np.ndarray:
-    """Column and row of each joint in each annotated frame (frames x 15 x 2), pixels from 0."""
-    truth = video_joints(video)
-    size = image_size(video.frames[0])
-    found = []
-    tracked = tracker.track(
-        video.frames[: len(truth)],
-        lambda grid: draw_joints(
-            truth[0], image_size=size, grid=grid, maps=maps, device=tracker.device
-        ),
-    )
-    with closing(tracked) as results:
-        for soft in results:
-            found.append(locate_joints(soft, image_size=size, maps=maps))
-            on_frame()
-    return np.stack(found)
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        means = self.means()
+        by_name = {
+            name: dict(zip(JOINT_NAMES, values, strict=True))
+            for name, values in zip(means, self.by_joint.values(), strict=True)
+        }
+        content = {
+            "global": means,
+            "joints": by_name,
+            "num_videos": self.num_videos,
+            "num_joints": self.num_joints,
+        }
+        write_json(folder / "scores.json", content)

@@ -1,4 +1,4 @@
-"""Labels of any kind carried through the frames of a video: images in, soft labels out.
+"""Labels of any kind propagated through the frames of a video: images in, soft labels out.
 
 For tasks whose labels are not masks of objects, or whose papers feed the network square images.
 """
@@ -24,7 +24,7 @@ from ino.propagate.protocols import Protocol
 
 @dataclass(frozen=True)
 class LabelTracker:
-    """Carries labels through videos under one protocol, as `Tracker` does masks of objects.
+    """Propagates labels through videos under one protocol, as `Tracker` does masks of objects.
 
     Attributes:
         backbone: for instance from `ino.models.load.load_backbone`.
@@ -45,7 +45,7 @@ class LabelTracker:
         if self.input_size is not None and self.input_size < 1:
             raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
         choose_device(str(self.device))
-        self._extractor()  # what does not fit is told of before work
+        self._extractor()  # what does not fit is told before work
 
     def track(
         self,

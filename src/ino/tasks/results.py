@@ -1,28 +1,42 @@
-"""How results were made, stored beside them."""
+"""Folders of results: how they were made, what in them is done, and resuming them.
+
+A folder holds results of one `settings.json` only: other settings are refused, never mixed in
+silently. `predictions` holds a file or a folder per video, `finished.txt` the names of the videos
+that are done, `scores.json` the scores. What is predicted and how it is scored is for each task.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ino import __version__
+from ino.data.davis import VideoSequence
+from ino.data.jhmdb import PoseVideo
 from ino.data.video import image_size, in_background, read_image
+from ino.data.ytvos import YtvosVideo
 from ino.errors import ConfigError, OutputError
 from ino.models.backbone import split_weights
 from ino.models.load import bundled_folder
 from ino.models.weights import exported_weights, find_checkpoint, is_exported
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
-from ino.system import new_folder, remove_leftovers, write_text
+from ino.system import folder_lock, new_folder, remove_leftovers, write_text
 
 OnFrame = Callable[[], None]
 """Called after each frame."""
+
+_FINISHED = "finished.txt"
+_MISSING = object()
+
+
+Video = TypeVar("Video", VideoSequence, YtvosVideo, PoseVideo)
 
 
 def sized_protocol(
@@ -53,47 +67,61 @@ def sized_protocol(
         raise ConfigError(f"{twice[0]} is given twice, by itself and under set; keep one")
     usual, fields = get_protocol(name), chosen | given
     if short_side is not None and usual.radius is not None and usual.short_side is not None:
-        get_protocol(name, short_side=short_side)  # what cannot be is told of before it is used
+        get_protocol(name, short_side=short_side)  # checked before it is used
         fields.setdefault("radius", max(1, round(usual.radius * short_side / usual.short_side)))
     return get_protocol(name, **fields)
 
 
-def write_settings(path: Path, protocol: Protocol, settings: Mapping[str, Any] | None) -> None:
-    """Stores how results were made: protocol, settings and version."""
-    write_text(path, settings_text(protocol, settings))
+def protocol_fields(protocol: Protocol) -> dict[str, Any]:
+    """The protocol as settings.json and scores.json store it."""
+    return dataclasses.asdict(protocol)
 
 
 def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str:
-    """What `write_settings` writes: two results were made alike where these are equal."""
-    content = {
-        "version": __version__,
-        **(settings or {}),
-        "protocol": dataclasses.asdict(protocol),
-    }
+    """The text of settings.json: two results were made alike where these are equal."""
+    content = {"version": __version__, **(settings or {}), "protocol": protocol_fields(protocol)}
     return json.dumps(content, indent=2, default=str) + "\n"
 
 
 def fingerprint(weights: str) -> dict[str, str]:
-    """What tells one file of weights from another, so that a resumed run notices a change."""
-    if weights == "color":  # as a row of a suite may be called, and so a folder at hand
+    """Path and SHA-256 of a file of weights, so that a resumed run notices another one."""
+    if weights == "color":  # also where a folder of that name is at hand
         return {}
     _, path = split_weights(weights)
     if path is None and (given := bundled_folder(weights) or Path(weights)).exists():
         path = exported_weights(given) if is_exported(given) else find_checkpoint(given)
     if path is None or not path.is_file():
-        return {}  # a name such as `color`
+        return {}  # random weights
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"checkpoint": str(path), "sha256": digest}
 
 
-# Folders of results that a later run may go on with, and what in them is done.
-#
-# A folder holds results of one `settings.json` only: another is refused, never mixed in silently.
+@contextmanager
+def result_folder(
+    out: Path, settings: str, *, command: str, resume: bool, overwrite: bool
+) -> Iterator[Path]:
+    """The folder `out`/predictions, ready for results of these settings; no other process can
+    write into `out` meanwhile.
 
+    Args:
+        out: as for `open_folder`.
+        settings: as for `open_folder`.
+        command: that writes, for the message to another one.
+        resume: as for `open_folder`.
+        overwrite: as for `open_folder`.
 
-_FINISHED = "finished.txt"
-_MISSING = object()
+    Raises:
+        ConfigError: `resume` and `overwrite` are both given.
+        OutputError: as `open_folder`, or another process has the folder.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
+    with folder_lock(out, command=command):
+        open_folder(out, settings, resume=resume, overwrite=overwrite)
+        predictions = out / "predictions"
+        predictions.mkdir(exist_ok=True)
+        yield predictions
 
 
 def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> None:
@@ -101,8 +129,8 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
 
     Args:
         out: created where it is missing.
-        settings: the text of settings.json, an object of JSON.
-        resume: go on with results that were made with the same settings.
+        settings: the text of settings.json.
+        resume: keep results that were made with the same settings.
         overwrite: where `resume` is off, accept a folder that holds something; nothing in it counts
             as done.
 
@@ -125,25 +153,6 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
     if (out / _FINISHED).exists():
         write_text(out / _FINISHED, "")
     write_text(stored, settings)
-
-
-def read_finished(out: Path) -> list[str]:
-    """The names that were noted as done, in that order."""
-    path = out / _FINISHED
-    if not path.is_file():
-        return []
-    # A byte that is no text makes a name that no result has, which is done again.
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def note_finished(out: Path, name: str) -> None:
-    """Notes a name as done; call it once its results are on disk.
-
-    Raises:
-        OutputError: the note cannot be written.
-    """
-    names = dict.fromkeys([*read_finished(out), name])
-    write_text(out / _FINISHED, "".join(f"{one}\n" for one in names))
 
 
 def check_settings(
@@ -178,25 +187,86 @@ def check_settings(
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with the fields of the protocol among them."""
-    flat = {name: value for name, value in settings.items() if name != "protocol"}
     fields = settings.get("protocol", {}).items()
-    return flat | {f"protocol field {name}": value for name, value in fields}
+    return {name: value for name, value in settings.items() if name != "protocol"} | {
+        f"protocol field {name}": value for name, value in fields
+    }
 
 
-# Masks carried through a folder's images while these are read and results are used.
+def propagate_unfinished(
+    videos: Sequence[Video],
+    predictions: Path,
+    *,
+    propagate: Callable[[Video, Path], None],
+    is_whole: Callable[[Video, Path], bool],
+    on_frame: OnFrame,
+) -> int:
+    """Propagates the videos that are not done yet, and gives the number of the others.
+
+    Args:
+        videos: of a data set.
+        predictions: folder of the predictions, beside `finished.txt`.
+        propagate: writes the files of one video, and calls `on_frame`.
+        is_whole: whether these files are there, and whole still.
+        on_frame: called for each frame of a video that was done before.
+    """
+    out, num_skipped = predictions.parent, 0
+    for video in videos:
+        if video.name in read_finished(out) and is_whole(video, predictions):
+            num_skipped += 1
+            for _ in video.frames:
+                on_frame()
+        else:
+            propagate(video, predictions)
+            note_finished(out, video.name)
+    return num_skipped
+
+
+def read_finished(out: Path) -> list[str]:
+    """The names that were noted as done, in that order."""
+    path = out / _FINISHED
+    if not path.is_file():
+        return []
+    # A byte that is no text makes a name that no result has, which is done again.
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def note_finished(out: Path, name: str) -> None:
+    """Notes a name as done; call it once its results are on disk.
+
+    Raises:
+        OutputError: the note cannot be written.
+    """
+    names = dict.fromkeys([*read_finished(out), name])
+    write_text(out / _FINISHED, "".join(f"{one}\n" for one in names))
+
+
+def read_means(path: Path) -> dict[str, float] | None:
+    """The means in a scores.json of any data set, as fractions by column name.
+
+    Means without a truth are left out. None where the file is missing or damaged: whoever made it
+    can make it again.
+    """
+    try:
+        means = json.loads(path.read_text(encoding="utf-8"))["global"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    if not isinstance(means, dict):
+        return None
+    return {name: value for name, value in means.items() if value is not None}
 
 
 def propagate_masks(
     frames: Sequence[Path], masks: Mapping[int, np.ndarray], *, tracker: Tracker
 ) -> Generator[tuple[Path, UInt8[np.ndarray, "height width"]]]:
-    """Each frame with its label map, in order; a few are read and carried ahead in threads.
+    """Each frame with its label map, in order; a few are read and propagated ahead in threads.
 
     Close the result to end the threads at once.
 
     Args:
         frames: images of one size.
         masks: label maps by the number of their frame, see `Tracker.track`.
-        tracker: carries the masks.
+        tracker: propagates the masks.
 
     Raises:
         VideoError: a frame is broken or of another size than the first.

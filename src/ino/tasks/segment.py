@@ -1,4 +1,4 @@
-"""A video with its masks into a folder of results."""
+"""One video with its masks into a folder of results: label maps, an overlay, settings."""
 
 import json
 import logging
@@ -26,12 +26,12 @@ from ino.errors import ConfigError, MaskError, VideoError
 from ino.overlay import draw_overlay
 from ino.propagate.tracker import Tracker
 from ino.system import new_folder, write_text
-from ino.tasks.results import OnFrame, write_settings
+from ino.tasks.results import OnFrame, settings_text
 
 _LOG = logging.getLogger("ino")
 
 LOST = 0.5
-"""An object of which less finds back to its reference gets a warning."""
+"""An object whose survival is below this gets a warning."""
 
 
 def segment_video(
@@ -48,7 +48,7 @@ def segment_video(
     overwrite: bool = False,
     on_frame: OnFrame = lambda: None,
 ) -> int:
-    """Carries masks through a video into a folder and gives the number of frames done.
+    """Propagates masks through a video into a folder and gives the number of frames done.
 
     Writes `masks/00000.png` and so on (indexed, DAVIS palette), `overlay.mp4` and `settings.json`.
     Nothing is written before the first mask is known to fit.
@@ -57,19 +57,20 @@ def segment_video(
         video: a video file or a folder of images.
         masks: frame number, from 0, to label map (see `Tracker.track`).
         out: folder of the results.
-        tracker: carries the masks.
+        tracker: propagates the masks.
         settings: stored beside the protocol and the choices below, such as the name of the weights;
             unless they name `masks`, the numbers of the masks' frames are stored.
         overlay: write the video with masks drawn over it.
         correct: later masks also correct the objects of earlier ones.
         both_ways: each frame gets its labels from the nearest mask, before or after it; each mask
             holds all visible objects.
-        check_every: frames between two looks at what finds back to its reference, which are stored
-            as `survival.json` and warn of objects that were lost; 0: never. Not with `both_ways`.
+        check_every: frames between two checks of `Tracker.survival`, which are stored as
+            `survival.json` and warn of objects that were lost; 0: never. Not with `both_ways`.
         overwrite: accept a folder that holds something.
         on_frame: called after each frame.
 
     Raises:
+        ConfigError: `check_every` is below 0.
         VideoError: the video cannot be read, or breaks off; the masks up to there are kept.
         MaskError: see `Tracker.track`.
         OutputError: the folder holds something and `overwrite` is off, or cannot be written.
@@ -83,16 +84,18 @@ def segment_video(
             words = "these options have no meaning with --both-ways and are skipped: %s"
             _LOG.warning(words, ", ".join(skipped))
             correct, check_every = False, 0
-        found = _carried_both_ways(video, masks, tracker)
+        frames = _propagate_both_ways(video, masks, tracker)
     else:
-        found = _carried_forward(video, masks, tracker, correct=correct, check_every=check_every)
-    with closing(in_background(found)) as results:
+        frames = _propagate_forward(
+            video, info, masks, tracker, correct=correct, check_every=check_every
+        )
+    with closing(in_background(frames)) as results:
         first = next(results)  # raises what is wrong with masks before anything is written
         folder = new_folder(out, overwrite=overwrite) / "masks"
         folder.mkdir(exist_ok=True)
         choices = {"correct": correct, "both_ways": both_ways, "check_every": check_every}
         stored = {"masks": [int(number) for number in sorted(masks)], **choices, **(settings or {})}
-        write_settings(out / "settings.json", tracker.protocol, stored)
+        write_text(out / "settings.json", settings_text(tracker.protocol, stored))
         movie = out / "overlay.mp4"
         in_order = overlay and not both_ways
         with VideoWriter(movie, fps=info.fps) if in_order else nullcontext() as writer:
@@ -102,13 +105,15 @@ def segment_video(
         _report_survival(done, out / "survival.json")
     if broken is not None:
         raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
-    if overlay and both_ways:
-        _draw_afterwards(video, folder, movie, fps=info.fps)
+    if overlay and both_ways:  # masks came in another order than frames
+        with VideoWriter(movie, fps=info.fps) as writer:
+            for index, frame in enumerate(read_frames(video)):
+                writer.write(draw_overlay(frame, read_labels(folder / f"{index:05d}.png")))
     return len(done)
 
 
-class _Carried(NamedTuple):
-    """A frame, its label map, and how much of each object finds back, if that was looked at."""
+class _Labeled(NamedTuple):
+    """A frame, its label map, and the survival of each object if that was checked."""
 
     number: int
     frame: np.ndarray
@@ -126,14 +131,15 @@ def _check_sizes(masks: Mapping[int, np.ndarray], info: VideoInfo) -> None:
             )
 
 
-def _carried_forward(
+def _propagate_forward(
     video: Path,
+    info: VideoInfo,
     masks: Mapping[int, np.ndarray],
     tracker: Tracker,
     *,
     correct: bool,
     check_every: int,
-) -> Iterator[_Carried]:
+) -> Iterator[_Labeled]:
     """All frames in order, decoded ahead."""
     pending: deque[np.ndarray] = deque()
 
@@ -142,7 +148,7 @@ def _carried_forward(
             pending.append(frame)
             yield frame
 
-    num_frames = read_info(video).num_frames or None
+    num_frames = info.num_frames or None
     if num_frames is not None and max(masks, default=0) >= num_frames:
         num_frames = count_frames(video)  # what a header states may be wrong
     with closing(in_background(frames())) as decoded:
@@ -150,45 +156,20 @@ def _carried_forward(
         for index, labels in enumerate(results):
             checks = check_every and index % check_every == 0 and index > min(masks)
             survival = tracker.survival() if checks else None
-            yield _Carried(index, pending.popleft(), labels, survival)
+            yield _Labeled(index, pending.popleft(), labels, survival)
 
 
-def _carried_both_ways(
+def _propagate_both_ways(
     video: Path, masks: Mapping[int, np.ndarray], tracker: Tracker
-) -> Iterator[_Carried]:
+) -> Iterator[_Labeled]:
     """All frames, those nearest to the first mask first."""
     frames = _Frames(video)
     for index, labels in tracker.track_both_ways(frames, masks):
-        yield _Carried(index, frames[index], labels)
-
-
-def _write(
-    results: Iterable[_Carried], folder: Path, writer: VideoWriter | None, on_frame: OnFrame
-) -> tuple[dict[int, dict[int, float] | None], VideoError | None]:
-    """Writes masks and gives, by the frames' numbers, how much finds back; and why they end, if
-    the video broke off."""
-    done: dict[int, dict[int, float] | None] = {}
-    try:
-        for number, frame, labels, survival in results:
-            write_labels(folder / f"{number:05d}.png", labels)
-            if writer is not None:
-                writer.write(draw_overlay(frame, labels))
-            done[number] = survival
-            on_frame()
-    except VideoError as error:
-        return done, error
-    return done, None
-
-
-def _draw_afterwards(video: Path, folder: Path, movie: Path, *, fps: float) -> None:
-    """The overlay from masks on disk, which came in another order than frames."""
-    with VideoWriter(movie, fps=fps) as writer:
-        for index, frame in enumerate(read_frames(video)):
-            writer.write(draw_overlay(frame, read_labels(folder / f"{index:05d}.png")))
+        yield _Labeled(index, frames[index], labels)
 
 
 class _Frames(Sequence[np.ndarray]):
-    """The frames of a video by number; a few neighbours are decoded together and kept."""
+    """The frames of a video by number; a few neighbors are decoded together and kept."""
 
     _AT_ONCE = 16
 
@@ -210,6 +191,24 @@ class _Frames(Sequence[np.ndarray]):
         return self._kept[index - first]
 
 
+def _write(
+    results: Iterable[_Labeled], folder: Path, writer: VideoWriter | None, on_frame: OnFrame
+) -> tuple[dict[int, dict[int, float] | None], VideoError | None]:
+    """Writes masks and gives, by frame number, the survival of objects; and why they end, if the
+    video broke off."""
+    done: dict[int, dict[int, float] | None] = {}
+    try:
+        for number, frame, labels, survival in results:
+            write_labels(folder / f"{number:05d}.png", labels)
+            if writer is not None:
+                writer.write(draw_overlay(frame, labels))
+            done[number] = survival
+            on_frame()
+    except VideoError as error:
+        return done, error
+    return done, None
+
+
 def _remove_stale(folder: Path, done: Collection[int]) -> None:
     """Removes the masks of an earlier, longer result that this one overwrites."""
     for path in folder.glob("*.png"):
@@ -218,23 +217,23 @@ def _remove_stale(folder: Path, done: Collection[int]) -> None:
 
 
 def _report_survival(done: Mapping[int, Mapping[int, float] | None], path: Path) -> None:
-    """Stores it and warns of objects that did not find back."""
+    """Stores it and warns of objects that were lost."""
     survival = {number: found for number, found in done.items() if found is not None}
     write_text(path, json.dumps(survival, indent=2) + "\n")
     for label in sorted({label for found in survival.values() for label in found}):
         lost = [index for index, found in survival.items() if found.get(label, 1.0) < LOST]
         if lost:
             _LOG.warning(
-                f"object {label} does not find back to its reference from {len(lost)} of "
-                f"{len(survival)} frames, the first of them {lost[0]}: look at its masks there, "
-                "and give another mask if they are wrong"
+                f"propagating object {label} back does not recover its reference mask from "
+                f"{len(lost)} of {len(survival)} frames, the first of them {lost[0]}: look at its "
+                "masks there, and give another mask if they are wrong"
             )
 
 
 def resize_masks(
     masks: Mapping[int, np.ndarray], *, size: tuple[int, int]
 ) -> dict[int, np.ndarray]:
-    """Masks of height x width `size`, by nearest neighbour."""
+    """Masks of height x width `size`, by nearest neighbor."""
     height, width = size
     return {
         index: cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,121 +1,32 @@
-"""Mean IoU of VIP from folders of label maps."""
+"""VIP: the parts of people, propagated from the first frame of each video; mean IoU.
+
+As UVC (Li et al., NeurIPS 2019) and VFS (Xu and Wang, ICCV 2021) score it: one confusion matrix for
+all frames, the first ones included, and the mean over the classes that occur.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
 from ino.data.davis import VideoSequence
-from ino.data.label_maps import read_raw_labels, write_labels
+from ino.data.label_maps import is_whole_png, read_raw_labels, write_labels
 from ino.data.video import image_size
 from ino.data.vip import PARTS, read_vip
 from ino.errors import DatasetError, MaskError
-from ino.metrics import Confusion, PartScores, class_iou, count_labels
+from ino.metrics import Confusion, class_iou, count_labels
 from ino.propagate.features import layer_stride
 from ino.propagate.labels import harden_labels, soften_labels
-from ino.system import new_folder
-from ino.tables import named_scores, percent, write_scores
+from ino.tables import percent, print_table, write_json
 from ino.tasks.label_tracker import LabelTracker
-from ino.tasks.results import OnFrame, write_settings
-
-
-def score_parts(
-    predictions: Path,
-    videos: Sequence[VideoSequence],
-    *,
-    names: Sequence[str],
-    first_frame: bool = True,
-    on_frame: Callable[[], None] = lambda: None,
-) -> PartScores:
-    """Scores of a folder of label maps, one frame in memory at a time.
-
-    Args:
-        predictions: folder with VIDEO/FRAME.png for each annotated frame.
-        videos: with their annotations.
-        names: of the classes 0, 1 and so on.
-        first_frame: count the frame that was given, as the released codes do.
-        on_frame: called after each scored frame.
-
-    Raises:
-        DatasetError: no frame is annotated that would be scored.
-        MaskError: a label map is missing, broken, of another size than the annotation, or holds a
-            label without a name.
-    """
-    total = np.zeros((len(names), len(names)), dtype=np.int64)
-    num_frames = 0
-    for video in videos:
-        for frame, path in video.annotations.items():
-            if frame == 0 and not first_frame:
-                continue
-            predicted = predictions / video.name / f"{video.frames[frame].stem}.png"
-            total += _count_file(predicted, path, num_classes=len(names))
-            num_frames += 1
-            on_frame()
-    if not total.any():
-        raise DatasetError(
-            "no annotated pixel is left to score: annotate frames after the first one"
-        )
-    iou = class_iou(total)
-    return PartScores(
-        names=tuple(names),
-        iou=tuple(iou.tolist()),
-        mean_iou=float(np.nanmean(iou)),
-        accuracy=float(total.diagonal().sum() / total.sum()),
-        num_frames=num_frames,
-    )
-
-
-def _count_file(predicted: Path, annotated: Path, *, num_classes: int) -> Confusion:
-    truth, prediction = read_raw_labels(annotated), read_raw_labels(predicted)
-    if prediction.shape != truth.shape:
-        raise MaskError(
-            f"{predicted} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "
-            f"annotation {annotated} is {truth.shape[0]}x{truth.shape[1]}: give both in one size"
-        )
-    if (highest := int(prediction.max())) >= num_classes:
-        raise MaskError(
-            f"{predicted} holds the label {highest}, but the labels are 0 to {num_classes - 1}: "
-            "write labels of parts"
-        )
-    return count_labels(prediction, truth, num_classes=num_classes)
-
-
-# IoU as tables.
-
-
-def print_parts(scores: PartScores, console: Console) -> None:
-    """Prints a row a class that occurs and, below, the mean over these, in percent."""
-    table = Table(box=SIMPLE_HEAD, collapse_padding=True, show_footer=True)
-    table.add_column("Part", footer="mean")
-    table.add_column("IoU", footer=percent(scores.mean_iou), justify="right")
-    for name, iou in zip(scores.names, scores.iou, strict=True):
-        if not math.isnan(iou):
-            table.add_row(name, percent(iou))
-    console.print(table)
-
-
-def write_parts_json(scores: PartScores, path: Path) -> None:
-    """All scores in full precision, as fractions; null for a class that does not occur.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    content = {
-        "global": {"mIoU": scores.mean_iou, "accuracy": scores.accuracy},
-        "parts": {"IoU": named_scores(scores.names, scores.iou)},
-        "num_frames": scores.num_frames,
-    }
-    write_scores(path, content)
-
-
-# VIP from the data set to mean IoU: carry the first part labels, then score what is on disk.
-
+from ino.tasks.results import OnFrame, propagate_unfinished, result_folder, settings_text
 
 BACKGROUND = 0
 
@@ -128,21 +39,23 @@ def evaluate_vip(
     split: str = "val",
     first_frame: bool = True,
     settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     on_frame: OnFrame = lambda: None,
-) -> PartScores:
-    """Carries the first part labels of each video of a split and scores the result.
+) -> "PartScores":
+    """Propagates the first part labels of each video of a split and scores the result.
 
     Writes `predictions/VIDEO/FRAME.png`, `scores.json` and `settings.json`.
 
     Args:
         root: the data set.
         out: folder of the results.
-        tracker: carries the labels; papers take an input size of 560.
+        tracker: propagates the labels; papers take an input size of 560.
         split: name of the list.
         first_frame: score the frame that was given too, as the released codes do.
         settings: stored beside the protocol, such as the name of the weights.
-        overwrite: accept a folder that holds something.
+        resume: keep what is in the folder, if it was made with the same settings.
+        overwrite: accept a folder that holds something, and do all anew.
         on_frame: called after each frame.
 
     Raises:
@@ -150,40 +63,53 @@ def evaluate_vip(
             than its frame.
         MaskError: an annotation is broken.
         VideoError: a frame is broken or of another size than the first of its video.
-        OutputError: the folder holds something and `overwrite` is off, or cannot be written.
+        ConfigError: `resume` and `overwrite` are both given.
+        OutputError: the folder holds something and neither is on, it was made with other settings,
+            another process has it, or it cannot be written.
     """
     videos = read_vip(root, split=split)
     _check_sizes(videos)
-    new_folder(out, overwrite=overwrite)
-    write_settings(
-        out / "settings.json",
-        tracker.protocol,
-        {**(settings or {}), "input_size": tracker.input_size, "first_frame": first_frame},
-    )
-    for video in videos:
-        propagate_parts(video, out=out / "predictions", tracker=tracker, on_frame=on_frame)
-    scores = score_parts(out / "predictions", videos, names=PARTS, first_frame=first_frame)
-    write_parts_json(scores, out / "scores.json")
+    choices = {"input_size": tracker.input_size, "first_frame": first_frame}
+    text = settings_text(tracker.protocol, {**(settings or {}), **choices})
+    with result_folder(
+        out, text, command="ino evaluate vip", resume=resume, overwrite=overwrite
+    ) as predictions:
+        propagate_unfinished(
+            videos,
+            predictions,
+            propagate=partial(propagate_parts, tracker=tracker, on_frame=on_frame),
+            is_whole=parts_are_whole,
+            on_frame=on_frame,
+        )
+        scores = score_vip(predictions, videos, first_frame=first_frame)
+        scores.write(out)
     return scores
 
 
 def propagate_parts(
-    video: VideoSequence, *, out: Path, tracker: LabelTracker, on_frame: OnFrame = lambda: None
+    video: VideoSequence,
+    predictions: Path,
+    *,
+    tracker: LabelTracker,
+    on_frame: OnFrame = lambda: None,
 ) -> None:
-    """Carries the labels of a video's first frame into `out`/VIDEO/FRAME.png."""
-    size = image_size(video.frames[0])
-    given = _first_labels(video)
+    """Propagates the labels of the first frame, into `predictions`/VIDEO/FRAME.png.
+
+    What is no part in that frame, such as void, is background.
+    """
+    protocol, size = tracker.protocol, image_size(video.frames[0])
+    given = read_raw_labels(video.annotations[0])
+    given = np.where(given < len(PARTS), given, np.uint8(BACKGROUND))
     ids = sorted({BACKGROUND, *map(int, np.unique(given))})
-    protocol = tracker.protocol
-    folder = out / video.name
+    folder = predictions / video.name
     folder.mkdir(parents=True, exist_ok=True)
-    tracked = tracker.track(
-        video.frames,
-        lambda grid: soften_labels(
+
+    def first(grid: tuple[int, int]) -> Tensor:
+        return soften_labels(
             given, ids=ids, grid=grid, method=protocol.mask_down, device=tracker.device
-        ),
-    )
-    with closing(tracked) as results:
+        )
+
+    with closing(tracker.track(video.frames, first)) as results:
         for number, (path, soft) in enumerate(zip(video.frames, results, strict=True)):
             labels = harden_labels(
                 soft,
@@ -198,8 +124,14 @@ def propagate_parts(
             on_frame()
 
 
+def parts_are_whole(video: VideoSequence, predictions: Path) -> bool:
+    """Whether the label maps of all frames are there, and whole still."""
+    size, folder = image_size(video.frames[0]), predictions / video.name
+    return all(is_whole_png(folder / f"{frame.stem}.png", size=size) for frame in video.frames)
+
+
 def _check_sizes(videos: Sequence[VideoSequence]) -> None:
-    """Before anything is carried; only the heads of files are read."""
+    """Before anything is propagated; only the headers of files are read."""
     for video in videos:
         for frame, path in video.annotations.items():
             found, expected = image_size(path), image_size(video.frames[frame])
@@ -210,7 +142,96 @@ def _check_sizes(videos: Sequence[VideoSequence]) -> None:
                 )
 
 
-def _first_labels(video: VideoSequence) -> np.ndarray:
-    """The labels of the first frame; what is no part, such as void, is background."""
-    labels = read_raw_labels(video.annotations[0])
-    return np.where(labels < len(PARTS), labels, np.uint8(BACKGROUND))
+def score_vip(
+    predictions: Path, videos: Sequence[VideoSequence], *, first_frame: bool = True
+) -> "PartScores":
+    """Scores of a folder of label maps, one frame in memory at a time.
+
+    Args:
+        predictions: folder with VIDEO/FRAME.png for each annotated frame.
+        videos: with their annotations.
+        first_frame: count the frame that was given, as the released codes do.
+
+    Raises:
+        DatasetError: no frame is annotated that would be scored.
+        MaskError: a label map is missing, broken, of another size than the annotation, or holds a
+            label that is no part.
+    """
+    pairs = [
+        (predictions / video.name / f"{video.frames[frame].stem}.png", path)
+        for video in videos
+        for frame, path in video.annotations.items()
+        if frame > 0 or first_frame
+    ]
+    total = np.zeros((len(PARTS), len(PARTS)), dtype=np.int64)
+    for predicted, annotated in pairs:
+        total += _count_file(predicted, annotated)
+    if not total.any():
+        raise DatasetError(
+            "no annotated pixel is left to score: annotate frames after the first one"
+        )
+    iou = class_iou(total)
+    return PartScores(
+        iou=tuple(iou.tolist()),
+        mean_iou=float(np.nanmean(iou)),
+        accuracy=float(total.diagonal().sum() / total.sum()),
+        num_frames=len(pairs),
+    )
+
+
+def _count_file(predicted: Path, annotated: Path) -> Confusion:
+    truth, prediction = read_raw_labels(annotated), read_raw_labels(predicted)
+    if prediction.shape != truth.shape:
+        raise MaskError(
+            f"{predicted} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "
+            f"annotation {annotated} is {truth.shape[0]}x{truth.shape[1]}: give both in one size"
+        )
+    if (highest := int(prediction.max())) >= len(PARTS):
+        raise MaskError(
+            f"{predicted} holds the label {highest}, but the labels are 0 to {len(PARTS) - 1}: "
+            "write labels of parts"
+        )
+    return count_labels(prediction, truth, num_classes=len(PARTS))
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """Scores of a data set, all fractions 0..1.
+
+    Attributes:
+        iou: intersection over union of each part, in the order of `ino.data.vip.PARTS`; NaN where
+            no pixel has or is given it.
+        mean_iou: the mean over the other parts.
+        accuracy: the fraction of annotated pixels that are right.
+        num_frames: that were scored.
+    """
+
+    iou: tuple[float, ...]
+    mean_iou: float
+    accuracy: float
+    num_frames: int
+
+    def means(self) -> dict[str, float]:
+        """The scores over all parts, fractions by name."""
+        return {"mIoU": self.mean_iou, "accuracy": self.accuracy}
+
+    def print_table(self, console: Console) -> None:
+        """Prints one row per part that occurs and, below, the mean over these, in percent."""
+        pairs = zip(PARTS, self.iou, strict=True)
+        rows = [[name, percent(iou)] for name, iou in pairs if not math.isnan(iou)]
+        rows = [["Part", "IoU"], *rows, ["mean", percent(self.mean_iou)]]
+        print_table(rows, console, has_total=True)
+
+    def write(self, folder: Path) -> None:
+        """Writes scores.json with all numbers in full precision, as fractions; null for a part that
+        does not occur.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        content = {
+            "global": self.means(),
+            "parts": {"IoU": dict(zip(PARTS, self.iou, strict=True))},
+            "num_frames": self.num_frames,
+        }
+        write_json(folder / "scores.json", content)

@@ -1,0 +1,64 @@
+"""Tables on the screen, as CSV, Markdown and JSON."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from ino.tables import fraction, markdown, percent, print_table, write_csv, write_json
+
+ROWS = [
+    ["row", "what", "J&F", "$f$"],
+    ["[red]a[/red]", "two words or more of them", "85.6", "-"],
+    ["<b> :smile:", "", "7.0", "1.0"],
+    ["mean", "", "46.3", "1.0"],
+]
+
+
+def printed(rows, *, width=100, **options) -> str:
+    text = io.StringIO()
+    print_table(rows, Console(file=text, width=width), **options)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("has_total", [False, True])
+def test_texts_are_no_markup(has_total):
+    shown = printed(ROWS, num_texts=2, has_total=has_total, caption="in [percent]")
+    for row in ROWS:
+        assert all(word in shown for text in row for word in text.split()), row
+    assert "in [percent]" in shown
+    lines = [line for line in shown.splitlines() if line.strip(" ─")]
+    assert len(lines) == 6  # the second column is wrapped at words: two lines of the first row
+    assert lines[-2].split() == ["mean", "46.3", "1.0"]
+
+
+def test_numbers_are_aligned_to_the_right():
+    lines = printed([["name", "number"], ["a", "1.0"], ["b", "100.0"]]).splitlines()
+    ends = {len(line.rstrip()) for line in lines if line.endswith((".0 ", "r ")) or ".0" in line}
+    assert len(ends) == 1
+
+
+def test_long_labels_are_folded_and_short_ones_are_whole():
+    assert "paragliding-launch" in printed([["a", "b"], ["paragliding-launch", "1"]], width=60)
+    shown = printed([["a", "b"], ["x" * 70, "1"]], width=60)
+    assert shown.count("x") == 70
+
+
+def test_markdown():
+    assert markdown([["a", "b"], ["x", "1.0"]]) == "| a | b |\n| --- | ---: |\n| x | 1.0 |\n"
+
+
+def test_numbers_as_texts():
+    assert [percent(value) for value in (0.12345, None, math.nan)] == ["12.3", "-", "-"]
+    assert [fraction(value) for value in (0.12345, None)] == ["0.123", ""]
+
+
+def test_files(tmp_path):
+    write_csv(tmp_path / "a.csv", [["a", "b, c"], ["x", "1.0"]])
+    assert (tmp_path / "a.csv").read_bytes() == b'a,"b, c"\nx,1.0\n'
+    write_json(tmp_path / "a.json", {"a": {"b": math.nan, "c": (1.5, tmp_path)}})
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert list(content) == ["software", "a"]
+    assert content["a"] == {"b": None, "c": [1.5, str(tmp_path)]}

@@ -64,14 +64,14 @@ def test_values_that_are_no_yaml(capsys, frames, value):
 
 @pytest.mark.parametrize("field", ["topk", "num_context", "context_step", "short_side"])
 def test_counts_that_nothing_can_hold(field):
-    with pytest.raises(ConfigError, match=f"{field} must be a whole number, from . to 100000"):
+    with pytest.raises(ConfigError, match=f"{field} must be less than or equal to 100000"):
         get_protocol("ino-davis", **{field: 10**20})
 
 
 @pytest.mark.parametrize("temperature", [10**400, 1e300, 1e-300])
 def test_temperatures_beyond_float32(temperature):
     """Below its range, weights were not numbers, and all objects were lost without a word."""
-    with pytest.raises(ConfigError, match="temperature must be a number from 1e-30 to 1e30"):
+    with pytest.raises(ConfigError, match=r"temperature must be (a )?number"):
         get_protocol("ino-davis", temperature=temperature)
 
 

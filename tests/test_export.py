@@ -1,22 +1,26 @@
-"""The command `ino export` on a run that was trained: its files, its card, and bad input."""
+"""Exports: files and card, features equal to the run's by ino and by timm, never half of one."""
 
-import dataclasses
 import json
+import os
+from contextlib import suppress
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
 import yaml
 
 from command import refused, run
-from ino import onnx as onnx_features
+from ino import onnx as ino_onnx
 from ino.data.label_maps import write_labels
 from ino.demo.synthetic import generate_clip, write_videos
-from ino.errors import ConfigError
-from ino.export import export_run
-from ino.models.load import RELEASED_STD, load_backbone
+from ino.errors import CheckpointError, ConfigError, OutputError
+from ino.export import WORK, export_files, export_run, round_weights, truncate, write_files
+from ino.models.load import RELEASED_STD, VitBackbone, load_backbone
+from ino.models.vit import build_vit
+from ino.models.weights import is_exported, read_exported, read_weights
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
 from ino.train.loop import train
@@ -36,13 +40,13 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def images():
+def small_images():
     return torch.randn(1, 3, 48, 72, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])
 @torch.no_grad()
-def test_an_export_has_the_features_of_its_run(trained, images, tmp_path, capsys, network):
+def test_an_export_has_the_features_of_its_run(trained, small_images, tmp_path, capsys, network):
     out = tmp_path / "out"
     options = ["--network", network, "--image-size", "48x72"]
     assert run("export", trained, "--out", out, *options) == 0
@@ -55,12 +59,12 @@ def test_an_export_has_the_features_of_its_run(trained, images, tmp_path, capsys
     backbone = load_backbone(out)
     assert backbone.num_layers == 7
     assert backbone.std == RELEASED_STD
-    expected = load_backbone(trained, network=network)(images, layer=7)
-    assert torch.equal(backbone(images, layer=7), expected)
+    expected = load_backbone(trained, network=network)(small_images, layer=7)
+    assert torch.equal(backbone(small_images, layer=7), expected)
     other = {"student": "teacher", "teacher": "student"}[network]
-    assert not torch.equal(load_backbone(trained, network=other)(images, layer=7), expected)
+    assert not torch.equal(load_backbone(trained, network=other)(small_images, layer=7), expected)
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    maps = model.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (6, 9))
+    maps = model.forward_features(small_images)[:, 1:].transpose(1, 2).unflatten(2, (6, 9))
     assert (maps - expected).abs().max() < 1e-5
 
 
@@ -113,14 +117,14 @@ def test_segment_takes_the_protocol_that_suits_the_weights(trained, tmp_path, ca
         small = ["--weights", weights, "--set", "short_side=64"]
         assert run("segment", *given, *small) == 0
         stored = json.loads((out / "settings.json").read_text())["protocol"]
-        expected = dataclasses.asdict(get_protocol(name, short_side=64))
+        expected = get_protocol(name, short_side=64).as_dict()
         assert stored == json.loads(json.dumps(expected))
         assert f"protocol {name} (" in capsys.readouterr().out
         assert run("segment", *given, *small, "--protocol", "vfs", "--overwrite") == 0
         assert "protocol vfs (" in capsys.readouterr().out
 
 
-def test_a_licence_cannot_break_the_card_s_header(trained, tmp_path):
+def test_a_license_cannot_break_the_card_s_header(trained, tmp_path):
     text = "mine: |\n---\nlibrary_name: other"
     assert run("export", trained, "--out", tmp_path / "a", "--license", text) == 0
     header = (tmp_path / "a" / "README.md").read_text().split("\n---\n")[0]
@@ -128,7 +132,7 @@ def test_a_licence_cannot_break_the_card_s_header(trained, tmp_path):
 
 
 @torch.no_grad()
-def test_the_onnx_graphs_carry_labels_as_ino_does(trained, tmp_path):
+def test_the_onnx_graphs_propagate_labels_as_ino_does(trained, tmp_path):
     """From pixels to labels: frames through one graph, its features through the other."""
     onnxruntime = pytest.importorskip("onnxruntime")
     out = tmp_path / "out"
@@ -161,9 +165,6 @@ def test_the_onnx_graphs_carry_labels_as_ino_does(trained, tmp_path):
         (found,) = sessions[1].run(None, inputs)
         assert np.abs(found - expected.numpy()).max() < 1e-5
         labels.append(expected)
-
-
-# ---- bad input
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,381 @@ def test_a_run_does_not_become_its_export(trained, capsys):
 
 
 def test_the_extra_is_missing(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_features, "find_spec", lambda name: None)
+    monkeypatch.setattr(ino_onnx, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--onnx needs onnx and onnxscript.*install ino\[onnx\]"):
         export_run(trained, out=tmp_path / "out", onnx=True, image_size=(48, 72))
     assert not (tmp_path / "out").exists()
+
+
+STD = (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    torch.manual_seed(1)
+    vit = build_vit("vit_nano").eval()
+    # Positions that matter: those of a fresh network are small beside what patches give.
+    torch.nn.init.normal_(vit.pos_embed, std=0.5)
+    return vit
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 48, 104, generator=torch.Generator().manual_seed(2))
+
+
+def exported(vit, folder, *, layer=7, precision="fp32", image_size=None, std=STD):
+    network = round_weights(truncate(vit, layer=layer), precision=precision)
+    files = export_files(network, std=std, precision=precision, image_size=image_size)
+    write_files(folder, files)
+    return folder
+
+
+def tokens_by_timm(folder, images, **options):
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
+    return model.forward_features(images)
+
+
+@pytest.mark.parametrize("layer", [7, 12])
+@torch.no_grad()
+def test_features_are_bit_equal_to_the_run_s_at_every_size(vit, images, tmp_path, layer):
+    folder = exported(vit, tmp_path / "out", layer=layer, image_size=(40, 72))
+    backbone = load_backbone(folder)
+    assert backbone.num_layers == layer
+    assert backbone.std == STD
+    for size in (images, images[..., :64, :64], images[..., :40, :72]):
+        for number in (1, layer):
+            expected = VitBackbone(vit)(size, layer=number)
+            assert torch.equal(backbone(size, layer=number), expected)
+    with pytest.raises(ConfigError, match=f"1 to {layer}"):
+        backbone(images, layer=layer + 1)
+
+
+@torch.no_grad()
+def test_fp16_rounds_weights_and_nothing_else(vit, images, tmp_path):
+    folder = exported(vit, tmp_path / "out", precision="fp16")
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    expected, found = VitBackbone(vit)(images, layer=7), load_backbone(folder)(images, layer=7)
+    assert found.dtype == torch.float32
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 5e-3
+    # What was rounded once is read back as it is.
+    again = exported(read_exported(folder).vit, tmp_path / "again", precision="fp16")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_weights_that_fp16_does_not_hold(vit):
+    large = truncate(vit, layer=1)
+    with torch.no_grad():
+        large.norm.bias[0] = 1e6
+    with pytest.raises(ConfigError, match=r"norm\.bias.*--precision fp32"):
+        round_weights(large, precision="fp16")
+
+
+@pytest.mark.parametrize("image_size", [(48, 104), (64, 64), (104, 48), (32, 128)])
+@torch.no_grad()
+def test_timm_s_features_equal_ours_at_the_stored_size(vit, tmp_path, image_size):
+    folder = exported(vit, tmp_path / "out", image_size=image_size)
+    images = torch.randn(2, 3, *image_size)
+    expected = vit(images, num_blocks=7)
+    found = tokens_by_timm(folder, images)
+    assert (found - expected).abs().max() < 1e-5
+    assert expected.abs().max() > 1
+    # It is the stored grid that does it: timm resamples otherwise.
+    other = tmp_path / "other"
+    exported(vit, other)
+    is_square = image_size == (64, 64)
+    difference = (tokens_by_timm(other, images) - expected).abs().max()
+    assert (difference < 1e-5) == is_square
+
+
+@pytest.mark.parametrize("image_size", [None, (48, 104)])
+def test_timm_finds_exactly_its_own_keys_and_our_colors(vit, tmp_path, image_size):
+    folder = exported(vit, tmp_path / "out", image_size=image_size, std=RELEASED_STD)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert stored.keys() == model.state_dict().keys()
+    data = timm.data.resolve_model_data_config(model)
+    assert tuple(data["mean"]) == (0.485, 0.456, 0.406)
+    assert tuple(data["std"]) == RELEASED_STD
+    assert tuple(data["input_size"]) == (3, *(image_size or (64, 64)))
+    assert load_backbone(folder / "model.safetensors").std == RELEASED_STD
+
+
+@torch.no_grad()
+def test_timm_may_add_a_head_and_read_features_only(vit, images, tmp_path):
+    folder = exported(vit, tmp_path / "out", image_size=(48, 104))
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)(
+        images
+    ).shape == (2, 5)
+    maps = tokens_by_timm(folder, images)[:, 1:].transpose(1, 2).unflatten(2, (6, 13))
+    assert torch.allclose(maps, load_backbone(folder)(images, layer=7), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 13, -1])
+def test_layers_that_do_not_exist(vit, layer):
+    with pytest.raises(ConfigError, match=f"no layer {layer}; this network has 1 to 12"):
+        truncate(vit, layer=layer)
+
+
+@pytest.mark.parametrize(
+    ("size", "near"), [((50, 104), "48x104"), ((3, 4), "8x8"), ((480, 854), "480x856")]
+)
+def test_sizes_that_are_no_multiples_of_the_patch(vit, size, near):
+    with pytest.raises(ConfigError, match=f"patch of 8 pixels; take {near}"):
+        export_files(vit, std=STD, image_size=size)
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "positions.safetensors"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "other"])
+def test_folders_that_are_not_whole(vit, tmp_path, name, fault):
+    folder = exported(vit, tmp_path / "out", layer=1, image_size=(48, 104))
+    path = folder / name
+    if fault == "missing":
+        path.unlink()
+    elif fault == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        other = exported(truncate(vit, layer=1), tmp_path / "b", layer=1, precision="fp16")
+        path.write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=name):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("ino", "format", "other"),
+        ("ino", "format_version", 2),
+        ("ino", "sha256", None),
+        ("ino", "sha256", {}),
+        ("model_args", "depth", 10**9),
+        ("model_args", "num_heads", 0),
+        ("model_args", "num_heads", 5),
+        ("model_args", "num_heads", 3.0),
+        ("model_args", "num_heads", True),
+        ("model_args", "embed_dim", "96"),
+        ("model_args", "patch_size", 16),
+        ("pretrained_cfg", "std", [0.2]),
+        ("pretrained_cfg", "std", "abc"),
+    ],
+)
+def test_configurations_that_were_changed(vit, tmp_path, section, field, value):
+    folder = exported(vit, tmp_path / "out", layer=1)
+    config = json.loads((folder / "config.json").read_text())
+    config[section][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_backbone(folder)
+
+
+@torch.no_grad()
+def test_embeddings_of_another_grid_stay_as_they_are(images, tmp_path):
+    """DINO's are for 28 x 28 positions."""
+    vit = build_vit("vit_nano", patch_size=16, position_side=28).eval()
+    torch.nn.init.normal_(vit.pos_embed, std=0.5)
+    images = F.pad(images, (0, 8))
+    folder = exported(vit, tmp_path / "out")
+    expected = VitBackbone(vit)(images, layer=7)
+    assert torch.equal(load_backbone(folder)(images, layer=7), expected)
+    square = torch.randn(1, 3, 448, 448)
+    found = tokens_by_timm(folder, square)
+    assert (found - vit(square, num_blocks=7)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"architecture": "resnet18"}'])
+def test_other_folders_are_not_taken_for_exports(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert not is_exported(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]"])
+def test_weights_without_their_configuration_are_not_read(vit, tmp_path, content):
+    """Their names are DINO's, whose colours and protocol are others."""
+    folder = exported(vit, tmp_path / "out", layer=1)
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    for read in (load_backbone, read_weights):
+        with pytest.raises(CheckpointError, match=r"may be the weights of an export.*copy the"):
+            read(folder / "model.safetensors")
+    # With the configuration of another project they are that project's.
+    (folder / "config.json").write_text('{"architecture": "vit_small_patch16_224"}')
+    assert load_backbone(folder / "model.safetensors").protocol == "dino"
+
+
+def test_the_network_that_an_export_does_not_hold(vit, tmp_path, caplog):
+    files = export_files(truncate(vit, layer=1), std=STD, facts={"network": "teacher"})
+    write_files(tmp_path / "teacher", files)
+    for network in (None, "teacher"):
+        assert load_backbone(tmp_path / "teacher", network=network).num_layers == 1
+    with pytest.raises(CheckpointError, match="holds the teacher of a run and no student"):
+        load_backbone(tmp_path / "teacher", network="student")
+    assert not caplog.messages
+    exported(vit, tmp_path / "untold", layer=1)
+    load_backbone(tmp_path / "untold", network="student")
+    assert "untold has one network" in caplog.messages[0]
+
+
+def test_an_export_replaces_another_and_nothing_else(vit, tmp_path):
+    folder = exported(vit, tmp_path / "out", layer=1, image_size=(48, 104))
+    (folder / "mine.txt").write_text("keep")
+    files = export_files(truncate(vit, layer=2), std=STD)
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_files(folder, files)
+    assert load_backbone(folder).num_layers == 1
+    write_files(folder, files, overwrite=True)
+    assert load_backbone(folder).num_layers == 2
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "mine.txt",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_disk_that_fills_leaves_nothing(vit, tmp_path, monkeypatch, failing):
+    fill_disk(monkeypatch, failing=failing)
+    with pytest.raises(OutputError, match="No space left"):
+        exported(vit, tmp_path / "out", layer=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_disk_that_fills_leaves_the_earlier_export(vit, tmp_path, monkeypatch, failing):
+    folder = exported(vit, tmp_path / "out", layer=1)
+    before = content_of(folder)
+    files = export_files(truncate(vit, layer=2), std=STD)
+    fill_disk(monkeypatch, failing=failing)
+    with pytest.raises(OutputError, match="No space left"):
+        write_files(folder, files, overwrite=True)
+    assert content_of(folder) == before
+
+
+def fill_disk(monkeypatch, *, failing: int) -> None:
+    """Makes the disk full when a file is synced to it for this time."""
+    count = 0
+
+    def no_space(_):
+        nonlocal count
+        count += 1
+        if count >= failing:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+
+
+def content_of(folder) -> dict[str, bytes]:
+    """All files at any depth, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "features.onnx"])
+def test_files_of_others_are_not_replaced(vit, tmp_path, name):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    files = export_files(truncate(vit, layer=1), std=STD)
+    with pytest.raises(OutputError, match=rf"{name} belongs to no export.* move it away"):
+        write_files(folder, files, overwrite=True)
+    assert content_of(folder) == {name: b"{}"}
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(OutputError, match=f"{name} belongs to no export"):
+        write_files(folder, files, overwrite=True)
+
+
+def test_what_a_link_points_to_stays(vit, tmp_path):
+    folder = exported(vit, tmp_path / "out", layer=1)
+    (folder / "model.safetensors").replace(tmp_path / "mine")
+    (folder / "model.safetensors").symlink_to(tmp_path / "mine")
+    before = (tmp_path / "mine").read_bytes()
+    write_files(folder, export_files(truncate(vit, layer=2), std=STD), overwrite=True)
+    assert load_backbone(folder).num_layers == 2
+    assert (tmp_path / "mine").read_bytes() == before
+
+
+EARLIER = {"config.json": b'{"ino": 1}', "model.safetensors": b"old", "README.md": b"my words"}
+LATER = {"model.safetensors": b"new", "positions.safetensors": b"new", "config.json": b'{"ino": 2}'}
+MINE = {"mine.txt": b"keep"}
+
+
+@pytest.mark.parametrize("earlier", [EARLIER, {}], ids=["earlier export", "none"])
+@pytest.mark.parametrize("kind", ["killed", "failing"])
+def test_nothing_is_lost_at_any_moment(tmp_path, kind, earlier):
+    """Ended before each change of the disk in turn: killed there, or the change fails."""
+    number, ended = 0, True
+    while ended:
+        number += 1
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        for name, content in (earlier | MINE).items():
+            (folder / name).write_bytes(content)
+        ended = written_until(folder, number, kind)
+        left = content_of(folder)
+        placed = {name: content for name, content in left.items() if not name.startswith(WORK)}
+        if kind == "failing":
+            assert placed in (earlier | MINE, LATER | MINE), number
+        assert left["mine.txt"] == b"keep"
+        if placed != LATER | MINE:
+            assert set(earlier.values()) <= set(left.values()), number
+        # The configuration is never beside weights of another.
+        if "config.json" in placed:
+            expected = LATER if placed["config.json"] == LATER["config.json"] else earlier
+            assert placed["model.safetensors"] == expected["model.safetensors"]
+        write_files(folder, LATER, overwrite=True)
+        assert content_of(folder) == LATER | MINE
+        assert not (folder / WORK).exists()
+    assert number > 15
+
+
+def written_until(folder, number: int, kind: str) -> bool:
+    """Writes until that many changes were made; whether it came so far."""
+    if kind == "failing":
+        return _ended(folder, number, kind)
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    process = os.fork()
+    if process == 0:
+        os._exit(_ended(folder, number, kind))
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0
+
+
+def _ended(folder, number: int, kind: str) -> bool:
+    count = 0
+
+    def ending(change):
+        def counted(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == number and kind == "killed":
+                os._exit(1)
+            if count == number:
+                raise OSError(5, "Input/output error")
+            return change(*arguments, **options)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch, suppress(OutputError):
+        for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync"):
+            patch.setattr(os, name, ending(getattr(os, name)))
+        write_files(folder, LATER, overwrite=True)
+    return count >= number
+
+
+def test_what_was_killed_is_put_back_where_the_next_fails(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    write_files(folder, EARLIER)
+    assert written_until(folder, 17, "killed")
+    assert content_of(folder).keys() != EARLIER.keys()
+    fill_disk(monkeypatch, failing=1)
+    with pytest.raises(OutputError, match="No space left"):
+        write_files(folder, LATER, overwrite=True)
+    assert content_of(folder) == EARLIER

@@ -67,7 +67,6 @@ from ino.tasks.results import (
     fingerprint,
     note_finished,
     open_folder,
-    protocol_fields,
     read_finished,
     read_means,
     settings_text,
@@ -711,10 +710,10 @@ def _remarks(row: Row, protocol: Protocol) -> tuple[str, ...]:
     if (names := row.choices.get("sequences")) is not None:
         shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
         remarks.append(f"measured on {len(names)} sequence{'s' * (len(names) != 1)} only ({shown})")
-    published = protocol_fields(get_protocol(row.protocol, **row.published_with))
+    published = get_protocol(row.protocol, **row.published_with).as_dict()
     changes = [
         f"{name} {value} in place of {published[name]}".replace("None", "none")
-        for name, value in protocol_fields(protocol).items()
+        for name, value in protocol.as_dict().items()
         if value != published[name]
     ]
     if changes:

@@ -1,7 +1,8 @@
-"""Dense features as an ONNX graph: pixels in, normalised feature maps out. Needs the extra `onnx`.
+"""ONNX graphs of dense features and of one step of propagation. Needs the extra `onnx`.
 
-The graph is for images of one size, of which the position embeddings are part, and for batches of
-any size. It takes pixels as videos give them, so that nobody has to know mean and deviation.
+The graph of features takes pixels as videos give them, so that nobody has to know mean and
+deviation; it is for images of one size, of which the position embeddings are part, and for batches
+of any size. The graph of propagation is written down, not traced, so that all sizes may vary.
 """
 
 import io
@@ -25,6 +26,12 @@ ImageSize = tuple[int, int]
 
 NEEDED = ("onnx", "onnxscript")
 """Modules that writing ONNX takes; onnxruntime runs it."""
+
+ROW_BLOCK = 8
+"""Rows of the query that are compared at a time."""
+
+_EVERYWHERE = 1 << 20
+"""Stands for no window: larger than any map."""
 
 
 def check_size(image_size: ImageSize, *, patch_size: int) -> None:
@@ -62,15 +69,7 @@ class FeatureGraph(nn.Module):
         image_size: ImageSize,
         normalize: bool,
     ) -> None:
-        """Args:
-        vit: the network.
-        std: deviation by which images are normalised.
-        image_size: multiples of the patch.
-        normalize: divide features by their length.
-
-        Raises:
-            ConfigError: the size is no multiple of the patch.
-        """
+        """The arguments are those of `features_onnx`."""
         super().__init__()
         check_size(image_size, patch_size=vit.patch_size)
         self.vit = vit
@@ -85,11 +84,7 @@ class FeatureGraph(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> Float[Tensor, "batch rows columns dim"]:
-        """Feature maps.
-
-        Args:
-            images: RGB.
-        """
+        """Feature maps of RGB images."""
         pixels = (images.float() / 255 - self.mean) / self.std
         patches = self.vit.patch_embed(pixels.permute(0, 3, 1, 2)).flatten(1, 2)
         first = self.vit.cls_token.expand(patches.shape[0], -1, -1)
@@ -111,7 +106,7 @@ def features_onnx(
 
     Args:
         vit: the network.
-        std: deviation by which images are normalised.
+        std: deviation by which images are normalized.
         image_size: multiples of the patch.
         normalize: divide features by their length.
 
@@ -136,29 +131,17 @@ def features_onnx(
     return program.model_proto.SerializeToString()
 
 
-# One step of propagation as an ONNX graph: features and labels of context frames to labels.
-#
-# The graph is written down, not traced, so that all sizes may vary: the number of context frames,
-# of channels and of feature positions. It takes the rows of the query in blocks and goes with each
-# block through the context frames, one after the other, keeping the best k so far: the most that is
-# ever stored are the affinities of a block to the rows of one frame that its windows reach. It
-# needs the extra `onnx`.
-
-
-ROW_BLOCK = 8
-"""Rows of the query that are compared at a time."""
-
-_EVERYWHERE = 1 << 20
-"""Stands for no window: larger than any map."""
-
-
 def propagation_graph(protocol: Protocol, *, row_block: int = ROW_BLOCK) -> Any:
     """The ONNX model of one step: (query, features, labels) -> result.
 
     `query` (rows, columns, dim) are the features of the frame to label; `features` (frames, rows,
     columns, dim) and `labels` (frames, rows, columns, channels) those of its context, the reference
-    frame first; `result` (rows, columns, channels). All are float32; the graph does not normalise
+    frame first; `result` (rows, columns, channels). All are float32; the graph does not normalize
     features. A frame that counts twice is given twice.
+
+    The rows of the query are taken in blocks. Each block goes through the context frames, one after
+    the other, and keeps the best k so far: the most that is ever stored are the affinities of a
+    block to the rows of one frame that its windows reach.
 
     Args:
         protocol: gives top-k, window and temperature, which are constants of the graph.
@@ -177,13 +160,14 @@ def propagation_graph(protocol: Protocol, *, row_block: int = ROW_BLOCK) -> Any:
     from onnx.parser import parse_model
 
     radius = _EVERYWHERE if protocol.radius is None else protocol.radius
+    is_square = protocol.window == "square"
     text = _GRAPH
     for name, value in {
         "TOPK": protocol.topk,
         "BLOCK": row_block,
         "RADIUS": radius,
-        "DISTANCE": _SQUARE if protocol.window == "square" else _CIRCLE,
-        "FARTHEST": _farthest(protocol, radius),
+        "DISTANCE": _SQUARE if is_square else _CIRCLE,
+        "FARTHEST": radius if is_square else radius**2 - (protocol.window == "circle"),
         "TEMPERATURE": repr(float(protocol.temperature)),
     }.items():
         text = text.replace(name, str(value))
@@ -192,19 +176,13 @@ def propagation_graph(protocol: Protocol, *, row_block: int = ROW_BLOCK) -> Any:
     return model
 
 
-def _farthest(protocol: Protocol, radius: int) -> int:
-    """The largest distance within the window; that of circles is squared."""
-    if protocol.window == "square":
-        return radius
-    return radius**2 - (protocol.window == "circle")
-
-
 _SQUARE = """
     away_rows = Abs (rows_apart)
     away_columns = Abs (columns_apart)
     distance = Max (away_rows, away_columns)
 """
 
+# Squared, as is the farthest one within the window.
 _CIRCLE = """
     rows_squared = Mul (rows_apart, rows_apart)
     columns_squared = Mul (columns_apart, columns_apart)
@@ -318,8 +296,8 @@ propagation (
     logits = Div (best, temperature)
     weights = Softmax <axis = 1> (logits)
     weight_columns = Unsqueeze (weights, twos)
-    carried = Gather <axis = 0> (table, best_places)
-    weighted = Mul (carried, weight_columns)
+    gathered = Gather <axis = 0> (table, best_places)
+    weighted = Mul (gathered, weight_columns)
     block_labels = ReduceSum <keepdims = 0> (weighted, ones)
     after = Concat <axis = 0> (before, block_labels)
   }>

@@ -222,6 +222,7 @@ def test_an_index_of_an_earlier_version_is_read_once_and_replaced(place, videos,
         header += [float(index.seconds[i]), ""]
         lines.append(json.dumps([name, stat.st_size, stat.st_mtime_ns, *header]))
     old = tmp_path / "index.jsonl"
+    lines.insert(1, "[null,0,0,0,0,0,0,0,null]")  # damaged
     old.write_text("\n".join(lines)[:-9])
     file = old if place == "the same file" else tmp_path / "index.sqlite"
     again = index_videos([videos], file=file)

@@ -203,7 +203,7 @@ def test_what_is_seen_comes_from_a_file_the_training_set_or_the_list(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("seen.txt", None, "cannot be read .*expected a category a line"),
+        ("seen.txt", None, "cannot be read .*expected one category per line"),
         ("seen.txt", "# nothing\n", "is empty"),
         ("meta.json", '{"videos": {}}', "is empty"),
         ("meta.json", '{"videos": {"v": {"objects": {"1": {}}}}}', "does not tell"),

@@ -1,4 +1,4 @@
-"""The demo end to end, as small as it can be."""
+"""The demo end to end, as small as it can be; one test, so that it runs once."""
 
 import base64
 import re
@@ -7,48 +7,35 @@ import cv2
 import numpy as np
 import pytest
 
-from ino.demo.demo import run_demo
+import ino.demo.demo as demo
 from ino.errors import OutputError
 
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo")
-    run_demo(out, num_steps=2, num_videos=6, num_held_out=2)
-    return out
+ROWS = ("raw color", "untrained", "learned", "out of the box")
 
 
-def test_the_report_opens_offline_and_its_pictures_decode(demo):
-    text = (demo / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|file:)""", text)
-    assert "@import" not in text
+def test_the_demo_from_video_to_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "NUM_FRAMES", 12)
+    out = tmp_path / "demo"
+    report = demo.run_demo(out, num_steps=2, num_videos=6, num_held_out=2)
+
+    text = report.read_text(encoding="utf-8")
+    assert all(address.startswith("data:") for address in re.findall(r'(?:src|href)="(.*?)"', text))
+    assert "@import" not in text and "url(" not in text
     pictures = re.findall(r"data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=]+)", text)
-    assert len(pictures) >= 10
+    assert len(pictures) == 2 * 6 + 4  # strips of the best and the worst clip, and of features
     for picture in pictures:
         data = np.frombuffer(base64.b64decode(picture), np.uint8)
         assert cv2.imdecode(data, cv2.IMREAD_COLOR) is not None
-    for words in (
-        "raw color",
-        "untrained",
-        "learned",
-        "out of the box",
-        "Best",
-        "Worst",
-        "svg+xml",
-    ):
+    (curves,) = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", text)
+    assert "masked prediction" in base64.b64decode(curves).decode()
+    for words in (*ROWS, "Best: clip-", "Worst: clip-", "frame 0, given", "frame 10"):
         assert words in text
+    shown = capsys.readouterr().out
+    assert all(row in shown for row in ROWS) and "s in all" in shown
 
-
-def test_the_picture_of_the_readme_is_written(demo):
-    picture = cv2.imread(str(demo / "filmstrip.png"))
-    assert picture.shape[1] > 900
-
-
-def test_masks_of_every_row_are_kept(demo):
-    for row in ("raw-color", "untrained", "learned", "out-of-the-box"):
-        assert len(list((demo / "files-1" / row / "predictions").rglob("*.png"))) == 2 * 24
-
-
-def test_a_folder_that_holds_something_is_not_overwritten_unasked(demo):
+    assert cv2.imread(str(out / "filmstrip.png")).shape[1] > 900
+    for row in ROWS:
+        masks = out / "files-1" / row.replace(" ", "-") / "predictions"
+        assert len(list(masks.rglob("*.png"))) == 2 * 12
     with pytest.raises(OutputError, match="--overwrite"):
-        run_demo(demo)
+        demo.run_demo(out)

@@ -53,7 +53,7 @@ def test_what_propagation_asks_of_a_backbone():
         backbone = load_backbone(name)
         assert (backbone.stride, backbone.dims[-1]) == (stride, dim)
         assert len(backbone.strides) == len(backbone.dims) == backbone.num_layers
-        assert (backbone.colours, backbone.protocol) == ("rgb", "ino-davis")
+        assert (backbone.colors, backbone.protocol) == ("rgb", "ino-davis")
 
 
 @pytest.mark.parametrize("layer", [0, 13])

@@ -104,7 +104,7 @@ def test_input_is_what_the_release_makes_of_an_image(peers, method, tmp_path):
         "corrflow": resnet_releases.CORRFLOW,
     } | {one.name.lower(): one.reading for one in resnet_releases.PREFIXED}
     values = dataclasses.asdict(reading[method])
-    channels = input_channels(peers[f"{method}/pre_in_rgb_u8"], values["colours"])
+    channels = input_channels(peers[f"{method}/pre_in_rgb_u8"], values["colors"])
     found = (channels - np.float32(values["mean"])) / np.float32(values["std"])
     assert_near(torch.from_numpy(found).permute(2, 0, 1), peers[f"{method}/pre_out"])
 

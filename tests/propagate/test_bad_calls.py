@@ -78,7 +78,7 @@ def test_calls_that_are_refused(answers, call):
 @pytest.mark.parametrize("screening", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_features_that_are_no_numbers(video, screening, value):
-    """The frame is named, and the one that follows it is carried as if it had not been."""
+    """The frame is named, and the one that follows it is labelled as if it had not been."""
 
     class Broken(ColorBackbone):
         breaks = False

@@ -136,7 +136,7 @@ def test_sizes_that_do_not_fit_the_stride_are_refused(backbone):
         FeatureExtractor(backbone, protocol=protocol)
 
 
-# ---- networks that take sides of any length, and other colours
+# ---- networks that take sides of any length, and other colors
 
 
 class Stages(Backbone):
@@ -181,16 +181,16 @@ def test_sizes_that_follow_a_short_side_are_rounded_to_a_pixel(size, expected):
     assert input_size(size, protocol=protocol, stride=8, side_multiple=1) == expected
 
 
-@pytest.mark.parametrize("colours", ["rgb", "lab", "lab-8bit"])
-def test_the_input_has_the_backbone_s_colours(colours):
+@pytest.mark.parametrize("colors", ["rgb", "lab", "lab-8bit"])
+def test_the_input_has_the_backbone_s_colors(colors):
     frame = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
-    reading = Reading(colours=colours, mean=(50.0, 1.0, 2.0), std=(2.0, 4.0, 8.0))
+    reading = Reading(colors=colors, mean=(50.0, 1.0, 2.0), std=(2.0, 4.0, 8.0))
     extractor = FeatureExtractor(Stages(reading=reading), protocol=get_protocol("crw"))
     bgr = frame[..., ::-1].copy()
     expected = {
         "rgb": frame / np.float32(255),
         "lab": cv2.cvtColor(bgr.astype(np.float32) / 255, cv2.COLOR_BGR2LAB),
         "lab-8bit": cv2.cvtColor(bgr, cv2.COLOR_BGR2LAB).astype(np.float32),
-    }[colours]
+    }[colors]
     expected = torch.from_numpy((expected - (50, 1, 2)) / (2, 4, 8)).permute(2, 0, 1).float()
     torch.testing.assert_close(extractor.prepare(frame)[0], expected)

@@ -3,8 +3,12 @@ import weakref
 import pytest
 import torch
 
-from ino.kernels.topk import FeatureMap
 from ino.propagate.memory import Memory, MemoryFrame
+from ino.propagate.protocols import get_protocol
+
+
+def empty_memory(**fields):
+    return Memory(get_protocol("ino-davis", **fields))
 
 
 def store(memory, stored, channels=None):
@@ -15,13 +19,13 @@ def store(memory, stored, channels=None):
 
 
 def frame(time):
-    return MemoryFrame(time, FeatureMap(torch.zeros(1, 1), None), torch.zeros(1, 1, 2))
+    return MemoryFrame(time, None, torch.zeros(1, 1, 2))
 
 
 def test_context_is_that_of_the_released_code(golden):
     """Reference frames 0 and 5, 10 context frames: the golden lists, one row a frame."""
     numbers = golden("prop_random")
-    memory = Memory(num_context=10)
+    memory = empty_memory(num_context=10)
     introduced = {0: [0, 1, 2], 5: [3]}
     for time in range(16):
         for reference in memory.references:
@@ -40,7 +44,7 @@ def times(memory, reference=0):
 
 
 def test_storage_does_not_grow():
-    memory = Memory(num_context=4)
+    memory = empty_memory(num_context=4)
     kept = []
     for time in range(50):
         stored = frame(time)
@@ -54,7 +58,7 @@ def test_storage_does_not_grow():
 
 
 def test_without_context_frames_only_the_reference_is_left():
-    memory = Memory(num_context=0, recent="padded")
+    memory = empty_memory(num_context=0, recent="padded")
     store(memory, frame(1), range(2))
     memory.store(frame(2))
     assert times(memory) == [1]
@@ -62,7 +66,7 @@ def test_without_context_frames_only_the_reference_is_left():
 
 def test_padding_repeats_the_reference_within_the_window():
     """CRW: the reference once without a window, then always `num_context` frames."""
-    memory = Memory(num_context=3, recent="padded", reference_windowed=False)
+    memory = empty_memory(num_context=3, recent="padded", reference_windowed=False)
     found = []
     for time in range(1, 7):
         store(memory, frame(time), range(0, 2) if time == 1 else None)
@@ -79,7 +83,7 @@ def test_padding_repeats_the_reference_within_the_window():
 
 def test_the_reference_counts_again_while_it_is_recent():
     """VFS."""
-    memory = Memory(num_context=3, recent="reference-again")
+    memory = empty_memory(num_context=3, recent="reference-again")
     found = []
     for time in range(1, 6):
         store(memory, frame(time), range(0, 2) if time == 1 else None)
@@ -99,14 +103,14 @@ def test_kept_frames_and_every_second_of_the_last_ones(golden, tag, changes):
     """MAST's own lists: frames 0 and 5 for good, and t-1, t-3, t-5."""
     rows = golden("propagation_mast")[f"{tag}_ref_index"]
     settings = {"kept": (0, 5), "num_context": 3, "context_step": 2} | changes
-    memory = Memory(**settings)
+    memory = empty_memory(**settings)
     for time, row in enumerate(rows):
         store(memory, frame(time), range(0, 3) if time == 0 else None)
         assert times(memory) == row[row >= 0].tolist()
 
 
 def test_kept_frames_are_counted_from_their_reference():
-    memory = Memory(num_context=1, kept=(0, 2))
+    memory = empty_memory(num_context=1, kept=(0, 2))
     for time in range(9):
         store(memory, frame(time), range(time, time + 1) if time in (1, 4) else None)
     assert times(memory) == [1, 3, 8]
@@ -114,7 +118,7 @@ def test_kept_frames_are_counted_from_their_reference():
 
 
 def test_a_reference_that_is_not_kept_leaves_with_the_last_frames():
-    memory = Memory(num_context=2, kept=())
+    memory = empty_memory(num_context=2, kept=())
     found = []
     for time in range(4):
         store(memory, frame(time), range(0, 1) if time == 0 else None)
@@ -124,7 +128,7 @@ def test_a_reference_that_is_not_kept_leaves_with_the_last_frames():
 
 def test_a_reference_passed_on_is_one_of_the_last_frames_with_labels_of_its_own():
     """TimeCycle: at first only copies, then the prediction of the reference among them."""
-    memory = Memory(num_context=3, recent="padded", reference_passed_on=True)
+    memory = empty_memory(num_context=3, recent="padded", reference_passed_on=True)
     given, predicted = frame(0), frame(0)
     reference = memory.introduce(given, channels=range(2))
     assert times(memory) == [0] * 4
@@ -138,7 +142,7 @@ def test_a_reference_passed_on_is_one_of_the_last_frames_with_labels_of_its_own(
 
 
 def test_labels_are_replaced_wherever_the_frame_is():
-    memory = Memory(num_context=2, kept=(0, 1))
+    memory = empty_memory(num_context=2, kept=(0, 1))
     for time in range(2):
         store(memory, frame(time), range(0, 2) if time == 0 else None)
     for time in range(2):

@@ -1,4 +1,3 @@
-import dataclasses
 import re
 from pathlib import Path
 
@@ -6,12 +5,16 @@ import pytest
 import yaml
 
 from ino.errors import ConfigError
+from ino.propagate.peers import PeerSettings
 from ino.propagate.protocols import PROTOCOLS, Protocol, describe_protocol, get_protocol
+
+SETTINGS = list(PeerSettings.model_fields)
+DEFAULTS = list(PeerSettings().model_dump().items())
 
 
 def test_ino_davis_is_the_table_of_the_released_code():
     protocol = get_protocol("ino-davis")
-    assert dataclasses.asdict(protocol) == {
+    assert protocol.as_dict() == {
         "name": "ino-davis",
         "layer": 7,
         "short_side": 480,
@@ -47,7 +50,7 @@ def test_ino_davis_is_the_table_of_the_released_code():
 
 
 def test_ino_ytvos_differs_from_davis_in_size_context_and_radius():
-    davis, ytvos = (dataclasses.asdict(PROTOCOLS[f"ino-{name}"]) for name in ("davis", "ytvos"))
+    davis, ytvos = (PROTOCOLS[f"ino-{name}"].as_dict() for name in ("davis", "ytvos"))
     assert {key: value for key, value in ytvos.items() if value != davis[key]} == {
         "name": "ino-ytvos",
         "short_side": None,
@@ -58,7 +61,7 @@ def test_ino_ytvos_differs_from_davis_in_size_context_and_radius():
 
 
 def test_ino_near_differs_from_dinov3_in_size_radius_and_outlines():
-    theirs, near = (dataclasses.asdict(PROTOCOLS[name]) for name in ("dinov3", "ino-near"))
+    theirs, near = (PROTOCOLS[name].as_dict() for name in ("dinov3", "ino-near"))
     assert {key: value for key, value in near.items() if value != theirs[key]} == {
         "name": "ino-near",
         "short_side": 480,
@@ -71,17 +74,26 @@ def test_names_are_the_keys():
     assert [protocol.name for protocol in PROTOCOLS.values()] == list(PROTOCOLS)
 
 
-def test_the_table_of_the_documentation_is_that_of_the_code():
+@pytest.mark.parametrize(
+    ("first", "fields", "names"),
+    [
+        ("`ino-davis`", [one for one in Protocol.model_fields if one not in SETTINGS], PROTOCOLS),
+        ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle"]),
+    ],
+)
+def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, names):
     text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
     rows = [re.findall(r"[^|]+", line) for line in text.splitlines() if line.startswith("| ")]
-    (head,) = [row for row in rows if "`ino-davis`" in row[1]]
+    (head,) = [row for row in rows if first in row[1]]
     start = rows.index(head) + 1
-    options = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
-    assert [cell.strip(" `") for cell in head[1:]] == list(PROTOCOLS)
-    for field, row in zip(options, rows[start:], strict=False):
+    assert [cell.strip(" `") for cell in head[1 : len(names) + 1]] == list(names)
+    fields = [field for field in fields if field != "name"]
+    for field, row in zip(fields, rows[start : start + len(fields)], strict=True):
         assert row[0].strip(" `") == field
-        for cell, protocol in zip(row[1:], PROTOCOLS.values(), strict=True):
-            value = getattr(protocol, field)
+        values = [getattr(PROTOCOLS[name], field) for name in names]
+        if fields[0] not in ("layer", "name"):  # the last column is for all others
+            values.append(getattr(PROTOCOLS["ino-davis"], field))
+        for cell, value in zip(row[1:], values, strict=True):
             if field == "fixed_sizes":
                 assert cell.strip() == ("two" if value else "none")
             elif field == "temperature":
@@ -89,6 +101,11 @@ def test_the_table_of_the_documentation_is_that_of_the_code():
             else:
                 found = yaml.safe_load(cell)
                 assert (tuple(found) if isinstance(found, list) else found) == value
+
+
+def test_only_four_protocols_have_settings_of_peers():
+    named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != v for s, v in DEFAULTS)}
+    assert named == {"mast", "corrflow", "contcorr", "timecycle"}
 
 
 def test_overrides_replace_single_fields_and_leave_the_table_alone():
@@ -100,28 +117,27 @@ def test_overrides_replace_single_fields_and_leave_the_table_alone():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"layer": 0}, "layer must be a whole number, 1 or more, or none, but is 0"),
-        ({"topk": -1}, "topk must be a whole number, 0 or more, but is -1"),
+        ({"layer": 0}, "layer must be greater than or equal to 1, but is 0"),
+        ({"topk": -1}, "topk must be greater than or equal to 0, but is -1"),
         ({"topk": 0}, "topk must be 1 or more where matching is topk, but is 0"),
-        ({"topk": 2.5}, "topk must be a whole number"),
-        ({"topk": None}, "topk must be a whole number, 0 or more, but is None"),
-        ({"topk": True}, "topk must be a whole number"),
-        ({"num_context": -1}, "num_context must be a whole number, 0 or more, but is -1"),
-        ({"radius": -1}, "radius must be a whole number, 0 or more, or none, but is -1"),
-        ({"short_side": 0}, "short_side must be a whole number, 1 or more"),
-        ({"size_multiple": "8"}, "size_multiple must be a whole number, 1 or more"),
-        ({"temperature": 0}, "temperature must be a number above 0, but is 0"),
-        ({"temperature": float("nan")}, "temperature must be a number above 0"),
-        ({"temperature": "warm"}, "temperature must be a number above 0"),
-        ({"window": "disc"}, "window must be one of square, circle, closed-circle, but is 'disc'"),
+        ({"topk": 2.5}, "topk must be integer, but is 2.5"),
+        ({"topk": None}, "topk must be integer, but is None"),
+        ({"topk": True}, "topk must be integer, but is True"),
+        ({"num_context": -1}, "num_context must be greater than or equal to 0, but is -1"),
+        ({"radius": -1}, "radius must be greater than or equal to 0, but is -1"),
+        ({"short_side": 0}, "short_side must be greater than or equal to 1, but is 0"),
+        ({"size_multiple": "8"}, "size_multiple must be integer, but is '8'"),
+        ({"temperature": 0}, "temperature must be a number from 1e-30 to 1e30, but is 0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, but is nan"),
+        ({"temperature": "warm"}, "temperature must be number, but is 'warm'"),
+        ({"window": "disc"}, "must be 'square', 'circle' or 'closed-circle', but is 'disc'"),
         ({"window": "circle", "radius": 0}, "radius must be 1 or more in a circle, but is 0"),
-        ({"rounding": "up"}, "rounding must be one of down, long-side-down"),
-        ({"recent": None}, "recent must be one of after-reference, reference-again, padded"),
-        ({"entry": 1}, "entry must be one of plain, weighted"),
-        ({"mask_up": "linear"}, "mask_up must be one of bilinear-stride, bilinear"),
-        ({"keep_given": 1}, "keep_given must be true or false"),
-        ({"feedback": "argmax"}, "feedback must be one of soft, hard, but is 'argmax'"),
-        ({"normalize_output": 1}, "normalize_output must be true or false"),
+        ({"rounding": "up"}, "rounding must be 'down', 'long-side-down'"),
+        ({"recent": None}, "recent must be 'after-reference', 'reference-again' or 'padded', but"),
+        ({"entry": 1}, "entry must be 'plain' or 'weighted', but is 1"),
+        ({"mask_up": "linear"}, "mask_up must be 'bilinear-stride', 'bilinear'"),
+        ({"keep_given": 1}, "keep_given must be boolean, but is 1"),
+        ({"feedback": "argmax"}, "feedback must be 'soft' or 'hard', but is 'argmax'"),
         ({"top_k": 5}, "a protocol has no 'top_k'; it has layer, short_side"),
         ({"name": "mine"}, "a protocol has no 'name'"),
     ],
@@ -141,9 +157,9 @@ def test_values_out_of_range_are_refused(overrides, message):
         ("mast", {"reference_windowed": False}, "reference_windowed must be true where matching"),
         ("mast", {"border": "left-out"}, "border must be empty where realign_after is set"),
         ("mast", {"reference_passed_on": True}, "must be false where feedback is hard"),
-        ("mast", {"kept": (5, 0)}, "kept must be ascending whole numbers, 0 or more"),
-        ("mast", {"kept": 5}, "kept must be ascending whole numbers, 0 or more"),
-        ("mast", {"context_step": 0}, "context_step must be a whole number, 1 or more"),
+        ("mast", {"kept": (5, 0)}, "kept: give ascending whole numbers, as in [0, 5]"),
+        ("mast", {"kept": 5}, "kept: give ascending whole numbers, as in [0, 5]"),
+        ("mast", {"context_step": 0}, "context_step must be greater than or equal to 1"),
         ("corrflow", {"num_context": 0}, "num_context must be 1 or more where kept has no 0"),
         ("corrflow", {"masks_at": "video"}, "masks_at must be input where rounding is crop"),
         ("contcorr", {"radius": 12}, "radius must be none where matching is mutual, but is 12"),
@@ -151,7 +167,11 @@ def test_values_out_of_range_are_refused(overrides, message):
         ("timecycle", {"border": "empty"}, "border must be left-out where matching is per-frame"),
         ("timecycle", {"short_side": None}, "short_side must be set where rounding is square"),
         ("dino", {"realign_after": 15}, "realign_after must be none where matching is topk"),
-        ("dino", {"matching": "best"}, "matching must be one of topk, window, per-frame, mutual"),
+        (
+            "dino",
+            {"matching": "best"},
+            "matching must be 'topk', 'window', 'per-frame'",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(name, overrides, message):

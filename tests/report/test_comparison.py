@@ -14,7 +14,7 @@ from ino.data.label_maps import read_labels, write_labels
 from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.metrics import Summary
 from ino.report.comparison import compare_scores, mean_similarity, telling_frames
-from ino.tasks.davis import DavisScores, ObjectScore, read_json, score_davis, write_json
+from ino.tasks.davis import DavisScores, ObjectScore, read_davis_scores, score_davis
 
 NAMES = ("s0", "s1", "s2", "s3")
 
@@ -35,7 +35,7 @@ def shifted(davis: Path, folder: Path, shifts: dict[str, int]) -> Path:
             labels = np.roll(read_labels(path), shift if path.stem != "00000" else 0, axis=1)
             write_labels(folder / "predictions" / name / path.name, labels)
     scores = score_davis(folder / "predictions", davis, sequences=list(shifts), workers=1)
-    write_json(scores, folder / "scores.json", protocol=None)
+    scores.write(folder, split="val", protocol=None)
     choice = {"root": str(davis), "year": 2017, "split": "val", "resolution": "480p"}
     (folder / "settings.json").write_text(json.dumps(choice))
     return folder
@@ -54,7 +54,7 @@ def test_page_pictures_and_table(tmp_path, evaluations, capsys):
     out = tmp_path / "out"
     assert run("compare", *evaluations, "--out", out, "--num", 1) == 0
     shown = capsys.readouterr().out
-    ours, theirs = (read_json(one / "scores.json") for one in evaluations)
+    ours, theirs = (read_davis_scores(one / "scores.json") for one in evaluations)
     table = json.loads((out / "comparison.json").read_text())
     assert table["a"]["J&F"] == ours.jf_mean
     gaps = {name: one["difference"] for name, one in table["sequences"].items()}
@@ -97,7 +97,7 @@ def test_only_common_sequences_are_compared(tmp_path, davis, evaluations, capsys
     for name in ("comparison.html", "table.md"):
         assert words in (tmp_path / "out" / name).read_text()
     kept = compare_scores(
-        ("a", "p"), *(read_json(x / "scores.json") for x in (evaluations[0], part))
+        ("a", "p"), *(read_davis_scores(x / "scores.json") for x in (evaluations[0], part))
     )
     assert {one.sequence for one in kept.a.objects} == {"s1", "s2"}
 

@@ -51,12 +51,16 @@ def pack(work, name="one.zip"):
 
 
 def the_fault(report: SubmissionReport) -> tuple[str, int, str]:
-    """The only kind of fault: its name, its count and its first sentence."""
-    ((kind, found),) = report.faults.items()
-    return kind, found.count, found.shown[0]
+    """The only finding that is a fault: its kind, its count and its sentence."""
+    (found,) = report.faults
+    return found.kind, found.count, found.sentence
 
 
-# ---- whole
+def the_warning(report: SubmissionReport) -> tuple[str, str]:
+    """The kind and the sentence of the only finding, which is a warning."""
+    (found,) = report.warnings
+    assert report.num_faults == 0
+    return found.kind, found.sentence
 
 
 def test_a_whole_folder_and_its_zip_have_no_fault(work):
@@ -97,15 +101,12 @@ def test_a_zip_appears_whole_or_not_at_all(work):
     assert not list(work.glob(".*"))
 
 
-def test_the_colours_of_the_data_set_are_accepted(work):
+def test_the_colors_of_the_data_set_are_accepted(work):
     path = work / "masks" / "a1" / "00010.png"
     image = Image.open(path)
     image.putpalette(bytes.fromhex("000000ec5f67f99157fac863"))
     image.save(path)
     assert check(work).num_faults == 0
-
-
-# ---- faults
 
 
 def edit(path, change) -> None:
@@ -122,7 +123,7 @@ def as_grey(path):
     Image.fromarray(read_labels(path)).save(path)
 
 
-def as_colours(path):
+def as_colors(path):
     Image.open(path).convert("RGB").save(path)
 
 
@@ -156,7 +157,7 @@ def as_jpeg(path):
         (lambda p: p.write_bytes(b""), "broken masks", "a1/00010.png is not an image: write it"),
         (lambda p: p.write_text("text"), "broken masks", "a1/00010.png is not an image: write it"),
         (as_grey, "not indexed", "a1/00010.png is a PNG image of mode L: expected an indexed PNG"),
-        (as_colours, "not indexed", "mode RGB"),
+        (as_colors, "not indexed", "mode RGB"),
         (as_jpeg, "not indexed", "a JPEG image of mode L"),
         (
             lambda p: edit(p, lambda labels: labels[:24]),
@@ -181,30 +182,26 @@ def test_each_fault_is_found_and_told(work, fault, kind, words):
 
 def test_an_object_before_it_enters_is_a_warning(work):
     edit(work / "masks" / "a1" / "00005.png", lambda labels: put(labels, 2))
-    report = check(work)
-    assert report.num_faults == 0
-    ((kind, found),) = report.warnings.items()
+    kind, sentence = the_warning(check(work))
     assert kind == "objects before they enter"
-    assert "a1/00005.png holds object 2, which enters with frame 00010" in found.shown[0]
+    assert "a1/00005.png holds object 2, which enters with frame 00010" in sentence
 
 
 def test_a_forgotten_late_object_is_a_warning(work):
     for path in (work / "masks" / "a1").iterdir():
         edit(path, lambda labels: np.where(labels == 2, 0, labels).astype(np.uint8))
-    report = check(work)
-    assert report.num_faults == 0
-    (text,) = report.warnings["objects that no mask holds"].shown
-    assert "a1 never holds object 2, which enters with frame 00010" in text
+    kind, sentence = the_warning(check(work))
+    assert kind == "objects that no mask holds"
+    assert "a1 never holds object 2, which enters with frame 00010" in sentence
 
 
 def test_a_frame_that_is_not_scored_may_be_missing(work):
     meta = work / "data" / "valid" / "meta.json"
     meta.write_text(meta.read_text().replace(',\n            "00015"', ""))
     (work / "masks" / "b2" / "00015.png").unlink()
-    report = check(work)
-    assert report.num_faults == 0
-    (text,) = report.warnings["frames that are not scored are missing"].shown
-    assert "b2 lacks 00015.png" in text
+    kind, sentence = the_warning(check(work))
+    assert kind == "frames that are not scored are missing"
+    assert "b2 lacks 00015.png" in sentence
 
 
 def test_the_first_few_are_told_and_all_are_counted(work):
@@ -226,9 +223,6 @@ def test_chosen_videos_are_looked_at_alone(work):
     (work / "masks" / "c3" / "00000.png").touch()
     assert check(work, videos=["a1"]).num_faults == 0
     assert check(work).num_faults == 2
-
-
-# ---- zip files that are built wrong
 
 
 @pytest.mark.parametrize(
@@ -256,7 +250,7 @@ def test_other_files_in_a_zip(work):
         packed.writestr("Annotations/a1/.DS_Store", b"x")
         packed.writestr("Annotations/old.zip", b"x")
     report = check(work, "one.zip")
-    assert {kind: found.count for kind, found in report.faults.items()} == {
+    assert {found.kind: found.count for found in report.faults} == {
         "other files": 1,
         "too many frames": 1,
         "no such video": 1,
@@ -268,8 +262,7 @@ def test_a_name_that_a_zip_holds_twice(work):
     with zipfile.ZipFile(path, "a") as packed, pytest.warns(UserWarning, match="Duplicate name"):
         packed.writestr("Annotations/a1/00005.png", b"x")
     report = check(work, "one.zip")
-    assert report.faults["files of one name"].count == 1
-    (sentence,) = report.faults["files of one name"].shown
+    (sentence,) = (one.sentence for one in report.faults if one.kind == "files of one name")
     assert "one.zip holds Annotations/a1/00005.png more than once" in sentence
 
 

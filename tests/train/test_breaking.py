@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -16,11 +14,12 @@ from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
 from ino.report.curves import plot_runs, read_history
 from ino.system import atomic_path, folder_lock
 from ino.train import run as setup
-from ino.train.config import read_recipe, resolve
+from ino.train.config import recipe_values, resolve
 from ino.train.distributed import count_processes
 from ino.train.loop import train
 from ino.train.monitors import CollapseMonitor
 from ino.train.run import _write
+from processes import held_elsewhere
 
 DEEP = "[" * 100_000
 
@@ -133,16 +132,10 @@ def test_a_folder_of_checkpoints_that_went_is_made_again(tmp_path):
 
 def test_two_runs_do_not_write_into_one_folder(config, tmp_path):
     out = tmp_path / "run"
-    words = "import sys; from pathlib import Path; from ino.system import folder_lock\n"
-    words += f"with folder_lock(Path({str(out)!r})): print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout.readline() == b"held\n"
+    with held_elsewhere(out):
         for resume in (False, True):
             with pytest.raises(OutputError, match="another ino train is writing"):
                 train(config, out=out, resume=resume)
-        other.kill()
     with folder_lock(out):
         pass
 
@@ -192,7 +185,7 @@ def test_processes_that_nobody_asked_for_are_not_started(config, monkeypatch):
 def test_a_recipe_without_end(tmp_path):
     (tmp_path / "recipe.yaml").write_text(DEEP)
     with pytest.raises(ConfigError, match="cannot be used"):
-        read_recipe(str(tmp_path / "recipe.yaml"))
+        recipe_values(str(tmp_path / "recipe.yaml"))
 
 
 def test_what_is_no_number_is_no_collapse():

@@ -76,7 +76,7 @@ def frame_indices(
         num_frames: of the video.
         fps: frames per second of the video.
         sampling: length and step.
-        rng: one number is drawn.
+        rng: gives one number.
 
     Raises:
         VideoError: the video is too short.

@@ -224,7 +224,7 @@ class VideoInfo:
 
     Attributes:
         num_frames: the header's count; the number of images of a folder.
-        fps: mean frames a second; 24 for a folder, whose images carry no time.
+        fps: mean frames per second; 24 for a folder, whose images carry no time.
         height: of a frame as `read_frames` gives it, in pixels.
         width: the same.
     """
@@ -310,7 +310,7 @@ def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np
 
     Args:
         path: a whole video.
-        choose: gives frame numbers for the exact number of frames and the frames a second.
+        choose: gives frame numbers for the exact number of frames and the frames per second.
 
     Raises:
         VideoError: as `read_clip`.
@@ -333,7 +333,7 @@ class VideoWriter:
 
     Args:
         path: the file to write, e.g. out.mp4; its folder must exist.
-        fps: frames a second.
+        fps: frames per second.
 
     Raises:
         OutputError: the file cannot be written, no frame came, or frames differ in size.
@@ -344,7 +344,7 @@ class VideoWriter:
         # NTSC rates are multiples of 1 / 1001.
         self._rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
         if self._rate <= 0:
-            raise OutputError(f"cannot write {path} at {fps} frames a second: give a rate above 0")
+            raise OutputError(f"cannot write {path} at {fps} frames per second: give more than 0")
         self._size: tuple[int, ...] | None = None
         self._num_frames = 0
 

@@ -428,7 +428,7 @@ def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
 
     Args:
         file: the quarantine, created if missing; None to log only. If it cannot be written, this is
-            logged, and training goes on.
+            logged, and training continues.
         name: path of a video, or shard and member.
         reason: why it is left out.
     """
@@ -488,17 +488,19 @@ def _records(path: Path | None, what: str) -> Iterator[sqlite3.Connection]:
             records = _connect(path, what)
         with contextlib.closing(records):
             yield records
-    except (sqlite3.Error, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except sqlite3.Error as error:
         advice = ": choose another place with data.index" if what == "index" else ""
-        raise OutputError(f"cannot write the {what} {path} ({reason}){advice}") from error
+        raise OutputError(f"cannot write the {what} {path} ({error}){advice}") from error
 
 
 def _connect(path: Path | None, what: str) -> sqlite3.Connection:
     text = b""
     if path is not None:
-        text = _take_text(path, what)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            text = _take_text(path, what)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise sqlite3.OperationalError(error.strerror or str(error)) from error
     records = sqlite3.connect(path or ":memory:", timeout=_SECONDS_TO_WAIT)
     try:
         records.execute("PRAGMA synchronous = NORMAL")
@@ -542,10 +544,13 @@ def _add_text(records: sqlite3.Connection, text: bytes) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             value = json.loads(line)
             if isinstance(value, list):
-                name, size, changed, *header = value
-                found.append(_Found(name, size, changed, VideoHeader(*header), is_new=True))
+                name, size, changed, num_frames, fps, height, width, seconds, _ = value
+                header = VideoHeader(
+                    int(num_frames), float(fps), int(height), int(width), float(seconds)
+                )
+                found.append(_Found(str(name), int(size), int(changed), header, is_new=True))
             elif "path" in value:
-                reasons[value["path"]] = value["reason"]
+                reasons[str(value["path"])] = str(value["reason"])
     _write_found(records, found)
     _add_faults(records, reasons)
 

@@ -130,7 +130,7 @@ def seen_categories(
 
 
 def _read_categories(path: Path) -> frozenset[str]:
-    expected = "expected a category a line, or a meta.json with the category of each object"
+    expected = "expected one category per line, or a meta.json with the category of each object"
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
@@ -228,7 +228,7 @@ def _choose_names(folder: Path, meta: _Meta | None, chosen: Sequence[str] | None
     if meta is not None and not known:
         raise DatasetError(f"{folder / 'meta.json'} lists no video: {_ADVICE}")
     if not known:
-        raise DatasetError(f"{folder / 'Annotations'} holds no folder: expected one a video")
+        raise DatasetError(f"{folder / 'Annotations'} holds no folder: expected one per video")
     if chosen is not None:
         if unknown := [name for name in chosen if name not in known]:
             raise DatasetError(

@@ -35,7 +35,7 @@ from ino.report.strips import (
     save_picture,
 )
 from ino.system import new_folder
-from ino.tables import print_lines
+from ino.tables import print_table
 from ino.tasks.davis import DavisScores, evaluate_davis
 from ino.train.config import load_recipe
 from ino.train.loop import train
@@ -230,6 +230,6 @@ def _print(methods: list[Method], seconds: dict[str, float], console: Console) -
         scores = method.scores
         numbers = (scores.jf_mean, scores.j_mean, scores.f_mean)
         rows.append([method.name, *(f"{100 * number:.1f}" for number in numbers)])
-    print_lines(rows, console, caption="held-out clips, percent")
+    print_table(rows, console, caption="held-out clips, percent")
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     console.print(f"{spent}; {sum(seconds.values()):.0f} s in all")

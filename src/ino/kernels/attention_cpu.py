@@ -1,4 +1,4 @@
-"""Attention by blocks of queries on a CPU: fewer seconds than torch's fused kernel takes in bf16.
+"""Attention by blocks of queries on a CPU: faster than torch's fused kernel in bf16.
 
 A block of affinities is small enough to stay in a processor's cache, and is computed again for the
 gradients, so that the memory of attention does not grow with the square of the tokens. All blocks

@@ -45,7 +45,7 @@ def resize_boxes(
         clips: on one device; sizes may differ between clips.
         boxes: top, left, height and width in pixels, inside the frame of that time and clip.
         flips: whether the square is mirrored.
-        size: pixels a side of the squares.
+        size: side of the squares in pixels.
     """
     if clips[0].device.type == "cpu":
         return resize_one_by_one(clips, boxes, flips, size=size)
@@ -357,7 +357,7 @@ def turn_hue(
 def blur(
     levels: Float32[Tensor, "images 3 height width"], sigma: Float32[Tensor, "images"]
 ) -> Float32[Tensor, "images 3 height width"]:
-    """Images after a Gaussian filter of at most 13 pixels a side, mirrored at their borders."""
+    """Images after a Gaussian filter of at most 13 x 13 pixels, mirrored at their borders."""
     height, width = levels.shape[-2:]
     across, down = _blur_weights(sigma, width), _blur_weights(sigma, height)
     rows = (levels.flatten(1, 2) @ across.mT).view_as(levels)

@@ -1,9 +1,33 @@
-"""How the positions of a feature map lie in memory, and how queries are cut into tiles.
+"""Exact windowed top-k over the cosine similarities of feature maps, on any device.
 
-A map is cut into panels, strips of whole columns, and each panel is stored row by row. So the
-queries of a tile (some rows of one panel) and the keys that its windows reach (some rows of a few
-panels) are stretches of memory, and similarities need no copies. A place is a number in this order;
-a position is a number in row-major order.
+`TiledMatcher` finds what `ino.propagate.affinity.best_positions` defines: for each position of a
+query map, the k most similar positions of several key maps within a window. That definition needs
+the similarities of all pairs of positions; this file never stores them, and skips most of the
+fp32 work. It covers no labels: `ino.propagate.affinity` sums those.
+
+**Tiles.** Queries are taken in tiles, and a tile is compared with one key map after the other, and
+only with the keys that its windows reach. A map is cut into panels, strips of whole columns, and
+each panel is stored row by row, so that the queries of a tile (some rows of one panel) and its keys
+(some rows of a few panels) are contiguous in memory and nothing is copied. A *place* is a number in
+this order, a *position* a number in row-major order. The cut with the least estimated cost is
+chosen once per map size.
+
+**Bounds.** A tile keeps a lower bound of the k-th best similarity of each query: the k-th best in
+the maps so far, or, in the first map, the k-th largest of the maxima of disjoint sets of keys.
+Keys below the bound of every query are dropped, whole stretches of 8 at a time; only what is left
+is ranked. A similarity is computed once, however many groups of maps it belongs to.
+
+**Screening.** With `screening`, similarities are first computed in bf16, which is faster on CPUs
+that multiply it, and the bound is lowered by all that rounding can have done. The keys that remain
+are ranked in fp32, so the result is that of fp32. Three things keep the loss by rounding small:
+
+- Features are centered, q.k = (q - m).(k - m) + m.(k - m) + m.q, and rotated to the principal axes
+  of the first frame. Along the first axes, which hold most of what is left, each number is split
+  into two bf16 numbers that hold it to 2^-16. The others lose at most |q - q'| |k| + |q'| |k - k'|
+  (Cauchy-Schwarz), where all lengths are those of the small rest.
+- m.(k - m) and what belongs to the query alone become further dimensions of the product.
+- A guess of the query's best similarity is subtracted: a result is rounded by a share of its size,
+  so it loses least near the best.
 """
 
 import functools
@@ -11,12 +35,18 @@ import itertools
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+_LOG = logging.getLogger("ino")
+
+DEFAULT_MAX_BYTES = 64 << 20
+"""Bytes of temporary storage for one tile."""
+
+_BYTES_PER_PAIR = 16
 
 # What tiles cost beside their pairs of query and key, in pairs, measured on a CPU at 384
 # dimensions: a multiplication, reading a key, a tile, and keys near a query, which are looked at
@@ -24,9 +54,23 @@ from torch import Tensor
 _PAIRS_PER_CALL = 10_000
 _PAIRS_PER_KEY = 60
 _PAIRS_PER_TILE = 40_000
-_NEIGHBOURHOOD = 10
+_NEIGHBORHOOD = 10
 
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512)
+"""Numbers of parts that a side may be cut into."""
+
+_NUM_SETS = 16
+_STRETCH = 8
+"""Bounds come from the maxima of interleaved sets of 16 keys; keys are dropped 8 at a time."""
+
+_NUM_SPLIT = 16
+"""Axes along which features are held by two bf16 numbers."""
+
+_UNIT = 2.0**-8
+"""Largest relative error of rounding to bf16."""
+
+_MULTIPLE = 8
+"""Rows of a multiple of 16 bytes are multiplied faster."""
 
 
 WindowShape = Literal["square", "circle", "closed-circle"]
@@ -40,7 +84,43 @@ class Window(NamedTuple):
     shape: WindowShape = "square"
 
 
-class Span(NamedTuple):
+class Screen(NamedTuple):
+    """Rounded features in the dimensions of the bf16 product.
+
+    Attributes:
+        values: bf16.
+        length: of each row of `values` and the feature itself, one appended to the other.
+        rest: length of what `values` holds of the axes that are not split.
+        lost: length of what rounding took there.
+    """
+
+    values: Float[Tensor, "tokens padded"]
+    length: Float[Tensor, " tokens"]
+    rest: Float[Tensor, " tokens"]
+    lost: Float[Tensor, " tokens"]
+
+
+class FeatureMap(NamedTuple):
+    """What a matcher keeps of a frame: features in its own order; `screen` only where used."""
+
+    exact: Float[Tensor, "tokens dim"]
+    screen: Screen | None
+
+
+class Candidates(NamedTuple):
+    """The best positions of a group of key maps for each query position, best first.
+
+    Attributes:
+        similarity: cosine similarities; -inf where the windows hold fewer positions.
+        position: row-major positions, counted on from map to map of the group; any valid one where
+            the similarity is -inf.
+    """
+
+    similarity: Float[Tensor, "tokens best"]
+    position: Int64[Tensor, "tokens best"]
+
+
+class _Span(NamedTuple):
     """Along one axis: queries start <= i < stop, and the keys that are multiplied with them."""
 
     start: int
@@ -58,25 +138,14 @@ class Span(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Queries, and the keys that their windows reach, by places.
-
-    Attributes:
-        queries: a stretch.
-        keys: a stretch for each panel.
-    """
+    """Places of queries, and for each panel those of the keys that their windows reach."""
 
     queries: slice
     keys: tuple[slice, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The panels of a map.
-
-    Attributes:
-        height: of the map.
-        edges: the columns at which panels begin, then the width.
-    """
+class Layout(NamedTuple):
+    """The panels of a map: its height, the columns at which panels begin, then its width."""
 
     height: int
     edges: tuple[int, ...]
@@ -91,13 +160,13 @@ class Layout:
         return torch.cat([table[:, a:b].flatten() for a, b in itertools.pairwise(self.edges)])
 
     def tiles(self, *, radius: int | None, max_pairs: int) -> list[Tile]:
-        """Tiles that hold each query once, of at most `max_pairs` pairs where a query alone has
-        no more."""
-        columns = _spans(self.edges, self.width, radius, key_edges=self.edges)
+        """Tiles that hold each query once, of at most `max_pairs` pairs unless a single query has
+        more."""
+        columns = _spans(self.edges, radius, key_edges=self.edges)
         _, rows = _best_rows(self.height, columns, radius=radius, max_pairs=max_pairs)
         return [self._tile(row, column) for row in rows for column in columns]
 
-    def _tile(self, rows: Span, columns: Span) -> Tile:
+    def _tile(self, rows: _Span, columns: _Span) -> Tile:
         panels = [
             (a, b)
             for a, b in itertools.pairwise(self.edges)
@@ -116,69 +185,32 @@ class Layout:
 @functools.lru_cache(maxsize=64)
 def choose_layout(height: int, width: int, *, radius: int | None, max_pairs: int) -> Layout:
     """The panels with which the tiles of a window cost least."""
-    best: tuple[tuple[bool, float], tuple[int, ...]] | None = None
-    for edges in _cuts(width):
-        columns = _spans(edges, width, radius, key_edges=edges)
-        rank, _ = _best_rows(height, columns, radius=radius, max_pairs=max_pairs)
-        if best is None or rank < best[0]:
-            best = (rank, edges)
-    assert best is not None
-    return Layout(height, best[1])
 
+    def rank(edges: tuple[int, ...]) -> tuple[bool, float]:
+        columns = _spans(edges, radius, key_edges=edges)
+        return _best_rows(height, columns, radius=radius, max_pairs=max_pairs)[0]
 
-def outside_window(
-    queries: Int64[Tensor, " queries"],
-    keys: Int64[Tensor, " keys"],
-    *,
-    width: int,
-    window: Window,
-    dtype: torch.dtype,
-) -> Float[Tensor, "keys queries"] | None:
-    """0 for pairs within the window and -inf for others; None where all pairs are within it.
-
-    Args:
-        queries: positions.
-        keys: positions.
-        width: of the map.
-        window: decides.
-        dtype: of the result.
-    """
-    if window.radius is None:
-        return None
-    # Whole numbers below 2^24: exact in fp32.
-    row = (keys // width)[:, None].float() - (queries // width).float()
-    column = (keys % width)[:, None].float() - (queries % width).float()
-    if window.shape == "square":
-        distance, farthest = torch.maximum(row.abs_(), column.abs_()), window.radius
-    else:
-        distance = row.square_().add_(column.square_())
-        farthest = window.radius**2 - (window.shape == "circle")
-    if float(distance.max()) <= farthest:
-        return None
-    return torch.where(distance > farthest, -torch.inf, 0.0).to(dtype)
+    return Layout(height, min(_cuts(width), key=rank))
 
 
 def _best_rows(
-    height: int, columns: list[Span], *, radius: int | None, max_pairs: int
-) -> tuple[tuple[bool, float], list[Span]]:
+    height: int, columns: list[_Span], *, radius: int | None, max_pairs: int
+) -> tuple[tuple[bool, float], list[_Span]]:
     """The cheapest cut of the rows whose tiles are small enough, if there is one, and its rank."""
-    best: tuple[tuple[bool, float], list[Span]] | None = None
-    for edges in _cuts(height):
-        rows = _spans(edges, height, radius)
+
+    def rank(rows: list[_Span]) -> tuple[bool, float]:
         largest = max(s.size * s.num_keys for s in rows) * max(s.size * s.num_keys for s in columns)
-        cost = _cost(rows, columns)
-        rank = (True, float(largest)) if largest > max_pairs else (False, cost)
-        if best is None or rank < best[0]:
-            best = (rank, rows)
-    assert best is not None
-    return best
+        return (True, float(largest)) if largest > max_pairs else (False, _cost(rows, columns))
+
+    cuts = (_spans(edges, radius) for edges in _cuts(height))
+    return min(((rank(rows), rows) for rows in cuts), key=lambda one: one[0])
 
 
-def _cost(rows: list[Span], columns: list[Span]) -> float:
+def _cost(rows: list[_Span], columns: list[_Span]) -> float:
     """In pairs; sums over tiles are products of sums over the two axes."""
     pairs = sum(s.size * s.num_keys for s in rows) * sum(s.size * s.num_keys for s in columns)
-    again = sum(s.size * (s.size + _NEIGHBOURHOOD) for s in rows) * sum(
-        s.size * (s.size + _NEIGHBOURHOOD) for s in columns
+    again = sum(s.size * (s.size + _NEIGHBORHOOD) for s in rows) * sum(
+        s.size * (s.size + _NEIGHBORHOOD) for s in columns
     )
     keys = sum(s.num_keys for s in rows) * sum(s.num_keys for s in columns)
     calls = len(rows) * sum(s.num_keys / s.size for s in columns)
@@ -193,13 +225,10 @@ def _cost(rows: list[Span], columns: list[Span]) -> float:
 
 
 def _spans(
-    edges: tuple[int, ...],
-    length: int,
-    radius: int | None,
-    *,
-    key_edges: tuple[int, ...] | None = None,
-) -> list[Span]:
+    edges: tuple[int, ...], radius: int | None, *, key_edges: tuple[int, ...] | None = None
+) -> list[_Span]:
     """The spans between edges; keys begin and end at `key_edges` if given."""
+    length = edges[-1]
     reach = length if radius is None else radius
     spans = []
     for start, stop in itertools.pairwise(edges):
@@ -207,7 +236,7 @@ def _spans(
         if key_edges is not None:
             first = key_edges[bisect_right(key_edges, first) - 1]
             last = key_edges[bisect_left(key_edges, last)]
-        spans.append(Span(start, stop, first, last))
+        spans.append(_Span(start, stop, first, last))
     return spans
 
 
@@ -217,71 +246,11 @@ def _cuts(length: int) -> Iterator[tuple[int, ...]]:
         yield tuple(length * number // count for number in range(count + 1))
 
 
-# Similarities in bf16 that rule keys out safely: what rounding can have done is bounded tightly.
-#
-# A bf16 product of features is quick but loses digits, in the features and in the result. Three
-# things keep the loss small, none of which changes a similarity:
-#
-# - Features are centred, q.k = (q - m).(k - m) + m.(k - m) + m.q, and turned to the principal axes
-#   of the first frame. Along the first axes, which hold most of what is left, each number is split
-#   into two bf16 numbers that hold it to 2^-16. The others lose at most |q - q'| |k| + |q'| |k -
-#   k'| (Cauchy-Schwarz), where all lengths are those of the small rest.
-# - m.(k - m) and what belongs to the query alone are further dimensions of the product.
-# - A guess of the query's best similarity is subtracted. The result is rounded by a share of its
-#   size, so it loses least where it decides.
-
-
-NUM_SPLIT = 16
-"""Axes along which features are held by two numbers."""
-
-_UNIT = 2.0**-8
-"""Largest relative error of rounding to bf16."""
-
-_MULTIPLE = 8
-"""Rows of a multiple of 16 bytes are multiplied faster."""
-
-
 class Axes(NamedTuple):
     """The mean of a frame's features and their principal axes, the largest first, as columns."""
 
     center: Float[Tensor, " dim"]
     rotation: Float[Tensor, "dim dim"]
-
-
-class Screen(NamedTuple):
-    """Rounded features in the dimensions of the product.
-
-    Attributes:
-        values: bf16.
-        length: of each row of `values` and the feature itself, one behind the other.
-        rest: length of what `values` holds of the axes that are not split.
-        lost: length of what rounding took there.
-    """
-
-    values: Float[Tensor, "tokens padded"]
-    length: Float[Tensor, " tokens"]
-    rest: Float[Tensor, " tokens"]
-    lost: Float[Tensor, " tokens"]
-
-
-class Candidates(NamedTuple):
-    """The best positions of a group of context frames for each query position, best first.
-
-    Attributes:
-        similarity: cosine similarities; -inf where the windows hold fewer positions.
-        position: row-major positions in the maps of the group, counted on from map to map; any
-            valid one where similarity is -inf.
-    """
-
-    similarity: Float[Tensor, "tokens best"]
-    position: Int64[Tensor, "tokens best"]
-
-
-class FeatureMap(NamedTuple):
-    """What is kept of a frame, in the order of a layout; `screen` only where it is used."""
-
-    exact: Float[Tensor, "tokens dim"]
-    screen: Screen | None
 
 
 def principal_axes(features: Float[Tensor, "tokens dim"]) -> Axes:
@@ -301,17 +270,13 @@ def key_screen(exact: Float[Tensor, "tokens dim"], axes: Axes) -> Screen:
     centered = exact - axes.center
     rotated = centered @ axes.rotation
     first = rotated.bfloat16()
-    split = first[:, :NUM_SPLIT]
-    second = (rotated[:, :NUM_SPLIT] - split.float()).bfloat16()
+    split = first[:, :_NUM_SPLIT]
+    second = (rotated[:, :_NUM_SPLIT] - split.float()).bfloat16()
     own = torch.cat([first.new_ones(len(exact), 2), _two_numbers(centered @ axes.center)], dim=1)
     values = _padded([first, split, second, own])
-    rest = first[:, NUM_SPLIT:].float()
-    return Screen(
-        values,
-        length=_length(values, exact),
-        rest=rest.norm(dim=1),
-        lost=(rotated[:, NUM_SPLIT:] - rest).norm(dim=1),
-    )
+    rest = first[:, _NUM_SPLIT:].float()
+    lost = rotated[:, _NUM_SPLIT:] - rest
+    return Screen(values, _length(values, exact), rest=rest.norm(dim=1), lost=lost.norm(dim=1))
 
 
 def query_screen(
@@ -330,7 +295,7 @@ def query_screen(
         guess: a similarity near the best of each query.
     """
     dim = exact.shape[1]
-    num_split = min(NUM_SPLIT, dim)
+    num_split = min(_NUM_SPLIT, dim)
     first, split, second, _ = key.values.tensor_split(
         [dim, dim + num_split, dim + 2 * num_split], dim=1
     )
@@ -384,28 +349,15 @@ def _two_numbers(value: Float[Tensor, " tokens"]) -> Float[Tensor, "tokens 2"]:
     return torch.stack([first, (value - first.float()).bfloat16()], dim=1)
 
 
-# The keys that may be among the best of the queries of one tile, in one map after the other.
-#
-# Most keys are ruled out by a lower bound of the k-th best similarity: that of the context frames
-# before. What is left, keys that at least one query may have among its best, is ranked in fp32.
-# With screening, similarities are first computed in bf16 and the bound is lowered by all that
-# rounding can have done (see `screening`): the result is that of fp32, and only the time differs.
-
-
-_NUM_SETS = 16
-_STRETCH = 8
-"""Bounds come from the maxima of interleaved sets of 16 keys, keys are ruled out 8 in a row."""
-
-
-class Found(NamedTuple):
+class _Found(NamedTuple):
     """Keys of one map that may be among the best of a query of a tile, at these positions."""
 
     similarity: Float[Tensor, "queries keys"]
     position: Int64[Tensor, " keys"]
 
 
-class TileSearch:
-    """What the queries of one tile may want of one map after the other."""
+class _TileSearch:
+    """Finds what the queries of one tile may want of one key map after the other."""
 
     def __init__(
         self,
@@ -416,15 +368,16 @@ class TileSearch:
         positions: Int64[Tensor, " tokens"],
         width: int,
         window: Window,
+        topk: int,
     ) -> None:
-        self._keys = tile.keys
+        self._keys, self._topk = tile.keys, topk
         self._exact, self._guess, self._screen = exact, guess, screen
         first_look = exact if screen is None else screen.values
         self._places = torch.cat(
             [torch.arange(keys.start, keys.stop, device=positions.device) for keys in tile.keys]
         )
         self._positions = positions[self._places]
-        self._window = outside_window(
+        self._window = _outside_window(
             positions[tile.queries],
             self._positions,
             width=width,
@@ -438,21 +391,21 @@ class TileSearch:
         self._queries = first_look.T
         self._best = exact.new_empty(len(exact), 0)
 
-    def find(self, key: FeatureMap, *, topk: int) -> Found:
+    def find(self, key: FeatureMap) -> _Found:
         """The keys of a map."""
         self._multiply(key)
-        kept = self._above(self._threshold(key, topk=topk))
+        kept = self._above(self._threshold(key))
         if key.screen is None:
-            return Found(self._similarity[kept].T, self._positions[kept])
+            return _Found(self._similarity[kept].T, self._positions[kept])
         similarity = self._exact @ key.exact[self._places[kept]].T
         if self._window is not None:
             similarity += self._window[kept].T
-        return Found(similarity, self._positions[kept])
+        return _Found(similarity, self._positions[kept])
 
-    def bound_by(self, found: Found, *, topk: int) -> None:
+    def bound_by(self, found: _Found) -> None:
         """Lets the best keys that were found bound those of all maps to come."""
         known = torch.cat([self._best, found.similarity], dim=1)
-        self._best = known.topk(min(topk, known.shape[1]), dim=1).values
+        self._best = known.topk(min(self._topk, known.shape[1]), dim=1).values
 
     def _multiply(self, key: FeatureMap) -> None:
         values = key.exact if key.screen is None else key.screen.values
@@ -464,16 +417,16 @@ class TileSearch:
         if self._window is not None:
             self._similarity[:first] += self._window
 
-    def _threshold(self, key: FeatureMap, *, topk: int) -> Float[Tensor, " queries"]:
+    def _threshold(self, key: FeatureMap) -> Float[Tensor, " queries"]:
         """What the first look must be, at least, for a key to be among the best."""
-        if self._best.shape[1] == topk:
+        if self._best.shape[1] == self._topk:
             kth = self._best[:, -1] - self._guess
         else:
             # The k-th largest of the maxima of disjoint sets of keys is not above the k-th best.
             maxima = self._similarity.unflatten(0, (_NUM_SETS, -1)).amax(dim=0).T
-            if maxima.shape[1] < topk:
+            if maxima.shape[1] < self._topk:
                 return self._guess.new_full(self._guess.shape, -torch.inf)
-            kth = maxima.to(self._guess.dtype).topk(topk, dim=1).values[:, -1]
+            kth = maxima.to(self._guess.dtype).topk(self._topk, dim=1).values[:, -1]
             if key.screen is not None and self._screen is not None:
                 kth = least_similarity(kth, self._screen, key.screen)
         if key.screen is None or self._screen is None:
@@ -484,10 +437,39 @@ class TileSearch:
         """The keys that reach the threshold of a query; whole stretches are ruled out first."""
         # -inf would make keys outside of the windows reach it.
         threshold = threshold.clamp(min=torch.finfo(threshold.dtype).min)
-        stretches = _reaching(_maxima_of_stretches(self._similarity), threshold)
+        # Maxima by halves, which reads memory in longer pieces than a maximum over few rows would.
+        maxima = self._similarity.unflatten(0, (-1, _STRETCH))
+        while maxima.shape[1] > 1:
+            half = maxima.shape[1] // 2
+            maxima = torch.maximum(maxima[:, :half], maxima[:, half:])
+        stretches = _reaching(maxima[:, 0], threshold)
         within = torch.arange(_STRETCH, device=stretches.device)
         kept = (stretches[:, None] * _STRETCH + within).flatten()
         return kept[_reaching(self._similarity[kept], threshold)]
+
+
+def _outside_window(
+    queries: Int64[Tensor, " queries"],
+    keys: Int64[Tensor, " keys"],
+    *,
+    width: int,
+    window: Window,
+    dtype: torch.dtype,
+) -> Float[Tensor, "keys queries"] | None:
+    """0 for pairs within the window and -inf for others; None where all pairs are within it."""
+    if window.radius is None:
+        return None
+    # Whole numbers below 2^24: exact in fp32.
+    row = (keys // width)[:, None].float() - (queries // width).float()
+    column = (keys % width)[:, None].float() - (queries % width).float()
+    if window.shape == "square":
+        distance, farthest = torch.maximum(row.abs_(), column.abs_()), window.radius
+    else:
+        distance = row.square_().add_(column.square_())
+        farthest = window.radius**2 - (window.shape == "circle")
+    if float(distance.max()) <= farthest:
+        return None
+    return torch.where(distance > farthest, -torch.inf, 0.0).to(dtype)
 
 
 def _reaching(
@@ -498,36 +480,8 @@ def _reaching(
     return above.nonzero()[:, 0]
 
 
-def _maxima_of_stretches(
-    similarity: Float[Tensor, "keys queries"],
-) -> Float[Tensor, "stretches queries"]:
-    """By halves, which reads memory in longer pieces than a maximum over few rows would."""
-    maxima = similarity.unflatten(0, (-1, _STRETCH))
-    while maxima.shape[1] > 1:
-        half = maxima.shape[1] // 2
-        maxima = torch.maximum(maxima[:, :half], maxima[:, half:])
-    return maxima[:, 0]
-
-
-# Exact top-k affinities between feature maps, with plain tensors on any device.
-#
-# Queries are taken in tiles, and a tile meets one context frame after the other and only the keys
-# that its windows reach: no affinity between all positions of two frames is ever stored.
-# Similarities to a context frame are computed once, however many groups it belongs to.
-#
-# What a tile looks for in one frame after the other is the business of `tile_search`.
-
-
-_LOG = logging.getLogger("ino")
-
-DEFAULT_MAX_BYTES = 64 << 20
-"""Bytes for what one tile stores in between."""
-
-_BYTES_PER_PAIR = 16
-
-
 class TiledMatcher:
-    """Finds best positions, on any device, for the frames of one video."""
+    """Finds the best positions for the frames of one video, on any device."""
 
     def __init__(
         self,
@@ -537,15 +491,15 @@ class TiledMatcher:
         screening: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
-        """A matcher that has seen nothing.
+        """A matcher that has seen no frame.
 
         Args:
             topk: positions kept for each query and group.
             window: where a query looks; a circle of radius 0 would be empty.
-            screening: look at similarities in bf16 first; the result is that of fp32, sooner where
+            screening: look at similarities in bf16 first; changes no result, and saves time where
                 the device multiplies bf16 faster.
             max_bytes: bound on the temporary storage of a tile, which holds at least one query and
-                the keys of one map.
+                its keys of one map.
         """
         assert window.radius != 0 or window.shape != "circle", "a circle of radius 0 is empty"
         self._topk = topk
@@ -558,11 +512,7 @@ class TiledMatcher:
 
     @torch.no_grad()
     def prepare(self, features: Float[Tensor, "height width dim"]) -> FeatureMap:
-        """What the matcher keeps of a frame.
-
-        Args:
-            features: L2-normalised, of the size of the frames before.
-        """
+        """What the matcher keeps of a frame: its L2-normalised features, all of one size."""
         if self._layout is None:
             self._layout = choose_layout(
                 *features.shape[:2], radius=self._window.radius, max_pairs=self._max_pairs
@@ -587,7 +537,7 @@ class TiledMatcher:
         Args:
             query: the frame to label.
             keys: the context frames.
-            groups: for each group the numbers of its maps in `keys`, at least one.
+            groups: for each group the indices of its maps in `keys`, at least one.
             windowed: False: queries look everywhere.
         """
         while True:
@@ -617,9 +567,9 @@ class TiledMatcher:
             search = self._search(query, tile, window, latest=keys[order[0]])
             found = {}
             for number in order:
-                found[number] = search.find(keys[number], topk=self._topk)
+                found[number] = search.find(keys[number])
                 if number in shared:
-                    search.bound_by(found[number], topk=self._topk)
+                    search.bound_by(found[number])
             queries = self._positions[tile.queries]
             for index, group in enumerate(groups):
                 best, place = _best([found[number] for number in group], tokens, topk=self._topk)
@@ -629,7 +579,7 @@ class TiledMatcher:
 
     def _search(
         self, query: FeatureMap, tile: Tile, window: Window, *, latest: FeatureMap
-    ) -> TileSearch:
+    ) -> _TileSearch:
         assert self._layout is not None
         exact = query.exact[tile.queries]
         guess, screen = exact.new_zeros(len(exact)), None
@@ -638,11 +588,12 @@ class TiledMatcher:
             guess = (exact @ latest.exact[tile.queries].T).amax(dim=1)
             key = Screen(*(part[tile.queries] for part in query.screen))
             screen = query_screen(exact, key, self._axes, guess=guess)
-        return TileSearch(exact, guess, screen, tile, self._positions, self._layout.width, window)
+        width = self._layout.width
+        return _TileSearch(exact, guess, screen, tile, self._positions, width, window, self._topk)
 
 
 def _best(
-    found: Sequence[Found], tokens: int, *, topk: int
+    found: Sequence[_Found], tokens: int, *, topk: int
 ) -> tuple[Float[Tensor, "queries best"], Int64[Tensor, "queries best"]]:
     """Similarity and position of the best keys of several maps, best first."""
     similarity = torch.cat([one.similarity for one in found], dim=1)

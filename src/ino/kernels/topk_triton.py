@@ -1,9 +1,9 @@
-"""Exact top-k affinities on a GPU: one Triton kernel in the manner of streaming attention.
+"""Exact windowed top-k on CUDA: what `ino.kernels.topk` finds, by one Triton kernel.
 
-A program takes a block of neighbouring queries and one context frame. It multiplies the block with
-stretches of the key rows that its windows reach, and keeps the best k of each query in registers; a
-stretch of which no key beats the k-th best of its query is passed over after its product. Nothing
-but the candidates is written.
+Works like streaming attention: a program takes a block of neighboring queries and one key map,
+multiplies the block with stretches of the key rows that its windows reach, and keeps the best k of
+each query in registers. A stretch in which no key beats the k-th best of its query is skipped after
+its product. Only the candidates are written.
 
 Imported only where it is used: `triton` comes with torch for Linux.
 """
@@ -33,15 +33,10 @@ _DIMS = 64
 
 
 class TritonMatcher:
-    """As `TiledMatcher`, on CUDA: products in three TF32 parts, exact to fp32 rounding."""
+    """`TiledMatcher` on CUDA; products in three TF32 parts, exact to fp32 rounding."""
 
     def __init__(self, *, topk: int, window: Window) -> None:
-        """A matcher that has seen nothing.
-
-        Args:
-            topk: positions kept for each query and group.
-            window: where a query looks; a circle of radius 0 would be empty.
-        """
+        """A matcher that has seen no frame, see `TiledMatcher`."""
         assert window.radius != 0 or window.shape != "circle", "a circle of radius 0 is empty"
         self._topk = topk
         self._window = window
@@ -70,7 +65,7 @@ class TritonMatcher:
             _LOG.warning("short of GPU memory: searching one context frame at a time from here")
             parts = [self._search(query, [key], window) for key in keys]
             similarity, position = (torch.cat(part) for part in zip(*parts, strict=True))
-        return [_best_of(similarity, position, group, topk=self._topk) for group in groups]
+        return [self._best_of(similarity, position, group) for group in groups]
 
     def _search(
         self, query: FeatureMap, keys: Sequence[FeatureMap], window: Window
@@ -102,22 +97,20 @@ class TritonMatcher:
         )
         return similarity, position
 
-
-def _best_of(
-    similarity: Float[Tensor, "maps tokens best"],
-    position: Int32[Tensor, "maps tokens best"],
-    group: Sequence[int],
-    *,
-    topk: int,
-) -> Candidates:
-    """The best of the candidates of a group of maps, best first."""
-    tokens = similarity.shape[1]
-    chosen = torch.cat([similarity[number] for number in group], dim=1)
-    places = torch.cat(
-        [position[number].long() + place * tokens for place, number in enumerate(group)], dim=1
-    )
-    best, index = chosen.topk(topk, dim=1)
-    return Candidates(best, places.gather(1, index))
+    def _best_of(
+        self,
+        similarity: Float[Tensor, "maps tokens best"],
+        position: Int32[Tensor, "maps tokens best"],
+        group: Sequence[int],
+    ) -> Candidates:
+        """The best of the candidates of a group of maps, best first."""
+        tokens = similarity.shape[1]
+        chosen = torch.cat([similarity[number] for number in group], dim=1)
+        positions = torch.cat(
+            [position[number].long() + place * tokens for place, number in enumerate(group)], dim=1
+        )
+        best, index = chosen.topk(self._topk, dim=1)
+        return Candidates(best, positions.gather(1, index))
 
 
 @triton.jit

@@ -1,6 +1,9 @@
-"""Where to compute, and in which precision that is quick."""
+"""Dense features of any network: the interface of backbones, and ours, timm's and raw color.
 
-import dataclasses
+A `Reading` says how images are given to a network and which layer its authors read. Networks that
+other projects released are built in `ino.models.peers`; names are looked up in `ino.models.load`.
+"""
+
 import difflib
 import inspect
 import re
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -19,6 +22,7 @@ import cv2
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
@@ -26,6 +30,29 @@ from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.errors import CheckpointError, ConfigError, VideoError
 from ino.models.vit import VisionTransformer, interpolate_positions
 from ino.models.weights import NetworkName, choose_network, load_exactly, load_plain, networks_in
+
+RELEASED_STD = (0.228, 0.224, 0.225)
+"""By which the authors' code normalises at inference, and DINO's and iBOT's; in training its first
+number is 0.229."""
+
+OUR_LAYER = 7
+"""Block whose features the authors of INO read, and ours after them."""
+
+TIMM = "timm:"
+"""Before the names of models of timm."""
+
+HUBS = ("hf-hub:", "hf_hub:")
+"""Before the names of models that a hub describes, as timm writes them."""
+
+_STRIDES = (8, 16, 32)
+_FLEXIBLE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+"""What makes timm's families take inputs of any size, one after the other."""
+_DINO_POSITIONS = re.compile(r"vit_\w+_patch(8_224|16_224|14)(_dinov2\.|_dinov2$|\.dino$)")
+"""Models whose authors interpolate positions as our ViT does; timm's own resampling differs."""
+_EXTRA = re.compile(r"(head|fc|classifier|pre_logits|head_dist)\..+|decoder_.+|mask_token")
+"""Tensors of known releases that features do not need: classifiers, and MAE's decoder."""
+
+_STEM_STRIDE = 2
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,12 +82,6 @@ def computes_in_bf16(device: torch.device) -> bool:
     return False
 
 
-# The one interface of backbones: dense features of a batch of images.
-#
-# What differs between networks is how images are given to them and which layers can be read; a
-# `Reading` and the strides say so.
-
-
 Colors = Literal["rgb", "lab", "lab-8bit"]
 """Of the input: RGB in 0..1; OpenCV's float Lab, L in 0..100 and a, b in about -127..127; or its
 8-bit Lab, all in 0..255."""
@@ -70,19 +91,13 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a network is read: its input, and the protocol and the layer that its authors chose.
-
-    Attributes:
-        mean: of the channels of `colours`.
-        std: the same.
-        colours: of the input.
-        protocol: name of the one in `ino.propagate.protocols` that belongs to the network.
-        layer: the sensible one, or the last where there are fewer; None: the last.
+    """How a network is read: mean and deviation of its input's channels, what these channels are,
+    and the protocol (in `ino.propagate.protocols`) and layer (None for the last) of its authors.
     """
 
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
-    colours: Colors = "rgb"
+    colors: Colors = "rgb"
     protocol: str = "ino-davis"
     layer: int | None = None
 
@@ -91,18 +106,15 @@ class Backbone(nn.Module, ABC):
     """Dense features of images, layer by layer.
 
     Attributes:
-        strides: pixels of the input a feature, of each layer.
-        dims: length of a feature, of each layer.
+        strides: pixels of the input per feature, for each layer.
+        dims: length of a feature, for each layer.
         stride: of the last layer.
         num_layers: how many layers there are to read.
-        layer: the sensible one, for those who choose no protocol.
+        layer: the one to read where no protocol is chosen.
         side_multiple: what sides of the input are multiples of; None: the stride of the layer. With
             1 sides can have any length, and the last features cover what is left of a stride.
-        smallest_side: shortest side of an input, pixels.
-        mean: of the input's channels, which `input_channels` gives.
-        std: the same.
-        colours: of the input.
-        protocol: name of the protocol that belongs to the network.
+        smallest_side: shortest side of an input in pixels.
+        mean, std, colors, protocol: see `Reading`.
     """
 
     def __init__(
@@ -124,7 +136,7 @@ class Backbone(nn.Module, ABC):
         self.smallest_side = smallest_side
         self.mean = reading.mean
         self.std = reading.std
-        self.colours: Colors = reading.colours
+        self.colors: Colors = reading.colors
         self.protocol = reading.protocol
 
     def forward(
@@ -151,7 +163,7 @@ class Backbone(nn.Module, ABC):
         return self.read(images, layer)
 
     def check_layer(self, layer: int | None) -> None:
-        """Nothing, or a ConfigError where there is no such layer; None stands for the last."""
+        """Raises a ConfigError if there is no such layer; None stands for the last."""
         if layer is not None and not 1 <= layer <= self.num_layers:
             raise ConfigError(
                 f"there is no layer {layer}; this backbone has 1 to {self.num_layers}: choose one "
@@ -166,7 +178,7 @@ class Backbone(nn.Module, ABC):
 
 
 def input_channels(
-    frame: UInt8[np.ndarray, "height width 3"], colours: Colors
+    frame: UInt8[np.ndarray, "height width 3"], colors: Colors
 ) -> Float32[np.ndarray, "height width 3"]:
     """The channels that a network sees, before they are normalised.
 
@@ -174,53 +186,35 @@ def input_channels(
 
     Args:
         frame: RGB.
-        colours: of the result.
+        colors: of the result.
 
     Raises:
-        ConfigError: the colours are unknown.
+        ConfigError: the colors are unknown.
     """
-    if colours == "rgb":
+    if colors == "rgb":
         return frame.astype(np.float32) / 255
-    if colours == "lab":
+    if colors == "lab":
         return cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    if colours == "lab-8bit":
+    if colors == "lab-8bit":
         return cv2.cvtColor(frame, cv2.COLOR_RGB2LAB).astype(np.float32)
-    raise ConfigError(f"the colours are {colours!r}; expected one of {', '.join(get_args(Colors))}")
-
-
-# Patch tokens of our ViT as feature maps.
-
-
-RELEASED_STD = (0.228, 0.224, 0.225)
-"""By which the authors' code normalises at inference, and DINO's and iBOT's; in training its first
-number is 0.229."""
-
-OUR_LAYER = 7
-"""Block whose features the authors of INO read, and ours after them."""
+    raise ConfigError(f"the colors are {colors!r}; expected one of {', '.join(get_args(Colors))}")
 
 
 class VitBackbone(Backbone):
     """Patch tokens of a ViT's block, final norm applied; layer n is block n."""
 
     def __init__(
-        self,
-        vit: VisionTransformer,
-        *,
-        std: Triple | None = None,
-        reading: Reading | None = None,
+        self, vit: VisionTransformer, *, std: Triple = IMAGENET_STD, reading: Reading | None = None
     ) -> None:
         """Args:
         vit: the network.
-        std: deviation by which images are normalised; None for that of `reading`.
-        reading: of the input; None for that of our runs.
+        std: deviation by which images are normalised where there is no `reading`.
+        reading: how the network is read; None for that of our runs.
         """
-        reading = reading or Reading(layer=OUR_LAYER)
-        if std is not None:
-            reading = dataclasses.replace(reading, std=std)
         super().__init__(
             strides=[vit.patch_size] * vit.depth,
             dims=[vit.embed_dim] * vit.depth,
-            reading=reading,
+            reading=reading or Reading(std=std, layer=OUR_LAYER),
         )
         self.vit = vit
 
@@ -232,23 +226,31 @@ class VitBackbone(Backbone):
         return tokens.transpose(1, 2).unflatten(2, (rows, columns))
 
 
-# Layers of a model of timm as feature maps, for any that has some.
-#
-# Layers are the blocks of ViTs and their like, final norm applied, and the stages of convolutional
-# and pyramid networks. Feature maps of stride 1 and 2 are those of a stem and no layers.
+class ColorBackbone(Backbone):
+    """Raw color: each feature holds the normalised pixels of an 8x8 patch.
 
+    The baseline that any learned feature has to beat. It has one layer and ignores its number.
+    """
 
-_STEM_STRIDE = 2
+    def __init__(self, stride: int = 8) -> None:
+        super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
 
+    def check_layer(self, layer: int | None) -> None:
+        """Nothing: every number is that of the one layer."""
 
-class _Layer(NamedTuple):
-    place: int  # among those of the model
-    stride: int
-    dim: int
+    def read(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        """The pixels of each patch, 3 x stride x stride numbers."""
+        return F.pixel_unshuffle(images, self.stride)
 
 
 class TimmBackbone(Backbone):
-    """Layers of a timm model as feature maps."""
+    """Layers of a timm model as feature maps.
+
+    These are the blocks of ViTs and their like, final norm applied, and the stages of convolutional
+    and pyramid networks whose stride is above 2.
+    """
 
     def __init__(
         self, network: nn.Module, *, name: str, reading: Reading, dino_positions: bool = False
@@ -264,22 +266,29 @@ class TimmBackbone(Backbone):
         Raises:
             ConfigError: the model has no spatial features.
         """
-        found = _layers(network, name)
+        described: Any = getattr(network, "feature_info", None)
+        if not described or not hasattr(network, "forward_intermediates"):
+            raise ConfigError(
+                f"{name} has no spatial features that timm gives; take a ViT, a ResNet, a ConvNeXt "
+                "or a Swin of timm"
+            )
+        layers = [place for place, info in enumerate(described) if info["reduction"] > _STEM_STRIDE]
+        if not layers:
+            raise ConfigError(f"{name} has no features of stride 4 or more; take another model")
         super().__init__(
-            strides=[one.stride for one in found],
-            dims=[one.dim for one in found],
+            strides=[int(described[place]["reduction"]) for place in layers],
+            dims=[int(described[place]["num_chs"]) for place in layers],
             reading=reading,
         )
         self.network = network
-        self._indices = [one.place for one in found]
-        parameters = inspect.signature(_intermediates_of(network)).parameters
-        self._options = {
-            key: value
-            for key, value in {"norm": True, "stop_early": True}.items()
-            if key in parameters
-        }
-        if not self._has_patches() and "norm" in self._options:
-            self._options["norm"] = False  # a pyramid's final norm fits its last stage alone
+        self._places = layers
+        self._intermediates: Any = network.forward_intermediates
+        # Whether all layers are blocks of one size, as in a ViT.
+        self._has_patches = len(set(self.strides)) == 1
+        # A pyramid's final norm fits its last stage alone.
+        options = {"norm": self._has_patches, "stop_early": True}
+        known = inspect.signature(self._intermediates).parameters
+        self._options = {key: value for key, value in options.items() if key in known}
         self._dino_positions = dino_positions
         self.side_multiple = self._side_multiple(name)
 
@@ -288,9 +297,9 @@ class TimmBackbone(Backbone):
     ) -> Float[Tensor, "batch dim rows columns"]:
         if self._dino_positions:
             return self._read_dino(images, layer)
-        (features,) = _intermediates_of(self.network)(
+        (features,) = self._intermediates(
             images,
-            indices=[self._indices[layer - 1]],
+            indices=[self._places[layer - 1]],
             intermediates_only=True,
             output_fmt="NCHW",
             **self._options,
@@ -313,23 +322,17 @@ class TimmBackbone(Backbone):
         largest = max(self.strides)
         if not self._fits(2 * largest, 3 * largest) and not self._fits(8 * largest, 12 * largest):
             raise ConfigError(
-                f"{name} has no feature maps for images of any size, which carrying masks needs; "
+                f"{name} has no feature maps for images of any size, which mask propagation needs; "
                 "take a ViT, a ResNet, a ConvNeXt or a Swin of timm"
             )
-        if self._has_patches() or not self._fits(2 * largest + 1, 4 * largest - 1):
-            return None
-        return 1
-
-    def _has_patches(self) -> bool:
-        """Whether all layers are blocks of one size, as in a ViT."""
-        return len(set(self.strides)) == 1
+        is_any = not self._has_patches and self._fits(2 * largest + 1, 4 * largest - 1)
+        return 1 if is_any else None
 
     def _fits(self, height: int, width: int) -> bool:
         """Whether features of such an image have the size that the strides say, rounded up."""
         images = torch.zeros(1, 3, height, width)
-        for number in (
-            {1, self.num_layers} if self._has_patches() else range(1, self.num_layers + 1)
-        ):
+        last = self.num_layers
+        for number in {1, last} if self._has_patches else range(1, last + 1):
             stride, dim = self.strides[number - 1], self.dims[number - 1]
             try:
                 found = self.read(images, number)
@@ -338,45 +341,6 @@ class TimmBackbone(Backbone):
             if tuple(found.shape) != (1, dim, -(-height // stride), -(-width // stride)):
                 return False
         return True
-
-
-def _layers(network: nn.Module, name: str) -> Sequence[_Layer]:
-    described: Any = getattr(network, "feature_info", None)
-    if not described or not hasattr(network, "forward_intermediates"):
-        raise ConfigError(
-            f"{name} has no spatial features that timm gives; take a ViT, a ResNet, a ConvNeXt or "
-            "a Swin of timm"
-        )
-    layers = [
-        _Layer(index, int(info["reduction"]), int(info["num_chs"]))
-        for index, info in enumerate(described)
-        if info["reduction"] > _STEM_STRIDE
-    ]
-    if not layers:
-        raise ConfigError(f"{name} has no features of stride 4 or more; take another model")
-    return layers
-
-
-def _intermediates_of(network: nn.Module) -> Any:
-    return network.forward_intermediates
-
-
-# Models of timm by name: random, fetched, or with weights of a file.
-
-
-TIMM = "timm:"
-"""Before the names of models of timm."""
-
-HUBS = ("hf-hub:", "hf_hub:")
-"""Before the names of models that a hub describes, as timm writes them."""
-
-_STRIDES = (8, 16, 32)
-_FLEXIBLE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""What makes timm's families take inputs of any size, one after the other."""
-_DINO_POSITIONS = re.compile(r"vit_\w+_patch(8_224|16_224|14)(_dinov2\.|_dinov2$|\.dino$)")
-"""Models whose authors interpolate positions as our ViT does; timm's own resampling differs."""
-_EXTRA = re.compile(r"(head|fc|classifier|pre_logits|head_dist)\..+|decoder_.+|mask_token")
-"""Tensors of known releases that features do not need: classifiers, and MAE's decoder."""
 
 
 def split_weights(text: str) -> tuple[str, Path | None]:

@@ -1,6 +1,6 @@
-"""Weights that come with ino, by name: folders as `ino export` writes them.
+"""Backbones by name or file: what `--weights` and `load_backbone` take.
 
-A better training replaces them with one command (docs/models.md); nothing here changes then.
+Weights that come with ino are folders as `ino export` writes them.
 """
 
 import re
@@ -8,9 +8,6 @@ from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
 from ino.data.views import IMAGENET_STD
 from ino.errors import CheckpointError
@@ -20,6 +17,7 @@ from ino.models.backbone import (
     RELEASED_STD,
     TIMM,
     Backbone,
+    ColorBackbone,
     Reading,
     VitBackbone,
     build_timm,
@@ -38,6 +36,9 @@ from ino.models.weights import (
     warn_of_one,
 )
 
+__all__ = ["DEFAULT", "FOLDER", "RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone"]
+__all__ += ["bundled_folder", "bundled_names", "load_backbone"]
+
 FOLDER = Path(__file__).parent.parent / "weights"
 """Where the named weights are."""
 
@@ -55,32 +56,8 @@ def bundled_folder(name: str) -> Path | None:
     return FOLDER / name if name in bundled_names() else None
 
 
-# Backbones by name or file, what `load_backbone` takes, and baselines that cost nothing.
-
-
-__all__ = ["RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone", "load_backbone"]
-
 _RANDOM = "random:"
-_STRIDE = re.compile(r"(?P<model>.+?)(/(?P<stride>\d+))?")
-
-
-class ColorBackbone(Backbone):
-    """Raw colour: each feature holds the normalised pixels of an 8x8 patch.
-
-    The baseline that any learned feature has to beat. It has one layer and ignores its number.
-    """
-
-    def __init__(self, stride: int = 8) -> None:
-        super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
-
-    def check_layer(self, layer: int | None) -> None:
-        """Nothing: every number is that of the one layer."""
-
-    def read(
-        self, images: Float[Tensor, "batch 3 height width"], layer: int
-    ) -> Float[Tensor, "batch dim rows columns"]:
-        """The pixels of each patch, 3 x stride x stride numbers."""
-        return F.pixel_unshuffle(images, self.stride)
+_STRIDE = re.compile(r"(.+?)(?:/(\d+))?")
 
 
 def load_backbone(
@@ -137,8 +114,7 @@ def _timm(text: str, *, network: NetworkName | None) -> Backbone:
     model, stride = _split(named.removeprefix(TIMM))
     if file is None:
         warn_of_one(text, network)
-        return build_timm(model, pretrained=True, stride=stride)
-    return build_timm(model, weights=file, network=network, stride=stride)
+    return build_timm(model, pretrained=file is None, weights=file, network=network, stride=stride)
 
 
 def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
@@ -168,10 +144,9 @@ def _exported(path: Path, *, network: NetworkName | None) -> Backbone:
 
 def _split(text: str) -> tuple[str, int | None]:
     """A model's name and the number behind its last slash."""
-    match = _STRIDE.fullmatch(text)
-    if match is None:
-        return text, None
-    return match["model"], int(match["stride"]) if match["stride"] else None
+    if match := _STRIDE.fullmatch(text):
+        return match[1], int(match[2]) if match[2] else None
+    return text, None
 
 
 def _is_timm_model(text: str) -> bool:

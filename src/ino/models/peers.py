@@ -1,7 +1,10 @@
-"""ResNets that keep their resolution: dense features of the methods that came before ViTs.
+"""Networks and released checkpoints of other projects, told apart by the names of their tensors.
 
-The networks are timm's ResNet-18 and -50 with stages whose stride is 1 and whose convolutions are
-not dilated, as the releases have them, and the ResNet-18 without max-pooling of MAST and CorrFlow.
+ViTs: INO, DINO, iBOT, DINOv2, DINOv3. ResNets that keep their resolution: CRW, VFS, DUL, TimeCycle
+and ContCorr on timm's ResNet-18 and -50 with stages of stride 1 whose convolutions are not dilated;
+MAST and CorrFlow on a ResNet-18 of their own without max-pooling. Each is loaded key by key: a
+tensor that is missing, unknown or of another shape is an error, and what a release is known to hold
+beside the network that inference runs is named here. How they propagate is in `ino.propagate`.
 """
 
 import re
@@ -37,6 +40,14 @@ from ino.models.weights import (
     position_side,
     split_network,
 )
+
+Weights = dict[str, Tensor]
+
+KNOWN = (
+    "INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, DUL, MAST, CorrFlow, TimeCycle, ContCorr and runs "
+    "of ino train"
+)
+"""What `read_release` and checkpoints of ours make readable, for messages."""
 
 
 def build_resnet(depth: int, *, unit_stages: Sequence[int], reflect: bool = False) -> ResNet:
@@ -213,20 +224,13 @@ class MastBackbone(Backbone):
         return self.network.post_convolution(features) if layer == self.num_layers else features
 
 
-# Readers for releases on ResNets: CRW, VFS, DUL, TimeCycle, ContCorr, MAST and CorrFlow.
-
-
-Weights = dict[str, Tensor]
-
-
 class Part(NamedTuple):
-    """A module before or after the ResNet."""
+    """A module before or after the ResNet: the prefix of its tensors' names, what builds it, and
+    the channels of its output if they are not those of its input."""
 
     prefix: str
-    """Of the names of its tensors."""
     build: Callable[[], nn.Module]
     dim: int | None = None
-    """Of its output; None: that of its input."""
 
 
 def _crw_names(weights: Weights, source: Path) -> Weights:
@@ -321,7 +325,7 @@ PREFIXED = (
         normalize=False,
         reading=Reading(
             protocol="contcorr",
-            colours="lab-8bit",
+            colors="lab-8bit",
             mean=(128.0, 128.0, 128.0),
             std=(128.0, 128.0, 128.0),
         ),
@@ -341,7 +345,7 @@ VFS = ResNetRelease(
 )
 """ResNet-18 or -50, under torchvision's names or those of its training."""
 
-MAST = Reading(protocol="mast", colours="lab", mean=(50.0, 0.0, 0.0), std=(50.0, 127.0, 127.0))
+MAST = Reading(protocol="mast", colors="lab", mean=(50.0, 0.0, 0.0), std=(50.0, 127.0, 127.0))
 CORRFLOW = Reading(protocol="corrflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _STRIDES = (4, 8, 8, 8)
 
@@ -352,7 +356,6 @@ def read_resnet(weights: Weights, *, release: ResNetRelease, source: Path) -> Re
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
     if release.adapt is not None:
         weights = release.adapt(weights, source)
     opening = _load_part(release.opening, weights, source=source)
@@ -375,7 +378,6 @@ def read_mast(weights: Weights, *, reading: Reading, source: Path) -> MastBackbo
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
     network = MastNetwork()
     load_exactly(network, _with_counts(network, weights), source=source)
     return MastBackbone(network, reading=reading)
@@ -413,9 +415,6 @@ def _with_counts(module: nn.Module, weights: Weights) -> Weights:
     """The weights with batch normalisation's counters, which old files lack and nothing reads."""
     counts = (name for name in module.state_dict() if name.endswith("num_batches_tracked"))
     return {name: torch.tensor(0) for name in counts} | weights
-
-
-# Readers for releases on ViTs: INO, DINO, iBOT, DINOv2 and DINOv3.
 
 
 _INO = Reading(std=RELEASED_STD, protocol="ino-davis", layer=OUR_LAYER)
@@ -467,7 +466,6 @@ def read_dinov2(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
     for key, model in (
         ("register_tokens", "vit_small_patch14_reg4_dinov2"),
         ("blocks.0.mlp.w12.weight", "vit_giant_patch14_dinov2"),
@@ -490,7 +488,6 @@ def read_dinov3(weights: dict[str, Tensor], *, source: Path) -> TimmBackbone:
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
     dim, depth = weights["storage_tokens"].shape[-1], _depth(weights)
     model = _DINOV3_NAMES.get((dim, depth, "blocks.0.mlp.w1.weight" in weights))
     if model is None:
@@ -576,44 +573,21 @@ def _depth(weights: dict[str, Tensor]) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
-# Checkpoints that other projects released, told apart by the names of their tensors.
-#
-# Each is loaded key by key: a tensor that is missing, unknown or of another shape is an error, and
-# what a release is known to hold beside the network that inference runs is named here.
-
-
-KNOWN = (
-    "INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, DUL, MAST, CorrFlow, TimeCycle, ContCorr and runs "
-    "of ino train"
+_READERS: tuple[tuple[str, Callable[..., Backbone]], ...] = (
+    *(
+        (rf"(module\.)?{re.escape(r.prefix)}conv1", partial(read_resnet, release=r))
+        for r in PREFIXED
+    ),
+    # The two have the same names but for the prefix.
+    (r"module\.feature_extraction\.conv1\.0", partial(read_mast, reading=CORRFLOW)),
+    (r"feature_extraction\.conv1\.0", partial(read_mast, reading=MAST)),
+    (r"(module\.)?backbone\.conv1\.conv\.", partial(read_resnet, release=VFS)),
+    (r"(module\.)?layer1\.0\.conv1\.weight", partial(read_resnet, release=VFS)),
+    (r"(module\.)?storage_tokens", read_dinov3),
+    (r"(module\.)?blocks\.0\.ls1\.gamma", read_dinov2),
+    (r"(module\.)?(backbone\.)?(cls_token|pos_embed|patch_embed\.proj\.)", read_vit),
 )
-
-
-class Kind(NamedTuple):
-    """A kind of release, told by the tensors that only it has."""
-
-    mark: str
-    """Regular expression that one of the names has to match from its start."""
-    read: Callable[..., Backbone]
-    """Takes the tensors by name, and `source` for messages."""
-    keeps_module: bool = False
-    """`module.` before the names belongs to the mark."""
-
-    def matches(self, name: str) -> bool:
-        plain = name if self.keeps_module else name.removeprefix("module.")
-        return re.match(self.mark, plain) is not None
-
-
-_KINDS = (
-    *(Kind(re.escape(r.prefix) + "conv1", partial(read_resnet, release=r)) for r in PREFIXED),
-    # The same names but for this prefix.
-    Kind(r"module\.feature_extraction\.conv1\.0", partial(read_mast, reading=CORRFLOW), True),
-    Kind(r"feature_extraction\.conv1\.0", partial(read_mast, reading=MAST), True),
-    Kind(r"backbone\.conv1\.conv\.", partial(read_resnet, release=VFS)),
-    Kind(r"layer1\.0\.conv1\.weight", partial(read_resnet, release=VFS)),
-    Kind(r"storage_tokens", read_dinov3),
-    Kind(r"blocks\.0\.ls1\.gamma", read_dinov2),
-    Kind(r"(backbone\.)?(cls_token|pos_embed|patch_embed\.proj\.)", read_vit),
-)
+"""What reads the tensors of a release, by a name that only this release has."""
 
 
 def read_release(
@@ -633,12 +607,13 @@ def read_release(
     """
     networks = {name: w for name, w in networks_in(content).items() if are_tensors(w)}
     names = next(iter(networks.values()), {})
-    for kind in _KINDS:
-        if any(kind.matches(name) for name in names):
+    for mark, read in _READERS:
+        if any(re.match(mark, name) for name in names):
             is_ino = any(is_of_ino(weights) for weights in networks.values())
             usual = "student" if is_ino else "teacher"
             weights = choose_network(networks, network=network, usual=usual, source=source)
-            return kind.read(weights, source=source).eval()
+            weights = {name.removeprefix("module."): value for name, value in weights.items()}
+            return read(weights, source=source).eval()
     raise CheckpointError(
         f"{source} is of no kind that is known, which are {KNOWN}: its first keys are "
         f"{', '.join(list(names or content)[:3]) or 'none'}; weights for a model of timm are read "

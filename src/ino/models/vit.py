@@ -1,7 +1,9 @@
-"""A block of the Vision Transformer that computes outputs only at the positions that are read.
+"""The Vision Transformer with a mask token, its block, and the projection head (section 3.1).
 
-Modules and names are those of timm's block. Attention is torch's fused one, but in bf16 on a CPU
-where ours takes less time.
+Modules and names of parameters are those of timm, DINO, iBOT and INO. It differs from timm's ViT in
+the mask token, in blocks that compute outputs only where they are read, and in how position
+embeddings follow the size of the input: bicubically, by the factors of DINO's and INO's released
+code, which timm's own resampling does not equal (features change by 1 to 4% of their maximum).
 """
 
 from typing import Any, cast
@@ -17,126 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from ino.errors import ConfigError
 from ino.kernels.attention_cpu import blockwise_attention
 
-
-class Block(timm_vit.Block):
-    """Pre-norm attention and MLP, each added to its input."""
-
-    attn: Any
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        tokens: Float[Tensor, "batch tokens dim"],
-        read: Int[Tensor, "batch read"] | None = None,
-    ) -> Float[Tensor, "batch read dim"]:
-        """The block's output.
-
-        Args:
-            tokens: class token and patch tokens.
-            read: the positions among `tokens` whose outputs are wanted; all by default. All tokens
-                are attended to in either case.
-        """
-        normed = self.norm1(tokens)
-        queries = None
-        if read is not None:
-            tokens, queries = take(tokens, read), take(normed, read)
-        tokens = tokens + self.drop_path1(self.ls1(attend(self.attn, normed, queries)))
-        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
-
-
-def take(
-    tokens: Float[Tensor, "batch tokens dim"], positions: Int[Tensor, "batch taken"]
-) -> Float[Tensor, "batch taken dim"]:
-    """The tokens at these positions of each row, without asking the device how many there are."""
-    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def attend(
-    attn: Any,
-    tokens: Float[Tensor, "batch tokens dim"],
-    queries: Float[Tensor, "batch queries dim"] | None = None,
-) -> Float[Tensor, "batch queries dim"]:
-    """Multi-head attention of the queries to all tokens, by the modules of timm's attention.
-
-    Args:
-        attn: timm's Attention, whose `qkv`, `proj` and `num_heads` are used.
-        tokens: what is attended to.
-        queries: those of `tokens` whose outputs are wanted; all by default.
-    """
-    if queries is None:
-        projected = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1))
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (b, h, n, d) each
-    else:
-        dim = tokens.shape[-1]
-        weight, bias = attn.qkv.weight, attn.qkv.bias
-        query = F.linear(queries, weight[:dim], bias[:dim])
-        query = query.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        key, value = (
-            F.linear(tokens, weight[dim:], bias[dim:])
-            .unflatten(-1, (2, attn.num_heads, -1))
-            .permute(2, 0, 3, 1, 4)
-        )
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        mixed = blockwise_attention(query, key, value)
-    else:
-        mixed = F.scaled_dot_product_attention(query, key, value)
-    return attn.proj(mixed.transpose(1, 2).flatten(2))
-
-
-# Projection head shared by class and patch tokens (sections 3.1 and 3.3).
-
-
-class ProjectionHead(nn.Module):
-    """Linear-GELU-Linear-GELU-Linear, L2 normalisation, linear layer with rows of unit length.
-
-    The logits are cosine similarities in -1..1. The rows' gain is fixed at 1, so only their
-    directions are parameters (the released code's `weight_v`).
-    """
-
-    def __init__(
-        self, dim: int, *, out_dim: int = 4096, hidden_dim: int = 2048, bottleneck_dim: int = 256
-    ) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, bottleneck_dim),
-        )
-        self.last_layer = nn.Linear(bottleneck_dim, out_dim, bias=False)
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
-        """Logits in -1..1.
-
-        The last layer runs in full precision: its outputs are divided by temperatures down to
-        0.04, which would turn the rounding of bf16 into errors of 0.1 in the exponent.
-        """
-        projected = self.mlp(tokens)
-        with torch.autocast(projected.device.type, enabled=False):
-            dtype = torch.promote_types(projected.dtype, self.last_layer.weight.dtype)
-            directions = F.normalize(projected.to(dtype), dim=-1)
-            return F.linear(directions, F.normalize(self.last_layer.weight.to(dtype), dim=-1))
-
-
-# Vision Transformer of In-N-Out generative learning: timm's ViT with a mask token.
-#
-# Names of parameters are those of timm, DINO, iBOT and INO. It differs from timm's model in the
-# mask token and in how position embeddings follow the size of the input: bicubically, in the
-# scale-factor form of DINO's and INO's released code, which timm's own resampling does not equal
-# (features change by 1 to 4% of their maximum).
-
-
 POSITION_GRID_PIXELS = 64
 """Position embeddings are created for inputs of this many pixels a side."""
 
 NUM_BLOCKS = 12
 PATCH_SIZES = (8, 16)
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "vit_nano": {"embed_dim": 96, "num_heads": 3},
     "vit_tiny": {"embed_dim": 192, "num_heads": 3},
     "vit_small": {"embed_dim": 384, "num_heads": 6},
@@ -195,13 +84,10 @@ class VisionTransformer(timm_vit.VisionTransformer):
         layer_scale: bool = False,
     ) -> None:
         """Args:
-        embed_dim: length of a token.
-        num_heads: of the attention.
         depth: number of blocks.
-        patch_size: pixels a side of a patch.
-        drop_path: as for `build_vit`.
-        position_side: as for `build_vit`.
-        layer_scale: branches are scaled by a learned factor a channel, as in DINOv2.
+        layer_scale: branches are scaled by one learned factor per channel, as in DINOv2.
+
+        For the others see `build_vit`.
         """
         super().__init__(
             img_size=position_side * patch_size if position_side else POSITION_GRID_PIXELS,
@@ -251,7 +137,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
             read = F.pad(read + 1, (1, 0))  # the class token, at 0, and those after it
         return self.norm(self._run(last, tokens, read))
 
-    def _run(self, block: Block, *inputs: Tensor | None) -> Tensor:
+    def _run(self, block: "Block", *inputs: Tensor | None) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
@@ -280,3 +166,101 @@ def interpolate_positions(
     )
     assert resized.shape[-2:] == (rows, columns)
     return torch.cat([pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+class Block(timm_vit.Block):
+    """Pre-norm attention and MLP, each added to its input."""
+
+    attn: Any
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        read: Int[Tensor, "batch read"] | None = None,
+    ) -> Float[Tensor, "batch read dim"]:
+        """The block's output.
+
+        Args:
+            tokens: class token and patch tokens.
+            read: the positions among `tokens` whose outputs are wanted; all by default. All tokens
+                are attended to in either case.
+        """
+        normed = self.norm1(tokens)
+        queries = None
+        if read is not None:
+            tokens, queries = take(tokens, read), take(normed, read)
+        tokens = tokens + self.drop_path1(self.ls1(attend(self.attn, normed, queries)))
+        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
+
+
+def take(
+    tokens: Float[Tensor, "batch tokens dim"], positions: Int[Tensor, "batch taken"]
+) -> Float[Tensor, "batch taken dim"]:
+    """The tokens at these positions of each row, without asking the device how many there are."""
+    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def attend(
+    attn: Any,
+    tokens: Float[Tensor, "batch tokens dim"],
+    queries: Float[Tensor, "batch queries dim"] | None = None,
+) -> Float[Tensor, "batch queries dim"]:
+    """Multi-head attention of the queries (all tokens by default) to all tokens, by timm's modules.
+
+    torch's fused attention, except in bf16 on a CPU, where ours takes less time.
+    """
+    if queries is None:
+        projected = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1))
+        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (b, h, n, d) each
+    else:
+        dim = tokens.shape[-1]
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        query = F.linear(queries, weight[:dim], bias[:dim])
+        query = query.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+        key, value = (
+            F.linear(tokens, weight[dim:], bias[dim:])
+            .unflatten(-1, (2, attn.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        mixed = blockwise_attention(query, key, value)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value)
+    return attn.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class ProjectionHead(nn.Module):
+    """Linear-GELU-Linear-GELU-Linear, L2 normalisation, linear layer with rows of unit length.
+
+    The logits are cosine similarities in -1..1. The rows' gain is fixed at 1, so only their
+    directions are parameters (the released code's `weight_v`).
+    """
+
+    def __init__(
+        self, dim: int, *, out_dim: int = 4096, hidden_dim: int = 2048, bottleneck_dim: int = 256
+    ) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, bottleneck_dim),
+        )
+        self.last_layer = nn.Linear(bottleneck_dim, out_dim, bias=False)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch classes"]:
+        """Logits in -1..1.
+
+        The last layer runs in full precision: its outputs are divided by temperatures down to
+        0.04, which would turn the rounding of bf16 into errors of 0.1 in the exponent.
+        """
+        projected = self.mlp(tokens)
+        with torch.autocast(projected.device.type, enabled=False):
+            dtype = torch.promote_types(projected.dtype, self.last_layer.weight.dtype)
+            directions = F.normalize(projected.to(dtype), dim=-1)
+            return F.linear(directions, F.normalize(self.last_layer.weight.to(dtype), dim=-1))

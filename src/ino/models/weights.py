@@ -1,6 +1,9 @@
-"""Files of weights as dictionaries, read without running code from them.
+"""Weights in files, read strictly: no code from a file is run, every key and shape must fit.
 
-PyTorch's two formats (zip files, and what it wrote before version 1.6) and safetensors.
+Formats are PyTorch's two (zip files, and what it wrote before version 1.6) and safetensors. Read
+here are checkpoints of `ino train` (`vit_of`), exports of `ino export` (`read_exported`) and
+weights to start a training from, which releases of INO, DINO and iBOT are as well
+(`read_weights`). Networks of other projects are built in `ino.models.peers`.
 """
 
 import argparse
@@ -29,11 +32,34 @@ from torch import Tensor, nn
 from ino.errors import CheckpointError
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer, build_vit
 
-_MOST_HEADER_BYTES = 100_000_000
-"""A safetensors file's header is not longer, by its definition."""
+FORMAT = "ino-training-run"
+VERSION = 1
+EXPORT_FORMAT = "ino-export"
+EXPORT_VERSION = 1
 
-_MOST_PICKLE_BYTES = 16_000_000
-"""That are looked at to tell a pickle which names code from damage."""
+WEIGHTS, CONFIG, POSITIONS, CARD = (
+    "model.safetensors",
+    "config.json",
+    "positions.safetensors",
+    "README.md",
+)
+FEATURES_GRAPH, PROPAGATION_GRAPH = "features.onnx", "propagation.onnx"
+FILES = (CONFIG, WEIGHTS, POSITIONS, CARD, FEATURES_GRAPH, PROPAGATION_GRAPH)
+"""Files of an export: a plain ViT under timm's names without head and mask token; what timm and,
+under `ino`, this package need to build it; the position embeddings as they were trained, where
+timm's were resampled for one size of image. The configuration is written last, so a folder without
+it is not whole."""
+
+NetworkName = Literal["student", "teacher"]
+
+_MAX_HEADER_BYTES = 100_000_000
+"""A safetensors file's header is not longer, by its definition."""
+_MAX_PICKLE_BYTES = 16_000_000
+"""How much of a pickle is searched for names of code."""
+_HEAD_PREFIXES = ("head.", "headlist.headlist.0.")
+"""Of DINO's, iBOT's and our heads, and of INO's."""
+_GAIN, _DIRECTIONS = "last_layer.weight_g", "last_layer.weight_v"
+_LOG = logging.getLogger("ino")
 
 
 def load_plain(path: Path) -> dict[str, Any]:
@@ -108,10 +134,10 @@ def _asks_for_code(error: pickle.UnpicklingError) -> bool:
 
 
 def _is_pickle_of_code(path: Path) -> bool:
-    """Whether a file is a whole pickle that names a class or function, in a form that torch does
-    not know: `pickle.dump` writes newer ones than `torch.save`. Nothing of it is run."""
+    """Whether a file is a whole pickle that names a class or function, of a version newer than
+    torch reads; nothing of it is run."""
     with path.open("rb") as file:
-        start = io.BytesIO(file.read(_MOST_PICKLE_BYTES))
+        start = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
     try:
         named = {opcode.name for opcode, _, _ in pickletools.genops(start)}
     except (ValueError, EOFError, struct.error, OverflowError, MemoryError):
@@ -125,25 +151,12 @@ def _is_safetensors(path: Path) -> bool:
     if path.suffix == ".safetensors":
         return True
     length = int.from_bytes(start[:8], "little")
-    return start[8:] == b"{" and 2 <= length <= _MOST_HEADER_BYTES
+    return start[8:] == b"{" and 2 <= length <= _MAX_HEADER_BYTES
 
 
 def _not_whole(path: Path) -> str:
     size = path.stat().st_size
     return f"{path} ({size} bytes) is not a whole checkpoint: copy or download it again"
-
-
-# Checkpoints of runs, the networks in a file, and weights matched key by key.
-#
-# A run's checkpoint holds everything needed to continue (train.checkpoint writes it); here it is
-# read for inference. Files of other projects are read in `releases`.
-
-
-FORMAT = "ino-training-run"
-VERSION = 1
-NetworkName = Literal["student", "teacher"]
-
-_LOG = logging.getLogger("ino")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -303,11 +316,7 @@ def position_side(backbone: dict[str, Tensor]) -> int | None:
 
 
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
-    """Loads weights whose keys and shapes are exactly those of the module.
-
-    Raises:
-        CheckpointError: see `check_exact`.
-    """
+    """Loads weights whose keys and shapes are exactly those of the module; see `check_exact`."""
     check_exact(module, weights, source=source)
     module.load_state_dict(weights)
 
@@ -336,31 +345,9 @@ def check_exact(module: nn.Module, weights: dict[str, Tensor], *, source: Path) 
     )
 
 
-# Exported networks: a folder of weights and configuration that timm, hubs and ino read.
-#
-# `model.safetensors` holds a plain ViT under timm's names, `config.json` what timm needs to build
-# it and, under `ino`, what ino needs besides. It is for inference: there is no head and no mask
-# token. `positions.safetensors` is there where the position embeddings that timm reads were
-# resampled for one size of image, and holds them as they were trained. `config.json` is written
-# last, so a folder without it is not whole.
-
-
-EXPORT_FORMAT = "ino-export"
-EXPORT_VERSION = 1
-
-WEIGHTS, CONFIG, POSITIONS, CARD = (
-    "model.safetensors",
-    "config.json",
-    "positions.safetensors",
-    "README.md",
-)
-FEATURES_GRAPH, PROPAGATION_GRAPH = "features.onnx", "propagation.onnx"
-FILES = (CONFIG, WEIGHTS, POSITIONS, CARD, FEATURES_GRAPH, PROPAGATION_GRAPH)
-
-
 class Exported(NamedTuple):
-    """What a folder holds: the network, by which deviation its images are normalised, the name of
-    the protocol that suits it, and which network of a run it is; empty where that is not told."""
+    """The network of an export, the deviation by which its images are normalised, the name of its
+    protocol, and which network of a run it is (empty if unknown)."""
 
     vit: VisionTransformer
     std: tuple[float, float, float]
@@ -477,18 +464,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _folder(path: Path) -> Path:
     return path.parent if path.name == WEIGHTS else path
-
-
-# Weights to start training from: our own runs and the releases of INO, DINO and iBOT.
-#
-# Recognised by the names of their tensors. A file holds a student and a teacher, or one network
-# under `state_dict` or `model`, or the tensors themselves; names may begin with `module.`, and
-# those of the backbone with `backbone.`. Heads are `head.` (DINO, iBOT, ours) or
-# `headlist.headlist.0.` (INO).
-
-
-_HEAD_PREFIXES = ("head.", "headlist.headlist.0.")
-_GAIN, _DIRECTIONS = "last_layer.weight_g", "last_layer.weight_v"
 
 
 class NetworkWeights(NamedTuple):

@@ -1,9 +1,9 @@
-"""Frames to feature maps: resized, read and normalised as a protocol says."""
+"""Frames to feature maps: resized, fed to the network and normalised as a protocol says."""
 
 import math
+import typing
 from fractions import Fraction
-from typing import Literal, get_args, runtime_checkable
-from typing import Protocol as StructuralType
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -19,18 +19,18 @@ from ino.propagate.protocols import Protocol, Size
 Precision = Literal["fp32", "bf16"]
 
 
-@runtime_checkable
-class FeatureBackbone(StructuralType):
-    """What propagation needs of a network: any backbone of `ino.models.load`, for instance.
+@typing.runtime_checkable
+class FeatureBackbone(typing.Protocol):
+    """What propagation needs of a network, such as any backbone of `ino.models.load`.
 
     Called with normalised images whose sides are multiples of the stride and the layer to read
     (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
-    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side`, `colours` and
+    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side`, `colors` and
     `check_layer`; `ino.models.backbone.Backbone` says what they mean and what holds without them.
 
     Attributes:
-        stride: pixels of the input a feature.
-        mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colours`.
+        stride: pixels of the input per feature.
+        mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colors`.
         std: the same.
     """
 
@@ -42,8 +42,8 @@ class FeatureBackbone(StructuralType):
 
 
 def check_finite(features: Float[Tensor, "rows cols d"], image: str) -> None:
-    """Raises InoError, with the words that name the image, where a feature is no finite number."""
-    if not features.sum().isfinite():  # one number to look at, and none that is not shows in it
+    """Raises InoError that names the image if a feature is not a finite number."""
+    if not features.sum().isfinite():  # one number to read, which is not finite if any is not
         raise InoError(
             f"the network's features of {image} hold values that are no finite numbers: the "
             "weights are broken, or too large for the precision; try precision fp32 or others"
@@ -51,7 +51,7 @@ def check_finite(features: Float[Tensor, "rows cols d"], image: str) -> None:
 
 
 class FeatureExtractor:
-    """Frame by frame, the features that a protocol compares."""
+    """Computes the features that a protocol compares, frame by frame."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class FeatureExtractor:
             check_layer(protocol.layer)
         self.stride = layer_stride(backbone, protocol.layer)
         self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
-        self._colours: Colors = getattr(backbone, "colours", "rgb")
+        self._colors: Colors = getattr(backbone, "colors", "rgb")
         multiple = protocol.size_multiple or self.stride
         if multiple % self._side_multiple:
             raise ConfigError(
@@ -97,7 +97,7 @@ class FeatureExtractor:
         self._backbone = backbone
         self._protocol = protocol
         self._device = torch.device(device)
-        self._precision: Precision = precision
+        self._precision = precision
         self._mean = torch.tensor(backbone.mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(backbone.std, device=self._device).view(3, 1, 1)
 
@@ -129,10 +129,10 @@ class FeatureExtractor:
         """The network's input: resized with OpenCV's linear interpolation, then normalised."""
         whole, (height, width) = self.sizes((frame.shape[0], frame.shape[1]))
         resized = cv2.resize(frame, whole[::-1], interpolation=cv2.INTER_LINEAR)[:height, :width]
-        if self._colours == "rgb":
+        if self._colors == "rgb":
             image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
         else:
-            channels = torch.from_numpy(input_channels(resized, self._colours))
+            channels = torch.from_numpy(input_channels(resized, self._colors))
             image = channels.to(self._device).permute(2, 0, 1)
         return ((image - self._mean) / self._std)[None]
 
@@ -144,15 +144,12 @@ class FeatureExtractor:
         Raises:
             VideoError: the frames are too small.
         """
-        cropped = input_size(
-            size,
-            protocol=self._protocol,
-            stride=self.stride,
-            side_multiple=self._side_multiple,
-        )
-        if self._protocol.rounding != "crop":
+        rule = self._protocol
+        multiple = self._side_multiple
+        cropped = input_size(size, protocol=rule, stride=self.stride, side_multiple=multiple)
+        if rule.rounding != "crop":
             return cropped, cropped
-        height, width = (round(side) for side in _scaled_sides(size, protocol=self._protocol))
+        height, width = (round(side) for side in _scaled_sides(size, protocol=rule))
         return (height, width), cropped
 
 

@@ -1,4 +1,8 @@
-"""Masks between the video's size and that of the network's input, as protocols do either."""
+"""Label maps to soft labels on the feature grid, and back, in all the ways of the protocols.
+
+Conversions between the video's size and that of the network's input, too. Works object by object,
+so that a map of 254 objects needs little more memory than a map of one.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,11 +17,15 @@ from torch import Tensor
 
 from ino.propagate.protocols import MaskDown, MaskUp, Size
 
+MIN_SPAN = 1e-5
+"""Labels that differ by less, or by less than this share of the largest, are constant but for
+rounding."""
+
 
 def resize_mask(
     mask: UInt8[np.ndarray, "height width"], *, whole: Size, size: Size
 ) -> UInt8[np.ndarray, "rows columns"]:
-    """The mask at the size of the network's input: by nearest neighbour, then cropped.
+    """The mask at the size of the network's input: by nearest neighbor, then cropped.
 
     Args:
         mask: of the video's size.
@@ -25,7 +33,7 @@ def resize_mask(
         size: of the input.
     """
     if mask.shape != whole:
-        # Pillow's takes the pixel at the centre of each, as the released code of TimeCycle does.
+        # Pillow's takes the pixel at the center of each, as the released code of TimeCycle does.
         mask = np.asarray(
             Image.fromarray(mask).resize((whole[1], whole[0]), Image.Resampling.NEAREST)
         )
@@ -35,7 +43,7 @@ def resize_mask(
 def restore_mask(
     mask: Shaped[np.ndarray, "rows columns"], *, whole: Size, size: Size
 ) -> Shaped[np.ndarray, "height width"]:
-    """A mask, or a value a pixel, at the video's size, by repeated edges and nearest neighbours.
+    """A mask, or a value per pixel, at the video's size, by repeated edges and nearest neighbors.
 
     What was cropped at the bottom comes back there. What was cropped at the right comes back half
     at the left, which shifts the mask, as the released code of CorrFlow does: a frame 854 wide gets
@@ -52,16 +60,6 @@ def restore_mask(
         return mask
     # OpenCV's takes the pixel at the top left of each, as the released code of TimeCycle does.
     return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
-
-
-# Label maps to soft labels of feature positions, and back to label maps of the video's size.
-#
-# Object by object, so that a map of 254 objects needs little more memory than a map of one.
-
-
-MIN_SPAN = 1e-5
-"""Labels that differ by less, or by less than this share of the largest, are constant but for
-rounding."""
 
 
 def soften_labels(
@@ -89,7 +87,7 @@ def soften_labels(
         row, column = (-(-side // count) for side, count in zip(labels.shape, grid, strict=True))
         labels = labels[::row, ::column]
     if method == "nearest":
-        # Pillow's own, as in the released codes: it takes the pixel at the centre of each feature.
+        # Pillow's own, as in the released codes: it takes the pixel at the center of each feature.
         labels = np.asarray(
             Image.fromarray(labels).resize((columns, rows), Image.Resampling.NEAREST)
         )
@@ -156,14 +154,12 @@ def harden_labels(
     Args:
         soft: probabilities of feature positions.
         ids: labels in the order of the channels.
-        stride: pixels of the network's input a feature.
+        stride: pixels of the network's input per feature.
         size: height and width of the result, pixels.
         normalize: shift and scale each enlarged channel to 0..1 where its maximum is positive.
         method: see `MaskUp`.
     """
-    compared = size
-    if method == "bilinear-stride":
-        compared = (soft.shape[0] * stride, soft.shape[1] * stride)
+    compared = _compared_size(soft, stride=stride, size=size, method=method)
     best = soft.new_full(compared, -torch.inf)
     labels = torch.zeros(compared, dtype=torch.uint8, device=soft.device)
     for label, channel in sorted(zip(ids, range(len(ids)), strict=True)):
@@ -173,9 +169,16 @@ def harden_labels(
         better = value > best
         best = torch.where(better, value, best)
         labels.masked_fill_(better, label)
-    # Pillow's nearest neighbour decides single pixels of published masks.
+    # Pillow's nearest neighbor decides single pixels of published masks.
     image = Image.fromarray(labels.cpu().numpy())
     return np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def _compared_size(soft: Tensor, *, stride: int, size: Size, method: MaskUp) -> Size:
+    """The size at which channels are compared."""
+    if method == "bilinear-stride":
+        return soft.shape[0] * stride, soft.shape[1] * stride
+    return size
 
 
 @torch.no_grad()
@@ -188,15 +191,9 @@ def label_confidence(
 ) -> Float[np.ndarray, "height width"]:
     """The share of the largest label in the sum of all labels of each pixel, 0..1.
 
-    Args:
-        soft: labels of feature positions.
-        stride: pixels of the network's input a feature.
-        size: height and width of the result, pixels.
-        method: see `MaskUp`.
+    Args as for `harden_labels`.
     """
-    compared = size
-    if method == "bilinear-stride":
-        compared = (soft.shape[0] * stride, soft.shape[1] * stride)
+    compared = _compared_size(soft, stride=stride, size=size, method=method)
     best, total = soft.new_zeros(compared), soft.new_zeros(compared)
     for channel in soft.unbind(dim=-1):
         value = enlarge_channel(channel, size=compared, method=method, normalize=False)

@@ -1,24 +1,101 @@
-"""Queries in tiles, and the keys that their square windows reach in a padded map.
+"""What MAST, CorrFlow, TimeCycle and ContCorr do otherwise than section 3.4 of the paper.
 
-For softmaxes over whole windows. The search for the best k has tiles of its own, in `layout`.
+Their settings, and two ways in which labels follow similarities without a top k of all context
+frames together. `window_labels` (MAST, CorrFlow): one softmax over all positions of the windows in
+all context frames; MAST moves the windows in old frames to where a coarse search expects the query.
+`averaged_labels` (TimeCycle, ContCorr): each context frame labels the query by itself, without a
+window, and the results are averaged. Similarities are taken for some queries at a time, so those of
+all pairs of positions are never stored. Feature maps are channels last.
+
+What their settings mean for the context, for fed back labels and for the size of masks is done in
+`memory`, `propagator` and `tracker`.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
+from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from ino.propagate.memory import ContextFrame, MemoryFrame
-from ino.propagate.protocols import Border, Protocol
+from ino.schema import Model
+
+DEFAULT_MAX_BYTES = 64 << 20
+"""Bytes for the similarities of the queries that are compared at a time."""
+
+MUTUAL_EPSILON = 1e-5
+"""What ContCorr adds to the largest affinity of a row or column before it divides by it."""
+
+_TILE = 16
+"""Queries along a side of a tile, at most."""
+
+_EXCLUDED = -1e10
+"""CorrFlow's similarity of what is left out; where nothing else is there, all count alike."""
+
+# Counts beyond the limit are slips of the hand, and memory would not hold them.
+Count = Annotated[int, Field(ge=0, le=100_000)]
+Positive = Annotated[int, Field(ge=1, le=100_000)]
 
 
-class SquareTile(NamedTuple):
-    """Queries of a rectangle, and the rectangle of padded keys that their windows reach."""
+def _as_ascending(value: Any) -> tuple[int, ...]:
+    is_list = isinstance(value, (list, tuple)) and all(type(one) is int for one in value)
+    if not is_list or sorted(set(value)) != list(value):
+        raise ValueError(f"give ascending whole numbers, as in [0, 5], or [], not {value!r}")
+    return tuple(value)
+
+
+class PeerSettings(Model):
+    """Fields of a protocol that only these four set; the defaults are what all others do."""
+
+    model_config = ConfigDict(strict=True)
+
+    normalize_features: bool = True
+    """Divide features by their length, so that similarities are cosines, else dot products."""
+    matching: Literal["topk", "window", "per-frame", "mutual"] = "topk"
+    """How similarities become weights: a softmax over the best k positions of all context frames;
+    one over all positions of all windows; one over all positions of each frame alone, whose largest
+    k weights count as they are, averaged over the frames; or the last after each similarity s was
+    multiplied by s / (its query's largest) and s / (its key's largest)."""
+    kept: Annotated[tuple[Count, ...], BeforeValidator(_as_ascending)] = (0,)
+    """Frames that stay in the context for good, by their distance from the reference frame; 0 is
+    the reference frame itself."""
+    context_step: Positive = 1
+    """Frames from one of the last frames to the one before it; the last is t - 1."""
+    reference_passed_on: bool = False
+    """Predict a reference frame from itself, too: the result and what the last frames pass on is
+    that prediction, not the given labels."""
+    border: Literal["left-out", "empty", "repeated"] = "left-out"
+    """Positions of a window outside the frame do not count; count with similarity 0 and without
+    labels; or have the labels of the frame's edge, but whatever has similarity exactly 0, so all of
+    them, counts only where nothing else does."""
+    realign_after: Positive | None = None
+    """Age in frames beyond which the window in a context frame is moved to where a coarse search
+    expects the query; None: never."""
+    realign_radius: Count = 12
+    """Radius of the coarse search, in steps."""
+    realign_dilation: Positive = 4
+    """Its longest step, feature positions; a frame of age a takes a // `realign_after` + 1."""
+    realign_corners: bool = True
+    """Read moved windows with corners aligned, as torch did before version 1.3. If not, position x
+    of n is read at x n / (n - 1) - 1/2, which is what MAST's code gives in a later torch."""
+    grid_normalization: Literal["none", "channels", "positions"] = "none"
+    """Labels on the feature grid stay as they are; each channel is scaled to 0..1, and later frames
+    take it so; or at each position its channels are, in the result and in the labels of a
+    reference, but not in what other frames pass on (CRW's option --norm_mask)."""
+    feedback: Literal["soft", "hard"] = "soft"
+    """Later frames take a frame's labels on the feature grid, or its mask reduced like a given
+    one."""
+    masks_at: Literal["video", "input"] = "video"
+    """The size at which masks are reduced to the feature grid and results compared."""
+
+
+class _Tile(NamedTuple):
+    """Queries of a rectangle; their windows reach a rectangle of keys of a padded map."""
 
     rows: slice
     columns: slice
@@ -46,137 +123,212 @@ class SquareTile(NamedTuple):
         return (row[:, None, :, None] & column[None, :, None, :]).flatten(0, 1).flatten(1, 2)
 
 
-def square_tiles(height: int, width: int, *, radius: int, side: int) -> Iterator[SquareTile]:
+def _tiles(height: int, width: int, *, radius: int, side: int) -> Iterator[_Tile]:
     rows, columns = (
         [slice(start, min(start + side, length)) for start in range(0, length, side)]
         for length in (height, width)
     )
-    for row, column in itertools.product(rows, columns):
-        yield SquareTile(row, column, radius)
+    return (_Tile(*spans, radius) for spans in itertools.product(rows, columns))
 
 
-# Windows moved to where the query probably is in a frame of long ago, as MAST does. Pure.
-#
-# A coarse search over a dilated window gives an expected offset for each query; the fine window
-# lies around that place, between features, so similarities and labels are interpolated there
-# bilinearly. Similarities are linear in the key, so dot products are interpolated in place of
-# features. Feature maps are channels last.
+def _around(radius: int) -> list[int]:
+    """Padding of a map for `F.pad`."""
+    return [0, 0, radius, radius, radius, radius]
 
 
-_TILE = 16
-"""Queries along a side of a tile of the coarse search."""
+@torch.no_grad()
+def window_labels(
+    query: Float[Tensor, "height width dim"],
+    keys: Sequence[Float[Tensor, "height width dim"]],
+    labels: Sequence[Float[Tensor, "height width channel"]],
+    ages: Sequence[int],
+    *,
+    settings: PeerSettings,
+    radius: int,
+    temperature: float,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Float[Tensor, "height width channel"]:
+    """Labels of the query: sum over j of softmax_j(f(i) . f(j) / T) p(j).
 
+    j runs over a square window in every context frame.
 
-class Moved(NamedTuple):
-    """Where the windows of queries lie in a context frame; beyond the frame all is 0.
-
-    Attributes:
-        offsets: (dy, dx) of each query's window, for similarities.
-        label_offsets: the same, for labels.
-        radius: of the windows, feature positions.
-        aligned: whether positions are positions. If not, position x of n is read at
-            x n / (n - 1) - 1/2, which is what MAST's code gives in a torch after version 1.2.
+    Args:
+        query: features of the frame to label.
+        keys: features of its context frames, at least one.
+        labels: theirs.
+        ages: how many frames each lies before the query.
+        settings: of the border and of moved windows.
+        radius: of the window, feature positions.
+        temperature: T; above 0.
+        max_bytes: bound on the similarities of a tile, which holds at least one query; changes
+            results by rounding only.
     """
+    height, width, _ = query.shape
+    frames = _windows(query, keys, labels, ages, settings=settings, radius=radius)
+    exists = F.pad(torch.ones_like(query[..., :1], dtype=torch.bool), _around(radius))
+    side, bytes_per_pair = _TILE, len(keys) * query.element_size()
+    while side > 1 and bytes_per_pair * (side * (side + 2 * radius)) ** 2 > max_bytes:
+        side //= 2
+    result = query.new_empty(height, width, labels[0].shape[-1])
+    for tile in _tiles(height, width, radius=radius, side=side):
+        queries = query[tile.rows, tile.columns].flatten(0, 1)
+        counts = tile.within(query.device)
+        if settings.border == "left-out":
+            counts &= tile.keys(exists)
+        logits = [frame.similarities(queries, tile, counts) / temperature for frame in frames]
+        # Places come first, which decides the order of the sum: the released codes' in float32.
+        weights = torch.cat(logits).softmax(dim=0).split([len(one) for one in logits])
+        summed = [frame.sum_labels(one, tile) for frame, one in zip(frames, weights, strict=True)]
+        result[tile.rows, tile.columns] = torch.stack(summed).sum(dim=0).view(*tile.shape, -1)
+    return result
 
-    offsets: Float[Tensor, "height width 2"]
-    label_offsets: Float[Tensor, "height width 2"]
-    radius: int
-    aligned: bool
+
+class _FixedWindows:
+    """A context frame whose windows lie around the queries."""
+
+    def __init__(self, features: Tensor, labels: Tensor, *, radius: int, border: str) -> None:
+        self._excludes_zero = border == "repeated"
+        self._features = F.pad(features, _around(radius))
+        if self._excludes_zero:
+            repeated = F.pad(labels.permute(2, 0, 1)[None], [radius] * 4, mode="replicate")
+            self._labels = repeated[0].permute(1, 2, 0)
+        else:
+            self._labels = F.pad(labels, _around(radius))
 
     def similarities(
         self,
         queries: Float[Tensor, "queries dim"],
-        features: Float[Tensor, "height width dim"],
-        rows: slice,
-        columns: slice,
-    ) -> Float[Tensor, "queries places"]:
-        """Dot products with the places of the windows of the queries in `rows` and `columns`."""
-        places = self._places(self.offsets, rows, columns)
-        similarity = queries @ places.box_of(features).T
-        result = similarity.new_zeros(len(queries), (2 * self.radius + 1) ** 2)
-        for index, share in places.corners():
-            result += share * similarity.gather(1, index)
-        return result
+        tile: _Tile,
+        counts: Bool[Tensor, "places queries"],
+    ) -> Float[Tensor, "places queries"]:
+        """Dot products; -inf where a key does not count for a query."""
+        similarity = tile.keys(self._features) @ queries.T
+        if self._excludes_zero:
+            similarity.masked_fill_(similarity == 0, _EXCLUDED)
+        return similarity.masked_fill_(~counts, -math.inf)
 
     def sum_labels(
-        self,
-        weights: Float[Tensor, "queries places"],
-        labels: Float[Tensor, "height width channel"],
-        rows: slice,
-        columns: slice,
+        self, weights: Float[Tensor, "places queries"], tile: _Tile
     ) -> Float[Tensor, "queries channel"]:
         """The labels of the windows' places, weighted and summed."""
-        places = self._places(self.label_offsets, rows, columns)
-        box = places.box_of(labels)
-        whole = weights.new_zeros(len(weights), len(box))
-        for index, share in places.corners():
-            whole.scatter_add_(1, index, share * weights)
-        return whole @ box
-
-    def _places(self, offsets: Tensor, rows: slice, columns: slice) -> "_Places":
-        lengths = offsets.shape[:2]
-        here = offsets[rows, columns]
-        spans = []
-        for axis, queries in enumerate((rows, columns)):
-            start = torch.arange(queries.start, queries.stop).to(offsets)
-            start = start.view(-1, 1) if axis == 0 else start.view(1, -1)
-            step = torch.arange(-self.radius, self.radius + 1).to(offsets)
-            place = (start + here[..., axis]).flatten()[:, None] + step
-            if not self.aligned and lengths[axis] > 1:
-                place = place * (lengths[axis] / (lengths[axis] - 1)) - 0.5
-            spans.append(_Span.around(place, lengths[axis]))
-        return _Places(*spans)
+        return weights.T @ tile.keys(self._labels)
 
 
-class _Span(NamedTuple):
-    """Places along one axis between positions, and the positions that they reach.
+class _MovedWindows:
+    """A context frame whose windows were moved; beyond the frame all is 0.
 
-    Attributes:
-        position: of the feature before and after each place, counted from `start`.
-        share: of that position, 0 where it lies outside the frame.
-        start: of the positions reached.
-        stop: of the positions reached; beyond `start`.
+    Places lie between features, so similarities and labels are interpolated bilinearly there.
+    Similarities are linear in the key: dot products are interpolated in place of features.
     """
 
-    position: Int64[Tensor, "2 queries side"]
-    share: Float[Tensor, "2 queries side"]
-    start: int
-    stop: int
+    def __init__(
+        self,
+        features: Float[Tensor, "height width dim"],
+        labels: Float[Tensor, "height width channel"],
+        *,
+        offsets: Float[Tensor, "height width 2"],
+        label_offsets: Float[Tensor, "height width 2"],
+        aligned: bool,
+    ) -> None:
+        self._features, self._labels = features, labels
+        self._offsets, self._label_offsets = offsets, label_offsets
+        self._aligned = aligned
 
-    @classmethod
-    def around(cls, place: Float[Tensor, "queries side"], length: int) -> "_Span":
-        before = place.floor()
-        position = torch.stack([before, before + 1]).long()
-        share = torch.stack([before + 1 - place, place - before])
-        share = share * ((position >= 0) & (position < length))
-        position = position.clamp(0, length - 1)
-        start, stop = int(position.min()), int(position.max()) + 1
-        return cls(position - start, share, start, stop)
+    def similarities(
+        self, queries: Float[Tensor, "queries dim"], tile: _Tile, _: Tensor
+    ) -> Float[Tensor, "places queries"]:
+        """Dot products with what lies at the places of the windows."""
+        box, corners = self._corners(self._offsets, tile)
+        similarity = queries @ self._features[box].flatten(0, 1).T
+        result = similarity.new_zeros(len(queries), (2 * tile.radius + 1) ** 2)
+        for position, share in corners:
+            result += share * similarity.gather(1, position)
+        return result.T
 
+    def sum_labels(
+        self, weights: Float[Tensor, "places queries"], tile: _Tile
+    ) -> Float[Tensor, "queries channel"]:
+        """The labels of the windows' places, weighted and summed."""
+        box, corners = self._corners(self._label_offsets, tile)
+        labels = self._labels[box].flatten(0, 1)
+        shares = weights.new_zeros(weights.shape[1], len(labels))
+        for position, share in corners:
+            shares.scatter_add_(1, position, share * weights.T)
+        return shares @ labels
 
-class _Places(NamedTuple):
-    """The places of square windows."""
-
-    rows: _Span
-    columns: _Span
-
-    def box_of(self, values: Shaped[Tensor, "height width n"]) -> Shaped[Tensor, "positions n"]:
-        """What stands at the positions that the places reach."""
-        box = slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
-        return values[box].flatten(0, 1)
-
-    def corners(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each of four neighbours: its number in the box and its share, queries x places."""
-        width = self.columns.stop - self.columns.start
-        for row, column in itertools.product(range(2), range(2)):
-            index = (
-                self.rows.position[row][:, :, None] * width + self.columns.position[column][:, None]
+    def _corners(
+        self, offsets: Float[Tensor, "height width 2"], tile: _Tile
+    ) -> tuple[
+        tuple[slice, slice],
+        list[tuple[Int64[Tensor, "queries places"], Float[Tensor, "queries places"]]],
+    ]:
+        """A box that holds all features around the places of the tile's windows and, for each of
+        the four around a place, its number in the box and its share."""
+        spans = []
+        for axis, queries in enumerate((tile.rows, tile.columns)):
+            length = offsets.shape[axis]
+            start = torch.arange(queries.start, queries.stop).to(offsets)
+            start = start.view(-1, 1) if axis == 0 else start.view(1, -1)
+            step = torch.arange(-tile.radius, tile.radius + 1).to(offsets)
+            center = (start + offsets[tile.rows, tile.columns, axis]).flatten()
+            place = center[:, None] + step  # (queries, 2 radius + 1)
+            if not self._aligned and length > 1:
+                place = place * (length / (length - 1)) - 0.5
+            before = place.floor()
+            position = torch.stack([before, before + 1]).long()
+            share = torch.stack([before + 1 - place, place - before])
+            share = share * ((position >= 0) & (position < length))  # 0 outside the frame
+            position = position.clamp(0, length - 1)
+            span = slice(int(position.min()), int(position.max()) + 1)
+            spans.append((span, position - span.start, share))
+        (rows, row, row_share), (columns, column, column_share) = spans
+        width = columns.stop - columns.start
+        corners = [
+            (
+                (row[y][:, :, None] * width + column[x][:, None]).flatten(1),
+                (row_share[y][:, :, None] * column_share[x][:, None]).flatten(1),
             )
-            share = self.rows.share[row][:, :, None] * self.columns.share[column][:, None]
-            yield index.flatten(1), share.flatten(1)
+            for y, x in itertools.product(range(2), range(2))
+        ]
+        return (rows, columns), corners
 
 
-@torch.no_grad()
+def _windows(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    ages: Sequence[int],
+    *,
+    settings: PeerSettings,
+    radius: int,
+) -> list[_FixedWindows | _MovedWindows]:
+    """The context frames, with windows moved where they are old."""
+    after = math.inf if settings.realign_after is None else settings.realign_after
+    offsets = {
+        number: expected_offsets(
+            query,
+            keys[number],
+            radius=settings.realign_radius,
+            dilation=int(min(settings.realign_dilation, age // after + 1)),
+        )
+        for number, age in enumerate(ages)
+        if age > after
+    }
+    return [
+        _MovedWindows(
+            key,
+            label,
+            offsets=offsets[number],
+            # MAST's code reads the labels of all moved windows where the latest frame has its own.
+            label_offsets=offsets[max(offsets)],
+            aligned=settings.realign_corners,
+        )
+        if number in offsets
+        else _FixedWindows(key, label, radius=radius, border=settings.border)
+        for number, (key, label) in enumerate(zip(keys, labels, strict=True))
+    ]
+
+
 def expected_offsets(
     query: Float[Tensor, "height width dim"],
     key: Float[Tensor, "height width dim"],
@@ -187,33 +339,27 @@ def expected_offsets(
     """Expected (dy, dx) under a softmax over the dilated window, feature positions.
 
     The window has 2 radius + 1 places along each axis, `dilation` positions apart. Places outside
-    the frame count with similarity 0, as the released code of MAST has it.
-
-    Args:
-        query: features of the frame to label.
-        key: features of a context frame.
-        radius: of the window, in steps.
-        dilation: positions a step.
+    the frame count with similarity 0, as in the released code of MAST.
     """
     offsets = query.new_empty(*query.shape[:2], 2)
     # Positions that are `dilation` apart see each other only, so each class of them is a problem
     # of its own with a window that is not dilated.
-    for row in range(min(dilation, query.shape[0])):
-        for column in range(min(dilation, query.shape[1])):
-            rest = slice(row, None, dilation), slice(column, None, dilation)
-            offsets[rest] = dilation * _offsets_of_class(query[rest], key[rest], radius=radius)
+    starts = (range(min(dilation, length)) for length in query.shape[:2])
+    for row, column in itertools.product(*starts):
+        rest = slice(row, None, dilation), slice(column, None, dilation)
+        offsets[rest] = dilation * _undilated_offsets(query[rest], key[rest], radius=radius)
     return offsets
 
 
-def _offsets_of_class(
+def _undilated_offsets(
     query: Float[Tensor, "height width dim"],
     key: Float[Tensor, "height width dim"],
     *,
     radius: int,
 ) -> Float[Tensor, "height width 2"]:
     result = query.new_empty(*query.shape[:2], 2)
-    padded = F.pad(key, [0, 0, radius, radius, radius, radius])
-    for tile in square_tiles(*query.shape[:2], radius=radius, side=_TILE):
+    padded = F.pad(key, _around(radius))
+    for tile in _tiles(*query.shape[:2], radius=radius, side=_TILE):
         similarity = tile.keys(padded) @ query[tile.rows, tile.columns].flatten(0, 1).T
         weights = similarity.masked_fill_(~tile.within(query.device), -math.inf).softmax(dim=0)
         # One axis after the other: a sum of all places at once would lose the weak ones in float32.
@@ -227,27 +373,13 @@ def _offsets_of_class(
     return result
 
 
-# Labels carried from each context frame alone, then averaged, as TimeCycle and ContCorr do. Pure.
-#
-# Every position of a context frame competes for the weights of that frame; there is no window.
-# Affinities are taken for blocks of queries, so none between all positions of two frames is stored.
-# Feature maps are channels last.
-
-
-MUTUAL_EPSILON = 1e-5
-"""What ContCorr adds to the largest affinity of a row or column before it divides by it."""
-
-DEFAULT_MAX_BYTES = 64 << 20
-"""Bytes for the affinities of one block."""
-
-
 @torch.no_grad()
 def averaged_labels(
     query: Float[Tensor, "height width dim"],
     keys: Sequence[Float[Tensor, "height width dim"]],
     labels: Sequence[Float[Tensor, "height width channel"]],
+    copies: Sequence[int],
     *,
-    counts: Sequence[int],
     topk: int,
     temperature: float,
     mutual: bool,
@@ -260,295 +392,39 @@ def averaged_labels(
 
     Args:
         query: features of the frame to label.
-        keys: features of the context frames.
-        labels: of the context frames.
-        counts: how often each frame counts in the average.
+        keys: features of its context frames.
+        labels: theirs.
+        copies: how often each frame counts in the average.
         topk: k; all of them where a frame has fewer positions.
         temperature: T; above 0.
         mutual: a is not the dot product s alone but s s / (max_j s + e) s / (max_i s + e), which
-            favours pairs that are each other's best. Then all that equal the k-th weight count,
-            as in the released code of ContCorr.
-        max_bytes: bound on the affinities of a block, which holds at least one query.
+            favors pairs that are each other's best. Then all that equal the k-th weight count, as
+            in the released code of ContCorr.
+        max_bytes: bound on the affinities of a block of queries, which holds at least one.
     """
     height, width, dim = query.shape
     queries = query.reshape(-1, dim)
+    blocks = queries.split(max(1, max_bytes // (3 * query.element_size() * len(queries))))
     total = queries.new_zeros(len(queries), labels[0].shape[-1])
-    size = max(1, max_bytes // (3 * query.element_size() * len(queries)))
-    for key, label, count in zip(keys, labels, counts, strict=True):
+    for key, label, count in zip(keys, labels, copies, strict=True):
         flat, table = key.reshape(-1, dim), label.flatten(0, 1)
-        largest = _largest_of_keys(queries, flat, size=size) if mutual else None
-        for block in _blocks(len(queries), size):
-            affinity = queries[block] @ flat.T
-            if largest is not None:
-                affinity = _mutual(affinity, largest)
+        k = min(topk, len(flat))
+        largest = torch.empty(0)
+        if mutual:
+            largest = functools.reduce(
+                torch.maximum, ((block @ flat.T).amax(dim=0) for block in blocks)
+            )
+        summed = []
+        for block in blocks:
+            affinity = block @ flat.T
+            if mutual:
+                of_query = affinity / (affinity.amax(dim=1, keepdim=True) + MUTUAL_EPSILON)
+                affinity = affinity * of_query * (affinity / (largest + MUTUAL_EPSILON))
             weights = (affinity / temperature).softmax(dim=1)
-            summed = _sum_at_least_kth if mutual else _sum_best
-            total[block] += count * summed(weights, table, topk=min(topk, len(flat)))
-    return (total / sum(counts)).view(height, width, -1)
-
-
-def _largest_of_keys(
-    queries: Float[Tensor, "queries dim"], keys: Float[Tensor, "keys dim"], *, size: int
-) -> Float[Tensor, " keys"]:
-    """The largest affinity of each key to any query."""
-    largest = keys.new_full((len(keys),), -torch.inf)
-    for block in _blocks(len(queries), size):
-        largest = torch.maximum(largest, (queries[block] @ keys.T).amax(dim=0))
-    return largest
-
-
-def _mutual(
-    affinity: Float[Tensor, "queries keys"], largest: Float[Tensor, " keys"]
-) -> Float[Tensor, "queries keys"]:
-    """Affinities, each multiplied by its shares of the largest of its query and of its key."""
-    of_query = affinity / (affinity.amax(dim=1, keepdim=True) + MUTUAL_EPSILON)
-    return affinity * of_query * (affinity / (largest + MUTUAL_EPSILON))
-
-
-def _sum_best(
-    weights: Float[Tensor, "queries keys"], table: Float[Tensor, "keys channel"], *, topk: int
-) -> Float[Tensor, "queries channel"]:
-    best, index = weights.topk(topk, dim=1, sorted=False)
-    return F.embedding_bag(index, table, mode="sum", per_sample_weights=best)
-
-
-def _sum_at_least_kth(
-    weights: Float[Tensor, "queries keys"], table: Float[Tensor, "keys channel"], *, topk: int
-) -> Float[Tensor, "queries channel"]:
-    smallest = weights.topk(topk, dim=1).values[:, -1:]
-    return weights.masked_fill(weights < smallest, 0) @ table
-
-
-def _blocks(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))
-
-
-# Labels carried by a softmax over whole windows, without a top k, as MAST and CorrFlow do. Pure.
-#
-# All positions of the windows in all context frames share one softmax. Queries are taken in square
-# tiles, and a tile meets only the keys that its windows reach; windows are never unfolded. A
-# context frame may be met through a window that was moved by `realign`. Feature maps are channels
-# last.
-
-
-"""Bytes for the similarities of one tile."""
-
-_LARGEST_TILE = 16
-_EXCLUDED = -1e10
-"""CorrFlow's similarity of what is left out; where nothing else is there, all count alike."""
-
-
-class WindowFrame(NamedTuple):
-    """A context frame.
-
-    Attributes:
-        features: of its positions, as they are: similarities are dot products.
-        labels: of its positions.
-        moved: where the windows of queries lie in it, if not around the queries.
-    """
-
-    features: Float[Tensor, "height width dim"]
-    labels: Float[Tensor, "height width channel"]
-    moved: Moved | None = None
-
-
-@torch.no_grad()
-def window_labels(
-    query: Float[Tensor, "height width dim"],
-    frames: Sequence[WindowFrame],
-    *,
-    radius: int,
-    temperature: float,
-    border: Border,
-    max_bytes: int = DEFAULT_MAX_BYTES,
-) -> Float[Tensor, "height width channel"]:
-    """Labels of the query: sum over j of softmax_j(f(i) . f(j) / T) p(j).
-
-    j runs over a square window in every frame. The result does not depend on `max_bytes`, up to
-    rounding.
-
-    Args:
-        query: features of the frame to label.
-        frames: its context, at least one frame.
-        radius: of the window, feature positions.
-        temperature: T; above 0.
-        border: what positions of a window do that lie outside the frame, see `Border`.
-        max_bytes: bound on the similarities of a tile, which holds at least one query.
-    """
-    height, width, _ = query.shape
-    result = query.new_empty(height, width, frames[0].labels.shape[-1])
-    padded = [_pad(frame, radius=radius, border=border) for frame in frames]
-    exists = F.pad(torch.ones_like(query[..., :1], dtype=torch.bool), _around(radius))
-    side = _tile_side(radius, num_frames=len(frames), size=query.element_size(), limit=max_bytes)
-    for tile in square_tiles(height, width, radius=radius, side=side):
-        queries = query[tile.rows, tile.columns].flatten(0, 1)
-        counts = tile.within(query.device)
-        if border == "left-out":
-            counts &= tile.keys(exists)
-        logits = [
-            _logits(queries, frame, tile, counts=counts, border=border) / temperature
-            for frame in padded
-        ]
-        # Places come first, which decides the order of the sum: the released codes' in float32.
-        weights = torch.cat(logits).softmax(dim=0).split([len(one) for one in logits])
-        labels = [_weighted(*pair, tile) for pair in zip(weights, padded, strict=True)]
-        result[tile.rows, tile.columns] = torch.stack(labels).sum(dim=0).view(*tile.shape, -1)
-    return result
-
-
-def _pad(frame: WindowFrame, *, radius: int, border: Border) -> WindowFrame:
-    """The frame with `radius` positions around it, unless its windows are moved."""
-    if frame.moved is not None:
-        return frame
-    features = F.pad(frame.features, _around(radius))
-    if border != "repeated":
-        return WindowFrame(features, F.pad(frame.labels, _around(radius)))
-    labels = F.pad(frame.labels.permute(2, 0, 1)[None], [radius] * 4, mode="replicate")
-    return WindowFrame(features, labels[0].permute(1, 2, 0))
-
-
-def _around(radius: int) -> list[int]:
-    return [0, 0, radius, radius, radius, radius]
-
-
-def _logits(
-    queries: Float[Tensor, "queries dim"],
-    frame: WindowFrame,
-    tile: SquareTile,
-    *,
-    counts: Bool[Tensor, "keys queries"],
-    border: Border,
-) -> Float[Tensor, "places queries"]:
-    """Similarities; -inf where a key does not count for a query."""
-    if frame.moved is not None:
-        return frame.moved.similarities(queries, frame.features, tile.rows, tile.columns).T
-    similarity = tile.keys(frame.features) @ queries.T
-    if border == "repeated":
-        similarity.masked_fill_(similarity == 0, _EXCLUDED)
-    return similarity.masked_fill_(~counts, -math.inf)
-
-
-def _weighted(
-    weights: Float[Tensor, "places queries"], frame: WindowFrame, tile: SquareTile
-) -> Float[Tensor, "queries channel"]:
-    if frame.moved is not None:
-        return frame.moved.sum_labels(weights.T, frame.labels, tile.rows, tile.columns)
-    return weights.T @ tile.keys(frame.labels)
-
-
-def _tile_side(radius: int, *, num_frames: int, size: int, limit: int) -> int:
-    """The side of a tile whose similarities fit `limit` bytes."""
-    side = _LARGEST_TILE
-    while side > 1 and num_frames * size * (side * (side + 2 * radius)) ** 2 > limit:
-        side //= 2
-    return side
-
-
-# Labels of a frame from its context, for protocols without a top k of all context frames.
-
-
-class WholeCarrier:
-    """Carries the labels of one reference after the other."""
-
-    def __init__(self, protocol: Protocol, *, max_bytes: int) -> None:
-        """A carrier.
-
-        Args:
-            protocol: decides everything; its matching is not `topk`.
-            max_bytes: bound on temporary storage.
-        """
-        self._protocol = protocol
-        self._max_bytes = max_bytes
-
-    def keep(self, features: Float[Tensor, "height width dim"]) -> Tensor:
-        """What the memory holds of a frame: its features."""
-        return features
-
-    def carry(
-        self,
-        query: Float[Tensor, "height width dim"],
-        contexts: Sequence[list[ContextFrame]],
-        channels: Sequence[Sequence[int]],
-        *,
-        time: int,
-    ) -> list[Float[Tensor, "height width channel"]]:
-        """For each reference the labels of its channels.
-
-        Args:
-            query: features of the frame to label.
-            contexts: of each reference, at least one frame.
-            channels: of each reference.
-            time: of the frame, on the clock of the context's frames.
-        """
-        carry = self._within_windows if self._protocol.matching == "window" else self._by_frames
-        return [
-            carry(query, context, list(chosen), time)
-            for context, chosen in zip(contexts, channels, strict=True)
-        ]
-
-    def _within_windows(
-        self, query: Tensor, context: list[ContextFrame], channels: list[int], time: int
-    ) -> Tensor:
-        assert self._protocol.radius is not None
-        repeated = [one.frame for one in context for _ in range(one.copies)]
-        keys = [_features(frame) for frame in repeated]
-        ages = [time - frame.time for frame in repeated]
-        moved = _moved_windows(query, keys, ages, protocol=self._protocol)
-        return window_labels(
-            query,
-            [
-                WindowFrame(_features(frame), frame.soft[..., channels], one)
-                for frame, one in zip(repeated, moved, strict=True)
-            ],
-            radius=self._protocol.radius,
-            temperature=self._protocol.temperature,
-            border=self._protocol.border,
-            max_bytes=self._max_bytes,
-        )
-
-    def _by_frames(
-        self, query: Tensor, context: list[ContextFrame], channels: list[int], time: int
-    ) -> Tensor:
-        return averaged_labels(
-            query,
-            [_features(one.frame) for one in context],
-            [one.frame.soft[..., channels] for one in context],
-            counts=[one.copies for one in context],
-            topk=self._protocol.topk,
-            temperature=self._protocol.temperature,
-            mutual=self._protocol.matching == "mutual",
-            max_bytes=self._max_bytes,
-        )
-
-
-def _features(frame: MemoryFrame) -> Float[Tensor, "height width dim"]:
-    """As `WholeCarrier.keep` gave them."""
-    assert isinstance(frame.features, Tensor)
-    return frame.features
-
-
-def _moved_windows(
-    features: Tensor, keys: Sequence[Tensor], ages: Sequence[int], *, protocol: Protocol
-) -> list[Moved | None]:
-    """For each context frame the windows that queries have in it, where they are moved."""
-    after = protocol.realign_after
-    if after is None or protocol.radius is None:
-        return [None] * len(keys)
-    offsets = [
-        expected_offsets(
-            features,
-            key,
-            radius=protocol.realign_radius,
-            dilation=min(protocol.realign_dilation, age // after + 1),
-        )
-        if age > after
-        else None
-        for key, age in zip(keys, ages, strict=True)
-    ]
-    # MAST's released code reads the labels of all moved windows where the latest frame has its own.
-    latest = [one for one in offsets if one is not None][-1:]
-    return [
-        None if one is None else Moved(one, latest[0], protocol.radius, protocol.realign_corners)
-        for one in offsets
-    ]
+            best, position = weights.topk(k, dim=1, sorted=mutual)
+            if mutual:
+                summed.append(weights.masked_fill(weights < best[:, -1:], 0) @ table)
+            else:
+                summed.append(F.embedding_bag(position, table, mode="sum", per_sample_weights=best))
+        total += count * torch.cat(summed)
+    return (total / sum(copies)).view(height, width, -1)

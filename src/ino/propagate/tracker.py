@@ -1,4 +1,8 @@
-"""Checks of the frames and masks that are given to a tracker, and what masks hold."""
+"""Masks of a few frames propagated through a whole video, frame by frame.
+
+Reading videos and writing results belong to `ino.data`; which numbers decide the result, to
+`protocols`.
+"""
 
 import itertools
 import warnings
@@ -26,128 +30,231 @@ BACKGROUND = 0
 VOID = 255
 
 
-def entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict[int, list[int]]:
-    """The ids that each mask introduces, ascending, by its frame's number.
+class Tracker:
+    """Propagates masks through videos under one protocol.
 
-    Args:
-        masks: label maps by frame number.
-        correct: whether masks are used that introduce none; else they get a warning.
+    `track` takes a whole video and all its masks. `start`, `step` and `add` take one frame after
+    the other, for programs that show results as they come and let people correct them:
 
-    Raises:
-        MaskError: there is no mask, or one is malformed or without objects.
+        tracker = Tracker(load_backbone("ino_vitt8"), protocol="ino-near")
+        labels = tracker.start(first_frame, mask)
+        for frame in other_frames:
+            labels = tracker.step(frame)
     """
-    if not isinstance(masks, Mapping):
-        raise MaskError(
-            f"masks are {type(masks).__name__}, but they must be given by the number of their "
-            "frame, as in {0: mask}"
-        )
-    if not masks:
-        raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
-    known: set[int] = set()
-    entering = {}
-    for index in masks:
-        check_number(index)
-    for index in sorted(masks):
-        if index < 0:
-            raise MaskError(f"a mask was given for frame {index}, but frames are counted from 0")
-        found = object_ids(masks[index], index)
-        entering[index] = [label for label in found if label not in known]
-        known.update(found)
-        if not entering[index] and not correct:
-            warnings.warn(
-                f"the mask of frame {index} holds only objects of earlier masks, so it is not "
-                "used: later masks introduce objects but do not correct them unless asked to",
-                stacklevel=3,
+
+    def __init__(
+        self,
+        backbone: FeatureBackbone,
+        *,
+        protocol: Protocol | str,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        screening: bool | None = None,
+    ) -> None:
+        """A tracker; the backbone is moved to `device` and put into evaluation mode.
+
+        Args:
+            backbone: for instance from `ino.models.load.load_backbone`.
+            protocol: one of `ino.propagate.protocols`, or its name.
+            device: where everything is computed; auto: CUDA, MPS or the CPU, what there is.
+            precision: of the network; bf16 is faster where the device multiplies in it, and changes
+                features by rounding.
+            screening: on a CPU, look for similar positions in bf16 before they are ranked in fp32,
+                which changes no result; None: where the CPU multiplies in bf16.
+
+        Raises:
+            ConfigError: the protocol, the device or the precision is unknown, or the backbone does
+                not fit the protocol.
+        """
+        self.protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+        if not isinstance(self.protocol, Protocol):
+            raise ConfigError(
+                f"the protocol is {self.protocol!r}; give a name such as ino-davis, or what "
+                "get_protocol gives"
             )
-    return entering
-
-
-def object_ids(mask: np.ndarray, index: int) -> list[int]:
-    """The ids of a mask's objects, ascending, without background and void.
-
-    Raises:
-        MaskError: it is no label map, or holds no object.
-    """
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.uint8:
-        raise MaskError(
-            f"the mask of frame {index} must be uint8 height x width, one object number a pixel, "
-            f"but it is {_kind(mask)}"
+        self.precision: Precision = precision
+        self._device = choose_device(str(device))
+        self._extractor = FeatureExtractor(
+            backbone, protocol=self.protocol, device=self._device, precision=precision
         )
-    counts = np.bincount(mask.ravel(), minlength=256)
-    ids = [int(label) for label in np.flatnonzero(counts) if label not in (BACKGROUND, VOID)]
-    if not ids:
-        raise MaskError(
-            f"the mask of frame {index} holds no object; mark at least one with a number from 1 "
-            "to 254 (255 is void)"
+        if isinstance(backbone, nn.Module):
+            backbone.to(self._device).eval()
+        self._screening = computes_in_bf16(self._device) if screening is None else screening
+        self._session: Session | None = None
+
+    def start(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Begins a new video with its first frame and mask; returns the label map of that frame.
+
+        Args:
+            frame: uint8 RGB, height x width x 3.
+            mask: uint8, height x width, 0 background, 1 to 254 objects, 255 void.
+
+        Raises:
+            MaskError: the mask is malformed, without objects or of another size.
+            VideoError: the frame is not an RGB image, or too small.
+            InoError: the network's features of it are no finite numbers.
+        """
+        session = self._new_session()
+        labels = session.step(frame, mask, object_ids(mask, 0))
+        self._session = session
+        return labels
+
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        """The label map of the next frame.
+
+        Raises:
+            VideoError: the frame is not an RGB image of the size of those before.
+            MaskError: there was no `start`.
+            InoError: the network's features of it are no finite numbers.
+        """
+        return self._running().step(frame)
+
+    def add(self, mask: np.ndarray, *, frame: int | None = None) -> np.ndarray:
+        """The label map of the last frame, once objects are where a mask says.
+
+        Objects that are not known yet enter. A known one is corrected: from here on this frame is
+        its reference. Other objects stay where they were predicted, unless the mask covers them. A
+        mask that holds all known objects decides the background, too. Masks that are given for one
+        frame after the other, by `start` too, count as one, in which a later mask covers the
+        earlier ones and replaces the objects that it holds.
+
+        Args:
+            mask: as for `start`.
+            frame: the number of the mask's frame, from 0 at `start`, to make sure that it is the
+                last one.
+
+        Raises:
+            MaskError: the mask cannot be used, or belongs to another frame.
+        """
+        session = self._running()
+        if frame is not None:
+            _check_number(frame)
+            if frame != session.frame:
+                when = "has passed" if frame < session.frame else "has not come yet"
+                raise MaskError(
+                    f"the mask is for frame {frame}, but the last frame was {session.frame}: frame "
+                    f"{frame} {when}; add masks when their frame was the last, or give all of them "
+                    "to track(..., correct=True)"
+                )
+        return session.add(mask)
+
+    def confidence(self) -> np.ndarray:
+        """The share of the largest label among all labels at each pixel of the last frame.
+
+        Float32, height x width, 0..1; 0 before the first mask. Taken before the 0..1 step, so it
+        may belong to another label than the one that wins.
+        """
+        return self._running().confidence()
+
+    def survival(self) -> dict[int, float]:
+        """How much of each object survives the way from the last frame back to its reference.
+
+        J, 0..1, between the labels that were given in the reference frame and those of the last
+        frame, propagated back there in one step. Low values mean that the object was lost, or is
+        out of sight.
+        """
+        return self._running().survival()
+
+    def track(
+        self,
+        frames: Iterable[np.ndarray],
+        masks: Mapping[int, np.ndarray],
+        *,
+        num_frames: int | None = None,
+        correct: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """One label map per frame, of the frame's size; zeros before the first mask.
+
+        Frames are taken one at a time, as results are asked for; memory does not grow with their
+        number. `confidence` and `survival` then belong to the last frame. An object enters with the
+        first mask that holds its id. The frame of the first mask is returned as given. Pixels that
+        are void (255) count as background, in the result too.
+
+        Args:
+            frames: uint8 RGB frames, height x width x 3, all of one size.
+            masks: frame number, from 0, to label map: uint8, height x width, 0 background, 1 to
+                254 objects, 255 void. Ids need not be consecutive.
+            num_frames: length of the video where it is known, so that a mask beyond its end is
+                found at once.
+            correct: later masks also correct the objects of earlier ones, see `add`.
+
+        Raises:
+            MaskError: there is no mask, or one is malformed, without objects, of another size than
+                the frames (found when that frame comes), or beyond the end of the video (found at
+                the end unless `num_frames` is given).
+            VideoError: a frame is not an RGB image, too small, or of another size than the first.
+            ConfigError: the backbone has no such layer as the protocol reads (found at the first
+                mask).
+        """
+        if not isinstance(frames, Iterable):
+            raise VideoError(
+                f"frames are {type(frames).__name__}, but something to iterate over is needed"
+            )
+        entering = _entering_objects(masks, correct=correct)
+        if num_frames is not None:
+            _check_end(masks, num_frames)
+        return self._stream(frames, masks, entering, correct=correct)
+
+    def track_both_ways(
+        self, frames: Sequence[np.ndarray], masks: Mapping[int, np.ndarray]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and label map of every frame, propagated forward or backward from the nearest
+        mask.
+
+        Each mask holds all objects that are visible in its frame; of two equally near, the earlier
+        one counts. Results come in the order in which they are found.
+
+        Args:
+            frames: as for `track`, with `len` and access by number.
+            masks: as for `track`.
+
+        Raises:
+            MaskError: as `track`.
+            VideoError: as `track`.
+        """
+        if not isinstance(frames, Sequence | np.ndarray):
+            raise VideoError(
+                f"frames are {type(frames).__name__}, but a sequence, such as a list, is needed"
+            )
+        _entering_objects(masks, correct=True)
+        _check_end(masks, len(frames))
+        numbers = sorted(masks)
+        # From each mask to half of the way to the next.
+        edges = [0, *((a + b) // 2 + 1 for a, b in itertools.pairwise(numbers)), len(frames)]
+        for number, (first, end) in zip(numbers, itertools.pairwise(edges), strict=True):
+            _check_mask_size(masks[number], number, _frame_size(frames[number], number, None))
+            for path in (range(number, end), range(number, first - 1, -1)):
+                chosen = (frames[index] for index in path)
+                results = self.track(chosen, {0: masks[number]})
+                for index, labels in zip(path, results, strict=True):
+                    if index != number or path.step > 0:
+                        yield index, labels
+
+    def _stream(
+        self,
+        frames: Iterable[np.ndarray],
+        masks: Mapping[int, np.ndarray],
+        entering: Mapping[int, list[int]],
+        *,
+        correct: bool,
+    ) -> Iterator[np.ndarray]:
+        session = self._session = self._new_session()
+        for index, frame in enumerate(frames):
+            mask, new_ids = masks.get(index), entering.get(index, [])
+            corrects = correct and mask is not None and index != min(masks)
+            labels = session.step(frame, mask, () if corrects else new_ids)
+            yield session.add(masks[index]) if corrects else labels
+        _check_end(masks, session.frame + 1)
+
+    def _new_session(self) -> "Session":
+        return Session(
+            self._extractor, self.protocol, device=self._device, screening=self._screening
         )
-    return ids
 
-
-def check_number(index: object) -> None:
-    """Raises MaskError unless it can be the number of a frame."""
-    if not isinstance(index, Integral) or isinstance(index, bool):
-        raise MaskError(
-            f"a mask was given for frame {index!r}, but frames are whole numbers, counted from 0"
-        )
-
-
-def check_frames(frames: object, *, iterator: bool) -> None:
-    """Raises VideoError unless frames can be taken from it one after the other, or by number."""
-    if not isinstance(frames, Iterable if iterator else Sequence | np.ndarray):
-        needed = "something to iterate over" if iterator else "a sequence, such as a list,"
-        raise VideoError(f"frames are {type(frames).__name__}, but {needed} is needed")
-
-
-def _kind(given: object) -> str:
-    if isinstance(given, np.ndarray):
-        return f"{given.dtype} of shape {given.shape}"
-    return f"{type(given).__name__} and no array of numpy"
-
-
-def without_void(mask: np.ndarray) -> np.ndarray:
-    """The mask with background where it is void."""
-    return np.where(mask == VOID, np.uint8(BACKGROUND), mask)
-
-
-def check_frame(frame: np.ndarray, index: int, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The frame's height and width, which are `size` unless that is None.
-
-    Raises:
-        VideoError: they are not, or it is no RGB image.
-    """
-    is_array = isinstance(frame, np.ndarray)
-    if not is_array or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise VideoError(
-            f"frame {index} must be uint8 height x width x 3 (RGB), but it is {_kind(frame)}"
-        )
-    found = (frame.shape[0], frame.shape[1])
-    if size is not None and found != size:
-        raise VideoError(
-            f"frame {index} is {found[0]}x{found[1]} but the frames before it are "
-            f"{size[0]}x{size[1]}; give a video of one size"
-        )
-    return found
-
-
-def check_mask_size(mask: np.ndarray, index: int, size: tuple[int, int]) -> None:
-    """Raises MaskError unless the mask has the frames' height and width."""
-    if mask.shape != size:
-        raise MaskError(
-            f"the mask of frame {index} is {mask.shape[0]}x{mask.shape[1]} but the frames are "
-            f"{size[0]}x{size[1]}; give a mask of the video's size"
-        )
-
-
-def check_end(masks: Mapping[int, np.ndarray], num_frames: int) -> None:
-    """Raises MaskError if a mask belongs to a frame beyond the end of the video."""
-    if (last := max(masks)) >= num_frames:
-        raise MaskError(
-            f"a mask was given for frame {last}, but the video has {num_frames} frames, counted "
-            "from 0; give masks for its frames only"
-        )
-
-
-# One video being tracked: frames in, label maps out, masks added on the way.
+    def _running(self) -> "Session":
+        if self._session is None:
+            raise MaskError("no mask was given yet: call start(frame, mask) first")
+        return self._session
 
 
 class Session:
@@ -189,19 +296,14 @@ class Session:
         """The label map of the next frame; zeros before the first mask.
 
         Args:
-            frame: uint8 RGB, of the size of those before.
+            frame: as for `Tracker.start`.
             mask: a label map of its size that introduces `new_ids`.
             new_ids: those of its objects that are not known yet.
-
-        Raises:
-            VideoError: the frame is not such an image.
-            MaskError: the mask has another size.
-            InoError: the network's features of it are no numbers.
         """
-        size = check_frame(frame, self._num_frames, self._size)
+        size = _frame_size(frame, self._num_frames, self._size)
         if mask is not None:
-            check_mask_size(mask, self._num_frames, size)
-            mask = without_void(mask)
+            _check_mask_size(mask, self._num_frames, size)
+            mask = _without(mask, [VOID])
         features = None
         if self._ids or new_ids:
             # Before anything is changed: a frame that is refused leaves no trace.
@@ -221,20 +323,7 @@ class Session:
         return labels
 
     def add(self, mask: np.ndarray) -> np.ndarray:
-        """The label map of the last frame once the objects of a mask are where it says.
-
-        Objects that are not known yet enter. A known one is corrected: from here on this frame is
-        its reference. Other objects stay where they were predicted, unless the mask covers them.
-        A mask that holds all known objects decides the background, too. Masks that are given for
-        one frame after the other count as one, in which a later mask covers the earlier ones and
-        replaces the objects that it holds.
-
-        Args:
-            mask: a label map of the frame's size.
-
-        Raises:
-            MaskError: the mask is malformed, of another size, or there is no frame yet.
-        """
+        """See `Tracker.add`."""
         if self._size is None:
             raise MaskError("a mask was given before any frame: call start(frame, mask) first")
         if not self._ids:
@@ -243,11 +332,10 @@ class Session:
                 "first one to start(frame, mask), or to track with its frame's number"
             )
         found = object_ids(mask, self.frame)
-        check_mask_size(mask, self.frame, self._size)
+        _check_mask_size(mask, self.frame, self._size)
         self._ids += [label for label in found if label not in self._ids]
-        mask = without_void(mask)
-        earlier = _without(self._given, found)
-        mask = self._given = np.where(mask == BACKGROUND, earlier, mask)
+        mask = _without(mask, [VOID])
+        mask = self._given = np.where(mask == BACKGROUND, _without(self._given, found), mask)
         objects = self._given_ids = sorted({*self._given_ids, *found})
         given = [BACKGROUND, *objects] if {BACKGROUND, *objects} >= set(self._ids) else objects
         channels = [self._ids.index(label) for label in given]
@@ -265,8 +353,7 @@ class Session:
         return np.where(np.isin(mask, given), mask, _without(labels, objects))
 
     def confidence(self) -> np.ndarray:
-        """The share of the largest label among all labels at each pixel of the last frame, 0..1;
-        0 before the first mask."""
+        """See `Tracker.confidence`."""
         assert self._size is not None
         if not self._ids:
             return np.zeros(self._size, dtype=np.float32)
@@ -279,11 +366,7 @@ class Session:
         return restore_mask(confidence, whole=self._whole, size=self._size)
 
     def survival(self) -> dict[int, float]:
-        """J of each object between its reference and the last frame's labels carried back there.
-
-        The way back is one step over all frames between, without a window. An object that is out of
-        sight in the last frame does not find back.
-        """
+        """See `Tracker.survival`."""
         if not self._ids:
             return {}
         found = self._propagator.survival()
@@ -342,222 +425,103 @@ class Session:
         )
 
 
+def object_ids(mask: np.ndarray, index: int) -> list[int]:
+    """The ids of the objects in the mask of frame `index`, ascending, without background and void.
+
+    Raises:
+        MaskError: it is no label map, or holds no object.
+    """
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.uint8:
+        raise MaskError(
+            f"the mask of frame {index} must be uint8 height x width, one object number per pixel, "
+            f"but it is {_kind(mask)}"
+        )
+    counts = np.bincount(mask.ravel(), minlength=256)
+    ids = [int(label) for label in np.flatnonzero(counts) if label not in (BACKGROUND, VOID)]
+    if not ids:
+        raise MaskError(
+            f"the mask of frame {index} holds no object; mark at least one with a number from 1 "
+            "to 254 (255 is void)"
+        )
+    return ids
+
+
+def _entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict[int, list[int]]:
+    """The ids that each mask introduces, ascending, by the number of its frame.
+
+    Unless masks `correct` known objects, one that introduces none gives a warning.
+    """
+    if not isinstance(masks, Mapping):
+        raise MaskError(
+            f"masks are {type(masks).__name__}, but they must be given by the number of their "
+            "frame, as in {0: mask}"
+        )
+    if not masks:
+        raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
+    for index in masks:
+        _check_number(index)
+    known: set[int] = set()
+    entering = {}
+    for index in sorted(masks):
+        if index < 0:
+            raise MaskError(f"a mask was given for frame {index}, but frames are counted from 0")
+        found = object_ids(masks[index], index)
+        entering[index] = [label for label in found if label not in known]
+        known.update(found)
+        if not entering[index] and not correct:
+            warnings.warn(
+                f"the mask of frame {index} holds only objects of earlier masks, so it is not "
+                "used: later masks introduce objects but do not correct them unless asked to",
+                stacklevel=3,
+            )
+    return entering
+
+
+def _check_number(index: object) -> None:
+    if not isinstance(index, Integral) or isinstance(index, bool):
+        raise MaskError(
+            f"a mask was given for frame {index!r}, but frames are whole numbers, counted from 0"
+        )
+
+
+def _check_end(masks: Mapping[int, np.ndarray], num_frames: int) -> None:
+    if (last := max(masks)) >= num_frames:
+        raise MaskError(
+            f"a mask was given for frame {last}, but the video has {num_frames} frames, counted "
+            "from 0; give masks for its frames only"
+        )
+
+
+def _check_mask_size(mask: np.ndarray, index: int, size: Size) -> None:
+    if mask.shape != size:
+        raise MaskError(
+            f"the mask of frame {index} is {mask.shape[0]}x{mask.shape[1]} but the frames are "
+            f"{size[0]}x{size[1]}; give a mask of the video's size"
+        )
+
+
+def _frame_size(frame: np.ndarray, index: int, size: Size | None) -> Size:
+    """The frame's height and width, which must be `size` unless that is None."""
+    is_array = isinstance(frame, np.ndarray)
+    if not is_array or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise VideoError(
+            f"frame {index} must be uint8 height x width x 3 (RGB), but it is {_kind(frame)}"
+        )
+    found = (frame.shape[0], frame.shape[1])
+    if size is not None and found != size:
+        raise VideoError(
+            f"frame {index} is {found[0]}x{found[1]} but the frames before it are "
+            f"{size[0]}x{size[1]}; give a video of one size"
+        )
+    return found
+
+
+def _kind(given: object) -> str:
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} of shape {given.shape}"
+    return f"{type(given).__name__} and no array of numpy"
+
+
 def _without(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     """The labels with background in place of these."""
     return np.where(np.isin(labels, ids), np.uint8(BACKGROUND), labels)
-
-
-# Masks of a few frames carried through a whole video, frame by frame.
-#
-# Reading videos and writing results belong to `ino.data`; which numbers decide the result, to
-# `protocols`.
-
-
-class Tracker:
-    """Carries masks through videos under one protocol.
-
-    `track` takes a whole video and all its masks. `start`, `step` and `add` take one frame after
-    the other, for programs that show results as they come and let people correct them.
-    """
-
-    def __init__(
-        self,
-        backbone: FeatureBackbone,
-        *,
-        protocol: Protocol | str,
-        device: torch.device | str = "cpu",
-        precision: Precision = "fp32",
-        screening: bool | None = None,
-    ) -> None:
-        """A tracker; the backbone is moved to `device` and put into evaluation mode.
-
-        Args:
-            backbone: for instance from `ino.models.load.load_backbone`.
-            protocol: one of `ino.propagate.protocols`, or its name.
-            device: where everything is computed; auto: CUDA, MPS or the CPU, what there is.
-            precision: of the network; bf16 is quicker where the device multiplies in it, and
-                changes features by rounding.
-            screening: on a CPU, look for similar positions in bf16 before they are ranked in fp32,
-                which changes no result; None: where the CPU multiplies in bf16.
-
-        Raises:
-            ConfigError: the protocol, the device or the precision is unknown, or the backbone does
-                not fit the protocol.
-        """
-        self.protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-        if not isinstance(self.protocol, Protocol):
-            raise ConfigError(
-                f"the protocol is {self.protocol!r}; give a name such as ino-davis, or what "
-                "get_protocol gives"
-            )
-        self.precision: Precision = precision
-        self._device = choose_device(str(device))
-        self._extractor = FeatureExtractor(
-            backbone, protocol=self.protocol, device=self._device, precision=precision
-        )
-        if isinstance(backbone, nn.Module):
-            backbone.to(self._device).eval()
-        self._screening = computes_in_bf16(self._device) if screening is None else screening
-        self._session: Session | None = None
-
-    def start(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Begins a new video with its first frame and mask; the label map of that frame.
-
-        Args:
-            frame: uint8 RGB, height x width x 3.
-            mask: uint8, height x width, 0 background, 1 to 254 objects, 255 void.
-
-        Raises:
-            MaskError: the mask is malformed, without objects or of another size.
-            VideoError: the frame is not an RGB image, or too small.
-        """
-        session = self._new_session()
-        labels = session.step(frame, mask, object_ids(mask, 0))
-        self._session = session
-        return labels
-
-    def step(self, frame: np.ndarray) -> np.ndarray:
-        """The label map of the next frame.
-
-        Raises:
-            VideoError: the frame is not an RGB image of the size of those before.
-            MaskError: there was no `start`.
-        """
-        return self._running().step(frame)
-
-    def add(self, mask: np.ndarray, *, frame: int | None = None) -> np.ndarray:
-        """The label map of the last frame, once objects are where a mask says.
-
-        Objects that are not known yet enter. A known one is corrected: from here on this frame is
-        its reference. Other objects stay where they were predicted, unless the mask covers them. A
-        mask that holds all known objects decides the background, too. Masks that are given for one
-        frame after the other, by `start` too, count as one, in which a later mask covers the
-        earlier ones and replaces the objects that it holds.
-
-        Args:
-            mask: as for `start`.
-            frame: the number of the mask's frame, from 0 at `start`, to make sure that it is the
-                last one.
-
-        Raises:
-            MaskError: the mask cannot be used, or belongs to another frame.
-        """
-        session = self._running()
-        if frame is not None:
-            check_number(frame)
-        if frame is not None and frame != session.frame:
-            when = "has passed" if frame < session.frame else "has not come yet"
-            raise MaskError(
-                f"the mask is for frame {frame}, but the last frame was {session.frame}: frame "
-                f"{frame} {when}; add masks when their frame was the last, or give all of them to "
-                "track(..., correct=True)"
-            )
-        return session.add(mask)
-
-    def confidence(self) -> np.ndarray:
-        """The share of the largest label among all labels at each pixel of the last frame: float32,
-        height x width, 0..1. Taken before the 0..1 step, so it may belong to another label than the
-        one that wins."""
-        return self._running().confidence()
-
-    def survival(self) -> dict[int, float]:
-        """How much of each object survives the way from the last frame back to its reference.
-
-        Its J there, 0..1, between the labels that were given and those of the last frame carried
-        back in one step. Low values tell that an object was lost, or is out of sight.
-        """
-        return self._running().survival()
-
-    def track(
-        self,
-        frames: Iterable[np.ndarray],
-        masks: Mapping[int, np.ndarray],
-        *,
-        num_frames: int | None = None,
-        correct: bool = False,
-    ) -> Iterator[np.ndarray]:
-        """One label map a frame, of the frame's size; zeros before the first mask.
-
-        Frames are taken one at a time, as results are asked for; memory does not grow with their
-        number. `confidence` and `survival` then tell of the last frame. An object enters with the
-        first mask that holds its id. The frame of the first mask is returned as given. Pixels that
-        are void (255) count as background, in the result too.
-
-        Args:
-            frames: uint8 RGB frames, height x width x 3, all of one size.
-            masks: frame number, from 0, to label map: uint8, height x width, 0 background, 1 to
-                254 objects, 255 void. Ids need not be consecutive.
-            num_frames: length of the video where it is known, so that a mask beyond its end is
-                found at once.
-            correct: later masks also correct the objects of earlier ones, see `add`.
-
-        Raises:
-            MaskError: there is no mask, or one is malformed, without objects, of another size than
-                the frames (found when that frame comes), or beyond the end of the video (found at
-                the end unless `num_frames` is given).
-            VideoError: a frame is not an RGB image, too small, or of another size than the first.
-            ConfigError: the backbone has no such layer as the protocol reads (found at the first
-                mask).
-        """
-        check_frames(frames, iterator=True)
-        entering = entering_objects(masks, correct=correct)
-        if num_frames is not None:
-            check_end(masks, num_frames)
-        return self._stream(frames, masks, entering, correct=correct)
-
-    def track_both_ways(
-        self, frames: Sequence[np.ndarray], masks: Mapping[int, np.ndarray]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and label map of every frame, carried forward or backward from the nearest mask.
-
-        Each mask holds all objects that are visible in its frame; of two equally near, the earlier
-        one counts. Results come in the order in which they are found.
-
-        Args:
-            frames: as for `track`, with `len` and access by number.
-            masks: as for `track`.
-
-        Raises:
-            MaskError: as `track`.
-            VideoError: as `track`.
-        """
-        check_frames(frames, iterator=False)
-        entering_objects(masks, correct=True)
-        check_end(masks, len(frames))
-        numbers = sorted(masks)
-        # From each mask to half of the way to the next.
-        edges = [0, *((a + b) // 2 + 1 for a, b in itertools.pairwise(numbers)), len(frames)]
-        for number, (first, end) in zip(numbers, itertools.pairwise(edges), strict=True):
-            check_mask_size(masks[number], number, check_frame(frames[number], number, None))
-            for path in (range(number, end), range(number, first - 1, -1)):
-                chosen = (frames[index] for index in path)
-                results = self.track(chosen, {0: masks[number]})
-                for index, labels in zip(path, results, strict=True):
-                    if index != number or path.step > 0:
-                        yield index, labels
-
-    def _stream(
-        self,
-        frames: Iterable[np.ndarray],
-        masks: Mapping[int, np.ndarray],
-        entering: Mapping[int, list[int]],
-        *,
-        correct: bool,
-    ) -> Iterator[np.ndarray]:
-        session = self._session = self._new_session()
-        for index, frame in enumerate(frames):
-            mask, new_ids = masks.get(index), entering.get(index, [])
-            corrects = correct and mask is not None and index != min(masks)
-            labels = session.step(frame, mask, () if corrects else new_ids)
-            yield session.add(masks[index]) if corrects else labels
-        check_end(masks, session.frame + 1)
-
-    def _new_session(self) -> Session:
-        return Session(
-            self._extractor, self.protocol, device=self._device, screening=self._screening
-        )
-
-    def _running(self) -> Session:
-        if self._session is None:
-            raise MaskError("no mask was given yet: call start(frame, mask) first")
-        return self._session

@@ -59,23 +59,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods on the sequences that both have.
-
-    Attributes:
-        name_a: of the first method.
-        name_b: of the second.
-        a: its scores, of the common sequences only.
-        b: the same of the second.
-        gaps: from the sequence in which A is furthest ahead to that in which B is.
-        left_out: sequences that only one of them has.
-    """
+    """Two methods and their scores on the sequences that both have."""
 
     name_a: str
     name_b: str
     a: DavisScores
     b: DavisScores
     gaps: tuple[Gap, ...]
+    """From the sequence in which A is furthest ahead to that in which B is."""
     left_out: tuple[str, ...]
+    """Sequences that only one of them has."""
 
     def ends(self, count: int) -> tuple[list[Gap], list[Gap]]:
         """Up to `count` sequences that are best for A against B, and others that are best for B."""
@@ -100,13 +93,11 @@ class Comparison:
             ("F", self.a.f_mean, self.b.f_mean),
             *((gap.sequence, gap.a, gap.b) for gap in self.gaps),
         ]
-        return [
-            ["", self.name_a, self.name_b, "difference"],
-            *(
-                [name, f"{100 * a:.1f}", f"{100 * b:.1f}", f"{100 * (a - b):+.1f}"]
-                for name, a, b in rows
-            ),
-        ]
+        texts = (
+            [name, f"{100 * a:.1f}", f"{100 * b:.1f}", f"{100 * (a - b):+.1f}"]
+            for name, a, b in rows
+        )
+        return [["", self.name_a, self.name_b, "difference"], *texts]
 
 
 def compare_evaluations(
@@ -183,12 +174,7 @@ def compare_evaluations(
 
 
 def compare_scores(names: tuple[str, str], a: DavisScores, b: DavisScores) -> Comparison:
-    """Compares scores on the sequences that both have.
-
-    Args:
-        names: of the two methods.
-        a: scores of the first.
-        b: scores of the second.
+    """Compares the scores of two methods with these names on the sequences that both have.
 
     Raises:
         ConfigError: they have no sequence in common, or one has objects that the other lacks.
@@ -197,24 +183,20 @@ def compare_scores(names: tuple[str, str], a: DavisScores, b: DavisScores) -> Co
     common = by_a.keys() & by_b.keys()
     if not common:
         raise ConfigError(f"{names[0]} and {names[1]} have no sequence in common")
-    kept_a, kept_b = (
-        tuple(one for one in scores.objects if one.sequence in common) for scores in (a, b)
+    a, b = (
+        DavisScores(tuple(one for one in scores.objects if one.sequence in common))
+        for scores in (a, b)
     )
-    objects_a, objects_b = (
-        {(one.sequence, one.object_id) for one in kept} for kept in (kept_a, kept_b)
-    )
+    objects_a, objects_b = ({(x.sequence, x.object_id) for x in one.objects} for one in (a, b))
     if unequal := sorted(objects_a ^ objects_b):
         sequence, number = unequal[0]
         raise ConfigError(
             f"object {number} of {sequence} was scored in one of {names[0]} and {names[1]} only; "
             "evaluate both on the same data set"
         )
-    gaps = sorted(
-        (Gap(name, by_a[name], by_b[name]) for name in common),
-        key=lambda gap: (-gap.difference, gap.sequence),
-    )
-    left_out = tuple(sorted(by_a.keys() ^ by_b.keys()))
-    return Comparison(*names, DavisScores(kept_a), DavisScores(kept_b), tuple(gaps), left_out)
+    gaps = [Gap(name, by_a[name], by_b[name]) for name in sorted(common)]
+    gaps.sort(key=lambda gap: -gap.difference)
+    return Comparison(*names, a, b, tuple(gaps), tuple(sorted(by_a.keys() ^ by_b.keys())))
 
 
 def mean_similarity(
@@ -255,11 +237,9 @@ def telling_frames(differences: Float[np.ndarray, " frames"], *, count: int) -> 
 
 
 def plot_scatter(comparison: Comparison, *, num_named: int) -> Figure:
-    """J&F of each sequence by B (across) and A (up), with the diagonal; outliers have names.
+    """J&F of each sequence by B (across) and A (up), with the diagonal.
 
-    Args:
-        comparison: of two methods.
-        num_named: sequences at either end of the differences that get their names.
+    The `num_named` sequences at either end of the differences get their names.
     """
     a, b = comparison.name_a, comparison.name_b
     with plot_style():

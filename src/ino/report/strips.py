@@ -74,7 +74,7 @@ def plot_strips(
         sequences: to show; by default all that every result has.
         frames: to show, by the numbers in the names of their files; by default `num_frames`,
             evenly over those that every result has, from the first to the last.
-        num_frames: the number of frames per sequence where `frames` is not given.
+        num_frames: per sequence, where `frames` is not given.
         truth: begin with a row of the annotations.
         split: of YouTube-VOS.
         resolution: of DAVIS.
@@ -263,7 +263,7 @@ def _chosen_frames(
     num_frames: int,
 ) -> list[int]:
     """Positions of the frames with these numbers, or of some that every method has."""
-    if frames is not None:
+    if frames:
         positions = {_number(sequence, t): t for t in range(len(sequence.frames))}
         if unknown := [number for number in frames if number not in positions]:
             raise ConfigError(

@@ -37,7 +37,6 @@ from ino.tasks.results import (
     OnFrame,
     propagate_masks,
     propagate_unfinished,
-    protocol_fields,
     result_folder,
     settings_text,
 )
@@ -339,7 +338,7 @@ class DavisScores:
             folder / f"per-sequence_results-{split}.csv", [["Sequence", "J-Mean", "F-Mean"], *rows]
         )
         content = {
-            "protocol": None if protocol is None else protocol_fields(protocol),
+            "protocol": None if protocol is None else protocol.as_dict(),
             "global": self.means(),
             "objects": [asdict(one) for one in self.objects],
         }

@@ -3,7 +3,6 @@
 For tasks whose labels are not masks of objects, or whose papers feed the network square images.
 """
 
-import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -82,9 +81,8 @@ class LabelTracker:
     def _extractor(self) -> FeatureExtractor:
         protocol = self.protocol
         if self.input_size is not None:
-            protocol = dataclasses.replace(
-                protocol, short_side=None, size_multiple=None, rounding="none", fixed_sizes=()
-            )
+            size = {"short_side": None, "size_multiple": None, "rounding": "none"}
+            protocol = protocol.model_copy(update=size | {"fixed_sizes": ()})
         return FeatureExtractor(
             self.backbone, protocol=protocol, device=self.device, precision=self.precision
         )

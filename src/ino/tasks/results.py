@@ -5,7 +5,6 @@ silently. `predictions` holds a file or a folder per video, `finished.txt` the n
 that are done, `scores.json` the scores. What is predicted and how it is scored is for each task.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -72,14 +71,9 @@ def sized_protocol(
     return get_protocol(name, **fields)
 
 
-def protocol_fields(protocol: Protocol) -> dict[str, Any]:
-    """The protocol as settings.json and scores.json store it."""
-    return dataclasses.asdict(protocol)
-
-
 def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str:
     """The text of settings.json: two results were made alike where these are equal."""
-    content = {"version": __version__, **(settings or {}), "protocol": protocol_fields(protocol)}
+    content = {"version": __version__, **(settings or {}), "protocol": protocol.as_dict()}
     return json.dumps(content, indent=2, default=str) + "\n"
 
 

@@ -39,7 +39,6 @@ from ino.tasks.results import (
     OnFrame,
     propagate_masks,
     propagate_unfinished,
-    protocol_fields,
     result_folder,
     settings_text,
 )
@@ -454,7 +453,7 @@ class YtvosScores:
             rows.append([*about, str(one.num_frames), fraction(one.j), fraction(one.f)])
         write_csv(folder / f"per-object_results-{split}.csv", rows)
         content = {
-            "protocol": None if protocol is None else protocol_fields(protocol),
+            "protocol": None if protocol is None else protocol.as_dict(),
             "seen": self.seen_source,
             "global": means,
             "objects": [asdict(one) for one in self.objects],

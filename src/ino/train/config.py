@@ -6,7 +6,6 @@ a recipe may start from another one (`base: tiny`), and dotted names override si
 Imports nothing heavy, so that the command line can show its options at once.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -418,7 +417,7 @@ def _fields(model: type[Model], prefix: str = "") -> Iterator[tuple[str, ConfigF
         if isinstance(kind, type) and issubclass(kind, Model):
             yield from _fields(kind, f"{prefix}{name}.")
         else:
-            kind = Annotated[(kind, *field.metadata)] if field.metadata else kind  # type: ignore[valid-type]
+            kind = Annotated[kind, *field.metadata] if field.metadata else kind
             default = field.get_default(call_default_factory=True)
             description = " ".join((field.description or "").split())
             yield f"{prefix}{name}", ConfigField(kind, description, default)
@@ -475,7 +474,7 @@ def recipe_values(name: str) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     path = named_file(name, FOLDER, what="recipe")
-    seen = [path]
+    seen = [path.resolve()]
     while True:
         content = read_yaml(path, what="recipe", holds="sections such as model and data")
         base = content.pop("base", None)
@@ -486,10 +485,10 @@ def recipe_values(name: str) -> dict[str, Any]:
             raise ConfigError(f"the recipe {path}: base must name a recipe, but is {base}")
         near = path.parent / base
         path = near if near.is_file() else named_file(base, FOLDER, what="recipe")
-        if path in seen:
-            chain = " -> ".join(one.stem for one in [*seen, path])
+        seen.append(path.resolve())
+        if seen[-1] in seen[:-1]:
+            chain = " -> ".join(one.stem for one in seen)
             raise ConfigError(f"the recipe {name} starts from itself: {chain}")
-        seen.append(path)
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -554,39 +553,3 @@ def count_clips(config: TrainConfig) -> int:
     """Clips of a step over all processes; their numbers must have been found."""
     run = config.run
     return config.data.batch_size * max(1, run.devices) * max(1, run.num_nodes)
-
-
-# What the command line of jsonargparse needs until it is replaced.
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    return flatten(recipe_values(name))
-
-
-def recipe_arguments(name: str) -> list[str]:
-    load_recipe(name)
-    return as_options(read_recipe(name))
-
-
-def as_options(values: Mapping[str, Any]) -> list[str]:
-    given = {name: value for name, value in values.items() if value is not None}
-    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()]
-
-
-def field_names() -> list[str]:
-    return list(config_fields())
-
-
-def add_config_arguments(parser: Any) -> None:
-    old = {new: old for old, new in RENAMED.items()}
-    for name, field in config_fields().items():
-        names = [f"--{name}", *([f"--{old[name]}"] if name in old else [])]
-        parser.add_argument(*names, type=str, default=None, help=field.description)
-
-
-def config_of(options: Any) -> TrainConfig:
-    given = {name: options[name] for name in config_fields() if options[name] is not None}
-    for name in ("data.root", "run.eval_sequences"):
-        if given.get(name, "").startswith("["):
-            given[name] = yaml.safe_load(given[name])
-    return TrainConfig().with_values(given)

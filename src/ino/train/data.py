@@ -43,13 +43,14 @@ from ino.data.video_index import (
     find_videos,
     index_videos,
     quarantine_all,
+    wide_video_remark,
 )
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
 from ino.models.student_teacher import Views
 from ino.system import available_cores, write_text
-from ino.train.config import DataConfig, TrainConfig
+from ino.train.config import DataConfig, TrainConfig, ViewsConfig
 from ino.train.distributed import of_first
 
 VIDEOS_NAME = "videos.json"
@@ -66,13 +67,15 @@ _LOG = logging.getLogger("ino")
 class Source(NamedTuple):
     """The videos of a run: names of videos, or of tar shards that hold them.
 
-    `left_out` tells why videos or shards are not used; `summary` is a line for the screen.
+    `left_out` says why videos or shards are not used; `summary` is a line for the screen, and
+    `remark` a warning about the frames' aspect ratio, or empty.
     """
 
     names: list[str]
     num_videos: int
     left_out: dict[str, str]
     summary: str
+    remark: str = ""
 
 
 def has_shards(data: DataConfig) -> bool:
@@ -86,8 +89,12 @@ def has_shards(data: DataConfig) -> bool:
     return any(map(is_shards, data.root))
 
 
-def find_source(data: DataConfig) -> Source:
+def find_source(data: DataConfig, views: ViewsConfig | None = None) -> Source:
     """The videos that can give clips, as a resolved configuration names them.
+
+    Args:
+        data: where they are and what a clip is.
+        views: crops that should fit in most frames; a remark says if they do not.
 
     Raises:
         ConfigError: there are no roots, or shards of another machine without `data.shard_videos`.
@@ -105,9 +112,11 @@ def find_source(data: DataConfig) -> Source:
         names = find_videos(roots)
         summary = f"{len(names)} videos, whose headers were not read before training"
         return Source(names, len(names), {}, summary)
-    names, seconds, left_out = choose_usable(_index(roots, data.index), sampling_of(data))
+    index = _index(roots, data.index)
+    names, seconds, left_out = choose_usable(index, sampling_of(data))
     summary = f"{len(names)} videos, {seconds / 3600:.1f} hours"
-    return Source(names, len(names), left_out, summary)
+    remark = wide_video_remark(index, scale=views.global_scale, ratio=views.ratio) if views else ""
+    return Source(names, len(names), left_out, summary, remark)
 
 
 def sampling_of(data: DataConfig) -> ClipSampling:
@@ -188,11 +197,13 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         ConfigError: an epoch has fewer clips than a step.
     """
     data = config.data
-    source = of_first(fabric, lambda: find_source(data))
+    source = of_first(fabric, lambda: find_source(data, config.views))
     if fabric.is_global_zero:
         num = len(source.left_out)
         left_out = f", {num} left out ({QUARANTINE_NAME} says why)" if num else ""
         Console(stderr=True).print(source.summary + left_out, highlight=False, soft_wrap=True)
+        if source.remark:
+            _LOG.warning("%s", source.remark)
     settings: dict[str, Any] = {
         "sampling": sampling_of(data),
         "seed": config.run.seed,
@@ -374,6 +385,7 @@ def sample_views(
         saturation=settings.saturation,
         hue=settings.hue,
         grey=settings.grey,
+        blur_sigma=settings.blur_sigma,
     )
     clips = [clip.to(device, non_blocking=True) for clip in clips]
     global_crops = make_crops(

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from lightning.fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -157,8 +156,10 @@ class RunLog:
         enabled: False in all processes but the first, which then write nothing.
 
         Raises:
-            ConfigError: `wandb` is given and not installed.
+            ConfigError: `wandb` is given and not installed, or does not take the run.
         """
+        from lightning.fabric.loggers import TensorBoardLogger  # heavy, and plots do not need it
+
         self._enabled = enabled
         self._log_every = log_every
         self._num_steps = num_steps
@@ -179,7 +180,7 @@ class RunLog:
         if enabled:
             self._wandb = _wandb_logger(wandb, folder) if wandb else None
             self._file = LogFile(folder / LOG_NAME, first_step=first_step)
-            self._tensorboard: TensorBoardLogger | None = TensorBoardLogger(
+            self._tensorboard: Any = TensorBoardLogger(
                 folder, name="tensorboard", version="", purge_step=first_step
             )
 
@@ -284,7 +285,7 @@ class RunLog:
     def _print(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, soft_wrap=True)
 
-    def _on_tensorboard(self, act: Callable[[TensorBoardLogger], None]) -> None:
+    def _on_tensorboard(self, act: Callable[[Any], None]) -> None:
         """Does something with TensorBoard's logger, which is dropped once it has failed."""
         if self._tensorboard is None:
             return

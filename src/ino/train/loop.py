@@ -130,7 +130,7 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
         grad_norm = clip_gradients(student_parameters, max_norm=config.optim.clip_grad)
 
         # Student, teacher (its moving average) and centres move, if the step is good
-        is_good, numbers = judge(
+        is_good, numbers = _judge(
             terms, grad_norm, stop=stop.received is not None, reduce_mean=objective.reduce_mean
         )
         skipped = torch.where(is_good, 0.0, skipped + 1.0)
@@ -181,7 +181,7 @@ def _backward(run: Run, views: Views, targets: Targets) -> Terms:
     return Terms(*(torch.stack(found).sum(dim=0) / num_parts).unbind())
 
 
-def judge(
+def _judge(
     terms: Terms,
     grad_norm: Float[Tensor, ""],
     *,
@@ -190,14 +190,7 @@ def judge(
 ) -> tuple[Bool[Tensor, ""], dict[str, Tensor]]:
     """Whether all processes can take the step, and its numbers; no device is waited for.
 
-    Args:
-        terms: of this process.
-        grad_norm: over all gradients of all processes.
-        stop: whether this process was asked to stop.
-        reduce_mean: averages a tensor over all processes.
-
-    Returns:
-        The numbers are means over the processes; `stop` is above 0 if any of them is to stop.
+    The numbers are means over the processes, so `stop` is above 0 if any of them is to stop.
     """
     flag = terms.loss.new_full((1,), float(stop), dtype=torch.float32)
     reduced = reduce_mean(torch.cat([terms.stacked(), flag]))
@@ -233,18 +226,9 @@ def _log_unread(unread: list[Numbers], *, log: RunLog, monitor: Monitor) -> dict
 def _way_back(
     checkpoint: Path | None, numbers: Mapping[str, float], *, step: int, before: Path | None
 ) -> Path:
-    """The checkpoint to go back to, as steps are skipped in a row.
+    """The newest checkpoint, unless there is none or the run went back to it before.
 
-    Training goes on with later clips and crops, as the same ones would fail again.
-
-    Args:
-        checkpoint: the newest, which is never written while steps are skipped.
-        numbers: of the last step.
-        step: counted from 0.
-        before: where the run went back to last.
-
-    Raises:
-        TrainingError: there is no checkpoint, or the run went back to it before.
+    Training continues with later clips and crops, as the same ones would fail again.
     """
     reason = diagnosis(numbers, step=step)
     if checkpoint is None:

@@ -1,10 +1,11 @@
-"""The GPU's kernel, by Triton's interpreter where there is none, against the plain matcher."""
+"""The CUDA kernel, in Triton's interpreter where there is no GPU, against the plain definition."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ino.kernels.topk import TiledMatcher, Window
+from ino.propagate.affinity import best_positions
 
 pytest.importorskip("triton", reason="triton comes with torch for Linux")
 
@@ -33,35 +34,38 @@ CASES = [
 ]
 
 
+def check(found, query, keys, *, topk, window):
+    expected = best_positions(query, keys, topk=topk, window=window)
+    count = expected.similarity.shape[1]
+    assert not found.similarity[:, count:].isfinite().any()
+    torch.testing.assert_close(found.similarity[:, :count], expected.similarity, rtol=0, atol=1e-6)
+    real = expected.similarity.isfinite()
+    assert found.position[:, :count][real].equal(expected.position[real])
+    assert found.position.min() >= 0
+    assert found.position.max() < len(keys) * query.shape[0] * query.shape[1]
+
+
 @pytest.mark.parametrize(("size", "num_keys", "dim", "topk", "window"), CASES)
-def test_equals_the_matcher_for_any_device(size, num_keys, dim, topk, window):
-    maps = unit_maps(1 + num_keys, *size, dim)
+def test_equals_the_plain_definition(size, num_keys, dim, topk, window):
+    query, *keys = maps = unit_maps(1 + num_keys, *size, dim)
     groups = [list(range(num_keys)), [num_keys - 1]]
-    found = match(TritonMatcher(topk=topk, window=window), maps, groups)
-    expected = match(TiledMatcher(topk=topk, window=window), maps, groups)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.similarity, other.similarity, rtol=0, atol=1e-6)
-        real = other.similarity.isfinite()
-        assert one.position[real].equal(other.position[real])
-        assert one.position.min() >= 0
-        assert one.position.max() < num_keys * size[0] * size[1]
+    for found, group in zip(
+        match(TritonMatcher(topk=topk, window=window), maps, groups), groups, strict=True
+    ):
+        check(found, query, [keys[number] for number in group], topk=topk, window=window)
 
 
 def test_without_window():
-    maps = unit_maps(2, 5, 6, 8)
-    found, expected = (
-        match(matcher(topk=3, window=Window(1)), maps, [[0]], windowed=False)[0]
-        for matcher in (TritonMatcher, TiledMatcher)
-    )
-    assert found.position.equal(expected.position)
+    query, key = unit_maps(2, 5, 6, 8)
+    matcher = TritonMatcher(topk=3, window=Window(1))
+    (found,) = match(matcher, [query, key], [[0]], windowed=False)
+    check(found, query, [key], topk=3, window=Window(None))
 
 
 def test_bf16_features():
-    maps = unit_maps(2, 5, 6, 16, dtype=torch.bfloat16)
-    found = match(TritonMatcher(topk=3, window=Window(2)), maps, [[0]])[0]
-    wide = [one.float() for one in maps]
-    expected = match(TiledMatcher(topk=3, window=Window(2)), wide, [[0]])[0]
-    torch.testing.assert_close(found.similarity, expected.similarity, rtol=0, atol=1e-6)
+    query, key = maps = unit_maps(2, 5, 6, 16, dtype=torch.bfloat16)
+    (found,) = match(TritonMatcher(topk=3, window=Window(2)), maps, [[0]])
+    check(found, query.float(), [key.float()], topk=3, window=Window(2))
 
 
 def test_falls_back_to_one_map_at_a_time_where_memory_is_short(monkeypatch, caplog):
@@ -85,7 +89,7 @@ def test_falls_back_to_one_map_at_a_time_where_memory_is_short(monkeypatch, capl
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("window", [Window(40), Window(12, "circle"), Window(None)])
 def test_a_whole_frame_on_the_gpu(window):
-    """480x854 pixels, 11 context frames of 384 dimensions, compiled, beside the plain matcher."""
+    """480x854 pixels, 11 context frames of 384 dimensions, compiled, beside the tiled matcher."""
     maps = unit_maps(12, 60, 106, 384)
     groups = [list(range(11)), [10]]
     found = match(TritonMatcher(topk=5, window=window), maps, groups)

@@ -86,7 +86,7 @@ def test_scoring_changes_nothing_of_what_is_learnt(data, tmp_path):
         (["--run.eval_every", 3, "--run.eval_root", "nowhere"], "nowhere"),
         (["--run.eval_sequences", '["three"]'], "three is not in"),
         (["--run.eval_protocol", "best"], "unknown protocol 'best'"),
-        (["--run.eval_every", -1], "run.eval_every must be at least 0"),
+        (["--run.eval_every", -1], "run.eval_every must be at least 0, but is -1"),
     ],
 )
 def test_a_data_set_that_cannot_be_used_is_told_before_the_first_step(

@@ -1,11 +1,11 @@
-"""What a user can get wrong. The command line prints the message alone and exits with status 2.
+"""Errors that a user can fix. The command line prints the message and exits with status 2.
 
 A message says what was expected, what was found and what to do, in one sentence.
 """
 
 
 class InoError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of all errors that a user can fix."""
 
 
 class VideoError(InoError):
@@ -39,8 +39,8 @@ class TrainingError(InoError):
 class StoppedError(Exception):
     """Training was asked to stop by a signal and did; `status` is the command's exit status.
 
-    No `InoError`, as KeyboardInterrupt is no Exception: what goes on after a failed run must not go
-    on after this.
+    It is not an `InoError`, as KeyboardInterrupt is not an Exception: code that continues after a
+    failed run must not continue after this.
     """
 
     def __init__(self, message: str, *, status: int) -> None:

@@ -113,7 +113,7 @@ Seeds = Annotated[tuple[int, ...], BeforeValidator(_several), Field(min_length=1
 
 
 class Row(Model):
-    """What is scored, and how; each data set has a child with fields of its own."""
+    """One row of an experiment: what is evaluated, and how. Each data set has its own subclass."""
 
     data: ClassVar[str]
     scores: ClassVar[dict[str, str]]
@@ -124,23 +124,24 @@ class Row(Model):
     weights: str | None = None
     """What `--weights` takes, or `untrained` for the architecture of `base` with random weights."""
     file: str | None = None
-    """Name in `weights_dir`, without its ending; taken before all else where it is there."""
+    """Name of a file in `weights_dir`, without its suffix; if it exists, it is used instead of
+    `weights`."""
     train: dict[str, Any] | None = None
     """Fields of the recipe `base` for the run that makes the weights."""
     seeds: Seeds | None = None
-    """Of the run or of random weights; None for those of the experiment."""
+    """Seeds of the run or of random weights; None for those of the experiment."""
     network: Annotated[tuple[NetworkName, ...], BeforeValidator(_several)] = ()
-    """Student, teacher or both; empty for the one that is usually evaluated."""
+    """Networks to evaluate, student or teacher or both; empty for the authors' choice."""
     protocol: str = "ino-davis"
-    """How labels are propagated."""
+    """Name of the protocol of propagation."""
     published_with: dict[str, Any] = Field({})
     """Fields of the protocol with which the published numbers were measured."""
     short_side: Annotated[tuple[int, ...], BeforeValidator(_several)] = ()
-    """Of the network's input, pixels, one or several; the protocol's radius is scaled with it."""
+    """Short side of the network's input in pixels, one or several; scales the protocol's radius."""
     layer: int | None = None
     """Block whose features are read, from 1; None for the protocol's own."""
     radius: int | None = None
-    """Of the window, feature positions; None for the protocol's own, scaled."""
+    """Radius of the window in feature positions; None for the protocol's own, scaled."""
     set: dict[str, Any] = Field({})
     """Other fields of the protocol."""
     precision: Precision = "fp32"
@@ -221,7 +222,7 @@ class DavisRow(Row):
 
 
 class YtvosRow(Row):
-    """A row on YouTube-VOS; without a truth at hand it ends with a file for the server."""
+    """A row on YouTube-VOS; without annotations of later frames it only writes submission.zip."""
 
     data = "ytvos"
     scores: ClassVar = {
@@ -356,8 +357,8 @@ class Experiment(Model):
     rows: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
     """Fields of each row, by label, which names its folder; see `Row` and its children."""
     overrides: dict[str, Any] = Field({})
-    """Fields that win over those of rows: what the command line gives for all. year, split and
-    sequences are for DAVIS, and short_side is for frames that are not made square."""
+    """Fields from the command line that override those of all rows. `year`, `split` and
+    `sequences` apply to DAVIS only, and `short_side` only to rows without square input."""
     panels: list[Panel] = Field([])
     """Plots of figure.png; a grid of one field has its own."""
 
@@ -645,14 +646,15 @@ def _trials(
 
 
 def find_weights(row: Row, experiment: Experiment) -> tuple[str | None, str]:
-    """What `load_backbone` is given for a row, and, where that is not at hand, why not.
+    """The weights of a row.
 
     Returns:
-        The weights and "", or None and why they are not at hand ("" where the row trains them).
+        The argument for `load_backbone` and "", or None and the reason why there are no weights (""
+        if the row trains them).
 
     Raises:
-        CheckpointError: weights are a path at which there is nothing.
-        ConfigError: the row names no weights, and no published numbers for which it would be there.
+        CheckpointError: `weights` is a path that does not exist.
+        ConfigError: the row has neither weights nor published numbers.
     """
     folder, weights = experiment.weights_dir, row.weights
     if row.file is not None and folder is not None:
@@ -779,7 +781,7 @@ def check_folder(plan: Plan, out: Path) -> None:
 
 
 class State(NamedTuple):
-    """How far a trial is, and more about it in a few words."""
+    """The progress of a trial, and details in a few words."""
 
     kind: Literal["waiting", "running", "done", "failed", "absent"]
     detail: str
@@ -830,7 +832,10 @@ def _read_scores(folder: Path) -> dict[str, float] | None:
 
 
 def error_file(trial: Trial, *, out: Path) -> Path:
-    """Says why a trial failed; there too while it is worked on, for a kill tells no reason."""
+    """Path of the file that says why a trial failed.
+
+    It also exists while the trial runs, so that a killed process leaves a message.
+    """
     return out / f"{trial.name}.error.txt"
 
 
@@ -860,22 +865,24 @@ def run_experiment(
     jobs: int = 1,
     devices: str | None = None,
 ) -> int:
-    """Does every row that is not done, and prints the table.
+    """Runs every trial of an experiment that is not done, and prints the table.
 
-    Other processes may do the same at the same time: each takes rows that no other has.
+    Several processes may run the same experiment at once: each takes trials that no other runs.
 
     Args:
         experiment: as `read_experiment` gives it.
         out: folder of the experiment.
         only: see `plan_experiment`.
         may_train: see `plan_experiment`.
-        is_list: print the table as it is and how far each row is, and do nothing.
-        jobs: processes that share the rows.
-        devices: of these processes in turn, with commas between; None for all GPUs with several
-            jobs, else auto. With one job, runs are trained where their recipe says.
+        is_list: only print the table and the progress of each row.
+        jobs: number of processes that share the work.
+        devices: comma-separated devices, assigned to the processes in turn; None for all GPUs if
+            there are several jobs, else auto. With one job, `run.accelerator` of the recipe decides
+            where a run is trained.
 
     Returns:
-        The exit status: 1 where a row has failed, else 0.
+        The exit status: 1 if a row has failed or is still waiting, for example because its process
+        was killed, else 0.
 
     Raises:
         InoError: see `plan_experiment` and `check_folder`; or a device cannot be used.
@@ -1060,8 +1067,10 @@ def _end_with_parent() -> None:
 
 
 def table(plan: Plan, out: Path) -> list[dict[str, Any]]:
-    """A row for each label and evaluation, from what is on disk, as table.json has them: scores in
-    percent, mean and sample standard deviation over seeds."""
+    """The rows of table.json, one per label and evaluation, from the files in the folder.
+
+    Scores are in percent, as mean and sample standard deviation over seeds.
+    """
     rows = []
     for label, group in itertools.groupby(plan.trials, key=lambda trial: trial.label):
         trials = list(group)

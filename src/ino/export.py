@@ -1,4 +1,4 @@
-"""`ino export`: a network of a run for others, as weights, configuration, card and ONNX graphs.
+"""`ino export`: writes a network of a run as weights, configuration, model card and ONNX graphs.
 
 The network is cut after a block and its weights are rounded, then written as timm, hubs and ino
 read them (`ino.models.weights` says what the files are). The files of an export are replaced
@@ -49,7 +49,7 @@ from ino.tasks.results import sized_protocol
 Precision = Literal["fp32", "fp16"]
 
 PROTOCOL = "ino-davis"
-"""Whose layer is exported by default, and whose step becomes the graph of propagation."""
+"""The protocol whose layer is exported by default and whose step the ONNX graph computes."""
 
 WORK = ".ino-export"
 """The hidden folder that is there while an export is written."""
@@ -86,7 +86,7 @@ def export_run(
     data: str = "",
     overwrite: bool = False,
 ) -> list[Path]:
-    """The files of the export, which is written whole or not at all.
+    """Writes an export, whole or not at all, and returns the paths of its files.
 
     Args:
         run: folder of a run, or a checkpoint.
@@ -158,7 +158,7 @@ def export_run(
 
 
 def truncate(vit: VisionTransformer, *, layer: int | None) -> VisionTransformer:
-    """The network up to a block, in evaluation mode, with the weights of the given one.
+    """A copy of the first `layer` blocks of a network, in evaluation mode.
 
     Args:
         vit: a network.
@@ -185,7 +185,9 @@ def truncate(vit: VisionTransformer, *, layer: int | None) -> VisionTransformer:
 
 
 def round_weights(vit: VisionTransformer, *, precision: Precision) -> VisionTransformer:
-    """The network with the weights that a file of this precision holds, still computing in fp32.
+    """Rounds the weights of a network in place to a precision, and returns the network.
+
+    It still computes in fp32. With precision fp32 nothing changes.
 
     Raises:
         ConfigError: a weight is too large for the precision.
@@ -326,10 +328,10 @@ def _model_card(
 def write_files(folder: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
     """Writes an export whole; where that fails, the folder is as it was.
 
-    New files are written into a hidden folder beside the earlier ones, which then move into that
-    folder as the new ones move out of it. What fails on the way is undone at once, and what was
-    killed on the way when the folder is written again. Two exports into one folder at once are not
-    told apart.
+    New files are written into a hidden folder first. Then the files of an earlier export are moved
+    into that folder and the new ones out of it. An error undoes this at once; if the process is
+    killed, the next export into the folder undoes it. There is no lock: do not run two exports into
+    one folder at the same time.
 
     Args:
         folder: created if needed.

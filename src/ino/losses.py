@@ -1,8 +1,8 @@
-"""The objective of section 3: Eq. 1 to 6 in the paper's order, and the centres of its targets.
+"""The losses of section 3 in the paper's order (Eq. 1 to 6), and the centering of the targets.
 
-Tensors in, tensors out: which views a network sees is decided in `models.student_teacher`, when a
-step is taken in `train.loop`. Sums of the paper are means here (docs/paper-and-code.md), so that
-the four terms contribute equally.
+Tensors in, tensors out. `models.student_teacher` decides which views each network sees, and
+`train.loop` takes the steps. Where the paper sums, this code takes means
+(docs/paper-and-code.md), so that the four terms contribute equally.
 """
 
 from collections.abc import Callable
@@ -31,20 +31,24 @@ def centered_targets(
     update: CenterUpdate = "step",
     reduce_mean: Callable[[Tensor], Tensor] = lambda mean: mean,
 ) -> tuple[Float[Tensor, "group *positions classes"], Float[Tensor, " classes"]]:
-    """Target distributions softmax((logits - centre) / temperature), and the centre afterwards.
+    """Target distributions softmax((logits - center) / temperature), and the updated center.
 
-    Centring and sharpening are DINO's (section 3.1). Paper and released code differ in when the
-    centre moves.
+    Centering and sharpening follow DINO (section 3.1). The paper and the released code differ in
+    when the center is updated.
 
     Args:
-        logits: the teacher's, in the order in which the losses use them.
-        center: moving mean of earlier logits.
-        temperature: sharpness of the targets, 0.04 in the paper.
-        momentum: weight of the old centre in the new one.
-        update: `step` moves the centre once by the mean of all logits (`variant: paper`), `group`
-            after each group (a frame pair of class tokens, a frame of patch tokens) by that group's
-            mean, so that later groups see a moved centre (`variant: released`).
-        reduce_mean: averages a mean over all processes.
+        logits: outputs of the teacher's head, in the order in which the losses use them.
+        center: moving average of the logits of previous steps.
+        temperature: of the softmax, above 0; 0.04 in the paper. Lower values sharpen the targets.
+        momentum: weight of the old center in the new one, 0..1.
+        update: `step` updates the center once, with the mean of all logits (`variant: paper`);
+            `group` updates it after each group (a frame pair of class tokens, a frame of patch
+            tokens) with that group's mean, so that later groups see a newer center (`variant:
+            released`).
+        reduce_mean: averages a tensor over all processes.
+
+    Returns:
+        The targets, which sum to 1 over the classes, and the center after this step.
     """
 
     def moved(center: Tensor, logits: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def centered_targets(
 
 
 def by_pairs(frames: Float[Tensor, "time *rest"]) -> Float[Tensor, "pair 2 *rest"]:
-    """Frames of a clip arranged by the pairs (n, L/2 + n) that imagine each other's crops."""
+    """The frames of a clip, grouped into the pairs (n, L/2 + n) of section 3.2; L must be even."""
     return frames.unflatten(0, (2, -1)).transpose(0, 1)
 
 
@@ -110,8 +114,9 @@ def joint_weights(
 ) -> tuple[float, float]:
     """Weights of Eq. 1 and Eq. 2 that make their sum one mean over all terms of a pair.
 
-    There are 2 global and 4M local terms (the released code takes the mean so). A term of weight 0
-    does not count; with both at 0, both are 0.
+    A pair has 2 global-to-global and 4M local-to-global terms, and the released code takes the mean
+    over all of them. A term of weight 0 is left out of the mean; if both weights are 0, so are both
+    results.
 
     Args:
         num_local: local crops of each frame (M).
@@ -183,7 +188,14 @@ def affinity_loss(
 
 
 class Targets(NamedTuple):
-    """What the teacher asks of the student in a step, and where its outputs move the centres."""
+    """The targets of one step, with the centers as they will be after it.
+
+    Attributes:
+        class_pairs: target distributions of the class tokens, by frame pair.
+        patch: target distributions at the masked positions; None in a step without masks.
+        patch_logits: the teacher's logits at the same positions, for `affinity_on="logits"`.
+        class_center, patch_center: the updated centers, which `update_centers` stores.
+    """
 
     class_pairs: Float[Tensor, "pair 2 batch classes"]
     patch: Float[Tensor, "time batch masked classes"] | None
@@ -192,7 +204,7 @@ class Targets(NamedTuple):
     patch_center: Float[Tensor, " classes"]
 
     def of(self, clips: slice) -> "Targets":
-        """The targets of some of the clips."""
+        """The targets of a slice of the batch; the centers stay those of the whole step."""
         if self.patch is None or self.patch_logits is None:
             return self._replace(class_pairs=self.class_pairs[:, :, clips])
         return self._replace(
@@ -203,7 +215,10 @@ class Targets(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The objective and its terms, before weights; a term that the views do not have is 0."""
+    """The weighted objective `loss`, and its four terms before weighting.
+
+    A term is 0 if its weight is 0 or if the views that it needs were not given.
+    """
 
     loss: Float[Tensor, ""]
     g2g: Float[Tensor, ""]
@@ -212,12 +227,12 @@ class Terms(NamedTuple):
     affinity: Float[Tensor, ""]
 
     def stacked(self) -> Float[Tensor, " terms"]:
-        """The values as one tensor without gradients, in the order of the fields."""
+        """All fields as one detached float32 tensor, in their order."""
         return torch.stack([term.detach().float() for term in self])
 
 
 class Objective(nn.Module):
-    """The weighted sum of the four terms (Eq. 6), with the centres of class and patch tokens.
+    """The weighted sum of the four losses (Eq. 6). Stores the centers of class and patch tokens.
 
     >>> objective = Objective(num_classes=3, num_local=0)
     >>> teacher, student = torch.randn(4, 2, 3), torch.randn(4, 2, 3)  # (time, batch, classes)
@@ -251,20 +266,20 @@ class Objective(nn.Module):
         reduce_mean: Callable[[Tensor], Tensor] = lambda mean: mean,
     ) -> None:
         """Args:
-        num_classes: outputs of the head.
-        num_local: local crops of each frame (M), which the joint mean counts.
-        g2g, l2g, masked, affinity: weights of Eq. 1, 2, 3 and 5.
-        teacher_temperature: of the targets.
-        student_temperature: of the student's distributions.
+        num_classes: output dimension of the head.
+        num_local: local crops of each frame (M); used by `out_mean="joint"` only.
+        g2g, l2g, masked, affinity: weights of Eq. 1, 2, 3 and 5; 0 switches a term off.
+        teacher_temperature: of the softmax that gives the targets.
+        student_temperature: of the softmax of the student's logits.
         affinity_teacher_temperature: tau_t of Eq. 4.
         affinity_student_temperature: tau_s of Eq. 4.
-        center_momentum: weight of the old centre in the new one.
+        center_momentum: weight of the old center in the new one, 0..1.
         center_update: see `centered_targets`.
-        out_mean: `each` takes the means of Eq. 1 and Eq. 2 apart (`variant: paper`), `joint` one
-            mean over the terms of both (`variant: released`).
+        out_mean: `each` takes one mean for Eq. 1 and one for Eq. 2 (`variant: paper`), `joint` a
+            single mean over the terms of both (`variant: released`).
         affinity_on: whether Eq. 4 compares distributions (`variant: paper`) or logits of the head
             (`variant: released`).
-        reduce_mean: averages a mean over all processes, for the centres.
+        reduce_mean: averages the batch means of the centers over all processes.
         """
         super().__init__()
         if out_mean == "joint":
@@ -291,9 +306,13 @@ class Objective(nn.Module):
         global_class: Float[Tensor, "time batch classes"],
         patch: Float[Tensor, "time batch masked classes"] | None = None,
     ) -> Targets:
-        """What the teacher's logits of a whole step ask of the student.
+        """The targets of a whole step, from the teacher's logits.
 
-        The centres stay until `update_centers`.
+        The stored centers do not change until `update_centers`.
+
+        Args:
+            global_class: logits of the class tokens of the global crops.
+            patch: logits of the patch tokens at the masked positions; None if none are masked.
         """
         pairs, class_center = centered_targets(
             by_pairs(global_class), self.class_center, **self._centering
@@ -310,15 +329,16 @@ class Objective(nn.Module):
         local_class: Float[Tensor, "time crop batch classes"] | None = None,
         patch: Float[Tensor, "time batch masked classes"] | None = None,
     ) -> Terms:
-        """The objective, or the part of it that these logits of the student have.
+        """The objective, or the terms of it that can be computed from the given logits.
 
-        The terms of the local crops alone and of the global crops alone add up to those of all.
+        Terms are additive: computing those of the local crops and those of the global crops in two
+        calls and adding the results gives the same as one call.
 
         Args:
-            targets: of the same clips.
-            global_class: of the global crops' class tokens.
-            local_class: of the local crops' class tokens.
-            patch: of the global crops' masked positions.
+            targets: from `targets`, for the same clips.
+            global_class: the student's logits for the class tokens of the global crops.
+            local_class: the student's logits for the class tokens of the local crops.
+            patch: the student's logits at the masked positions of the global crops.
         """
         weights, temperature = self.weights, self.student_temperature
         found: dict[str, Tensor] = {}
@@ -351,11 +371,12 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def update_centers(self, targets: Targets, *, where: Tensor | None = None) -> None:
-        """Moves the centres to where the targets' logits ask.
+        """Replaces the stored centers by the updated ones in `targets`.
 
         Args:
-            targets: of the step.
-            where: one truth value on the device; where it is false nothing changes.
+            targets: of this step.
+            where: a boolean scalar on the device; if it is False, the centers do not change. None
+                means True.
         """
         for center, moved in (
             (self.class_center, targets.class_center),

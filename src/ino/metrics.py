@@ -97,8 +97,13 @@ def _harmonic_mean(precision: float, recall: float) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """A score of one object over frames: the mean, the fraction of frames above 0.5 (recall), and
-    the mean of the first quarter minus that of the last (decay)."""
+    """Scores of one object, summarized over frames.
+
+    Attributes:
+        mean: mean over the frames, 0..1.
+        recall: fraction of frames with a score above 0.5.
+        decay: mean over the first quarter of the frames minus that over the last quarter, -1..1.
+    """
 
     mean: float
     recall: float
@@ -300,11 +305,12 @@ class PckRule:
 
     Attributes:
         thresholds: fractions of the person's size.
-        size: of the box around the annotated joints that count in a frame: its diagonal, as in all
-            three released codes, or its longer side, which stands beside it there, switched off.
-        scale: the person's size is this times that.
-        lost: a joint whose map is empty is left out, of the box too, as in the released codes, or
-            counts as wrong. A joint outside the first image has an empty map from the start.
+        size: which length of the box around the counted joints of a frame is used: its diagonal, as
+            in the three released codes, or its longer side, which is commented out in them.
+        scale: the person's size is this factor times that length.
+        lost: whether a joint whose map is empty is skipped, also in the box, as in the released
+            codes, or counts as wrong. The map of a joint far outside the first image is empty
+            throughout.
         skip_outside: leave out joints that the annotation puts outside the image; the released
             codes count them.
         first_frame: count the frame that was given; VFS does, UVC and CRW do not.
@@ -321,15 +327,17 @@ class PckRule:
 def joint_errors(
     predicted: Joints, truth: Joints, *, image_size: tuple[int, int], rule: PckRule
 ) -> Float[np.ndarray, "scored joints"]:
-    """Distances over the person's size; NaN where a joint does not count, infinite where wrong.
+    """Distance of each joint to the truth, divided by the person's size in that frame.
 
-    A person of size 0, with all joints that count in one place, is missed by any other place.
+    NaN where a joint does not count. Infinite where a lost joint counts as wrong, and where the
+    person's size is 0 and the joint is not exactly at the true place.
 
     Args:
-        predicted: of one video.
-        truth: the same frames; finite.
-        image_size: height and width of the images, pixels.
-        rule: what counts.
+        predicted: joints of one video.
+        truth: annotated joints of the same frames; finite.
+        image_size: height and width of the images, in pixels.
+        rule: which joints count. Unless `rule.first_frame` is set, the first frame is dropped, so
+            the result has one frame less.
     """
     counts = np.ones(truth.shape[:2], dtype=bool)
     if rule.lost == "skipped":

@@ -1,8 +1,8 @@
 """ONNX graphs of dense features and of one step of propagation. Needs the extra `onnx`.
 
-The graph of features takes pixels as videos give them, so that nobody has to know mean and
-deviation; it is for images of one size, of which the position embeddings are part, and for batches
-of any size. The graph of propagation is written down, not traced, so that all sizes may vary.
+The graph of features takes uint8 RGB images and normalizes them itself. It is for images of one
+size, because it contains the position embeddings of that size, and for batches of any size. The
+graph of propagation is written by hand, not traced, so all its sizes may vary.
 """
 
 import io
@@ -25,7 +25,7 @@ ImageSize = tuple[int, int]
 """Height and width, pixels."""
 
 NEEDED = ("onnx", "onnxscript")
-"""Modules that writing ONNX takes; onnxruntime runs it."""
+"""Modules that are needed to write ONNX files; onnxruntime is needed to run them."""
 
 ROW_BLOCK = 8
 """Rows of the query that are compared at a time."""
@@ -55,7 +55,7 @@ def check_onnx() -> None:
 
 
 class FeatureGraph(nn.Module):
-    """Features of the last block of a network, for images of one size."""
+    """Network from images of one size, uint8 RGB, to the features of the last block."""
 
     mean: Tensor
     std: Tensor

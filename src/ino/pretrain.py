@@ -1,4 +1,4 @@
-"""Pretraining that is scored on the way: training, and masks carried through labelled sequences."""
+"""`ino train`: pretraining, with the student evaluated on annotated sequences during the run."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,15 +26,16 @@ FOLDER = "evaluations"
 
 
 def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
-    """Trains as `ino.train.loop.train` does and gives the last checkpoint.
+    """Trains as `ino.train.loop.train` does, and returns the path of the last checkpoint.
 
-    Every `run.eval_every` steps, and after the last, the student is scored on the sequences of
-    `run.eval_root`: J&F, J and F in percent go into the log as `eval_jf`, `eval_j` and `eval_f`,
-    the masks into `evaluations/step_.../`, and the best state is kept as checkpoints/best.pt.
+    If `run.eval_every` is above 0, the student is evaluated on the sequences of `run.eval_root`
+    every so many steps and after the last one: J&F, J and F in percent are logged as `eval_jf`,
+    `eval_j` and `eval_f`, the masks are written to `evaluations/step_.../`, and the checkpoint with
+    the highest J&F is kept as checkpoints/best.pt.
 
     Raises:
         DatasetError: the sequences are not there.
-        ConfigError: `run.eval_every` is set and `run.eval_root` is not, or the protocol cannot be.
+        ConfigError: `run.eval_every` is set but `run.eval_root` is not, or the protocol is invalid.
         InoError: see `train`.
     """
     config = resolve(config)
@@ -44,7 +45,12 @@ def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
 
 
 def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
-    """What scores a student's backbone by the settings of a run, once they are found usable."""
+    """Checks the `run.eval_*` settings and returns the function that evaluates a student.
+
+    Raises:
+        DatasetError: the data set is not in the layout of DAVIS.
+        ConfigError: `run.eval_root` is missing or lists no sequence, or the protocol is invalid.
+    """
     run = config.run
     if not run.eval_root:
         raise ConfigError("run.eval_every is set, but not run.eval_root, the folder of a data set")
@@ -80,15 +86,15 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
 def with_steps(
     config: TrainConfig, steps: int, *, count: Callable[[DataConfig], int] = count_epoch
 ) -> TrainConfig:
-    """The configuration with `run.max_steps` and schedules as long, up to a whole epoch.
+    """The configuration of a run of `steps` steps, with schedules scaled to that length.
 
-    The warm-up keeps its share of the run, and the head's last layer learns in the last epoch at
-    the latest, however short the run is.
+    The schedules are as long as the smallest number of whole epochs that holds `steps`. The warm-up
+    keeps its share of the run, and the head's last layer is trained at least in the last epoch.
 
     Args:
-        config: as a recipe gives it; its videos are counted.
+        config: as a recipe gives it.
         steps: length of the run, above 0.
-        count: clips of an epoch.
+        count: returns the number of clips in an epoch; by default the videos are counted.
 
     Raises:
         ConfigError: a value is out of range, or there are fewer clips than a step takes.

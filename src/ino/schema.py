@@ -42,7 +42,7 @@ def checked(kind: type[M], values: Mapping[str, Any], *, where: str = "") -> M:
     Args:
         kind: the model.
         values: by key, as YAML has them.
-        where: they come from, such as "the recipe FILE"; empty for the command line.
+        where: where the values come from, such as "the recipe FILE"; empty for the command line.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value breaks a rule; says which.
@@ -55,11 +55,11 @@ def checked(kind: type[M], values: Mapping[str, Any], *, where: str = "") -> M:
 
 
 def one_sentence(error: ValidationError, kind: type[BaseModel]) -> str:
-    """What is wrong with the first wrong value: "optim.lr must be at least 0, but is -3".
+    """A message about the first invalid value: "optim.lr must be at least 0, but is -3".
 
     Args:
-        error: of pydantic.
-        kind: the model that was to be filled; it knows the names of the keys.
+        error: from pydantic.
+        kind: the model that was validated; it gives the names of the keys.
     """
     found = [(*_locate(one["loc"], kind), one) for one in error.errors(include_url=False)]
     outermost = found[0][0]
@@ -218,8 +218,8 @@ def read_yaml(path: Path, *, what: str, holds: str = "keys and values") -> dict[
 
     Args:
         path: of the file.
-        what: it is called in messages, such as "recipe".
-        holds: what it should hold, for messages.
+        what: what the file is called in messages, such as "recipe".
+        holds: what the file should hold, for messages.
 
     Raises:
         ConfigError: it cannot be read, is not YAML, has aliases, merge keys or a key twice, or
@@ -242,7 +242,7 @@ def read_yaml(path: Path, *, what: str, holds: str = "keys and values") -> dict[
 
 
 def yaml_value(text: str) -> Any:
-    """What a text means in YAML; the text itself where it is not YAML."""
+    """The value of a YAML text; the text itself if it is not valid YAML."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError):
@@ -259,8 +259,8 @@ def named_file(name: str, folder: Path, *, what: str) -> Path:
 
     Args:
         name: one of `yaml_names(folder)`, or the path of a YAML file.
-        folder: with ino's own.
-        what: such a file is called in messages, such as "recipe".
+        folder: folder of the files that come with ino.
+        what: what such a file is called in messages, such as "recipe".
 
     Raises:
         ConfigError: there is none.

@@ -1,7 +1,7 @@
-"""Tables of texts, and scores as JSON: to the screen, CSV, JSON and Markdown.
+"""Writes tables of strings to the screen, CSV and Markdown, and results to JSON.
 
-A table is its rows, the headings first. Numbers become texts by `percent` or `fraction`; which
-numbers a table holds is for its caller to say.
+A table is a list of rows, of which the first holds the headings. `percent` and `fraction` format
+numbers.
 """
 
 import csv
@@ -47,10 +47,10 @@ def print_table(
     Args:
         rows: headings first.
         console: where to print.
-        num_texts: columns that hold words; the others hold numbers and are aligned to the right.
-            Words are kept whole, and so are the labels of the first column, unless one takes a
-            third of the screen.
-        has_total: set the last row apart below a line.
+        num_texts: number of leading columns with text; the others hold numbers and are aligned to
+            the right. Text is wrapped between words only, and the first column is not wrapped
+            unless it needs more than a third of the screen.
+        has_total: print the last row below a line, as a total.
         caption: printed below the table.
     """
     headings, *body = rows

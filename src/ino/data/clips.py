@@ -27,8 +27,8 @@ _MAX_FAILURES = 20
 _GOOD, _BROKEN = 1, 2
 
 WINDOW = 4
-"""Visits of a place in the batch whose clips are mixed. Their frames are kept: 5 clips of 4 frames
-of 256x340 pixels are 5 MiB per visit."""
+"""Visits of a lane whose clips are shuffled together (see `VisitSampler`). Their frames are kept in
+memory: 5 clips of 4 frames of 256x340 pixels take 5 MiB per visit."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def _why_too_short(num_frames: int, fps: float, sampling: ClipSampling) -> str:
 def clip_streams(
     seed: list[int], *, num_clips: int, first_clip: int = 0
 ) -> list[np.random.Generator]:
-    """A generator of random numbers for each of some clips of a step.
+    """One random number generator for each clip of this process in a step.
 
-    It follows from the seed and the clip's place among the clips of all processes: two processes
-    of one clip each sample what one process of two clips samples.
+    Its state depends only on the seed and on the clip's place in the global batch: two processes
+    with one clip each sample the same numbers as one process with two clips.
 
     Args:
         seed: of the step; not negative.
@@ -176,7 +176,7 @@ class PathTable:
         return Path(os.fsdecode(self._bytes[start:end].tobytes()))
 
     def digest(self) -> str:
-        """A short text that is equal for equal paths in equal order, and for no others."""
+        """A hash of the paths and their order, 16 hexadecimal digits."""
         return hashlib.sha256(self._bounds.tobytes() + self._bytes.tobytes()).hexdigest()[:16]
 
 
@@ -218,7 +218,7 @@ class ClipDataset(Dataset[Tensor]):
 
     @property
     def digest(self) -> str:
-        """A short text that differs where the videos do."""
+        """A hash of the list of videos; see `PathTable.digest`."""
         return self._videos.digest()
 
     @property
@@ -227,7 +227,7 @@ class ClipDataset(Dataset[Tensor]):
         return int((self._state == _BROKEN).sum())
 
     def __getitem__(self, key: tuple[int, int]) -> UInt8[Tensor, "time height width 3"]:
-        """The clip of an epoch's index, or the clips of its visit, one after the other.
+        """The clip of an (epoch, index) pair; with `visits`, all clips of a video, concatenated.
 
         Raises:
             VideoError: 20 videos in a row, or most of the videos tried, cannot be used.

@@ -52,8 +52,8 @@ class VideoFile:
         path: a file that FFmpeg can read.
         num_threads: decoder threads; 0 is one per core.
         content: the file's bytes, if they are in memory; `path` then only names them.
-        decodes: False reads the container's own header alone, in a tenth of the time, without what
-            only a decoder can tell.
+        decodes: if False, only the container's header is read, in a tenth of the time, so what
+            needs a decoder is unknown.
 
     Raises:
         VideoError: the file is missing, empty, not a video, or holds no pictures.
@@ -191,7 +191,7 @@ class VideoFile:
         return "matroska" in self.formats and _is_matroska_cut(self)
 
     def broken(self, num_frames: int, reason: str | None) -> VideoError:
-        """The error for a file of which only the first `num_frames` frames are whole."""
+        """Builds the VideoError of a file of which only the first `num_frames` frames are whole."""
         return VideoError(
             f"{self.path} breaks off after {num_frames} whole frames ({reason}): "
             "copy the file again or repair it to get the rest"

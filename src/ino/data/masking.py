@@ -1,4 +1,4 @@
-"""Which patch positions of the global crops are masked in a step (section 3.3).
+"""Samples the masked patch positions of the global crops (section 3.3).
 
 The paper masks blockwise, after BEiT and iBOT; the released code samples positions one by one. Both
 mask exactly K positions in every clip of a step, so that all gathers have one size.
@@ -20,7 +20,11 @@ _NUM_ATTEMPTS = 10
 def sample_num_masked(
     rng: np.random.Generator, *, num_tokens: int, probability: float, ratio: tuple[float, float]
 ) -> int:
-    """K = P r for a step: 0 with 1 - probability, else r uniform in `ratio` (section 4.1)."""
+    """The number K of masked positions of each global crop in a step (sections 3.3 and 4.1).
+
+    With `probability`, K = max(1, floor(P r)), where P is `num_tokens` and r is uniform in `ratio`;
+    otherwise K = 0.
+    """
     masked = rng.random() < probability
     share = rng.uniform(*ratio)
     return max(1, int(num_tokens * share)) if masked else 0
@@ -40,8 +44,8 @@ def sample_blockwise_mask(
 ) -> Bool[np.ndarray, "rows columns"]:
     """A mask of rectangles of random area and aspect that covers exactly `num_masked` positions.
 
-    Rectangles are sampled until the positions are covered; the last one is filled row by row, only
-    as far as the count goes.
+    Rectangles are added until `num_masked` positions are covered; of the last one, only as many
+    positions are taken, row by row, as are still missing.
     """
     mask = np.zeros((rows, columns), dtype=bool)
     smallest = (min(rows, columns) // 3) ** 2

@@ -78,7 +78,7 @@ class ShardVideo:
 
 
 class ShardCutError(VideoError):
-    """A shard is not a whole tar file, or holds no video; its videos up to there were given."""
+    """A shard is not a whole tar file, or holds no video. Its whole videos have been yielded."""
 
 
 def is_shards(root: str) -> bool:
@@ -131,8 +131,8 @@ def survey_shards(
 
     Args:
         shards: as `expand_shards` gives them.
-        num_stated: the number of videos by the user's word; 0 to count them by the headers of the
-            tar files' members, which is not possible for remote shards.
+        num_stated: the number of videos in all shards as the user states it; 0 to count them by the
+            headers of the tar files, which is not possible for remote shards.
 
     Raises:
         ConfigError: it is 0 and some shards are remote.
@@ -377,7 +377,9 @@ class ShardClips(IterableDataset[list[Tensor]]):
         self._left_out: set[str] = set()
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        """Batches, uint8 (time, height, width, 3) each clip; of a worker, every n-th.
+        """Yields batches: lists of clips, each uint8 (time, height, width, 3).
+
+        In a worker process, it yields every n-th batch, n being the number of workers.
 
         Raises:
             VideoError: 20 videos in a row, or all of a stream, cannot be used; or a shard cannot be

@@ -1,9 +1,9 @@
 """Video in and out: what a video is, its frames in order, some of its frames, and an H.264 writer.
 
 A video is a file that FFmpeg reads, a folder that directly holds images, or a pattern of images
-(`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 as they are shown. The
-images of a folder come in natural order and carry no time: their frame rate is nominal. Sound is
-not read.
+(`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 in display order. The
+images of a folder are sorted in natural order; they have no timestamps, so their frame rate is
+nominal (24). Sound is not read.
 """
 
 import io
@@ -127,7 +127,7 @@ def _open(source: Path | io.BytesIO, path: Path) -> Image.Image:
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """What to sort names by so that 2.jpg comes before 10.jpg."""
+    """A sort key for names, by which 2.jpg comes before 10.jpg."""
     parts = re.split(r"(\d+)", name)
     # The name itself breaks ties such as 1.jpg and 01.jpg.
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts] + [
@@ -223,10 +223,10 @@ class VideoInfo:
     """What a video's header says.
 
     Attributes:
-        num_frames: the header's count; the number of images of a folder.
-        fps: mean frames per second; 24 for a folder, whose images carry no time.
-        height: of a frame as `read_frames` gives it, in pixels.
-        width: the same.
+        num_frames: number of frames according to the header; of a folder, the number of images.
+        fps: mean frames per second; 24 for a folder, whose images have no timestamps.
+        height: of the frames that `read_frames` returns, in pixels.
+        width: of the frames that `read_frames` returns, in pixels.
     """
 
     num_frames: int
@@ -306,11 +306,14 @@ def read_clip(path: Path, indices: Sequence[int]) -> np.ndarray:
 
 
 def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np.ndarray:
-    """As `read_clip`, with frames that are chosen once the video is open: one opening, not two.
+    """Like `read_clip`, but the frames are chosen by a function once the video is open.
 
     Args:
-        path: a whole video.
-        choose: gives frame numbers for the exact number of frames and the frames per second.
+        path: a video that is not cut short.
+        choose: called with the exact number of frames and the frame rate; returns frame numbers.
+
+    Returns:
+        The frames, uint8 RGB (number of frames, height, width, 3).
 
     Raises:
         VideoError: as `read_clip`.
@@ -409,11 +412,10 @@ class VideoWriter:
 
 
 def in_background(items: Iterable[Item], *, ahead: int = 3) -> Generator[Item, None, None]:
-    """The same items in the same order, made in a thread, at most `ahead` of them before they are
-    asked for.
+    """Prefetches items in a thread: yields them in order, computing up to `ahead` in advance.
 
-    What the thread raises is raised here. When the result is closed, the thread closes the items,
-    if they are a generator, and ends.
+    Exceptions raised in the thread are raised here. Close the result to end the thread, which also
+    closes `items` if it is a generator.
     """
     iterator = iter(items)
     end = object()

@@ -1,4 +1,4 @@
-"""Which videos of a collection are usable: finding them, reading their headers, keeping both.
+"""Finds the videos of a collection, reads their headers, and stores which videos are usable.
 
 The header of a video tells its length, rate and size in a fraction of the time that reading it
 takes, so many thousands of videos can be looked at before training. No packet is scanned and no
@@ -6,12 +6,12 @@ frame decoded: a fault inside a video stays unseen here and shows when it is rea
 of an MP4 or MOV file promises is compared with the file's length, which shows one that was not
 copied whole.
 
-Two SQLite files with the same table keep what was found. The index has the headers of a collection,
-so that only new and changed videos are looked at again, and unusable ones; the result depends on
-the videos alone, not on what the index held. The quarantine has the videos that a training run left
-out, and why; it is a record, never read to decide what to leave out. Both are whole after any kill,
-and several processes may write them at once. They use a rollback journal, as SQLite's write-ahead
-log does not work on network file systems.
+The results are stored in two SQLite files with the same table. The index caches the headers of a
+collection: only videos that are new, changed or unusable are read again, and the result does not
+depend on what was cached. The quarantine records the videos that a training run left out, and why;
+it is never read to decide what to leave out. Both files stay intact if a process is killed, and
+several processes may write to them at the same time. They use a rollback journal, as SQLite's
+write-ahead log does not work on network file systems.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class VideoHeader:
 
     Attributes:
         num_frames: as `read_clip` counts them; 0 where only reading the file tells.
-        fps: mean frames per second; 24 for images, which carry no time.
+        fps: mean frames per second; 24 for images, which have no timestamps.
         height, width: of a frame as stored, before it is turned upright, in pixels.
         seconds: duration by its own account; 0 where it does not say.
         fault: why it cannot be used, in a sentence; empty for a usable video.
@@ -76,8 +76,10 @@ class VideoHeader:
 
 
 def read_header(path: Path) -> VideoHeader:
-    """The header of a video file, a folder of images or an image sequence; its fault if it is
-    missing, empty, not a video, or cut short."""
+    """The header of a video file, a folder of images or an image sequence.
+
+    Raises nothing: if the video is missing, empty, not a video or cut short, `fault` says so.
+    """
     try:
         sequence = open_sequence(path)
         if sequence is not None:
@@ -147,8 +149,8 @@ def find_videos(roots: Sequence[Path]) -> list[str]:
         roots: folders, video files, patterns and lists.
 
     Raises:
-        VideoError: a root is missing or neither of these, a folder cannot be read, or there is no
-            video in all of them.
+        VideoError: a root is missing or none of these, a folder cannot be read, or no video was
+            found.
     """
     found: dict[str, str] = {}
     for root in roots:
@@ -268,8 +270,8 @@ def index_videos(
     Args:
         roots: as `find_videos` takes them.
         file: where the index is kept; None to keep none.
-        on_found: called once with the number of videos.
-        on_header: called with the number of videos that were dealt with since the last call.
+        on_found: called once, with the number of videos.
+        on_header: called repeatedly, with the number of videos processed since the last call.
 
     Raises:
         VideoError: there is no video, or a folder cannot be read.
@@ -324,8 +326,9 @@ def wide_video_remark(
     scale: tuple[float, float] = (0.8, 0.95),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> str:
-    """A sentence if random crops of this scale and ratio fit into none of the frames of most usable
-    videos; otherwise nothing.
+    """A warning if, in most usable videos, no random crop of this scale and ratio fits the frame.
+
+    Empty otherwise.
 
     A crop of the share s of a frame and the aspect a is at most as high as the frame if a >= s W /
     H, and at most as wide if a <= W / (s H). Where no s and a of the ranges fit, torchvision's
@@ -424,7 +427,7 @@ def _keys(paths: Iterable[str]) -> Iterator[tuple[bytes]]:
 
 
 def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
-    """Adds a video to the quarantine and says so in the log; whether it was new there.
+    """Adds a video to the quarantine and logs a warning; returns whether it was new there.
 
     Args:
         file: the quarantine, created if missing; None to log only. If it cannot be written, this is
@@ -443,7 +446,7 @@ def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
 
 
 def quarantine_all(file: Path, reasons: Mapping[str, str]) -> int:
-    """Adds videos to the quarantine; how many of them were new there.
+    """Adds videos to the quarantine and returns how many of them were new there.
 
     Args:
         file: the quarantine, created if missing.

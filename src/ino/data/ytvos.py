@@ -1,4 +1,4 @@
-"""YouTube-VOS: what a split asks for, from its folders and its meta.json, and seen categories.
+"""YouTube-VOS: the videos of a split, from its folders and meta.json, and the seen categories.
 
 The split's folder holds `JPEGImages` (every fifth frame), `Annotations` (where objects first
 appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree with the folders.
@@ -41,9 +41,9 @@ class YtvosVideo:
 
     Attributes:
         name: of its folder.
-        frames: those that masks are propagated through, in order: from the first to the last one
-            whose mask is handed in, and all between.
-        annotations: by name of the frame, in order.
+        frames: the frames through which masks are propagated, in order: all from the first to the
+            last frame of the submission.
+        annotations: path of each annotation, by name of the frame, in order.
         entries: for each object, ascending, the name of the first frame whose annotation holds it.
         submitted: names of the frames whose masks are handed in, in order.
         required: those of them that the server must find: the ones that meta.json lists for any
@@ -96,7 +96,7 @@ _Meta = Mapping[str, Mapping[int, _Object]]  # for each video its objects by num
 
 @dataclass(frozen=True)
 class SeenCategories:
-    """The categories that count as seen, and in words where they come from."""
+    """The names of the seen categories, and a description of where they come from."""
 
     names: frozenset[str]
     source: str

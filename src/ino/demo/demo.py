@@ -1,7 +1,7 @@
-"""The whole story on generated video: learn without labels, propagate masks, score, show.
+"""`ino demo`: trains on generated video, propagates masks, scores them and writes a report.
 
-Everything but the seconds follows from the seed. Generated video is no benchmark: it shows that the
-parts work together, not how well they do on footage.
+All results except running times depend on the seed only. Generated video is not a benchmark: it
+shows that the parts work together, not how well they work on real video.
 """
 
 import dataclasses

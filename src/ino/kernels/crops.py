@@ -39,7 +39,7 @@ def resize_boxes(
     *,
     size: int,
 ) -> Float[Tensor, "time crops {len(clips)} 3 {size} {size}"]:
-    """Each box of its frame as a square, mirrored where asked; whole levels 0..255, fp32.
+    """Crops: each box resized to a square and flipped if asked; integer values 0..255 in fp32.
 
     Args:
         clips: on one device; sizes may differ between clips.
@@ -208,12 +208,12 @@ class Changes:
     sigma: Float[np.ndarray, "*images"]
 
     def of(self, images: tuple[slice, ...]) -> "Changes":
-        """Those of some of the images."""
+        """The changes of a subset of the images."""
         return Changes(**{name: values[images] for name, values in vars(self).items()})
 
     @classmethod
     def stacked(cls, parts: "Sequence[Changes]", *, axis: int) -> "Changes":
-        """Those of the images of all parts, along a new axis of the images."""
+        """The changes of several groups of images, stacked along a new image axis."""
         names = vars(parts[0])
         return cls(**{n: np.stack([vars(p)[n] for p in parts], axis=axis) for n in names})
 

@@ -78,7 +78,7 @@ WindowShape = Literal["square", "circle", "closed-circle"]
 
 
 class Window(NamedTuple):
-    """Where a query looks: `radius` in feature positions (None: everywhere), and its shape."""
+    """The neighborhood of a query: `radius` in feature positions (None: everywhere), and shape."""
 
     radius: int | None
     shape: WindowShape = "square"
@@ -88,10 +88,10 @@ class Screen(NamedTuple):
     """Rounded features in the dimensions of the bf16 product.
 
     Attributes:
-        values: bf16.
-        length: of each row of `values` and the feature itself, one appended to the other.
-        rest: length of what `values` holds of the axes that are not split.
-        lost: length of what rounding took there.
+        values: the rounded feature, bf16.
+        length: L2 norm of the concatenation of the row of `values` and the exact feature.
+        rest: L2 norm of the part of `values` along the axes that are not split.
+        lost: L2 norm of the rounding error along those axes.
     """
 
     values: Float[Tensor, "tokens padded"]
@@ -101,7 +101,10 @@ class Screen(NamedTuple):
 
 
 class FeatureMap(NamedTuple):
-    """What a matcher keeps of a frame: features in its own order; `screen` only where used."""
+    """A frame as a matcher stores it: features in the matcher's own order of positions.
+
+    `screen` holds the rounded features; None without screening.
+    """
 
     exact: Float[Tensor, "tokens dim"]
     screen: Screen | None
@@ -254,7 +257,7 @@ class Axes(NamedTuple):
 
 
 def principal_axes(features: Float[Tensor, "tokens dim"]) -> Axes:
-    """Those of the features of a frame; any others would be right but bound less tightly."""
+    """The principal axes of a frame's features; other axes give looser bounds, no other results."""
     center = features.mean(dim=0)
     centered = features - center
     rotation = torch.linalg.eigh((centered.T @ centered).double()).eigenvectors
@@ -262,10 +265,11 @@ def principal_axes(features: Float[Tensor, "tokens dim"]) -> Axes:
 
 
 def key_screen(exact: Float[Tensor, "tokens dim"], axes: Axes) -> Screen:
-    """Features as keys, to be multiplied with a `query_screen` of the same axes.
+    """Rounded features as keys, to be multiplied with a `query_screen` of the same axes.
 
-    The dimensions of a product q k are, of the axes, q k, of those that are split q' k and q k',
-    where ' marks what the first number leaves, and then two times two for what is their own.
+    A number x along a split axis is stored as x1 + x2, both bf16. The columns of `values` are: x1
+    along all axes; x1 and then x2 along the split axes, so that the product adds q2 k1 + q1 k2; and
+    four for the terms of the query alone and of the key alone (two bf16 numbers each).
     """
     centered = exact - axes.center
     rotated = centered @ axes.rotation
@@ -309,14 +313,14 @@ def query_screen(
 def least_similarity(
     product: Float[Tensor, " queries"], query: Screen, key: Screen
 ) -> Float[Tensor, " queries"]:
-    """What a similarity, minus the guess, is at least if its product is this."""
+    """Lower bound of the exact similarity minus the guess, given the rounded product."""
     return product - _UNIT * product.abs() - _largest_error(query, key)
 
 
 def least_product(
     similarity: Float[Tensor, " queries"], query: Screen, key: Screen
 ) -> Float[Tensor, " queries"]:
-    """What a product is at least if the similarity, minus the guess, is this."""
+    """Lower bound of the rounded product, given the exact similarity minus the guess."""
     lowest = similarity - _largest_error(query, key)
     return lowest - _UNIT * lowest.abs()
 
@@ -481,7 +485,10 @@ def _reaching(
 
 
 class TiledMatcher:
-    """Finds the best positions for the frames of one video, on any device."""
+    """Finds the top-k positions for the frames of one video without storing all similarities.
+
+    Works on any device. Use one matcher per video: all its feature maps must have the same size.
+    """
 
     def __init__(
         self,

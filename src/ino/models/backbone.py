@@ -1,7 +1,8 @@
-"""Dense features of any network: the interface of backbones, and ours, timm's and raw color.
+"""Backbones, which give dense features: the interface, our ViT, models of timm, and raw color.
 
-A `Reading` says how images are given to a network and which layer its authors read. Networks that
-other projects released are built in `ino.models.peers`; names are looked up in `ino.models.load`.
+A `Reading` describes the input that a network expects, and the protocol and layer that its authors
+use. Released networks of other projects are built in `ino.models.peers`; `ino.models.load` finds a
+backbone by its name.
 """
 
 import difflib
@@ -32,17 +33,17 @@ from ino.models.vit import VisionTransformer, interpolate_positions
 from ino.models.weights import NetworkName, choose_network, load_exactly, load_plain, networks_in
 
 RELEASED_STD = (0.228, 0.224, 0.225)
-"""By which the authors' code normalises at inference, and DINO's and iBOT's; in training its first
-number is 0.229."""
+"""Standard deviation of RGB used at inference by the released code of INO, DINO and iBOT. In
+training, the code of INO uses 0.229 as the first number."""
 
 OUR_LAYER = 7
 """Block whose features the authors of INO read, and ours after them."""
 
 TIMM = "timm:"
-"""Before the names of models of timm."""
+"""Prefix of the names of timm models."""
 
 HUBS = ("hf-hub:", "hf_hub:")
-"""Before the names of models that a hub describes, as timm writes them."""
+"""Prefixes of the names of models on the Hugging Face hub, as timm spells them."""
 
 _STRIDES = (8, 16, 32)
 _FLEXIBLE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -83,16 +84,21 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 Colors = Literal["rgb", "lab", "lab-8bit"]
-"""Of the input: RGB in 0..1; OpenCV's float Lab, L in 0..100 and a, b in about -127..127; or its
-8-bit Lab, all in 0..255."""
+"""Color space of the input. `rgb`: RGB, 0..1. `lab`: OpenCV's float Lab, L in 0..100, a and b in
+about -127..127. `lab-8bit`: OpenCV's 8-bit Lab, all in 0..255."""
 
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a network is read: mean and deviation of its input's channels, what these channels are,
-    and the protocol (in `ino.propagate.protocols`) and layer (None for the last) of its authors.
+    """The input that a network expects, and the settings that its authors evaluate it with.
+
+    Attributes:
+        mean, std: mean and standard deviation of the input channels, in the units of `colors`.
+        colors: color space of the input.
+        protocol: name of the authors' protocol (see `ino.propagate.protocols`).
+        layer: layer that the authors use, counted from 1; None for the last one.
     """
 
     mean: Triple = IMAGENET_MEAN
@@ -110,10 +116,12 @@ class Backbone(nn.Module, ABC):
         dims: length of a feature, for each layer.
         stride: of the last layer.
         num_layers: how many layers there are to read.
-        layer: the one to read where no protocol is chosen.
-        side_multiple: what sides of the input are multiples of; None: the stride of the layer. With
-            1 sides can have any length, and the last features cover what is left of a stride.
-        smallest_side: shortest side of an input in pixels.
+        layer: the layer that the network's authors use. Propagation reads the layer of its
+            protocol instead.
+        side_multiple: sides of the input must be multiples of this many pixels; None: of the
+            layer's stride. With 1, sides can have any length, and the last row and column of
+            features cover the remainder.
+        smallest_side: minimum length of a side of the input, in pixels.
         mean, std, colors, protocol: see `Reading`.
     """
 
@@ -227,16 +235,16 @@ class VitBackbone(Backbone):
 
 
 class ColorBackbone(Backbone):
-    """Raw color: each feature holds the normalised pixels of an 8x8 patch.
+    """Raw color: each feature holds the normalized pixels of a patch of stride x stride pixels.
 
-    The baseline that any learned feature has to beat. It has one layer and ignores its number.
+    A baseline for learned features. It has one layer and accepts any layer number.
     """
 
     def __init__(self, stride: int = 8) -> None:
         super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
 
     def check_layer(self, layer: int | None) -> None:
-        """Nothing: every number is that of the one layer."""
+        """Accepts any number, as there is only one layer."""
 
     def read(
         self, images: Float[Tensor, "batch 3 height width"], layer: int
@@ -344,7 +352,7 @@ class TimmBackbone(Backbone):
 
 
 def split_weights(text: str) -> tuple[str, Path | None]:
-    """What comes before and after the first @ of timm:MODEL@FILE; all of any other text."""
+    """Splits "timm:MODEL@FILE" into "timm:MODEL" and the file; other names have no file (None)."""
     named, separator, file = text.partition("@")
     if not (separator and text.startswith(TIMM)):
         return text, None
@@ -364,11 +372,13 @@ def build_timm(
 
     Args:
         name: as timm knows it, as in vit_small_patch14_dinov2.lvd142m.
-        pretrained: fetch its weights from the network; random ones if not.
-        weights: a file of weights in place of those.
-        network: which of a file's two; None for the teacher. A file of one warns.
-        stride: that a convolutional network is to have in the end, by dilation; None for its own.
-        reading: of the input; None for that of timm's configuration.
+        pretrained: download its weights; random weights otherwise.
+        weights: a file of weights to load instead.
+        network: which network of a file that has two; None for the teacher. A file with a single
+            network logs a warning if this is given.
+        stride: output stride of a convolutional network, 8, 16 or 32, by dilation; None for its
+            own.
+        reading: of the network; None takes mean and std from timm's configuration.
 
     Raises:
         ConfigError: the model is unknown or has no spatial features, or no such stride.

@@ -52,7 +52,7 @@ def bundled_names() -> list[str]:
 
 
 def bundled_folder(name: str) -> Path | None:
-    """The folder of the weights of this name; None where none come with ino under it."""
+    """The folder of the bundled weights of this name; None if there are none."""
     return FOLDER / name if name in bundled_names() else None
 
 
@@ -66,15 +66,20 @@ def load_backbone(
     """A backbone by name or from a file, in evaluation mode.
 
     Args:
-        name: the path of a checkpoint, of a run's folder, of what `ino export` wrote or of a
-            release that `releases` knows; `ino_vitt8`, which comes with ino; `color`;
-            `random:ARCH/PATCH` for ours and `random:MODEL` for timm's with random weights;
-            `timm:MODEL` or `MODEL` for timm's with weights from the network, `timm:MODEL@FILE` with
-            those of a file. MODEL may be `hf-hub:OWNER/NAME`; a convolutional one may end with its
-            stride, as in `resnet50/8`.
-        network: which of a file's two networks; None for the one that its authors evaluate: the
-            teacher of DINO and iBOT, the student of others. Weights of one network warn; `color`
-            and random weights, which are student and teacher alike, do not.
+        name: one of
+
+            - a path: a checkpoint, the folder of a run, an export of `ino export`, or a release
+              that `ino.models.peers` can read (INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, ...);
+            - `ino_vitt8`, the weights that come with ino;
+            - `color`, raw color;
+            - `random:ARCH/PATCH`, our ViT with random weights, such as `random:vit_tiny/8`, or
+              `random:MODEL`, a model of timm with random weights;
+            - `timm:MODEL` or `MODEL`, a model of timm with downloaded weights, or
+              `timm:MODEL@FILE`, with the weights in a file. MODEL may be `hf-hub:OWNER/NAME`, and a
+              convolutional model may end with its stride, as in `resnet50/8`.
+        network: which network of a file that has two; None for the one that its authors evaluate:
+            the teacher of DINO and iBOT, the student of others. Logs a warning if the weights are
+            those of a single network (not for `color` and random weights).
         seed: of random weights.
 
     Raises:

@@ -47,7 +47,7 @@ KNOWN = (
     "INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, DUL, MAST, CorrFlow, TimeCycle, ContCorr and runs "
     "of ino train"
 )
-"""What `read_release` and checkpoints of ours make readable, for messages."""
+"""The kinds of checkpoints that can be read, for messages."""
 
 
 def build_resnet(depth: int, *, unit_stages: Sequence[int], reflect: bool = False) -> ResNet:
@@ -79,8 +79,8 @@ def stage(resnet: ResNet, number: int) -> nn.Module:
 class ResNetBackbone(Backbone):
     """Stages of a ResNet as feature maps; inputs have any size of at least a stride.
 
-    Layer n is stage n. The last one that can be read is where its authors read it, so it goes
-    through what they put behind it.
+    Layer n is stage n. The last of the `num_stages` layers is the one that the authors use, so it
+    also goes through the module `closing` that they add.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class ResNetBackbone(Backbone):
 
 
 class Renormalize(nn.Module):
-    """Images of -1..1 normalised by a mean and a deviation of values 0..1."""
+    """Maps images from -1..1 to 0..1 and normalizes them by `mean` and `std`, which are loaded."""
 
     mean: Tensor
     std: Tensor
@@ -332,7 +332,7 @@ PREFIXED = (
         opening=Part("normalize.", Renormalize),
     ),
 )
-"""Those whose tensors are told by their prefix."""
+"""Releases that are recognized by the prefix of their tensors' names."""
 
 VFS = ResNetRelease(
     name="VFS",
@@ -456,7 +456,7 @@ def read_vit(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
 
 
 def is_of_ino(names: Iterable[str]) -> bool:
-    """Whether tensors of a network with its head are INO's."""
+    """Whether these names of tensors are those of a release of INO (its head is `headlist`)."""
     return any("headlist." in name for name in names)
 
 

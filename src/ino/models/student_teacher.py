@@ -1,8 +1,8 @@
-"""Student and teacher: what each of them sees, and which of their outputs a loss reads.
+"""The student and teacher networks (section 3.1): their inputs, their outputs and the EMA update.
 
-The teacher sees the global crops as they are, the student sees them with masked positions and the
-local crops as well (Fig. 2). Head outputs are computed where a loss reads them only: class tokens,
-and patch tokens at masked positions of global crops.
+The teacher sees the unmasked global crops; the student sees the global crops with masked patches,
+and the local crops (Fig. 2). The head is applied only to the tokens that a loss uses: class tokens,
+and patch tokens at the masked positions of global crops.
 """
 
 import copy
@@ -19,12 +19,14 @@ Role = Literal["student", "teacher"]
 
 
 class Views(NamedTuple):
-    """What the networks see of a batch of clips; every pixel normalised.
+    """The network inputs of a batch of clips.
 
-    `global_crops` (time, batch, 3, height, width); `local_crops` (time, crop, batch, 3, height,
-    width); `masked` (batch, masked): the positions of the global crops, counted row by row, whose
-    patches the student does not see, ascending, equally many in each clip and shared by its frames
-    (m in Eq. 3 has no frame index). Each is None where there is none.
+    Attributes:
+        global_crops: normalized RGB; None if this part of the step has none.
+        local_crops: normalized RGB; None for no local crops.
+        masked: row-major positions of the patches masked for the student, ascending. All clips have
+            equally many, and all frames of a clip share them (m in Eq. 3 has no frame index). None
+            in a step without masks.
     """
 
     global_crops: Float[Tensor, "time batch 3 height width"] | None
@@ -33,7 +35,7 @@ class Views(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Head outputs of one network; `patch` holds the masked positions. None where not computed."""
+    """Logits of one network, None if not computed; `patch` are those at the masked positions."""
 
     global_class: Float[Tensor, "time batch classes"] | None = None
     local_class: Float[Tensor, "time crop batch classes"] | None = None
@@ -41,15 +43,15 @@ class Logits(NamedTuple):
 
 
 def separate(views: Views, *, num_parts: int = 1) -> Iterator[tuple[slice, Views]]:
-    """The views in parts whose gradients can be taken one after the other: clips and their views.
+    """Splits the views of a step into parts for gradient accumulation: (slice of clips, views).
 
-    Local and global crops come apart, and so do groups of clips. As the targets are the teacher's,
-    no term of the objective reads the student's outputs of two parts. The last part has global
-    crops, so that every parameter takes part in it, as data-parallel training expects.
+    Each group of clips gives one part with its local crops and one with its global crops. No term
+    of the objective depends on the student's outputs of two parts, so their gradients add up. The
+    last part has global crops, so that it uses every parameter, as data-parallel training expects.
 
     Args:
-        views: of a step.
-        num_parts: groups of clips, a divisor of their number.
+        views: of a step, with global crops.
+        num_parts: number of groups of clips; a divisor of the number of clips.
     """
     assert views.global_crops is not None
     num_clips = views.global_crops.shape[1] // num_parts
@@ -70,9 +72,11 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, views: Views, *, corrupt: bool) -> Logits:
-        """Logits of the views; with `corrupt`, masked patches are replaced by the mask token.
+        """Logits of the views, with one call of the head for all tokens that a loss uses.
 
-        One call of the head serves all tokens that a loss reads.
+        Args:
+            views: global crops, local crops or both.
+            corrupt: replace the embeddings of masked patches by the mask token.
         """
         read: list[Tensor] = []
         if views.global_crops is not None:
@@ -125,9 +129,9 @@ class Network(nn.Module):
 
 
 class StudentTeacher(nn.Module):
-    """A student and the moving average of its parameters, which is its teacher.
+    """A student, and a teacher whose parameters are their exponential moving average (EMA).
 
-    Both start equal. The teacher takes no gradient and drops no path.
+    They start with equal parameters. The teacher gets no gradients and never drops paths.
     """
 
     def __init__(self, backbone: VisionTransformer, head: ProjectionHead) -> None:
@@ -155,11 +159,12 @@ class StudentTeacher(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, *, where: Tensor | None = None) -> None:
-        """Teacher = momentum x teacher + (1 - momentum) x student, parameter by parameter.
+        """EMA update: teacher = momentum * teacher + (1 - momentum) * student, for each parameter.
 
         Args:
             momentum: 0..1.
-            where: one truth value on the device; where it is false nothing changes.
+            where: a boolean scalar on the device; if it is False, the teacher does not change. None
+                means True.
         """
         teacher: list[Tensor] = list(self.teacher.parameters())
         student: list[Tensor] = list(self.student.parameters())

@@ -20,7 +20,7 @@ from ino.errors import ConfigError
 from ino.kernels.attention_cpu import blockwise_attention
 
 POSITION_GRID_PIXELS = 64
-"""Position embeddings are created for inputs of this many pixels a side."""
+"""Side of the square input, in pixels, for which position embeddings are created."""
 
 NUM_BLOCKS = 12
 PATCH_SIZES = (8, 16)
@@ -40,11 +40,12 @@ def build_vit(
 
     Args:
         arch: `vit_nano`, `vit_tiny`, `vit_small` or `vit_base`.
-        patch_size: pixels a side of a patch, 8 or 16.
-        drop_path: probability of dropping the last block's branches; earlier blocks less, linearly.
-        position_side: positions a side of the grid of position embeddings; None for that of
-            64 pixels. Weights made for another grid (DINO's for 224 pixels) keep theirs: nothing is
-            resampled until an input needs it, so that their features stay what they were.
+        patch_size: side of a patch in pixels, 8 or 16.
+        drop_path: stochastic depth: probability, 0..1, of dropping a branch of the last block; it
+            grows linearly from 0 at the first block.
+        position_side: side of the grid of position embeddings, in positions; None for the grid of
+            a 64 x 64 input. Weights trained with another grid (DINO's with 224 x 224) keep it: the
+            embeddings are interpolated only when an input needs it, so features do not change.
 
     Raises:
         ConfigError: the name or the patch size is unknown.
@@ -122,8 +123,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
             mask: positions, row by row, whose patch embedding the mask token replaces before the
                 position embedding is added (section 3.3).
             num_blocks: run only this many blocks; all of them by default.
-            read: positions of the patch tokens that are wanted, counted from 0; all by default. The
-                last block then computes these and the class token only.
+            read: positions of the patch tokens to return, counted from 0; all by default. If given,
+                the last block computes only these and the class token, which is faster.
         """
         patches = self.patch_embed(images)  # (b, h, w, d)
         if mask is not None:
@@ -196,7 +197,7 @@ class Block(timm_vit.Block):
 def take(
     tokens: Float[Tensor, "batch tokens dim"], positions: Int[Tensor, "batch taken"]
 ) -> Float[Tensor, "batch taken dim"]:
-    """The tokens at these positions of each row, without asking the device how many there are."""
+    """The tokens at the given positions of each batch element; does not synchronize the device."""
     return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
@@ -205,9 +206,10 @@ def attend(
     tokens: Float[Tensor, "batch tokens dim"],
     queries: Float[Tensor, "batch queries dim"] | None = None,
 ) -> Float[Tensor, "batch queries dim"]:
-    """Multi-head attention of the queries (all tokens by default) to all tokens, by timm's modules.
+    """Multi-head attention of the queries (all tokens by default) to all tokens.
 
-    torch's fused attention, except in bf16 on a CPU, where ours takes less time.
+    Uses the weights of timm's attention module and torch's fused attention, or, in bf16 on a CPU,
+    `blockwise_attention`, which is faster there.
     """
     if queries is None:
         projected = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1))

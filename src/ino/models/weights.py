@@ -1,8 +1,8 @@
 """Weights in files, read strictly: no code from a file is run, every key and shape must fit.
 
-Formats are PyTorch's two (zip files, and what it wrote before version 1.6) and safetensors. Read
-here are checkpoints of `ino train` (`vit_of`), exports of `ino export` (`read_exported`) and
-weights to start a training from, which releases of INO, DINO and iBOT are as well
+Formats are PyTorch's zip files, its older format (before version 1.6), and safetensors. This
+module reads checkpoints of `ino train` (`vit_of`), exports of `ino export` (`read_exported`) and
+the weights that a training starts from, which may be releases of INO, DINO or iBOT
 (`read_weights`). Networks of other projects are built in `ino.models.peers`.
 """
 
@@ -63,14 +63,14 @@ _LOG = logging.getLogger("ino")
 
 
 def load_plain(path: Path) -> dict[str, Any]:
-    """The dictionary in a file; only tensors, plain values and a few harmless classes are read.
+    """The dictionary in a file. Only tensors, plain values and a few harmless classes are loaded.
 
-    The classes hold values and run nothing: argparse's namespaces, numpy's scalars and paths, which
-    releases have in their options and optimisers.
+    These classes hold values and run no code: argparse namespaces, numpy scalars and paths, which
+    releases store with their options and optimizers.
 
     Raises:
         CheckpointError: the file is missing, truncated, would run code, or holds something else.
-        OSError: it cannot be opened or read, which tells nothing of what it holds.
+        OSError: the file cannot be opened or read, so its content is not known.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give a checkpoint or a run's folder")
@@ -238,9 +238,9 @@ def vit_of(
 
 
 def networks_in(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file has as `student` and `teacher`, or as its one network, whose name is empty.
+    """The networks in a file by name, `student` and `teacher`, or one network under the name "".
 
-    Nothing is checked: see `are_tensors`.
+    The values are not checked; see `are_tensors`.
     """
     if found := {name: content[name] for name in get_args(NetworkName) if name in content}:
         return found
@@ -265,9 +265,9 @@ def choose_network(
     """The weights of one of a file's networks.
 
     Args:
-        networks: at least one, named as by `networks_in`.
-        network: the one that is asked for.
-        usual: the one to take where none is asked for and the file holds it.
+        networks: from `networks_in`, at least one.
+        network: the one to return; None for `usual`.
+        usual: the default; if the file does not hold it, the other one is returned.
         source: for messages.
 
     Raises:
@@ -287,7 +287,7 @@ def choose_network(
 
 
 def warn_of_one(source: Path | str, network: NetworkName | None) -> None:
-    """Warns where one of two networks is asked for of weights that are of one."""
+    """Logs a warning if `network` is given although the weights are those of a single network."""
     if network is not None:
         _LOG.warning(
             "%s has one network, which is taken: asking for the %s changes nothing", source, network
@@ -295,9 +295,9 @@ def warn_of_one(source: Path | str, network: NetworkName | None) -> None:
 
 
 def position_side(backbone: dict[str, Tensor]) -> int | None:
-    """Positions a side of the grid for which a backbone's position embeddings were made.
+    """Side of the square grid of a backbone's position embeddings, in positions.
 
-    None where there are none.
+    None if the backbone has no position embeddings.
 
     Raises:
         CheckpointError: the grid is not square.
@@ -346,8 +346,14 @@ def check_exact(module: nn.Module, weights: dict[str, Tensor], *, source: Path) 
 
 
 class Exported(NamedTuple):
-    """The network of an export, the deviation by which its images are normalised, the name of its
-    protocol, and which network of a run it is (empty if unknown)."""
+    """The content of an export.
+
+    Attributes:
+        vit: the network, in evaluation mode.
+        std: standard deviation by which its RGB images, 0..1, are normalized.
+        protocol: name of the protocol that suits it.
+        network: "student" or "teacher"; empty if unknown.
+    """
 
     vit: VisionTransformer
     std: tuple[float, float, float]
@@ -467,9 +473,12 @@ def _folder(path: Path) -> Path:
 
 
 class NetworkWeights(NamedTuple):
-    """Weights of one network under our names; an empty head where the file has none.
+    """Weights of one network under the names of our parameters.
 
-    `head_fault` says why a head that the file has cannot be used, whatever our head is.
+    Attributes:
+        backbone: tensors of the backbone.
+        head: tensors of the head; empty if the file has none.
+        head_fault: why the file's head cannot be used; empty if it can.
     """
 
     backbone: dict[str, Tensor]
@@ -478,7 +487,7 @@ class NetworkWeights(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What a file of weights holds; student and teacher are the same where it has one network."""
+    """The networks in a file of weights; student and teacher are equal if it has only one."""
 
     path: Path
     sha256: str
@@ -508,7 +517,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def describe(backbone: dict[str, Tensor]) -> str:
-    """The options that build the network of these weights, or its sizes where none do."""
+    """The options of `ino train` that build this ViT, or its sizes in words if there are none."""
     dim = backbone["cls_token"].shape[-1]
     patch_size = backbone["patch_embed.proj.weight"].shape[-1]
     for name, sizes in ARCHITECTURES.items():

@@ -1,4 +1,4 @@
-"""Section 3.4 of the paper: labels follow the best affinities of a frame with its context. Pure.
+"""Label propagation by top-k affinity, as section 3.4 of the paper uses it: the definition.
 
 With f(i) the L2-normalised feature of position i of the frame to label (the query), f(j) and p(j)
 feature and soft label of position j of its context frames:
@@ -9,9 +9,10 @@ feature and soft label of position j of its context frames:
     w(i, j) = exp(s(i, j) / T) / sum over j' in N(i) of exp(s(i, j') / T)
     p(i)    = sum over j in N(i) of w(i, j) p(j)
 
-`best_positions` is the definition of N, and too slow and large for real frames: it holds all
-similarities at once. `ino.kernels.topk` and `ino.kernels.topk_triton` find the same candidates
-without that; tests compare them with it. `propagate_labels` is the rest, for all of them.
+`best_positions` computes s and N in the plainest way. It is too slow and takes too much memory for
+real frames, as it stores the similarities of all pairs. `ino.kernels.topk` and
+`ino.kernels.topk_triton` find the same candidates without storing them, and the tests compare them
+with it. `propagate_labels` computes w and p from the candidates, whichever way they were found.
 """
 
 from collections.abc import Sequence
@@ -34,10 +35,10 @@ def best_positions(
     """N and s: the `topk` most similar positions of all context frames together, best first.
 
     Args:
-        query: L2-normalised features of the frame to label.
-        keys: those of its context frames.
-        topk: k; fewer where the frames have fewer positions.
-        window: where in each context frame a query position looks.
+        query: L2-normalized features of the frame to label.
+        keys: L2-normalized features of its context frames, at least one.
+        topk: k, at least 1; fewer are returned if the context frames have fewer positions.
+        window: the neighborhood of a query position in each context frame.
     """
     height, width, dim = query.shape
     similarity = query.reshape(-1, dim) @ torch.stack(list(keys)).reshape(-1, dim).T
@@ -47,7 +48,7 @@ def best_positions(
 
 
 def inside_window(height: int, width: int, window: Window) -> Bool[Tensor, "tokens tokens"]:
-    """Whether each position of a map looks at each position of another."""
+    """True where the key position (column) lies in the window of the query position (row)."""
     row, column = torch.cartesian_prod(torch.arange(height), torch.arange(width)).T
     dy, dx = (row[:, None] - row).abs(), (column[:, None] - column).abs()
     if window.radius is None:
@@ -72,11 +73,13 @@ def propagate_labels(
     """w and p: the labels of the `topk` best candidates, weighted.
 
     Args:
-        candidates: the best of all context frames, at least `topk` where there are so many.
-        labels: soft labels of the context frames.
+        candidates: most similar context positions of each query position, best first; at least
+            `topk` of them if the context frames have that many.
+        labels: soft labels of the context frames, 0..1, in the order of `keys`.
         topk: k.
-        temperature: T; above 0.
-        copies: how many times each context frame is in the context; once each where None.
+        temperature: T, above 0.
+        copies: how often each context frame counts; None for once each. A frame that counts twice
+            takes two of the k places for each of its candidates.
     """
     height, width, channel = labels[0].shape
     similarity, position = candidates

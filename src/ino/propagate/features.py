@@ -23,15 +23,16 @@ Precision = Literal["fp32", "bf16"]
 class FeatureBackbone(typing.Protocol):
     """What propagation needs of a network, such as any backbone of `ino.models.load`.
 
-    Called with normalised images whose sides are multiples of the stride and the layer to read
-    (None: its last), it returns features "batch dim rows columns", and raises ConfigError where it
-    has no such layer. It may also have `strides`, `side_multiple`, `smallest_side`, `colors` and
-    `check_layer`; `ino.models.backbone.Backbone` says what they mean and what holds without them.
+    It is called with normalized images (batch, 3, height, width), whose sides are multiples of the
+    stride, and the layer to read (None for the last one). It returns features (batch, dim, rows,
+    columns) and raises ConfigError if it has no such layer. It may also have the attributes
+    `strides`, `side_multiple`, `smallest_side`, `colors` and `check_layer`, which are described in
+    `ino.models.backbone.Backbone`; without `colors` the input is RGB.
 
     Attributes:
-        stride: pixels of the input per feature.
-        mean: of the input's channels: of RGB, values 0 to 1, unless it has other `colors`.
-        std: the same.
+        stride: pixels of the input per feature of the last layer.
+        mean: mean of each input channel, for RGB in 0..1.
+        std: standard deviation of each input channel, for RGB in 0..1.
     """
 
     stride: int
@@ -51,7 +52,7 @@ def check_finite(features: Float[Tensor, "rows cols d"], image: str) -> None:
 
 
 class FeatureExtractor:
-    """Computes the features that a protocol compares, frame by frame."""
+    """Computes the feature maps of frames as a protocol defines them."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class FeatureExtractor:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> None:
-        """An extractor; the backbone stays where and as it is.
+        """Creates an extractor. The backbone is neither moved nor put into evaluation mode.
 
         Args:
             backbone: in evaluation mode and on `device`.
@@ -70,8 +71,8 @@ class FeatureExtractor:
             precision: of the network.
 
         Raises:
-            ConfigError: the backbone is none, its stride does not fit the protocol or it lacks the
-                layer, or the precision is unknown.
+            ConfigError: `backbone` is not a FeatureBackbone, its stride does not fit the protocol,
+                it lacks the layer, or the precision is unknown.
         """
         if not isinstance(backbone, FeatureBackbone):
             raise ConfigError(
@@ -137,9 +138,9 @@ class FeatureExtractor:
         return ((image - self._mean) / self._std)[None]
 
     def sizes(self, size: Size) -> tuple[Size, Size]:
-        """Of the network's input before and after it is cropped, for frames of this size.
+        """Sizes of the network's input before and after cropping, for frames of this size.
 
-        The two differ only where the protocol crops.
+        They differ only if the protocol's `rounding` is crop.
 
         Raises:
             VideoError: the frames are too small.
@@ -154,7 +155,7 @@ class FeatureExtractor:
 
 
 def layer_stride(backbone: FeatureBackbone, layer: int | None) -> int:
-    """Pixels of the input a feature of that layer; of the last one for None or what is none."""
+    """The stride of a layer in pixels; that of the last layer for None or an unknown layer."""
     strides = getattr(backbone, "strides", ())
     return strides[layer - 1] if layer is not None and layer <= len(strides) else backbone.stride
 
@@ -164,10 +165,10 @@ def input_size(
 ) -> Size:
     """Height and width of the network's input for frames of this size, pixels.
 
-    With a short side: the shorter side becomes that many pixels and the longer one follows. Without
-    one: the frame's own size, but for the protocol's `fixed_sizes`. Then sides are rounded as the
-    protocol says, and what is still no multiple of `side_multiple` is rounded down to one. With a
-    `square`, both sides become the short one.
+    If the protocol has a `short_side`, the frame is scaled so that its shorter side has that many
+    pixels; otherwise it keeps its size, except for the sizes in `fixed_sizes`. Then the sides are
+    rounded by the protocol's `rounding` (`square` makes both sides `short_side`) and finally
+    rounded down to multiples of `side_multiple`.
 
     Args:
         size: height and width of the frames.

@@ -1,7 +1,7 @@
-"""Label maps to soft labels on the feature grid, and back, in all the ways of the protocols.
+"""Label maps to soft labels on the feature grid and back, by the methods of all protocols.
 
-Conversions between the video's size and that of the network's input, too. Works object by object,
-so that a map of 254 objects needs little more memory than a map of one.
+Also resizes masks between the video's size and that of the network's input. Objects are processed
+one at a time, so a map of 254 objects needs little more memory than a map of one.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from torch import Tensor
 from ino.propagate.protocols import MaskDown, MaskUp, Size
 
 MIN_SPAN = 1e-5
-"""Labels that differ by less, or by less than this share of the largest, are constant but for
-rounding."""
+"""Labels whose range is smaller than this, or than this fraction of the largest, count as constant:
+the difference is rounding."""
 
 
 def resize_mask(
@@ -43,11 +43,12 @@ def resize_mask(
 def restore_mask(
     mask: Shaped[np.ndarray, "rows columns"], *, whole: Size, size: Size
 ) -> Shaped[np.ndarray, "height width"]:
-    """A mask, or a value per pixel, at the video's size, by repeated edges and nearest neighbors.
+    """A mask, or a map of one value per pixel, padded to `whole` and resized to the video's size.
 
-    What was cropped at the bottom comes back there. What was cropped at the right comes back half
-    at the left, which shifts the mask, as the released code of CorrFlow does: a frame 854 wide gets
-    3 columns on each side.
+    Padding repeats the edge; resizing takes the nearest neighbor. Rows that were cropped at the
+    bottom are padded there. Columns that were cropped at the right are padded half on each side,
+    which shifts the mask, as in the released code of CorrFlow: a frame 854 pixels wide gets 3
+    columns on each side.
 
     Args:
         mask: of the network's input.
@@ -73,11 +74,15 @@ def soften_labels(
     """One channel for each id: its one-hot map, reduced to the feature grid.
 
     Args:
-        labels: a label map of the video's size.
-        ids: labels in the order of the channels.
+        labels: a label map, of the video's size or, if the protocol's `masks_at` is input, of the
+            size of the network's input.
+        ids: label of each channel.
         grid: rows and columns of the feature map.
         method: see `MaskDown`.
-        device: where the result will be.
+        device: of the result.
+
+    Returns:
+        Soft labels, 0..1. A pixel whose label is not in `ids` is 0 in every channel.
     """
     rows, columns = grid
     if method == "averaged-ids":
@@ -123,7 +128,7 @@ def _average_ids(
 def stretch_labels(
     soft: Float[Tensor, "rows columns channel"], *, over: Literal["grid", "channels"]
 ) -> Float[Tensor, "rows columns channel"]:
-    """Labels shifted and scaled to 0..1; what is constant but for rounding stays as it is.
+    """Min-max normalized labels, 0..1; constant ones (up to rounding) stay as they are.
 
     Args:
         soft: labels of feature positions.
@@ -147,13 +152,13 @@ def harden_labels(
     normalize: bool,
     method: MaskUp = "bilinear-stride",
 ) -> UInt8[np.ndarray, "height width"]:
-    """The most probable label of each pixel; of equals, the smallest.
+    """The label of the largest channel at each pixel; the smallest label if several are equal.
 
-    Channels are enlarged, stretched to 0..1 if asked for, and compared.
+    Channels are upsampled, min-max normalized if `normalize` is set, and compared.
 
     Args:
-        soft: probabilities of feature positions.
-        ids: labels in the order of the channels.
+        soft: soft labels on the feature grid.
+        ids: label of each channel.
         stride: pixels of the network's input per feature.
         size: height and width of the result, pixels.
         normalize: shift and scale each enlarged channel to 0..1 where its maximum is positive.
@@ -189,9 +194,9 @@ def label_confidence(
     size: tuple[int, int],
     method: MaskUp,
 ) -> Float[np.ndarray, "height width"]:
-    """The share of the largest label in the sum of all labels of each pixel, 0..1.
+    """At each pixel the largest channel divided by the sum of all channels, 0..1; 0 if all are 0.
 
-    Args as for `harden_labels`.
+    The arguments are those of `harden_labels`.
     """
     compared = _compared_size(soft, stride=stride, size=size, method=method)
     best, total = soft.new_zeros(compared), soft.new_zeros(compared)
@@ -209,15 +214,15 @@ def enlarge_channel(
     method: MaskUp = "bilinear-stride",
     normalize: bool,
 ) -> Float[Tensor, "height width"]:
-    """One channel at `size`.
+    """One channel of soft labels, upsampled to `size`.
 
     Args:
-        probability: of feature positions.
+        probability: soft labels of one channel on the feature grid.
         size: height and width of the result, pixels.
         method: see `MaskUp`; corners are aligned only where it says so.
-        normalize: then shift and scale to 0..1 where the maximum is positive. A constant channel
-            stays as it is: the released code divides it by zero, or stretches what rounding left
-            of it, where one object fills the frame.
+        normalize: min-max normalize the result to 0..1 if its maximum is positive. A constant
+            channel stays as it is; the released code divides it by zero, or amplifies rounding
+            errors, if one object fills the frame.
     """
     image = probability[None, None]
     if method == "nearest":

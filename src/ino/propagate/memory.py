@@ -1,8 +1,8 @@
-"""The context of a query: frames kept for good, and a ring of the last ones.
+"""The context frames of a query: reference frames, which stay, and the most recent frames.
 
-Memory does not grow with the video: it holds the frames kept for each time at which objects enter,
-and as many of the last ones as the context reaches back. A frame is stored once, however many
-references have it in their context.
+The memory does not grow with the length of the video: it holds a few frames for each reference (a
+frame in which objects enter or are corrected) and as many recent frames as the protocol uses. A
+frame is stored once, even if it is in the context of several references.
 """
 
 from collections import deque
@@ -18,12 +18,12 @@ from ino.propagate.protocols import Protocol
 
 @dataclass
 class MemoryFrame:
-    """A frame that later ones may look at.
+    """A past frame with its features and its soft labels.
 
     Attributes:
         time: the frame's number, counted from the first frame that was stored.
-        features: a FeatureMap, or the features themselves where matching is not topk.
-        soft: labels of each channel known at that time.
+        features: a FeatureMap if the protocol's `matching` is topk, else the features themselves.
+        soft: soft labels, 0..1, one channel for each object known at that time.
     """
 
     time: int
@@ -33,13 +33,14 @@ class MemoryFrame:
 
 @dataclass(frozen=True)
 class Reference:
-    """A frame that introduced objects.
+    """A frame that introduces or corrects objects, and the channels that are propagated from it.
 
     Attributes:
-        frame: as the context shows it.
-        channels: of these objects.
-        copied: the same frame as its copies show it, which stand for missing frames.
-        kept: later frames that stay in this reference's context.
+        frame: the frame with the labels that the context uses.
+        channels: of its objects. Introducing one again elsewhere removes it here.
+        copied: the same frame with the labels used when copies of it replace missing recent frames
+            (protocols with `recent="padded"`).
+        kept: later frames that stay in the context of this reference.
     """
 
     frame: MemoryFrame
@@ -49,7 +50,7 @@ class Reference:
 
 
 class ContextFrame(NamedTuple):
-    """A frame that a query looks at, within its window or everywhere, and how often it counts."""
+    """A frame that queries are compared with, in their windows or everywhere, `copies` times."""
 
     frame: MemoryFrame
     windowed: bool = True
@@ -57,7 +58,7 @@ class ContextFrame(NamedTuple):
 
 
 class Memory:
-    """The references, the frames kept with them, and the last frames, as a protocol has it."""
+    """The references and the recent frames that a protocol takes its context from."""
 
     def __init__(self, protocol: Protocol) -> None:
         """An empty memory."""
@@ -76,12 +77,12 @@ class Memory:
     def introduce(
         self, frame: MemoryFrame, *, channels: Sequence[int], copied: MemoryFrame | None = None
     ) -> Reference:
-        """Remembers a reference, which takes its channels over from others that have them.
+        """Adds a reference. Its channels no longer belong to older references.
 
         Args:
-            frame: as the context shows it.
-            channels: that it introduces or corrects.
-            copied: as its copies show it, if not like `frame`.
+            frame: see `Reference`.
+            channels: that the frame introduces or corrects.
+            copied: see `Reference`; None for the same as `frame`.
         """
         for older in self.references:
             older.channels[:] = [one for one in older.channels if one not in channels]
@@ -91,7 +92,7 @@ class Memory:
         return reference
 
     def store(self, frame: MemoryFrame) -> None:
-        """Remembers the next frame."""
+        """Adds the next frame, which becomes the latest one."""
         self._latest = frame
         self._recent.append(frame)
         for reference in self.references:
@@ -100,7 +101,7 @@ class Memory:
                 reference.kept.append(frame)
 
     def take_back(self) -> MemoryFrame:
-        """Removes the frame that was stored last, as if it were yet to come, and returns it."""
+        """Removes the latest frame from the recent and the kept frames and returns it."""
         frame = self.latest
         if self._recent and self._recent[-1] is frame:
             self._recent.pop()
@@ -118,7 +119,11 @@ class Memory:
                 frame.soft = soft
 
     def context(self, reference: Reference) -> list[ContextFrame]:
-        """What is kept of the reference, then those of the last frames that the rule admits."""
+        """The context of a reference: the reference frame, its copies, then other frames by time.
+
+        The others are the frames kept for this reference and the recent ones that the protocol
+        uses. Copies of the reference fill up missing recent frames where `recent` is padded.
+        """
         rule = self._protocol
         recent = self._recent_for(reference)
         context = []

@@ -1,14 +1,14 @@
-"""What MAST, CorrFlow, TimeCycle and ContCorr do otherwise than section 3.4 of the paper.
+"""Propagation in MAST, CorrFlow, TimeCycle and ContCorr, where it differs from `affinity`.
 
-Their settings, and two ways in which labels follow similarities without a top k of all context
-frames together. `window_labels` (MAST, CorrFlow): one softmax over all positions of the windows in
-all context frames; MAST moves the windows in old frames to where a coarse search expects the query.
+Holds their settings, and two ways to weight labels other than by the top k of all context frames.
+`window_labels` (MAST, CorrFlow): one softmax over all positions of the windows in all context
+frames; in old frames MAST moves the windows to where a coarse search expects the query.
 `averaged_labels` (TimeCycle, ContCorr): each context frame labels the query by itself, without a
 window, and the results are averaged. Similarities are taken for some queries at a time, so those of
 all pairs of positions are never stored. Feature maps are channels last.
 
-What their settings mean for the context, for fed back labels and for the size of masks is done in
-`memory`, `propagator` and `tracker`.
+The settings of the context, of label feedback and of the size of masks are applied in `memory`,
+`propagator` and `tracker`.
 """
 
 import functools
@@ -50,29 +50,34 @@ def _as_ascending(value: Any) -> tuple[int, ...]:
 
 
 class PeerSettings(Model):
-    """Fields of a protocol that only these four set; the defaults are what all others do."""
+    """Protocol fields that only MAST, CorrFlow, TimeCycle and ContCorr set (and CRW's --norm_mask).
+
+    The defaults are those of all other protocols.
+    """
 
     model_config = ConfigDict(strict=True)
 
     normalize_features: bool = True
     """Divide features by their length, so that similarities are cosines, else dot products."""
     matching: Literal["topk", "window", "per-frame", "mutual"] = "topk"
-    """How similarities become weights: a softmax over the best k positions of all context frames;
-    one over all positions of all windows; one over all positions of each frame alone, whose largest
-    k weights count as they are, averaged over the frames; or the last after each similarity s was
-    multiplied by s / (its query's largest) and s / (its key's largest)."""
+    """How similarities become weights. `topk`: a softmax over the best k positions of all context
+    frames. `window`: a softmax over all positions of the windows in all context frames.
+    `per-frame`: a softmax over all positions of each frame, of which the largest k weights are used
+    without normalizing them again; the results are averaged over the frames. `mutual`: as
+    `per-frame`, after multiplying each similarity s by s / (largest of its query) and by s /
+    (largest of its key)."""
     kept: Annotated[tuple[Count, ...], BeforeValidator(_as_ascending)] = (0,)
     """Frames that stay in the context for good, by their distance from the reference frame; 0 is
     the reference frame itself."""
     context_step: Positive = 1
-    """Frames from one of the last frames to the one before it; the last is t - 1."""
+    """Distance in frames between two of the recent context frames; the latest one is t - 1."""
     reference_passed_on: bool = False
     """Predict a reference frame from itself, too: the result and what the last frames pass on is
     that prediction, not the given labels."""
     border: Literal["left-out", "empty", "repeated"] = "left-out"
-    """Positions of a window outside the frame do not count; count with similarity 0 and without
-    labels; or have the labels of the frame's edge, but whatever has similarity exactly 0, so all of
-    them, counts only where nothing else does."""
+    """Window positions outside the frame. `left-out`: they are ignored. `empty`: they have
+    similarity 0 and no label. `repeated`: they have the labels of the frame's edge, but positions
+    of similarity exactly 0, which all of them are, count only if there are no others."""
     realign_after: Positive | None = None
     """Age in frames beyond which the window in a context frame is moved to where a coarse search
     expects the query; None: never."""
@@ -84,14 +89,16 @@ class PeerSettings(Model):
     """Read moved windows with corners aligned, as torch did before version 1.3. If not, position x
     of n is read at x n / (n - 1) - 1/2, which is what MAST's code gives in a later torch."""
     grid_normalization: Literal["none", "channels", "positions"] = "none"
-    """Labels on the feature grid stay as they are; each channel is scaled to 0..1, and later frames
-    take it so; or at each position its channels are, in the result and in the labels of a
-    reference, but not in what other frames pass on (CRW's option --norm_mask)."""
+    """Min-max normalization of labels on the feature grid. `none`: none. `channels`: of each
+    channel over all positions; later frames are given the normalized labels. `positions`: of each
+    position over its channels, in the result and in the labels of a reference, but not in the
+    labels that other frames contribute as context (CRW's option --norm_mask)."""
     feedback: Literal["soft", "hard"] = "soft"
-    """Later frames take a frame's labels on the feature grid, or its mask reduced like a given
-    one."""
+    """The labels that a frame contributes as context: its soft labels on the feature grid, or its
+    label map reduced to the grid as a given mask is (`hard`)."""
     masks_at: Literal["video", "input"] = "video"
-    """The size at which masks are reduced to the feature grid and results compared."""
+    """Whether masks are reduced to the feature grid, and channels compared, at the video's size or
+    at the size of the network's input."""
 
 
 class _Tile(NamedTuple):
@@ -155,13 +162,13 @@ def window_labels(
     Args:
         query: features of the frame to label.
         keys: features of its context frames, at least one.
-        labels: theirs.
-        ages: how many frames each lies before the query.
-        settings: of the border and of moved windows.
-        radius: of the window, feature positions.
-        temperature: T; above 0.
-        max_bytes: bound on the similarities of a tile, which holds at least one query; changes
-            results by rounding only.
+        labels: soft labels of the context frames.
+        ages: distance of each context frame from the query, in frames.
+        settings: `border` and the `realign_` fields are read.
+        radius: of the window, in feature positions.
+        temperature: T, above 0.
+        max_bytes: limit on the memory of the similarities of one tile (at least one query); other
+            values change the result by rounding only.
     """
     height, width, _ = query.shape
     frames = _windows(query, keys, labels, ages, settings=settings, radius=radius)
@@ -395,12 +402,12 @@ def averaged_labels(
         keys: features of its context frames.
         labels: theirs.
         copies: how often each frame counts in the average.
-        topk: k; all of them where a frame has fewer positions.
-        temperature: T; above 0.
-        mutual: a is not the dot product s alone but s s / (max_j s + e) s / (max_i s + e), which
-            favors pairs that are each other's best. Then all that equal the k-th weight count, as
-            in the released code of ContCorr.
-        max_bytes: bound on the affinities of a block of queries, which holds at least one.
+        topk: k; if a frame has fewer positions, all of them.
+        temperature: T, above 0.
+        mutual: if False, a is the dot product s. If True, a = s * s / (max_j s + e) * s / (max_i s
+            + e), which favors mutual nearest neighbors, and every position whose weight equals the
+            k-th largest is used, as in the released code of ContCorr.
+        max_bytes: limit on the memory of the affinities of one block of queries (at least one).
     """
     height, width, dim = query.shape
     queries = query.reshape(-1, dim)

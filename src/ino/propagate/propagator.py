@@ -1,4 +1,4 @@
-"""One step of propagation: features of a frame and the labels of its context in, its labels out.
+"""One step of propagation: the features of a frame go in, its soft labels come out.
 
 Everything here is on the feature grid; images and masks belong to `tracker`. An object belongs to
 the reference frame that introduced it and is propagated from that reference alone: its context is
@@ -26,10 +26,10 @@ from ino.propagate.protocols import Protocol
 
 
 class Propagator:
-    """Propagates soft labels through one video, in constant memory.
+    """Propagates soft labels through one video, in memory that does not grow with its length.
 
-    Channels are ordered by their introduction. The first `step` introduces channels, the
-    background first.
+    Channels are in the order in which they were introduced. The first `step` must introduce
+    channels, and its first channel is the background.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Propagator:
 
     @property
     def num_channels(self) -> int:
-        """Those introduced so far."""
+        """Number of channels introduced so far, the background included."""
         return self.memory.latest.soft.shape[-1] if self._time else 0
 
     @torch.no_grad()
@@ -88,16 +88,15 @@ class Propagator:
     def add(
         self, new: Float[Tensor, "height width given"], *, channels: Sequence[int]
     ) -> Float[Tensor, "height width channel"]:
-        """Soft labels of the last frame with given ones in place of predicted ones.
+        """Corrects the last frame: replaces the labels of some channels and returns all labels.
 
-        The frame becomes the reference of these channels. Where an object leaves a position that it
-        was predicted at, the position falls to the background. What was given for this frame before
-        is dropped.
+        The frame becomes the reference of these channels. Positions that were predicted to belong
+        to a corrected object, and no longer do, become background. Labels given for this frame in
+        an earlier call are discarded, so pass them again.
 
         Args:
-            new: labels, 0 to 1.
-            channels: theirs, with all that were given for this frame before; those that are not
-                known yet follow the known ones.
+            new: soft labels of `channels`, 0..1.
+            channels: channel numbers, in the order of `new`; new ones must follow the known ones.
         """
         frame = self.memory.take_back()
         frame.soft = self._predicted
@@ -106,15 +105,16 @@ class Propagator:
         return self._scale(frame.soft, "positions")
 
     def feed_back(self, labels: Float[Tensor, "height width channel"]) -> None:
-        """Replaces what later frames take as labels, of all known channels, of the last frame."""
+        """Replaces the labels of the last frame, in all channels, that later frames are given."""
         self.memory.replace_labels(self._time - 1, labels)
 
     @torch.no_grad()
     def survival(self) -> dict[int, float]:
-        """J of each channel between its reference and the last frame's labels propagated back.
+        """Cycle consistency: J, 0..1, of each channel after propagating it back to its reference.
 
-        The way back is one step, without a window where the protocol's matching can do without one.
-        Positions belong to their largest channel.
+        The labels of the last frame are propagated to the reference frame in one step, without a
+        window unless the protocol's `matching` is window, and compared there with the reference
+        labels. Each position belongs to its largest channel. J is 1 if a channel is empty in both.
         """
         latest = self.memory.latest
         found = {}

@@ -37,11 +37,12 @@ class Protocol(PeerSettings):
     short_side: Positive | None
     """Pixels of the shorter side of the network's input; None keeps the video's size."""
     size_multiple: Positive | None
-    """What sides of the input are made multiples of, pixels; None: the backbone's stride."""
+    """Sides of the input become multiples of this many pixels; None: the backbone's stride."""
     rounding: Literal["down", "long-side-down", "long-side-up", "none", "crop", "square"]
-    """Both sides are rounded down, the longer one down or up, or none; `crop` cuts both off at the
-    right and the bottom; `square` makes both `short_side`. What is then no multiple of the
-    backbone's stride is rounded down to one."""
+    """How sides become multiples of `size_multiple`: `down` rounds both down, `long-side-down` and
+    `long-side-up` round the longer one, `none` rounds neither, `crop` crops both at the right and
+    the bottom, and `square` makes both sides `short_side`. Afterwards sides are rounded down to
+    multiples of the backbone's stride."""
     fixed_sizes: tuple[tuple[Size, Size], ...]
     """(video's size, input's size) pairs that take precedence where `short_side` is None."""
     topk: Count
@@ -50,8 +51,10 @@ class Protocol(PeerSettings):
     num_context: Count
     """Frames before the query that serve as context beside those in `kept`."""
     recent: Literal["after-reference", "reference-again", "padded"]
-    """Which ones: the last that are not kept; the last, so that kept ones among them count twice;
-    or always equally many, copies of the reference in place of missing ones."""
+    """Which frames these are. `after-reference`: the last ones that are not in `kept`.
+    `reference-again`: the last ones; those that are in `kept` too count twice. `padded`: the last
+    ones, with copies of the reference frame in place of missing ones, so that there are always
+    `num_context`."""
     window: WindowShape
     """Shape of the neighborhood that context positions come from."""
     radius: Count | None
@@ -61,7 +64,9 @@ class Protocol(PeerSettings):
     temperature: float
     """T in the weights exp(similarity / T)."""
     entry: Literal["plain", "weighted"]
-    """How labels `new` of sum s enter: p becomes (1 - s) p, beside it `new` or s times `new`."""
+    """How the labels `new` of entering objects are written at a position where they sum to s: the
+    prediction p becomes (1 - s) p, and the new channels become `new` (`plain`) or s times `new`
+    (`weighted`)."""
     mask_down: MaskDown
     """How a given mask becomes labels of feature positions."""
     mask_up: MaskUp
@@ -120,7 +125,7 @@ class Protocol(PeerSettings):
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, for files of settings: those that methods share, then those of peers."""
+        """All fields by name, for settings.json; the fields of `PeerSettings` come last."""
         values = self.model_dump()
         of_peers = PeerSettings.model_fields
         return {one: values[one] for one in values if one not in of_peers} | values
@@ -323,7 +328,7 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
 
 
 def describe_protocol(protocol: Protocol) -> str:
-    """A line for people: the fields that are looked at first, then those that were replaced."""
+    """One line for the screen: the main fields, then those that differ from the named protocol."""
     shown = ("layer", "short_side", "topk", "num_context", "window", "radius", "temperature")
     fields = ", ".join(f"{name} {_as_given(getattr(protocol, name))}" for name in shown)
     replaced = replaced_fields(protocol)
@@ -332,7 +337,7 @@ def describe_protocol(protocol: Protocol) -> str:
 
 
 def replaced_fields(protocol: Protocol) -> list[str]:
-    """What differs from the protocol of that name, for people, such as "topk 3 in place of 5"."""
+    """The fields that differ from the named protocol, in words, as in "topk 3 in place of 5"."""
     named = PROTOCOLS.get(protocol.name, protocol).as_dict()
     return [
         f"{field} {_as_given(value)} in place of {_as_given(named[field])}"

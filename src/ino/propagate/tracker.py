@@ -1,7 +1,6 @@
-"""Masks of a few frames propagated through a whole video, frame by frame.
+"""`Tracker`: propagates the masks of one or a few frames through a whole video, frame by frame.
 
-Reading videos and writing results belong to `ino.data`; which numbers decide the result, to
-`protocols`.
+Videos are read and written in `ino.data`; the numbers that decide the result are in `protocols`.
 """
 
 import itertools
@@ -51,16 +50,16 @@ class Tracker:
         precision: Precision = "fp32",
         screening: bool | None = None,
     ) -> None:
-        """A tracker; the backbone is moved to `device` and put into evaluation mode.
+        """Creates a tracker; moves the backbone to `device` and puts it into evaluation mode.
 
         Args:
             backbone: for instance from `ino.models.load.load_backbone`.
-            protocol: one of `ino.propagate.protocols`, or its name.
-            device: where everything is computed; auto: CUDA, MPS or the CPU, what there is.
-            precision: of the network; bf16 is faster where the device multiplies in it, and changes
-                features by rounding.
-            screening: on a CPU, look for similar positions in bf16 before they are ranked in fp32,
-                which changes no result; None: where the CPU multiplies in bf16.
+            protocol: a Protocol (see `get_protocol`), or the name of one, such as "ino-davis".
+            device: where everything is computed; "auto" takes CUDA, else MPS, else the CPU.
+            precision: of the network; bf16 is faster on hardware that supports it, but rounds the
+                features.
+            screening: on a CPU, preselect similar positions in bf16 and rank only these in fp32,
+                which gives the same result; None does so if the CPU supports bf16.
 
         Raises:
             ConfigError: the protocol, the device or the precision is unknown, or the backbone does
@@ -83,7 +82,7 @@ class Tracker:
         self._session: Session | None = None
 
     def start(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Begins a new video with its first frame and mask; returns the label map of that frame.
+        """Starts a new video with its first frame and mask, and returns that frame's label map.
 
         Args:
             frame: uint8 RGB, height x width x 3.
@@ -110,13 +109,13 @@ class Tracker:
         return self._running().step(frame)
 
     def add(self, mask: np.ndarray, *, frame: int | None = None) -> np.ndarray:
-        """The label map of the last frame, once objects are where a mask says.
+        """Adds or corrects objects in the last frame by a mask, and returns its new label map.
 
-        Objects that are not known yet enter. A known one is corrected: from here on this frame is
-        its reference. Other objects stay where they were predicted, unless the mask covers them. A
-        mask that holds all known objects decides the background, too. Masks that are given for one
-        frame after the other, by `start` too, count as one, in which a later mask covers the
-        earlier ones and replaces the objects that it holds.
+        Objects that are not known yet are added. A known object is corrected: from now on this
+        frame is its reference. All other objects stay as predicted, except where the mask covers
+        them. A mask that contains all known objects also defines the background. Several masks for
+        the same frame, the one of `start` included, are merged: a later mask replaces its own
+        objects and covers the earlier masks.
 
         Args:
             mask: as for `start`.
@@ -139,19 +138,20 @@ class Tracker:
         return session.add(mask)
 
     def confidence(self) -> np.ndarray:
-        """The share of the largest label among all labels at each pixel of the last frame.
+        """The confidence of the last frame's label map: largest soft label / sum, at each pixel.
 
-        Float32, height x width, 0..1; 0 before the first mask. Taken before the 0..1 step, so it
-        may belong to another label than the one that wins.
+        Float32, height x width, 0..1; 0 before the first mask. It is computed before
+        `normalize_output` rescales the channels, so at some pixels it may be the confidence of
+        another label than that of the label map.
         """
         return self._running().confidence()
 
     def survival(self) -> dict[int, float]:
-        """How much of each object survives the way from the last frame back to its reference.
+        """Cycle consistency of each object, by its id: J, 0..1.
 
-        J, 0..1, between the labels that were given in the reference frame and those of the last
-        frame, propagated back there in one step. Low values mean that the object was lost, or is
-        out of sight.
+        The labels of the last frame are propagated back to the object's reference frame in one
+        step and compared with the mask that was given there. A low value means that the object was
+        lost or is not visible.
         """
         return self._running().survival()
 
@@ -166,9 +166,10 @@ class Tracker:
         """One label map per frame, of the frame's size; zeros before the first mask.
 
         Frames are taken one at a time, as results are asked for; memory does not grow with their
-        number. `confidence` and `survival` then belong to the last frame. An object enters with the
-        first mask that holds its id. The frame of the first mask is returned as given. Pixels that
-        are void (255) count as background, in the result too.
+        number. After each result, `confidence` and `survival` describe that frame. An object enters
+        with the first mask that contains its id. The first mask is returned unchanged if the
+        protocol's `keep_given` is set, which it is not in crw and dul. Void pixels (255) become
+        background, also in the result.
 
         Args:
             frames: uint8 RGB frames, height x width x 3, all of one size.
@@ -198,11 +199,11 @@ class Tracker:
     def track_both_ways(
         self, frames: Sequence[np.ndarray], masks: Mapping[int, np.ndarray]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and label map of every frame, propagated forward or backward from the nearest
-        mask.
+        """Frame number and label map of every frame, propagated forward or backward from the
+        nearest mask.
 
-        Each mask holds all objects that are visible in its frame; of two equally near, the earlier
-        one counts. Results come in the order in which they are found.
+        Each mask must contain all objects that are visible in its frame. If two masks are equally
+        near, the earlier one is used. Results are yielded mask by mask, not in frame order.
 
         Args:
             frames: as for `track`, with `len` and access by number.
@@ -258,7 +259,7 @@ class Tracker:
 
 
 class Session:
-    """The state of one video; frames are counted from the first that was given."""
+    """The state of a `Tracker` in one video; the first frame is number 0."""
 
     def __init__(
         self,
@@ -297,8 +298,8 @@ class Session:
 
         Args:
             frame: as for `Tracker.start`.
-            mask: a label map of its size that introduces `new_ids`.
-            new_ids: those of its objects that are not known yet.
+            mask: a label map of the frame's size that introduces `new_ids`; None if none enter.
+            new_ids: the objects of the mask that are not known yet.
         """
         size = _frame_size(frame, self._num_frames, self._size)
         if mask is not None:

@@ -71,12 +71,12 @@ class Comparison:
     """Sequences that only one of them has."""
 
     def ends(self, count: int) -> tuple[list[Gap], list[Gap]]:
-        """Up to `count` sequences that are best for A against B, and others that are best for B."""
+        """Up to `count` sequences where A is furthest ahead, and up to `count` others for B."""
         first = list(self.gaps[:count])
         return first, list(reversed(self.gaps[max(len(first), len(self.gaps) - count) :]))
 
     def notes(self) -> list[str]:
-        """What the means leave out."""
+        """Notes for below the table: the sequences that only one method has, if there are any."""
         if not self.left_out:
             return []
         return [
@@ -216,7 +216,7 @@ def mean_similarity(
 
 
 def telling_frames(differences: Float[np.ndarray, " frames"], *, count: int) -> list[int]:
-    """Frame 0, which is given, and one frame of each of `count` - 1 equal parts of the others.
+    """The frames to show: frame 0, and one frame of each of `count` - 1 equal parts of the rest.
 
     Of each part it is the frame with the largest absolute difference, the middle one among equals.
     The last frame is not scored, so it is not shown, unless there is no other.
@@ -237,9 +237,9 @@ def telling_frames(differences: Float[np.ndarray, " frames"], *, count: int) -> 
 
 
 def plot_scatter(comparison: Comparison, *, num_named: int) -> Figure:
-    """J&F of each sequence by B (across) and A (up), with the diagonal.
+    """A scatter plot of J&F, in percent, of each sequence: B on the x axis, A on the y axis.
 
-    The `num_named` sequences at either end of the differences get their names.
+    The `num_named` sequences with the largest differences in either direction are labeled.
     """
     a, b = comparison.name_a, comparison.name_b
     with plot_style():

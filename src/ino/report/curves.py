@@ -1,4 +1,4 @@
-"""Curves of runs, from their logs: one picture, one panel per question, one color per run."""
+"""Plots the metrics of training runs from their logs: one panel per metric, one color per run."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from ino.train.log import LOG_NAME
 
 @dataclass(frozen=True)
 class Panel:
-    """Numbers of the log that are plotted together, the first as a full line, the next dashed."""
+    """Metrics that are plotted together: the first as a solid line, then dashed, then dotted."""
 
     title: str
     names: tuple[str, ...]
@@ -52,7 +52,7 @@ PANELS = (
 )
 NUM_COLUMNS = 3
 LARGEST = 1e30
-"""Beyond it, as in damaged lines, axes cannot be divided."""
+"""Larger numbers, as in damaged lines of a log, are left out, as axes cannot show them."""
 LINE_STYLES = ("-", "--", ":")
 # Distinct in print and for most color-blind readers (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -62,13 +62,13 @@ MIN_POINTS_TO_SMOOTH = 40
 
 @dataclass(frozen=True)
 class History:
-    """The numbers of a run by name: steps done, as in the names of checkpoints, and values."""
+    """The metrics of a run by name: arrays of the number of steps done, and of the values."""
 
     label: str
     series: dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]
 
     def shows(self, name: str) -> bool:
-        """Whether there is something to see; a term that is off is 0 in every step."""
+        """Whether a metric was logged and is not 0 in every step, as switched-off terms are."""
         return name in self.series and bool(np.any(self.series[name][1] != 0))
 
 
@@ -142,10 +142,10 @@ def plot_style() -> AbstractContextManager[None]:
 
 
 def plot_curves(histories: Sequence[History], *, panels: Sequence[Panel] = PANELS) -> Figure:
-    """The picture; panels that no run has numbers for are left out.
+    """A figure of the metrics of all runs; panels without data are left out.
 
     Raises:
-        ConfigError: that is all of them.
+        ConfigError: no panel has data.
     """
     panels = [one for one in panels if any(h.shows(name) for h in histories for name in one.names)]
     if not panels:

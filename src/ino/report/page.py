@@ -33,7 +33,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def picture_uri(image: UInt8[np.ndarray, "height width 3"], *, lossless: bool = False) -> str:
-    """An RGB image as the address of an <img>: PNG if lossless, else JPEG."""
+    """An RGB image as a data URI for <img>: PNG if `lossless`, else JPEG."""
     kind = "png" if lossless else "jpeg"
     written = io.BytesIO()
     Image.fromarray(image).save(written, format=kind, **({} if lossless else {"quality": 90}))
@@ -41,7 +41,7 @@ def picture_uri(image: UInt8[np.ndarray, "height width 3"], *, lossless: bool = 
 
 
 def figure_uri(figure: Figure) -> str:
-    """A plot as the address of an <img>, as SVG."""
+    """A plot as a data URI for <img>, in SVG."""
     written = io.BytesIO()
     figure.savefig(written, format="svg", metadata={"Date": None})
     return _data_uri("image/svg+xml", written)

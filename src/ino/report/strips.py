@@ -127,7 +127,7 @@ def mask_strips(
         chosen: positions of the frames to show.
         title: of the group.
         plain: begin with a row of the frames alone.
-        truth: go on with a row of the annotations, called "Given" unless all frames have one.
+        truth: then add a row of the annotations, called "Truth", or "Given" if frames lack one.
         remarks: for each method.
         height: of each frame, pixels; by default that of the frames.
 
@@ -216,7 +216,7 @@ def read_mask(path: Path, *, size: tuple[int, int]) -> UInt8[np.ndarray, "height
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ wherever the paths do."""
+    """Names for paths: their last parts, as many as are needed to tell different paths apart."""
     parts = [path.resolve().parts for path in paths]
     names: list[str] = []
     for length in range(1, max(map(len, parts), default=0) + 1):

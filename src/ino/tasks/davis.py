@@ -1,4 +1,4 @@
-"""DAVIS-2016 and DAVIS-2017, or any data set in that layout: propagate, score, tables.
+"""Evaluation on DAVIS-2016, DAVIS-2017 and data sets in their layout: propagation and scores.
 
 The semi-supervised task: the first annotation of a sequence is propagated through it, the objects
 are those of that annotation, and the first and the last annotated frame are left out of the
@@ -73,14 +73,14 @@ def evaluate_davis(
         sequences: those of the list to do; all where None.
         settings: stored beside the protocol and the data set, such as the name of the weights.
         resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that holds something, and do all anew.
+        overwrite: accept a folder that is not empty, and start over.
         on_frame: called after each frame, those of skipped sequences too.
 
     Raises:
         DatasetError: the data set is not as its layout says.
         ConfigError: `resume` and `overwrite` are both given.
-        OutputError: the folder holds something and neither is on, it was made with other settings,
-            another process has it, or it cannot be written.
+        OutputError: the folder is not empty and neither `resume` nor `overwrite` is set, it has
+            other settings, another process has locked it, or it cannot be written.
     """
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     for sequence in found:
@@ -127,7 +127,7 @@ def propagate_sequence(
 
 
 def sequence_is_whole(sequence: VideoSequence, predictions: Path) -> bool:
-    """Whether the masks of all frames are there, and whole still."""
+    """Whether the masks of all frames exist and are intact PNG files of the right size."""
     size = image_size(sequence.frames[0])
     masks = (predictions / sequence.name / f"{frame.stem}.png" for frame in sequence.frames)
     return all(is_whole_png(path, size=size) for path in masks)
@@ -282,7 +282,7 @@ class DavisScores:
 
     @property
     def jf_mean(self) -> float:
-        """J&F, the mean of the two means: the number that DAVIS ranks by."""
+        """J&F, 0..1: the mean of J-Mean and F-Mean, by which DAVIS ranks methods."""
         return self.means()["J&F-Mean"]
 
     @property

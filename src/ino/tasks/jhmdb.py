@@ -82,7 +82,7 @@ def evaluate_jhmdb(
         rule: what counts.
         settings: stored beside the protocol, such as the name of the weights.
         resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that holds something, and do all anew.
+        overwrite: accept a folder that is not empty, and start over.
         on_frame: called after each frame.
 
     Raises:
@@ -153,7 +153,7 @@ def _joints_path(video: PoseVideo, predictions: Path) -> Path:
 
 
 def annotated_joints(video: PoseVideo) -> Float[np.ndarray, "frames 15 2"]:
-    """The annotated joints, no more than there are frames; column and row, pixels from 0.
+    """The annotated joints, cut to the number of frames: column and row in pixels, from 0.
 
     Raises:
         DatasetError: see `read_joints`.
@@ -171,8 +171,8 @@ def draw_joints(
 ) -> Float[Tensor, "rows columns channel"]:
     """A Gaussian of height 1 for each joint; the first channel is 1 where all of them are 0.
 
-    It is centered on the nearest position and ends three standard deviations from there (rounded
-    up), so the map of a joint outside the image is empty.
+    The Gaussian is centered on the feature position nearest to the joint and cut off at three
+    standard deviations, rounded up. The map of a joint far enough outside the image is empty.
 
     Args:
         joints: column and row in the image, pixels from 0.

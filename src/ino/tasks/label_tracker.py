@@ -1,6 +1,7 @@
-"""Labels of any kind propagated through the frames of a video: images in, soft labels out.
+"""Propagates soft labels of any kind, such as joints and parts, through a video.
 
-For tasks whose labels are not masks of objects, or whose papers feed the network square images.
+`ino.propagate.tracker` does the same for masks of objects. Here frames may also be resized to
+squares, as the papers on JHMDB and VIP do.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -30,8 +31,8 @@ class LabelTracker:
         protocol: decides the context, the window, top-k and, without an input size, the input.
         device: where everything is computed.
         precision: of the network, as for `Tracker`.
-        input_size: side of the square that each frame is made, pixels, whatever its shape; None
-            leaves the size to the protocol.
+        input_size: frames are resized to squares with this side, in pixels; None for the size that
+            the protocol gives.
     """
 
     backbone: FeatureBackbone

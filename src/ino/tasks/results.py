@@ -1,8 +1,8 @@
-"""Folders of results: how they were made, what in them is done, and resuming them.
+"""Result folders: their settings, which videos are finished, and how an evaluation is resumed.
 
-A folder holds results of one `settings.json` only: other settings are refused, never mixed in
-silently. `predictions` holds a file or a folder per video, `finished.txt` the names of the videos
-that are done, `scores.json` the scores. What is predicted and how it is scored is for each task.
+All results in a folder have the settings in its `settings.json`; results with other settings are
+refused. `predictions` holds a file or a folder per video, `finished.txt` the names of the finished
+videos, and `scores.json` the scores. Each task defines its own predictions and scores.
 """
 
 import hashlib
@@ -47,14 +47,15 @@ def sized_protocol(
     radius: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Protocol:
-    """A named protocol for frames of another size; its radius covers the same part of a frame.
+    """A named protocol for another input size; its radius is scaled with the short side.
 
     Args:
         name: one of `ino.propagate.protocols`.
         short_side: pixels; None for the protocol's own size.
         layer: block whose features are read; None for the protocol's own.
         radius: feature positions, taken as it is; None: scaled with `short_side`.
-        overrides: other fields. Here None is a value, and a short side leaves the radius as it is.
+        overrides: other fields. None is a value here, and `short_side` given here does not scale
+            the radius.
 
     Raises:
         ConfigError: the name or a field is unknown, one is given twice, or a value is out of range.
@@ -72,7 +73,7 @@ def sized_protocol(
 
 
 def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str:
-    """The text of settings.json: two results were made alike where these are equal."""
+    """The text of settings.json. Results are compatible if and only if these texts are equal."""
     content = {"version": __version__, **(settings or {}), "protocol": protocol.as_dict()}
     return json.dumps(content, indent=2, default=str) + "\n"
 
@@ -95,19 +96,20 @@ def fingerprint(weights: str) -> dict[str, str]:
 def result_folder(
     out: Path, settings: str, *, command: str, resume: bool, overwrite: bool
 ) -> Iterator[Path]:
-    """The folder `out`/predictions, ready for results of these settings; no other process can
-    write into `out` meanwhile.
+    """Context with the folder `out`/predictions, prepared by `open_folder` and locked.
+
+    While it is open, no other command of ino can use `out`.
 
     Args:
-        out: as for `open_folder`.
-        settings: as for `open_folder`.
-        command: that writes, for the message to another one.
-        resume: as for `open_folder`.
-        overwrite: as for `open_folder`.
+        out: see `open_folder`.
+        settings: see `open_folder`.
+        command: name of this command, for the message of another one that finds the lock.
+        resume: see `open_folder`.
+        overwrite: see `open_folder`.
 
     Raises:
         ConfigError: `resume` and `overwrite` are both given.
-        OutputError: as `open_folder`, or another process has the folder.
+        OutputError: see `open_folder`; or another process has locked the folder.
     """
     if resume and overwrite:
         raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
@@ -119,17 +121,17 @@ def result_folder(
 
 
 def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> None:
-    """Makes the folder ready for results of these settings and no others.
+    """Prepares a result folder for these settings.
 
     Args:
-        out: created where it is missing.
+        out: the folder; created if missing.
         settings: the text of settings.json.
-        resume: keep results that were made with the same settings.
-        overwrite: where `resume` is off, accept a folder that holds something; nothing in it counts
-            as done.
+        resume: keep results that have the same settings.
+        overwrite: without `resume`, accept a folder that is not empty; all its results count as
+            unfinished.
 
     Raises:
-        OutputError: the folder holds something and neither is given, its settings are others, or it
+        OutputError: the folder is not empty and neither option is set, it has other settings, or it
             cannot be written to.
     """
     stored = out / "settings.json"
@@ -195,14 +197,14 @@ def propagate_unfinished(
     is_whole: Callable[[Video, Path], bool],
     on_frame: OnFrame,
 ) -> int:
-    """Propagates the videos that are not done yet, and gives the number of the others.
+    """Propagates the videos that are not finished, and returns the number of skipped ones.
 
     Args:
         videos: of a data set.
         predictions: folder of the predictions, beside `finished.txt`.
         propagate: writes the files of one video, and calls `on_frame`.
-        is_whole: whether these files are there, and whole still.
-        on_frame: called for each frame of a video that was done before.
+        is_whole: whether all these files exist and are intact.
+        on_frame: called for each frame of a skipped video.
     """
     out, num_skipped = predictions.parent, 0
     for video in videos:
@@ -236,10 +238,9 @@ def note_finished(out: Path, name: str) -> None:
 
 
 def read_means(path: Path) -> dict[str, float] | None:
-    """The means in a scores.json of any data set, as fractions by column name.
+    """The mean scores in a scores.json of any data set, by column name, as fractions 0..1.
 
-    Means without a truth are left out. None where the file is missing or damaged: whoever made it
-    can make it again.
+    Scores that are null are left out. None if the file is missing or damaged.
     """
     try:
         means = json.loads(path.read_text(encoding="utf-8"))["global"]

@@ -1,7 +1,6 @@
-"""J and F of folders of masks, frame by frame, shared by several processes.
+"""Computes J and F of folders of masks, with several processes.
 
-Which frames and objects of a sequence count is for each data set to say. What is sent to another
-process names files and holds no image.
+Each data set decides which frames and objects are scored. Processes are sent paths, not images.
 """
 
 import math
@@ -40,10 +39,10 @@ class FramesToScore:
 
     Attributes:
         sequence: its name.
-        pairs: of an annotation and a prediction.
-        objects: that predictions may hold, ascending.
-        is_binary: 255 is the object where it stands alone, not void.
-        one_object: all objects are one foreground.
+        pairs: paths of the annotation and of the prediction of each frame.
+        objects: ids that predictions may contain, ascending.
+        is_binary: annotations have one object, and 255 means that object if no other label occurs.
+        one_object: merge all objects into one foreground, as in DAVIS-2016.
     """
 
     sequence: str

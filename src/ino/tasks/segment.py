@@ -1,4 +1,4 @@
-"""One video with its masks into a folder of results: label maps, an overlay, settings."""
+"""`ino segment`: propagates masks through one video and writes label maps and an overlay video."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ from ino.tasks.results import OnFrame, settings_text
 _LOG = logging.getLogger("ino")
 
 LOST = 0.5
-"""An object whose survival is below this gets a warning."""
+"""A warning names each object whose `Tracker.survival` is below this."""
 
 
 def segment_video(
@@ -48,7 +48,7 @@ def segment_video(
     overwrite: bool = False,
     on_frame: OnFrame = lambda: None,
 ) -> int:
-    """Propagates masks through a video into a folder and gives the number of frames done.
+    """Propagates masks through a video, writes them to a folder, and returns the number of frames.
 
     Writes `masks/00000.png` and so on (indexed, DAVIS palette), `overlay.mp4` and `settings.json`.
     Nothing is written before the first mask is known to fit.

@@ -1,7 +1,8 @@
-"""Submissions to the server of YouTube-VOS: packed, and checked before they are handed in.
+"""Packs and checks submissions to the server of YouTube-VOS.
 
 A submission is a zip file with `Annotations/<video>/<frame>.png`; a folder of predictions with one
-folder per video can be checked before it is packed. The server tells little and counts attempts.
+folder per video can be checked before it is packed. The server gives little feedback and limits the
+number of attempts.
 """
 
 import io
@@ -80,7 +81,7 @@ def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path)
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong or odd: `count` times of one kind, told by one sentence."""
+    """A fault or a warning of one kind that occurs `count` times, with a sentence as an example."""
 
     kind: str
     sentence: str
@@ -101,7 +102,7 @@ class SubmissionReport:
         return sum(found.count for found in self.faults)
 
     def counts(self) -> str:
-        """What was checked and how much of it is wrong, in words."""
+        """A summary such as "474 videos, 26000 masks, no faults"."""
         numbers = {"video": self.num_videos, "mask": self.num_masks, "fault": self.num_faults}
         words = [f"{number} {what}{'s' * (number != 1)}" for what, number in numbers.items()]
         return ", ".join(words).replace(", 0 faults", ", no faults")

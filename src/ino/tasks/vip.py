@@ -55,7 +55,7 @@ def evaluate_vip(
         first_frame: score the frame that was given too, as the released codes do.
         settings: stored beside the protocol, such as the name of the weights.
         resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that holds something, and do all anew.
+        overwrite: accept a folder that is not empty, and start over.
         on_frame: called after each frame.
 
     Raises:
@@ -125,7 +125,7 @@ def propagate_parts(
 
 
 def parts_are_whole(video: VideoSequence, predictions: Path) -> bool:
-    """Whether the label maps of all frames are there, and whole still."""
+    """Whether the label maps of all frames exist and are intact PNG files."""
     size, folder = image_size(video.frames[0]), predictions / video.name
     return all(is_whole_png(folder / f"{frame.stem}.png", size=size) for frame in video.frames)
 
@@ -199,10 +199,10 @@ class PartScores:
     """Scores of a data set, all fractions 0..1.
 
     Attributes:
-        iou: intersection over union of each part, in the order of `ino.data.vip.PARTS`; NaN where
-            no pixel has or is given it.
-        mean_iou: the mean over the other parts.
-        accuracy: the fraction of annotated pixels that are right.
+        iou: intersection over union of each part, in the order of `ino.data.vip.PARTS`; NaN for a
+            part that occurs neither in the annotations nor in the predictions.
+        mean_iou: the mean over the parts that occur.
+        accuracy: the fraction of annotated pixels with the right label.
         num_frames: that were scored.
     """
 

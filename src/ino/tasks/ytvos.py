@@ -1,7 +1,7 @@
-"""YouTube-VOS: propagate a split, pack a submission, and score where the truth is at hand.
+"""Evaluation on YouTube-VOS: propagation, a zip file for its server, and scores if possible.
 
-Masks are given where objects first appear and propagated through all frames; those of the frames
-that the server asks for are written.
+The mask of an object is given in the first frame in which it appears and is propagated through all
+frames. Masks are written for the frames that the server evaluates.
 
 The rule of the benchmark: the scores of an object are averaged over the annotated frames after the
 one that it enters with, then over the objects of seen and of unseen categories; the overall number
@@ -50,10 +50,14 @@ _LOG = logging.getLogger("ino")
 
 @dataclass(frozen=True)
 class YtvosResult:
-    """What a run made.
+    """The result of `evaluate_ytvos`.
 
-    `scores` is None where later frames are not annotated; `submission` is None where only some
-    videos were done, for the server takes all or nothing.
+    Attributes:
+        num_videos: videos of the split that were asked for.
+        num_skipped: videos among them that were finished before.
+        report: what the check of the masks found.
+        submission: path of submission.zip; None if only some videos of the split were asked for.
+        scores: None if no frames are annotated after those in which objects enter.
     """
 
     num_videos: int
@@ -117,7 +121,7 @@ def evaluate_split(
         seen: file that says which categories are seen (see `ino.data.ytvos`).
         settings: stored beside the protocol, such as the name of the weights.
         resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that holds something, and do all anew.
+        overwrite: accept a folder that is not empty, and start over.
         on_frame: called after each frame, those of skipped videos too.
 
     Raises:
@@ -125,7 +129,7 @@ def evaluate_split(
         ConfigError: `resume` and `overwrite` are both given.
         OutputError: the folder holds something and neither is on, it was made with other settings,
             another process has it, or it cannot be written.
-        MaskError: the masks cannot be handed in, because something changed them.
+        MaskError: the written masks are not a valid submission, as something has changed them.
     """
     folders = {"split": str(split.folder), "frames": str(split.frames_folder)}
     text = settings_text(tracker.protocol, {**(settings or {}), **folders})
@@ -178,7 +182,7 @@ def propagate_video(
 
 
 def video_is_whole(video: YtvosVideo, predictions: Path) -> bool:
-    """Whether all masks are there, and whole still."""
+    """Whether the masks of all submitted frames exist and are intact PNG files."""
     size, folder = image_size(video.first_annotation), predictions / video.name
     return all(is_whole_png(folder / f"{frame}.png", size=size) for frame in video.submitted)
 
@@ -369,18 +373,17 @@ class YtvosObjectScore:
 class YtvosScores:
     """The scores of all objects, by video and number.
 
-    `seen_source` says in words what told seen from unseen; None where nothing did.
+    `seen_source` describes where the list of seen categories comes from; None if there is none.
     """
 
     objects: tuple[YtvosObjectScore, ...]
     seen_source: str | None
 
     def means(self) -> dict[str, float | None]:
-        """The means over objects, in 0..1, under the names of the benchmark; None where there is
-        no object to take them over.
+        """The means over objects, 0..1, under the names of the benchmark; None for an empty group.
 
-        `Overall` is the mean of the four that follow it: the number that YouTube-VOS ranks by.
-        `J&F-All` and the two before it do not tell seen from unseen.
+        `Overall` is the mean of the next four scores, by which YouTube-VOS ranks methods. `J-All`,
+        `F-All` and `J&F-All` are means over all objects, seen or not.
         """
         four = {
             f"{score}-{group}": _mean(

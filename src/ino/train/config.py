@@ -1,4 +1,4 @@
-"""The recipe of a training run: every number that it depends on, with its range and its meaning.
+"""The configuration of a training run: every option, with its range and its meaning.
 
 `variant` sets each point on which the paper's text and the released code differ: the fields whose
 default is None, until `resolve` fills them. Each can also be set by itself. Recipes are YAML files;
@@ -78,26 +78,26 @@ class DataConfig(_Section):
     clip_length: Annotated[int, Field(ge=2, multiple_of=2)] = 4
     """Frames of a clip (L), an even number."""
     frame_step: CountOrNone | None = None
-    """Distance between two frames of a clip in frames of the source; 0 to go by fps. Set by
+    """Distance between two frames of a clip, in frames of the video; 0 to use fps instead. Set by
     variant."""
     fps: NotNegative | None = None
-    """Frames per second of a clip; 0 to go by frame_step. Set by variant."""
+    """Frame rate of a clip in frames per second; 0 to use frame_step instead. Set by variant."""
     clips_per_video: Count = 5
     """Clips of each video in an epoch."""
     visits: bool = False
-    """Take all clips of a video in one reading and mix them with those of other videos: faster
-    where several clips are decoded from one key frame on."""
+    """Decode all clips of a video at once and mix them with those of other videos: faster if a
+    video has few key frames."""
     batch_size: Count = 4
     """Clips of each device in a step."""
     shard_videos: CountOrNone = 0
-    """Number of videos in tar shards; 0 to count them, which only works for files."""
+    """Number of videos in all tar shards together; 0 to count them, which needs local files."""
     num_workers: CountOrNone | Literal["auto"] = "auto"
-    """Processes that decode, for each device; auto goes by the number of cores."""
+    """Decoding processes for each device; auto derives their number from that of the cores."""
     prefetch: Count = 2
     """Batches that each of them keeps ready."""
     index: str = "auto"
-    """File that keeps what is known of the videos' headers; auto is one in the user's cache, off
-    reads no header before training."""
+    """File that caches the headers of the videos; auto is a file in the user's cache folder, off
+    starts training without reading headers."""
 
     @model_validator(mode="after")
     def _check_rate(self) -> "DataConfig":
@@ -135,9 +135,9 @@ class ViewsConfig(_Section):
     saturation: NotNegative = 0.2
     """Likewise for saturation."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Largest turn of the color circle, in turns."""
+    """Largest hue shift, as a fraction of the color circle, 0 to 0.5."""
     grey: Probability = 0.2
-    """Probability of dropping color."""
+    """Probability of converting a crop to grayscale."""
     local_blur: Probability = 0.5
     """Probability of blurring a local crop."""
     blur_sigma: PositiveRange = (0.1, 2.0)
@@ -145,14 +145,14 @@ class ViewsConfig(_Section):
     color_on_global: Annotated[
         bool | None, Field(validation_alias=AliasChoices("color_on_global", "colour_on_global"))
     ] = None
-    """Flip and color global crops as well. Set by variant."""
+    """Apply flips and color changes to global crops as well. Set by variant."""
 
 
 class MaskingConfig(_Section):
     """Masks of the student's global crops (section 3.3)."""
 
     probability: Probability = 0.5
-    """Share of the steps that have in-generative learning."""
+    """Probability that a step has in-generative learning (Eq. 3 to 5)."""
     ratio: ShareRange = (0.1, 0.5)
     """Range of the share of masked positions (r)."""
     kind: Literal["blockwise", "random"] | None = None
@@ -183,11 +183,13 @@ class LossConfig(_Section):
     center_momentum: Probability = 0.9
     """Weight of the old center in the new one."""
     center_update: Literal["step", "group"] | None = None
-    """Move a center once per step or after each group of outputs. Set by variant."""
+    """Update the centers once per step, or after each group of outputs. Set by variant."""
     out_mean: Literal["each", "joint"] | None = None
-    """Average g2g and l2g each by itself, or jointly. Set by variant."""
+    """Take the means of g2g and l2g separately (each), or one mean over all their terms (joint).
+    Set by variant."""
     affinity_on: Literal["distributions", "logits"] | None = None
-    """What the affinity compares. Set by variant."""
+    """Compute the affinity (Eq. 4) from the distributions or from the logits of the head. Set by
+    variant."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> "LossConfig":
@@ -202,7 +204,7 @@ class OptimConfig(_Section):
     epochs: Count = 25
     """Passes over the videos."""
     lr: NotNegative = 3e-4
-    """Learning rate for 1024 frames in a step over all devices; scaled linearly."""
+    """Learning rate for 1024 frames per step over all devices; scaled with the number of frames."""
     min_lr: NotNegative = 1e-6
     """Learning rate at the end, not scaled."""
     warmup_epochs: NotNegative = 2.0
@@ -234,18 +236,18 @@ class RunConfig(_Section):
     """ddp copies the networks to each device, fsdp shards them over the devices; auto is ddp where
     there are several devices."""
     devices: CountOrNone = 0
-    """Processes on each machine; 0 for those that torchrun or SLURM started, else one."""
+    """Processes on each machine; 0 takes the number that torchrun or SLURM started, or else one."""
     num_nodes: CountOrNone = 0
-    """Machines; 0 likewise."""
+    """Number of machines; 0 takes the number that torchrun or SLURM started, or else one."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed on a device that computes in it, else 32-true."""
     accumulate: Count = 1
-    """Parts of a step's clips that are computed one after the other, to save memory; a divisor of
-    data.batch_size. The numbers stay the same to rounding, except for dropped paths, which are
-    sampled for each part."""
+    """Gradient accumulation: number of parts into which the clips of a step are divided, to save
+    memory; a divisor of data.batch_size. Results are the same up to rounding, except that paths are
+    dropped in each part independently."""
     activation_checkpointing: bool = False
-    """Compute the student's blocks again for gradients instead of keeping their activations: less
-    memory, a quarter more time."""
+    """Recompute the activations of the student's blocks in the backward pass instead of storing
+    them: less memory, about a quarter more time."""
     compile: bool = False
     """Compile the blocks with torch.compile."""
     log_every: Count = 10
@@ -255,17 +257,17 @@ class RunConfig(_Section):
     keep: Count = 2
     """How many of the newest checkpoints are kept."""
     pictures_every: CountOrNone = 1000
-    """Steps between two pictures of crops and masks, from the first step on; 0 for none."""
+    """Steps between two pictures of crops and masks, the first at step 0; 0 for no pictures."""
     eval_every: CountOrNone = 0
     """Steps between two scores of the student on labelled sequences; 0 for none."""
     eval_root: str = ""
-    """Data set in the layout of DAVIS that is scored."""
+    """Data set to evaluate on, in the layout of DAVIS."""
     eval_year: int = 2017
-    """Year of its list of sequences, 2016 or 2017."""
+    """Year of the evaluation's list of sequences, 2016 or 2017."""
     eval_split: str = "val"
-    """Name of that list."""
+    """Name of the evaluation's list of sequences."""
     eval_sequences: Names = Field(default_factory=list)
-    """Sequences of the list to score; empty for all."""
+    """Sequences of that list to evaluate on; empty for all."""
     eval_protocol: str = "ino-davis"
     """Protocol by which masks are propagated."""
     eval_short_side: CountOrNone = 0
@@ -360,7 +362,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """A checked copy in which every field that the variant sets has its value.
+    """A validated copy in which every field left to the variant has its value.
 
     Raises:
         ConfigError: a value is out of range; the message names the field.
@@ -463,7 +465,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_values(name: str) -> dict[str, Any]:
-    """What a recipe and those that it starts from set, as nested values that are not checked yet.
+    """The values set by a recipe and its base recipes, nested by section, not yet validated.
 
     Args:
         name: one of `recipe_names()`, or the path of a YAML file. Its key `base` names the recipe
@@ -515,7 +517,7 @@ _OTHER_NUMBERS = ("run.seed", "run.precision")
 
 
 def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any, Any]]:
-    """Fields that change the numbers of a run and differ: name, earlier and later value."""
+    """The fields that differ and that affect results, as (name, old value, new value)."""
     old, new = flatten(to_dict(earlier)), flatten(to_dict(later))
     return [
         (name, old[name], new[name])
@@ -525,15 +527,15 @@ def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any
 
 
 def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> None:
-    """Checks that a step has as many clips as before, over however many processes.
+    """Checks that a resumed run has the same global batch size, on any number of processes.
 
     Args:
-        earlier: with the numbers of processes and machines that were found.
-        later: likewise.
-        run: named in the message.
+        earlier: configuration of the run, with `run.devices` and `run.num_nodes` resolved.
+        later: configuration to resume it with, resolved likewise.
+        run: folder of the run, for the message.
 
     Raises:
-        ConfigError: it has not; the message says which data.batch_size would do.
+        ConfigError: the global batch size differs; the message names the data.batch_size to pass.
     """
     num_old, num_new = count_clips(earlier), count_clips(later)
     if num_old == num_new:
@@ -550,6 +552,9 @@ def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> 
 
 
 def count_clips(config: TrainConfig) -> int:
-    """Clips of a step over all processes; their numbers must have been found."""
+    """The global batch size: clips per step over all processes.
+
+    `run.devices` and `run.num_nodes` must be resolved; 0 counts as 1.
+    """
     run = config.run
     return config.data.batch_size * max(1, run.devices) * max(1, run.num_nodes)

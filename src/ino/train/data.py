@@ -65,10 +65,14 @@ _LOG = logging.getLogger("ino")
 
 
 class Source(NamedTuple):
-    """The videos of a run: names of videos, or of tar shards that hold them.
+    """The videos of a run.
 
-    `left_out` says why videos or shards are not used; `summary` is a line for the screen, and
-    `remark` a warning about the frames' aspect ratio, or empty.
+    Attributes:
+        names: paths of the videos, or of the tar shards that contain them.
+        num_videos: number of usable videos.
+        left_out: for each unusable video or shard, by its path, the reason.
+        summary: one line for the screen.
+        remark: warning about the aspect ratio of the frames; empty for none.
     """
 
     names: list[str]
@@ -130,7 +134,7 @@ def sampling_of(data: DataConfig) -> ClipSampling:
 
 
 def count_epoch(data: DataConfig) -> int:
-    """Clips of an epoch, over all processes.
+    """Number of clips in an epoch over all processes, before it is cut into batches.
 
     Raises:
         InoError: see `find_source`.
@@ -172,10 +176,10 @@ class Clips:
     """The clips of one process.
 
     Attributes:
-        loader: its batches, from the position of `sampler` to the end of the epoch.
-        sampler: says where in an epoch it is.
-        digest: differs where the videos do.
-        left_out: why videos are known to be of no use, by path.
+        loader: yields batches from the position of `sampler` to the end of the epoch.
+        sampler: holds the position in the epoch.
+        digest: hash of the list of videos.
+        left_out: for each unusable video, by its path, the reason.
     """
 
     loader: DataLoader
@@ -185,12 +189,12 @@ class Clips:
 
 
 def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
-    """The clips of this process; the videos are looked for by the first process alone.
+    """Finds the videos, in the first process only, and builds the data loader of this process.
 
     Args:
-        config: of the run.
+        config: resolved.
         fabric: devices and processes.
-        out: the run's folder, where videos are named that turn out to be of no use later.
+        out: folder of the run; videos that turn out to be unusable are recorded there.
 
     Raises:
         InoError: see `find_source`.
@@ -256,7 +260,7 @@ def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
 
 
 def record_videos(clips: Clips, out: Path) -> None:
-    """Names in the run's folder what is left out, and warns if a resumed run has other videos.
+    """Records the unusable videos in the run's folder, and warns if a resumed run has other videos.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -280,14 +284,14 @@ def record_videos(clips: Clips, out: Path) -> None:
 
 
 def batches(clips: Clips, *, first_step: int, num_steps: int) -> Iterator[list[Tensor]]:
-    """The clips of each step from `first_step` on, epoch after epoch.
+    """The clips of each step, from `first_step` to `num_steps` - 1.
 
-    A decoding process that is killed (often for memory) costs the batches that were under way: all
-    are started again where the run is, and give the same clips.
+    If a decoding process is killed (often for lack of memory), all of them are restarted at the
+    current step and decode the same clips again.
 
     Raises:
-        TrainingError: decoding processes die again and again.
-        InoError: as the data set raises it.
+        TrainingError: decoding processes died more than three times in short succession.
+        InoError: an error of the data set, such as too many unusable videos.
     """
     loader, sampler = clips.loader, clips.sampler
     step, num_deaths, last_death = first_step, 0, first_step
@@ -350,7 +354,7 @@ def _is_death(error: Exception) -> bool:
 
 
 def seed_drop_path(seed: int, *, step: int, rank: int) -> None:
-    """Seeds torch's generators for a step; each process drops its own paths."""
+    """Seeds torch's generators for drop path in a step; every process gets its own seed."""
     words = np.random.SeedSequence([seed, step], spawn_key=(2, rank)).generate_state(2, np.uint32)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
@@ -365,7 +369,8 @@ def sample_views(
 ) -> Views:
     """The crops (section 3.2) and the masked positions (section 3.3) of a step.
 
-    The number of masked positions is that of all processes; with `masking.shared`, so is the mask.
+    The number of masked positions is the same in all processes; with `masking.shared`, so are the
+    positions.
 
     Args:
         config: a resolved configuration.

@@ -91,10 +91,10 @@ def launch(fabric: Fabric) -> None:
 
 
 def of_first(fabric: Fabric, find: Callable[[], Found]) -> Found:
-    """What the first process finds, in all of them: no two can differ.
+    """Calls `find` in the first process and returns its result in all processes.
 
     Raises:
-        InoError, OSError: in every process, what the first one raised.
+        InoError, OSError: raised by `find`; raised again in every process.
     """
     found: Any = None
     if fabric.is_global_zero:
@@ -154,7 +154,7 @@ def _of_launcher() -> tuple[int, int] | None:
 
 
 def launch_name() -> str | None:
-    """What the launcher calls this start of a run and its restarts, if it gave it a name."""
+    """The launcher's name for this job, the same after a restart; None without a launcher."""
     if name := os.environ.get("TORCHELASTIC_RUN_ID"):
         return f"torchrun {name}"
     if name := os.environ.get("SLURM_JOB_ID"):
@@ -163,7 +163,7 @@ def launch_name() -> str | None:
 
 
 def is_restart() -> bool:
-    """Whether torchrun or SLURM starts these processes again after a failure or a requeue."""
+    """Whether torchrun or SLURM restarted this process after a failure or requeued the job."""
     names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(int(os.environ.get(name) or 0) > 0 for name in names)
 
@@ -184,7 +184,7 @@ def shard(model: StudentTeacher, mesh: DeviceMesh) -> nn.Module:
 
 
 def gather(state: Any) -> Any:
-    """A state of nested dictionaries and lists with whole tensors; all processes must call it."""
+    """A nested state with its sharded tensors gathered on the CPU; all processes must call it."""
     return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, state)
 
 
@@ -194,7 +194,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, on the device of another and sharded as that one is."""
+    """Moves a whole tensor to the device of `other` and shards it in the same way."""
     if not isinstance(other, DTensor):
         return value.to(other.device)
     value = value.to(other.to_local().device)

@@ -1,9 +1,10 @@
-"""What a run reports: a JSON line per step, and now and then TensorBoard, Weights & Biases, a line.
+"""The log of a run: JSON lines, progress on the screen, TensorBoard, Weights & Biases.
 
-The JSON lines are what `ino plot` reads; they outlive kills and full disks. TensorBoard and Weights
-& Biases (an extra; WANDB_MODE=offline keeps everything in the run's folder) are Lightning's
-loggers. All times are of the host: on a device that works behind it, `waiting` is the share of time
-in which the host had no batch to hand over.
+Every step writes one JSON line, which `ino plot` reads and which survives kills and full disks.
+TensorBoard and Weights & Biases get every `run.log_every`-th step through Lightning's loggers (W&B
+is an extra; WANDB_MODE=offline keeps everything in the run's folder). Times are measured on the
+host: with an asynchronous device, `waiting` is the fraction of time in which the host had no batch
+for it.
 """
 
 import json
@@ -39,9 +40,9 @@ Item = TypeVar("Item")
 class LogFile:
     """Appends a JSON line for each step.
 
-    Opened for a run that resumes, it drops the lines of steps that will be done again, so that the
-    file holds each step once. Lines that a full disk refuses are kept in memory and written once
-    there is room.
+    When a run is resumed, the lines of steps that will be repeated are removed, so each step occurs
+    once. Lines that cannot be written because the disk is full are kept in memory and written when
+    there is space again.
     """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
@@ -133,7 +134,7 @@ def _wandb_logger(project: str, folder: Path) -> Any:
 
 
 class RunLog:
-    """Writes the numbers of each step; a context manager. A full disk does not stop it."""
+    """Context manager that logs the metrics of each step. A full disk does not stop the run."""
 
     def __init__(
         self,
@@ -202,11 +203,11 @@ class RunLog:
                 self._wandb.experiment.finish(exit_code=int(kind is not None))
 
     def is_due(self, step: int) -> bool:
-        """Whether this step's numbers go to the screen, with those that cost time to measure."""
+        """Whether this step is logged to the screen and TensorBoard, with its costly metrics."""
         return step % self._log_every == 0
 
     def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches; the time until each comes counts as waiting for data."""
+        """Yields the batches and measures the time spent waiting for each of them."""
         iterator = iter(batches)
         while True:
             started = time.perf_counter()
@@ -221,8 +222,8 @@ class RunLog:
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs the numbers of a step, counted from 0.
 
-        A step that is due also has clips per second, the share of time spent waiting for data, and
-        the seconds that are left, all since the last one that was due.
+        For a step that is due, adds `clips_per_second`, `waiting` (the fraction of time spent
+        waiting for data) and `seconds_left`, all measured since the previous due step.
         """
         if not self._enabled:
             return

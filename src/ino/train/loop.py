@@ -2,8 +2,8 @@
 
 All randomness of a step follows from (seed, step), so a run that was killed continues from its
 newest checkpoint to the same parameters as one that was not. Nothing in a step waits for the
-device; the numbers of several steps are read together. A step whose loss or gradient is not finite
-is skipped on the device; after several in a row the run goes back to its newest checkpoint.
+device; the metrics of several steps are read in one transfer. A step whose loss or gradient is not
+finite is skipped on the device; after several in a row the run returns to its newest checkpoint.
 """
 
 import logging
@@ -54,16 +54,17 @@ Numbers = tuple[int, Mapping[str, Tensor], Mapping[str, float]]
 def train(
     config: TrainConfig, *, out: Path, resume: bool = False, evaluate: Evaluate | None = None
 ) -> Path:
-    """Trains as configured and gives the last checkpoint.
+    """Trains a model and returns the path of the last checkpoint.
 
     Args:
         config: as a recipe gives it.
         out: folder of the run, to which are written: config.yaml, log.jsonl (a line per step),
             tensorboard/, checkpoints/, pictures/ and quarantine.sqlite (videos that could not be
             used).
-        resume: continue from the newest checkpoint in `out`, or start if there is none. Where
-            torchrun or SLURM restarts the run that it started, this goes without saying.
-        evaluate: scores the student every `run.eval_every` steps (see ino.pretrain).
+        resume: continue from the newest checkpoint in `out`, or start if there is none. Implied if
+            torchrun or SLURM restarts a run that it started.
+        evaluate: called every `run.eval_every` steps and after the last one to evaluate the student
+            (see `ino.pretrain`); None for never.
 
     Raises:
         ConfigError: a value is out of range, or does not fit the run that is resumed.
@@ -242,7 +243,7 @@ def _way_back(
 
 
 def diagnosis(numbers: Mapping[str, float], *, step: int) -> str:
-    """Which number is not finite, and what the step was like."""
+    """A message that names the first metric that is not finite, and the state of the step."""
     broken = [name for name in (*Terms._fields, "grad_norm") if not math.isfinite(numbers[name])]
     culprit = next((name for name in broken if name != "loss"), "loss")
     what = "the norm of the gradients" if culprit == "grad_norm" else f"the term {culprit}"

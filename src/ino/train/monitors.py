@@ -42,7 +42,7 @@ PATIENCE = 3
 """Measurements in a row that must show the same collapse before a warning."""
 
 UNIFORM = 0.98
-"""Share of the largest entropy from which targets count as uniform."""
+"""Targets count as uniform if their entropy is at least this fraction of its maximum."""
 
 CONSTANT = 0.02
 """Information, as a share of its maximum, below which all views have the same target."""
@@ -53,8 +53,8 @@ LOW_RANK = 0.03
 _LOG = logging.getLogger("ino")
 
 Evaluate = Callable[[Mapping[str, Tensor], int], Mapping[str, float]]
-"""Scores of the student's backbone: its parameters and the steps done to numbers by name. The
-checkpoint of the highest `eval_jf` is kept."""
+"""A function (parameters of the student's backbone, number of steps done) -> scores by name. The
+checkpoint with the highest `eval_jf` is kept."""
 
 
 @torch.no_grad()
@@ -124,9 +124,10 @@ def feature_statistics(
 
 
 def effective_rank(features: Float[Tensor, "sample dim"]) -> Float[Tensor, ""]:
-    """The exponential of the entropy of the singular values, normalised to sum 1; NaN of NaN.
+    """The exponential of the entropy of the singular values, which are normalized to sum to 1.
 
-    (RankMe, arXiv:2210.02885.)
+    This is RankMe (arXiv:2210.02885), 1 to the smaller side of the matrix; NaN if a feature is not
+    finite.
     """
     # By the Gram matrix of the smaller side, in fp64, which not every device has.
     matrix = features.cpu().double()
@@ -143,13 +144,13 @@ def _entropy(probabilities: Float[Tensor, "*rows classes"]) -> Float[Tensor, "*r
 
 @dataclass
 class CollapseMonitor:
-    """Warns of each kind of collapse once an episode, and again when it comes back.
+    """Detects collapse and warns of each kind once, and again if it recurs.
 
     Attributes:
-        num_classes: of the head.
-        num_views: whose targets are compared in a step.
-        width: of the backbone's tokens.
-        first_step: nothing is said before, as a network that has learned little looks collapsed.
+        num_classes: classes of the head.
+        num_views: global crops in a step of this process.
+        width: dimension of the backbone's tokens.
+        first_step: no warnings before this step, as an untrained network looks collapsed.
     """
 
     num_classes: int
@@ -159,7 +160,7 @@ class CollapseMonitor:
     _in_a_row: Counter[str] = field(default_factory=Counter)
 
     def check(self, step: int, numbers: Mapping[str, float]) -> list[str]:
-        """The warnings that the numbers of a step give reason for.
+        """The warnings for the statistics of a step; usually none.
 
         Args:
             step: counted from 0.
@@ -273,7 +274,7 @@ def _tile(images: np.ndarray) -> np.ndarray:
 
 
 class Monitor:
-    """Measures a run on the steps where that is due; called in each step."""
+    """Statistics, pictures and scores of a run. Call it in each step; it acts when they are due."""
 
     def __init__(self, run: Run, *, log: RunLog, evaluate: Evaluate | None) -> None:
         """Args:
@@ -316,9 +317,10 @@ class Monitor:
         return found
 
     def score(self, step: int) -> dict[str, float]:
-        """Scores of the student after a step, where they are due; else nothing.
+        """Evaluates the student if it is due after this step; otherwise returns no scores.
 
-        All processes must call it; the first one scores, and its best state is kept.
+        All processes must call it. The first one evaluates, and saves best.pt if the score is the
+        highest so far.
         """
         run, every, done = self._run, self._run.config.run.eval_every, step + 1
         is_due = done == run.num_steps or (every > 0 and done % every == 0)
@@ -336,7 +338,7 @@ class Monitor:
         return scores
 
     def complete(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:
-        """The numbers of a step with what follows from them; warns of a collapse."""
+        """Adds derived metrics (KL divergences, GPU memory in GiB) and warns of a collapse."""
         device = self._run.fabric.device
         found = {**numbers, **divergences(numbers)}
         if device.type == "cuda" and self._log.is_due(step):

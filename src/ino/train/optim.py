@@ -43,9 +43,10 @@ class Schedules:
 
     def __init__(self, config: OptimConfig, *, steps_per_epoch: int, frames_per_step: int) -> None:
         """Args:
-        config: values at the start and at the end.
+        config: start and end values of the schedules, and their length in epochs.
         steps_per_epoch: optimizer steps in an epoch.
-        frames_per_step: clips per device x frames x devices, which scales the learning rate.
+        frames_per_step: frames of all clips in a step over all devices; the learning rate is scaled
+            by frames_per_step / 1024.
 
         Raises:
             ConfigError: the run would have more than `MOST_STEPS`.
@@ -89,14 +90,14 @@ def build_optimizer(student: Network) -> torch.optim.AdamW:
 
 
 def take_step(optimizer: torch.optim.Optimizer, *, where: Tensor, scaler: Any | None) -> None:
-    """Steps, or leaves parameters and moments as they are where that truth value is false.
+    """Takes an optimizer step if `where` is true; otherwise parameters and moments do not change.
 
-    The fused optimizer reads the value on its device, as it does for torch's GradScaler.
+    The decision is made on the device: the fused optimizer reads it as it does torch's GradScaler.
 
     Args:
-        optimizer: fused; its gradients are not scaled any more.
-        where: one truth value, on the device of the parameters.
-        scaler: of fp16, if any; it learns whether gradients overflowed.
+        optimizer: fused; its gradients must be unscaled already.
+        where: a boolean scalar on the device of the parameters.
+        scaler: GradScaler of fp16 training, which is updated; None otherwise.
     """
     optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.found_inf = 1.0 - where.float()  # pyright: ignore[reportAttributeAccessIssue]
@@ -114,14 +115,14 @@ def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: floa
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], *, max_norm: float) -> Tensor:
-    """Scales the gradient of each parameter by itself to a norm of at most `max_norm`.
+    """Clips the gradient of each parameter separately to an L2 norm of at most `max_norm`.
 
     Args:
-        parameters: those without a gradient are skipped.
-        max_norm: 0 leaves gradients as they are.
+        parameters: those without a gradient are skipped; at least one must have a gradient.
+        max_norm: 0 for no clipping.
 
     Returns:
-        The norm over all gradients before scaling.
+        The L2 norm of all gradients together before clipping.
     """
     whole = [parameter.grad for parameter in parameters if parameter.grad is not None]
     gradients = [local_part(gradient) for gradient in whole]

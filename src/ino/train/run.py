@@ -1,4 +1,4 @@
-"""A run before, between and after its steps: signals, folder, networks, checkpoints.
+"""Everything of a run but its steps: signals, output folder, networks and checkpoints.
 
 A checkpoint is whole or absent, and enough to continue to the same numbers: all randomness follows
 from seed, step and clip, and so does the position in the data, so no generator's state is kept.
@@ -98,7 +98,7 @@ class Origin(NamedTuple):
 
 @dataclass
 class Run:
-    """All that the loop works with. A checkpoint keeps model, objective, optimizer and scaler."""
+    """The state of a run. Checkpoints store model, objective, optimizer and scaler."""
 
     config: TrainConfig
     out: Path
@@ -136,9 +136,9 @@ def _handling(*names: str, handler: Callable[[int, Any], None]) -> Iterator[None
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Within, SIGTERM and SIGUSR1 end a run that has nothing to save yet.
+    """Context in which SIGTERM and SIGUSR1 raise StoppedError at once, as nothing is to be saved.
 
-    The exit status still says that it is to be started again.
+    The exit status still asks the batch system to start the run again.
     """
 
     def stop(number: int, frame: Any) -> NoReturn:
@@ -159,9 +159,9 @@ class StopRequest:
 
 @contextmanager
 def noting_signals() -> Iterator[StopRequest]:
-    """Within, the first SIGINT, SIGTERM or SIGUSR1 is noted.
+    """Context in which the first SIGINT, SIGTERM or SIGUSR1 is only recorded in the StopRequest.
 
-    A second one does what it does anywhere else, so that Ctrl-C twice ends a run at once.
+    A second signal has its usual effect, so pressing Ctrl-C twice ends the run at once.
     """
     request, handlers = StopRequest(), ExitStack()
 
@@ -176,9 +176,10 @@ def noting_signals() -> Iterator[StopRequest]:
 
 
 def stopped(run: Run, request: StopRequest) -> StoppedError:
-    """The error that ends a run that was saved because some process was asked to stop.
+    """Builds the StoppedError of a run that was saved after a signal, with its exit status.
 
-    Processes that Fabric started exit with 0: for their failure it would kill the first one.
+    Processes that Fabric started exit with 0, because Fabric kills the first process if one of them
+    fails.
     """
     run.fabric.barrier()
     newest = newest_checkpoint(run.out)
@@ -196,13 +197,15 @@ def stopped(run: Run, request: StopRequest) -> StoppedError:
 
 
 def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
-    """Devices, folder, videos, networks and schedules of a run, restored where it resumes.
+    """Builds everything a run needs: devices, folder, data, networks, optimizer and schedules.
+
+    The newest whole checkpoint is restored if the run is resumed.
 
     Args:
         config: resolved.
         out: folder of the run.
         resume: see `ino.train.loop.train`.
-        held: keeps the folder from other runs until it closes.
+        held: holds the lock of the folder until it is closed.
 
     Raises:
         InoError: see `ino.train.loop.train`.
@@ -339,7 +342,7 @@ def _advice(out: Path) -> str:
 
 
 def read_config(out: Path) -> TrainConfig:
-    """How the run in a folder was configured; its newest checkpoint replaces a damaged config.yaml.
+    """The configuration of the run in a folder, from its newest checkpoint if config.yaml is bad.
 
     Raises:
         ConfigError: neither can be read.
@@ -367,10 +370,11 @@ def read_config(out: Path) -> TrainConfig:
 
 
 def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentTeacher, Origin]:
-    """Student and teacher as the run starts, or of the shapes of a checkpoint that is restored.
+    """The student and teacher that a run starts with, and where their weights come from.
 
-    `config.init` names the weights to start from: the backbones and, where their shapes fit, the
-    heads of student and teacher. The centres are not taken: they belong to the videos of a run.
+    With `saved`, only their shapes are those of the checkpoint; it is restored later. Otherwise
+    `config.init` names the weights to start from: backbones and, if their shapes fit, heads of
+    student and teacher. Centers are not loaded, as they depend on the videos of a run.
 
     Raises:
         CheckpointError: the weights cannot be used, or are of another architecture.
@@ -470,14 +474,14 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 
 def newest_whole(out: Path) -> Path | None:
-    """The newest checkpoint whose bytes are those that were written, if there is any checkpoint.
+    """The newest checkpoint that is not damaged, by its checksums; None if there is no checkpoint.
 
-    Newer ones that are not get the suffix `.damaged`, under which nothing reads them; a warning
-    names them.
+    Newer, damaged checkpoints are renamed with the suffix `.damaged`, with a warning, and are not
+    read again.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole; all keep their names.
-        OSError: one cannot be read, which tells nothing of what it holds.
+        CheckpointError: all checkpoints are damaged; none is renamed.
+        OSError: a checkpoint cannot be read, so it is not known whether it is damaged.
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed(list_checkpoints(out)):
@@ -515,11 +519,15 @@ def _fault(path: Path) -> str:
 def save_checkpoint(run: Run, *, step: int, must: bool) -> None:
     """Writes the state after `step` steps and removes checkpoints beyond `run.keep`.
 
-    All processes must call it: what is sharded is gathered, and the first one writes. A full disk
-    costs the checkpoint, and the run only if it `must` be written.
+    All processes must call it: shards are gathered, and the first process writes.
+
+    Args:
+        run: to save.
+        step: number of steps done, which names the file.
+        must: whether failing to write (full disk) ends the run. If False, it only warns.
 
     Raises:
-        OutputError: it cannot be written and must be; earlier checkpoints stay.
+        OutputError: `must` is set and the file cannot be written; earlier checkpoints stay.
     """
     content, failure = _collect(run, step=step), ""
     try:
@@ -567,7 +575,7 @@ def best_score(path: Path) -> float:
 
 
 def restore_checkpoint(run: Run, path: Path) -> int:
-    """Loads the state of a checkpoint and gives the number of steps that were done.
+    """Restores a run from a checkpoint and returns the number of steps done.
 
     Raises:
         CheckpointError: the file is not whole, lacks a part, or is of another architecture.

@@ -9,6 +9,8 @@ endif
 RUN := .venv/bin
 READY := .venv/.ready
 WORKERS ?= 2
+# Compiling torch and the rest anew in each of the many processes would take most of the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-real test-gpu check format clean
 

@@ -64,7 +64,7 @@ def test_values_that_are_no_yaml(capsys, frames, value):
 
 @pytest.mark.parametrize("field", ["topk", "num_context", "context_step", "short_side"])
 def test_counts_that_nothing_can_hold(field):
-    with pytest.raises(ConfigError, match=f"{field} must be less than or equal to 100000"):
+    with pytest.raises(ConfigError, match=f"{field} must be at most 100000"):
         get_protocol("ino-davis", **{field: 10**20})
 
 

@@ -415,7 +415,7 @@ def test_a_writer_says_why_it_cannot_write(tmp_path):
         writer.write(FRAMES[0])
         writer.write(FRAMES[1][:32])
     for fps in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(OutputError, match="frames a second"):
+        with pytest.raises(OutputError, match="frames per second"):
             VideoWriter(tmp_path / "a.mp4", fps=fps)
     assert names_in(tmp_path) == []
 

@@ -128,7 +128,7 @@ def test_parts_follow_what_they_are_on(tmp_path, exact):
     first[16:40, 8:32], first[40:64, 16:40] = 4, 13
     labels = {number: np.roll(first, 8 * number, axis=1) for number in range(4)}
     write_part_video(tmp_path, "videos1", sliding(4), labels)
-    protocol = dataclasses.replace(exact.protocol, mask_down="nearest", mask_up="nearest")
+    protocol = exact.protocol.model_copy(update={"mask_down": "nearest", "mask_up": "nearest"})
     tracker = dataclasses.replace(exact, protocol=protocol)
     scores = evaluate_vip(tmp_path, out=tmp_path / "out", tracker=tracker)
     assert scores.mean_iou == 1

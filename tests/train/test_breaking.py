@@ -56,7 +56,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(config, done, damage, 
     before = read_checkpoint(newest)["student"]
     damage(newest)
     train(config, out=done, resume=True)
-    assert "the run goes on from step_00000003.pt" in caplog.text
+    assert "the run continues from step_00000003.pt" in caplog.text
     after = read_checkpoint(newest)["student"]
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert newest.with_name("step_00000004.pt.damaged").exists()
@@ -92,7 +92,7 @@ def test_a_damaged_config_is_told_by_the_checkpoint(config, done, content, caplo
         train(config, out=done, resume=True)
     config.optim.lr = 0.05
     train(config, out=done, resume=True)
-    assert "step_00000004.pt tells how the run was configured" in caplog.text
+    assert "the configuration is read from step_00000004.pt" in caplog.text
     assert path.read_bytes() == whole
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_config_without_checkpoints_is_one_sentence(config, tmp_path):
 def test_a_kill_at_any_place_of_the_preparation_can_be_resumed(config, tmp_path, monkeypatch):
     """The folder of checkpoints was made before config.yaml, and then neither way was open."""
     config.run.max_steps = 1
-    monkeypatch.setattr(setup, "write_config", lambda *_, **__: os._exit(9))
+    monkeypatch.setattr(setup, "to_yaml", lambda *_, **__: os._exit(9))
     child = os.fork()
     if child == 0:
         train(config, out=tmp_path / "run")
@@ -225,7 +225,7 @@ def test_curves_of_damaged_logs(tmp_path):
     lines += ['{"step": 1e300, "loss": 1}', '{"step": ' + huge + "}", DEEP]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     assert list(read_history(tmp_path, label="x").series) == ["step", "loss"]
-    with pytest.raises(ConfigError, match="no number to draw"):
+    with pytest.raises(ConfigError, match="no number to plot"):
         plot_runs([tmp_path], out=tmp_path / "curves.png")
     run = tmp_path / r"a\frac$b$"
     run.mkdir()

@@ -57,14 +57,14 @@ def segment(frames, *options):
 @pytest.mark.parametrize("value", ["[", "!!python/object:os.system x", "9" * 5000, DEEP])
 def test_values_that_are_no_yaml(capsys, frames, value):
     message = refused(capsys, *segment(frames, "--set", f"topk={value}"))
-    assert "has no value of YAML" in message
+    assert "topk must be a whole number, but is " in message
     assert len(message) < 400
     assert not (frames.parent / "out").exists()
 
 
 @pytest.mark.parametrize("field", ["topk", "num_context", "context_step", "short_side"])
 def test_counts_that_nothing_can_hold(field):
-    with pytest.raises(ConfigError, match=f"{field} must be less than or equal to 100000"):
+    with pytest.raises(ConfigError, match=f"{field} must be at most 100000"):
         get_protocol("ino-davis", **{field: 10**20})
 
 

@@ -21,12 +21,12 @@ from PIL import Image
 from command import refused, run
 from data.video_files import cut, write_sound, write_video
 from ino import cli
-from ino.cli import _name_of
 from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_frames, read_info
 from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.models.load import DEFAULT
 from ino.propagate.protocols import PROTOCOLS
+from ino.tasks.segment import video_name
 from synthetic_ytvos import write_ytvos_layout
 
 OPTIONS = Path(__file__).parent / "cli_options.txt"
@@ -129,7 +129,7 @@ def test_a_pattern_of_images_is_called_as_its_folder(tmp_path, clip, monkeypatch
         assert run("segment", images / name / "%05d.jpg", *mask) == 0
     assert sorted(path.name for path in Path("segments").iterdir()) == ["one", "two"]
     monkeypatch.chdir(images / "one")
-    assert _name_of(Path("%05d.jpg")) == _name_of(Path()) == "one"
+    assert video_name(Path("%05d.jpg")) == video_name(Path()) == "one"
 
 
 def test_evaluate_and_score_agree(tmp_path, davis, capsys):
@@ -331,12 +331,15 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--data.root", "x", "tiny"], "ino train needs RECIPE (ino train --help shows"),
+        (
+            ["train", "--data.root", "x", "tiny"],
+            "parameter RECIPE requires an argument (ino train --",
+        ),
         (["train", "nothing"], "there is no recipe 'nothing'; give one of demo, "),
         (["train", "tiny"], "--data.root"),
         (["train", "tiny", "--optim.lrr", "3"], "Unknown option: --optim.lrr. Did you mean --opt"),
         (["train", "tiny", "--optim", "{lrr: 3}"], "unknown key optim.lrr; did you mean optim.lr?"),
-        (["train", "tiny", "--optim", "{"], "--optim has no value of YAML: give a number, a"),
+        (["train", "tiny", "--optim", "{"], "optim must be keys and values, but is '{'"),
         (["train", "tiny", "--data.root", "nowhere"], "nowhere"),
         (["evaluate", "davis", "--root", "nowhere", "--weights", "color"], "nowhere"),
         (["evaluate", "davis", "--root", ".", "--weights", "nothing.pt"], "nothing.pt"),
@@ -359,9 +362,9 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
         ([], ", train, sweep (ino --help shows more)"),
         (["evaluate"], "ino evaluate needs one of davis, ytvos, jhmdb, vip, suite (ino evaluate -"),
         (["evaluate", "--suite", "table2"], "ino evaluate"),
-        (["evaluate", "suite"], "ino evaluate suite needs FILE (ino evaluate suite --help shows"),
-        (["evaluate", "davis", "--root", "."], "ino evaluate davis needs --weights (ino eval"),
-        (["export", "--out", "x"], "ino export needs RUN (ino export --help shows more)"),
+        (["evaluate", "suite"], "FILE requires an argument (ino evaluate suite --help"),
+        (["evaluate", "davis", "--root", "."], "--weights requires an argument (ino eval"),
+        (["export", "--out", "x"], "RUN requires an argument (ino export --help shows more)"),
         (["export", "x", "y", "--out", "z"], "ino export does not take 'y' (ino export --help"),
         (["train", "tiny", "--optim.lr", "abc"], "optim.lr must be a number, but is 'abc'"),
         (["train", "tiny", "--optim.lr", "-1"], "optim.lr must be at least 0, but is -1"),
@@ -370,11 +373,17 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
             ["train", "tiny", "--data.num_workers", "x"],
             "data.num_workers must be a whole number or 'auto'",
         ),
-        (["score", "x", "--root"], "--root needs a value (ino score --help shows more)"),
-        (["score", "x", "--roott", "y"], "needs --root; did you mean --root instead of --roott?"),
-        (["segment", "x", "--mask"], "--mask needs a value (ino segment --help shows more)"),
-        (["segment", "x", "--mask", "x", "--check-every", "x"], "takes a whole number, not 'x' ("),
-        (["segment", "x", "--mask", "x", "--precision", "x"], "takes fp32 or bf16, not 'x' ("),
+        (["score", "x", "--root"], "--root requires an argument (ino score --help shows"),
+        (["score", "x", "--roott", "y"], "an argument. Did you mean --root instead of --roott?"),
+        (["segment", "x", "--mask"], "--mask requires at least 1 element. Got 0 (ino seg"),
+        (
+            ["segment", "x", "--mask", "x", "--check-every", "x"],
+            '--check-every: unable to convert "x" into int (',
+        ),
+        (
+            ["segment", "x", "--mask", "x", "--precision", "x"],
+            '--precision. Choose from: "fp32", "bf16" (',
+        ),
     ],
 )
 def test_arguments_that_are_wrong(tmp_path, capsys, monkeypatch, arguments, words):

@@ -5,7 +5,7 @@ Reading videos and writing results belong to `ino.data`; which numbers decide th
 """
 
 import itertools
-import warnings
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 
@@ -25,6 +25,8 @@ from ino.propagate.labels import (
 )
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
+
+_LOG = logging.getLogger("ino")
 
 BACKGROUND = 0
 VOID = 255
@@ -469,10 +471,10 @@ def _entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict
         entering[index] = [label for label in found if label not in known]
         known.update(found)
         if not entering[index] and not correct:
-            warnings.warn(
-                f"the mask of frame {index} holds only objects of earlier masks, so it is not "
-                "used: later masks introduce objects but do not correct them unless asked to",
-                stacklevel=3,
+            _LOG.warning(
+                "the mask of frame %d holds only objects of earlier masks, so it is not used: "
+                "later masks introduce objects but do not correct them unless asked to",
+                index,
             )
     return entering
 

@@ -19,16 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TextIO,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnusedCliTokensError
@@ -240,8 +231,7 @@ def train(
 
     from ino.pretrain import pretrain
 
-    out = out or Path("runs") / Path(recipe).stem
-    checkpoint = pretrain(config, out=out, resume=resume)
+    checkpoint = pretrain(config, out=out or Path("runs") / Path(recipe).stem, resume=resume)
     rank_zero_only(print)(f"last checkpoint: {checkpoint}")
 
 
@@ -261,30 +251,24 @@ def index(
         index: File that keeps what was found.
         broken: File to write the broken videos to, one per line.
     """
-    from ino.data.video_index import (
-        default_index,
-        index_videos,
-        summarize,
-        wide_video_remark,
-        write_faults,
-    )
+    from ino.data import video_index
     from ino.tables import print_table
 
-    file = index or default_index(roots)
+    file = index or video_index.default_index(roots)
     started = time.perf_counter()
     with _progress("headers", is_kept=False) as advance:
-        found = index_videos(
+        found = video_index.index_videos(
             roots, file=file, on_found=lambda number: advance(0, total=number), on_header=advance
         )
     seconds = time.perf_counter() - started
-    print_table(summarize(found), Console())
+    print_table(video_index.summarize(found), Console())
     for reason in list(found.faults.values())[:3]:
         print(f"broken: {reason}")
     if len(found.faults) > 3:
         print(f"and {len(found.faults) - 3} more" + ("" if broken else "; see --broken FILE"))
     if broken:
-        write_faults(found, broken)
-    if remark := wide_video_remark(found):
+        video_index.write_faults(found, broken)
+    if remark := video_index.wide_video_remark(found):
         print(remark)
     headers = "header" if found.num_read == 1 else "headers"
     print(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}", flush=True)
@@ -378,9 +362,7 @@ def export(
     *,
     out: Path,
     network: Network = "student",
-    layer: Annotated[
-        int | Literal["all"] | None, Parameter(show_default="7, as ino-davis reads")
-    ] = None,
+    layer: int | Literal["all"] | None = None,
     precision: Literal["fp32", "fp16"] = "fp32",
     image_size: Annotated[
         tuple[int, int] | None, Parameter(converter=_image_size, n_tokens=1, metavar="HxW")
@@ -399,7 +381,7 @@ def export(
         run: Folder of a run, or a checkpoint.
         out: Folder to write.
         network: Which network of the run.
-        layer: Last block, or all.
+        layer: Last block, or all (default: 7, as ino-davis reads).
         precision: Precision of the stored weights.
         image_size: Size in pixels, such as 480x848, for which position embeddings are stored, so
             that timm's features equal ours there (default: the size they were trained for).
@@ -877,11 +859,20 @@ def build_app(arguments: Sequence[str] = ()) -> App:
     # The names of fields are long and stay whole.
     names = ColumnSpec(renderer=NameRenderer(max_width=42), style="cyclopts.name", max_width=42)
     wide = DefaultFormatter(column_specs=(names, DescriptionColumn))
-    for function, words in ((train, recipes), (sweep, experiments)):
+    for function, argument, words in (
+        (train, "RECIPE", recipes),
+        (sweep, "FILE", experiments),
+    ):
         if command == function.__name__:
             named = recipe if command == "train" and not recipe.startswith("-") else None
             function = _with_fields(function, named)
-        app.command(function, help_format="plaintext", help_formatter=wide, help_epilogue=words)
+        app.command(
+            function,
+            usage=f"Usage: ino {function.__name__} {argument} [OPTIONS]",
+            help_format="plaintext",
+            help_formatter=wide,
+            help_epilogue=words,
+        )
     return app
 
 
@@ -984,7 +975,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _LOG.error("stopped%s", _how_to_resume(arguments))
         return 130
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1
         reason = _reason(error)
         if reason is None:
@@ -1001,9 +992,13 @@ def _run(arguments: list[str]) -> int:
         Exception: of the command.
     """
     app = build_app(arguments)
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    if words != arguments:  # other options need not be parsed for help
+        app.help_print(words)
+        return 0
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
-        if command.__name__ == "help_print" and not {"-h", "--help"} & set(arguments):
+        if command.__name__ == "help_print":
             chain, apps, _ = app.parse_commands(arguments)
             raise UnknownCommandError(app=apps[-1], command_chain=chain, unused_tokens=[])
     except CycloptsError as error:
@@ -1052,12 +1047,12 @@ def _how_to_resume(arguments: Sequence[str]) -> str:
     return ""
 
 
-def _is_closed(stream: TextIO) -> bool:
-    """Whether a pipe has lost its reader; then the stream leads nowhere, for a quiet end."""
+def _nobody_reads() -> bool:
+    """Whether stdout has lost its reader; then it leads nowhere, for a quiet end."""
     try:
-        stream.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -131,6 +131,10 @@ class Results:
     out: Annotated[Path | None, Parameter(show_default="the command's name")] = None
     overwrite: bool = False
     resume: bool = False
+
+    def named(self, name: str) -> dict[str, Any]:
+        """The options by name, with the folder of that name if none was given."""
+        return vars(self) | {"out": self.out or Path(name)}
 
 
 @Parameter(name="*")
@@ -516,8 +520,7 @@ def ytvos(
 
     tracker, settings = tracking.load(Tracker)
     data = read_ytvos_split(root, split=split, videos=videos)
-    out = results.out or Path("ytvos")
-    output = vars(replace(results, out=out))
+    output = results.named("ytvos")
     options = {"tracker": tracker, "settings": settings, "seen": seen}
     with _progress("frames", sum(len(video.frames) for video in data.videos)) as advance:
         result = evaluate_split(data, on_frame=advance, **options, **output)
@@ -531,10 +534,10 @@ def ytvos(
             f"no scores: {data.folder / 'Annotations'} holds only the frames that objects enter "
             "with; the server of YouTube-VOS scores submission.zip"
         )
-    print(result.report.summary(result.submission or out / "predictions"))
+    print(result.report.summary(result.submission or output["out"] / "predictions"))
     if result.submission is None:
         print("no submission.zip: it needs all videos; continue with --resume, without --videos")
-    print(f"results in {out}")
+    print(f"results in {output['out']}")
 
 
 def jhmdb(
@@ -599,12 +602,12 @@ def _evaluate(
     """Propagates and scores the chosen part of a data set, then shows the scores."""
     tracker, settings = loaded
     options = {"tracker": tracker, "settings": settings | {"root": str(root)}, **choice}
-    results = replace(results, out=results.out or Path(name))
+    output = results.named(name)
     with _progress("frames", sum(len(video.frames) for video in read(root, **choice))) as advance:
-        scores = evaluate(root, on_frame=advance, **options, **vars(results))
+        scores = evaluate(root, on_frame=advance, **options, **output)
     scores.print_table(Console())
     tracking.print_choices(tracker)
-    print(f"results in {results.out}")
+    print(f"results in {output['out']}")
 
 
 def suite(

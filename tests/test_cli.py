@@ -21,12 +21,12 @@ from PIL import Image
 from command import refused, run
 from data.video_files import cut, write_sound, write_video
 from ino import cli
-from ino.cli import _name_of
 from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_frames, read_info
 from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.models.load import DEFAULT
 from ino.propagate.protocols import PROTOCOLS
+from ino.tasks.segment import video_name
 from synthetic_ytvos import write_ytvos_layout
 
 OPTIONS = Path(__file__).parent / "cli_options.txt"
@@ -58,9 +58,6 @@ def mask(tmp_path, clip):
 def davis(tmp_path, clip):
     write_davis_layout({"one": clip}, tmp_path / "davis")
     return tmp_path / "davis"
-
-
-# ---- results
 
 
 def test_segment_writes_masks_overlay_and_settings(tmp_path, video, mask, clip):
@@ -129,7 +126,7 @@ def test_a_pattern_of_images_is_called_as_its_folder(tmp_path, clip, monkeypatch
         assert run("segment", images / name / "%05d.jpg", *mask) == 0
     assert sorted(path.name for path in Path("segments").iterdir()) == ["one", "two"]
     monkeypatch.chdir(images / "one")
-    assert _name_of(Path("%05d.jpg")) == _name_of(Path()) == "one"
+    assert video_name(Path("%05d.jpg")) == video_name(Path()) == "one"
 
 
 def test_evaluate_and_score_agree(tmp_path, davis, capsys):
@@ -167,9 +164,6 @@ def test_train_by_a_recipe_file_with_overrides(tmp_path, video, monkeypatch):
     assert run("segment", video, "--mask", png, "--out", tmp_path / "o", *backbone) == 0
 
 
-# ---- bad input
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -203,39 +197,29 @@ def test_a_video_cut_in_half_keeps_what_was_done(tmp_path, capsys, clip):
     assert len(list(read_frames(out / "overlay.mp4"))) == len(written)
 
 
-def bad_mask(kind: str, path: Path) -> None:
-    if kind == "size":
-        write_labels(path, np.ones((24, 32), dtype=np.uint8))
-    elif kind == "empty":
-        write_labels(path, np.zeros((48, 64), dtype=np.uint8))
-    elif kind == "rgb":
-        cv2.imwrite(str(path), np.full((48, 64, 3), (7, 99, 200), dtype=np.uint8))
-    elif kind == "many":
-        cv2.imwrite(str(path), np.arange(48 * 64, dtype=np.uint16).reshape(48, 64))
-
-
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("pixels", "words"),
     [
-        ("size", "24x32 but the frames are 48x64.*--resize-mask"),
-        ("empty", "no object"),
-        ("rgb", "indexed"),
-        ("many", "254"),
+        (np.ones((24, 32), np.uint8), "24x32 but the frames are 48x64.*--resize-mask"),
+        (np.zeros((48, 64), np.uint8), "no object"),
+        (np.full((48, 64, 3), (7, 99, 200), np.uint8), "indexed"),
+        (np.arange(48 * 64, dtype=np.uint16).reshape(48, 64), "254"),
     ],
+    ids=["size", "empty", "rgb", "many"],
 )
-def test_masks_that_do_not_fit(tmp_path, capsys, video, kind, words):
+def test_masks_that_do_not_fit(tmp_path, capsys, video, pixels, words):
     path, out = tmp_path / "bad.png", tmp_path / "out"
-    bad_mask(kind, path)
-    message = refused(capsys, "segment", video, "--mask", path, "--out", out, *FAST)
+    if pixels.ndim == 2 and pixels.dtype == np.uint8:
+        write_labels(path, pixels)
+    else:
+        cv2.imwrite(str(path), pixels)
+    segment = ["segment", video, "--mask", path, "--out", out, *FAST]
+    message = refused(capsys, *segment)
     assert re.search(words, message), message
     assert not out.exists()
-
-
-def test_a_mask_is_resized_if_asked(tmp_path, video):
-    path, out = tmp_path / "small.png", tmp_path / "out"
-    bad_mask("size", path)
-    assert run("segment", video, "--mask", path, "--resize-mask", "--out", out, *FAST) == 0
-    assert read_labels(out / "masks/00000.png").shape == (48, 64)
+    if pixels.shape == (24, 32):
+        assert run(*segment, "--resize-mask") == 0
+        assert read_labels(out / "masks/00000.png").shape == (48, 64)
 
 
 def test_what_is_refused_before_the_first_frame_leaves_no_bar(tmp_path, capsys, video, mask, clip):
@@ -253,18 +237,15 @@ def test_what_is_refused_before_the_first_frame_leaves_no_bar(tmp_path, capsys, 
         assert run(*arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("ino: ")
+    assert not (tmp_path / "o").exists()
     mask = ["--mask", mask, "--out", tmp_path / "good", *FAST]
     assert run("segment", video, *mask) == 0
     assert "6/6" in capsys.readouterr().err
 
 
-def test_masks_for_frames_that_do_not_exist(tmp_path, capsys, video, mask):
-    out = tmp_path / "out"
-    message = refused(capsys, "segment", video, "--mask", f"6={mask}", "--out", out, *FAST)
-    assert "6" in message
-    assert not out.exists()
-    message = refused(capsys, "segment", video, "--mask", mask, f"0={mask}", "--out", out, *FAST)
-    assert "both for frame 0" in message
+def test_two_masks_for_one_frame(tmp_path, capsys, video, mask):
+    masks = ["--mask", mask, f"0={mask}", "--out", tmp_path / "out"]
+    assert "both for frame 0" in refused(capsys, "segment", video, *masks, *FAST)
 
 
 def test_an_output_folder_that_holds_something(tmp_path, capsys, video, mask):
@@ -331,12 +312,15 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--data.root", "x", "tiny"], "ino train needs RECIPE (ino train --help shows"),
+        (
+            ["train", "--data.root", "x", "tiny"],
+            "parameter RECIPE requires an argument (ino train --",
+        ),
         (["train", "nothing"], "there is no recipe 'nothing'; give one of demo, "),
         (["train", "tiny"], "--data.root"),
         (["train", "tiny", "--optim.lrr", "3"], "Unknown option: --optim.lrr. Did you mean --opt"),
         (["train", "tiny", "--optim", "{lrr: 3}"], "unknown key optim.lrr; did you mean optim.lr?"),
-        (["train", "tiny", "--optim", "{"], "--optim has no value of YAML: give a number, a"),
+        (["train", "tiny", "--optim", "{"], "optim must be keys and values, but is '{'"),
         (["train", "tiny", "--data.root", "nowhere"], "nowhere"),
         (["evaluate", "davis", "--root", "nowhere", "--weights", "color"], "nowhere"),
         (["evaluate", "davis", "--root", ".", "--weights", "nothing.pt"], "nothing.pt"),
@@ -359,9 +343,9 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
         ([], ", train, sweep (ino --help shows more)"),
         (["evaluate"], "ino evaluate needs one of davis, ytvos, jhmdb, vip, suite (ino evaluate -"),
         (["evaluate", "--suite", "table2"], "ino evaluate"),
-        (["evaluate", "suite"], "ino evaluate suite needs FILE (ino evaluate suite --help shows"),
-        (["evaluate", "davis", "--root", "."], "ino evaluate davis needs --weights (ino eval"),
-        (["export", "--out", "x"], "ino export needs RUN (ino export --help shows more)"),
+        (["evaluate", "suite"], "FILE requires an argument (ino evaluate suite --help"),
+        (["evaluate", "davis", "--root", "."], "--weights requires an argument (ino eval"),
+        (["export", "--out", "x"], "RUN requires an argument (ino export --help shows more)"),
         (["export", "x", "y", "--out", "z"], "ino export does not take 'y' (ino export --help"),
         (["train", "tiny", "--optim.lr", "abc"], "optim.lr must be a number, but is 'abc'"),
         (["train", "tiny", "--optim.lr", "-1"], "optim.lr must be at least 0, but is -1"),
@@ -370,11 +354,17 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
             ["train", "tiny", "--data.num_workers", "x"],
             "data.num_workers must be a whole number or 'auto'",
         ),
-        (["score", "x", "--root"], "--root needs a value (ino score --help shows more)"),
-        (["score", "x", "--roott", "y"], "needs --root; did you mean --root instead of --roott?"),
-        (["segment", "x", "--mask"], "--mask needs a value (ino segment --help shows more)"),
-        (["segment", "x", "--mask", "x", "--check-every", "x"], "takes a whole number, not 'x' ("),
-        (["segment", "x", "--mask", "x", "--precision", "x"], "takes fp32 or bf16, not 'x' ("),
+        (["score", "x", "--root"], "--root requires an argument (ino score --help shows"),
+        (["score", "x", "--roott", "y"], "an argument. Did you mean --root instead of --roott?"),
+        (["segment", "x", "--mask"], "--mask requires at least 1 element. Got 0 (ino seg"),
+        (
+            ["segment", "x", "--mask", "x", "--check-every", "x"],
+            '--check-every: unable to convert "x" into int (',
+        ),
+        (
+            ["segment", "x", "--mask", "x", "--precision", "x"],
+            '--precision. Choose from: "fp32", "bf16" (',
+        ),
     ],
 )
 def test_arguments_that_are_wrong(tmp_path, capsys, monkeypatch, arguments, words):
@@ -426,15 +416,6 @@ def test_the_help_of_a_recipe_shows_its_own_values(capsys):
     assert "Classes of the head. [default: 4096]" in shown()
 
 
-def test_a_folder_without_videos_leaves_no_run_behind(tmp_path, capsys):
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "notes.txt").write_text("no video")
-    arguments = ["--data.root", tmp_path / "videos", "--out", tmp_path / "run"]
-    message = refused(capsys, "train", "tiny", *arguments)
-    assert "videos" in message
-    assert not (tmp_path / "run").exists()
-
-
 def test_training_looks_at_its_folder_and_weights_before_the_videos(tmp_path, capsys):
     held = tmp_path / "held"
     held.mkdir()
@@ -442,9 +423,13 @@ def test_training_looks_at_its_folder_and_weights_before_the_videos(tmp_path, ca
     (tmp_path / "broken.pt").write_bytes(b"junk")
     broken = ["--init", tmp_path / "broken.pt"]
     fixed = ["train", "tiny", "--run.accelerator", "cpu", "--data.root", tmp_path / "nowhere"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("no video")
     assert "held is not empty" in refused(capsys, *fixed, "--out", held, *broken)
     assert "broken.pt" in refused(capsys, *fixed, "--out", tmp_path / "run", *broken)
     assert "nowhere" in refused(capsys, *fixed, "--out", tmp_path / "run")
+    fixed[-1] = tmp_path / "notes"
+    assert "no video was found" in refused(capsys, *fixed, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -463,9 +448,6 @@ def test_a_hostile_checkpoint_is_refused(tmp_path, capsys, video, mask):
     torch.save({"format": os.system}, path)
     message = refused(capsys, "segment", video, "--mask", mask, "--weights", path)
     assert "could run code" in message
-
-
-# ---- corrections, both ways, checks
 
 
 def test_segment_needs_no_weights(tmp_path, video, mask):
@@ -495,8 +477,11 @@ def test_segment_corrects_and_checks(tmp_path, video, clip, capsys):
     assert (out / "overlay.mp4").is_file()
 
 
-def test_segment_both_ways(tmp_path, video, clip):
+@pytest.mark.parametrize("stated", [6, 5], ids=["true header", "wrong header"])
+def test_segment_both_ways(tmp_path, video, clip, monkeypatch, stated):
     write_labels(tmp_path / "mask.png", clip.labels[4])
+    info = dataclasses.replace(read_info(video), num_frames=stated)
+    monkeypatch.setattr("ino.tasks.segment.read_info", lambda _: info)
     out = tmp_path / "out"
     mask = f"4={tmp_path / 'mask.png'}"
     assert run("segment", video, "--mask", mask, "--both-ways", "--out", out, *FAST) == 0
@@ -504,15 +489,6 @@ def test_segment_both_ways(tmp_path, video, clip):
     assert names == [f"{index:05d}.png" for index in range(6)]
     assert read_labels(out / "masks" / "00000.png").any()  # before the mask
     assert len(list(read_frames(out / "overlay.mp4"))) == 6
-
-
-def test_segment_both_ways_goes_by_frames_not_by_the_header(tmp_path, video, clip, monkeypatch):
-    write_labels(tmp_path / "mask.png", clip.labels[4])
-    stated = dataclasses.replace(read_info(video), num_frames=5)
-    monkeypatch.setattr("ino.tasks.segment.read_info", lambda _: stated)
-    options = ["--mask", f"4={tmp_path / 'mask.png'}", "--both-ways", "--out", tmp_path / "out"]
-    assert run("segment", video, *options, *FAST) == 0
-    assert len(list((tmp_path / "out" / "masks").iterdir())) == 6
 
 
 def test_masks_of_a_video_that_breaks_off_are_kept(tmp_path, clip, mask, capsys):
@@ -528,24 +504,15 @@ def test_masks_of_a_video_that_breaks_off_are_kept(tmp_path, clip, mask, capsys)
     assert len(list(read_frames(out / "overlay.mp4"))) == 3
 
 
-def test_options_without_meaning_both_ways_are_told(tmp_path, video, clip, capsys):
-    write_labels(tmp_path / "mask.png", clip.labels[4])
-    options = ["--mask", f"4={tmp_path / 'mask.png'}", "--out", tmp_path / "out", *FAST]
-    assert run("segment", video, *options, "--both-ways", "--check-every", "2") == 0
-    words = "these options have no meaning with --both-ways and are skipped: "
-    assert f"{words}--check-every\n" in capsys.readouterr().err
-    more = ["--both-ways", "--check-every", "2", "--correct", "--overwrite"]
-    assert run("segment", video, *options, *more) == 0
-    assert f"{words}--correct, --check-every\n" in capsys.readouterr().err
-
-
-def test_warnings_go_to_the_stderr_of_the_moment(tmp_path, video, mask):
-    """As a progress bar or a calling program has put it in place."""
-    options = ["--mask", mask, "--both-ways", "--check-every", "2", *FAST]
-    for out in ("first", "second"):
+def test_options_without_meaning_both_ways_are_told(tmp_path, video, mask):
+    """On the stderr of the moment, as a progress bar or a calling program has put it in place."""
+    options = ["--mask", mask, "--out", tmp_path / "out", "--overwrite", *FAST]
+    for skipped in ("--check-every", "--correct, --check-every"):
+        given = ["--correct"] * ("--correct" in skipped) + ["--check-every", "2"]
         with contextlib.redirect_stderr(io.StringIO()) as shown:
-            assert run("segment", video, *options, "--out", tmp_path / out) == 0
-        assert "have no meaning with --both-ways" in shown.getvalue()
+            assert run("segment", video, *options, "--both-ways", *given) == 0
+        words = "these options have no meaning with --both-ways and are skipped: "
+        assert f"ino: {words}{skipped}\n" in shown.getvalue()
 
 
 def test_what_is_lost_is_told(tmp_path, capsys, caplog):
@@ -563,9 +530,6 @@ def test_what_is_lost_is_told(tmp_path, capsys, caplog):
     options = ["--mask", tmp_path / "mask.png", "--out", tmp_path / "out", "--check-every", "4"]
     assert run("segment", tmp_path / "video.mp4", *options, *FAST) == 0
     assert "object 1 back does not recover its reference mask from 1 of 1 frames" in caplog.text
-
-
-# ---- the command itself
 
 
 def test_options_are_frozen():

@@ -13,23 +13,16 @@ import os
 import re
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from cyclopts import App, Group, Parameter
-from cyclopts.exceptions import (
-    CoercionError,
-    CycloptsError,
-    MissingArgumentError,
-    UnknownCommandError,
-    UnusedCliTokensError,
-)
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnusedCliTokensError
 from cyclopts.help import ColumnSpec, DefaultFormatter, NameRenderer
 from cyclopts.help.specs import DescriptionColumn
 from rich.console import Console
@@ -37,19 +30,15 @@ from rich.console import Console
 from ino import __version__
 from ino.errors import ConfigError, InoError, MaskError, StoppedError, VideoError
 
-if TYPE_CHECKING:
-    from ino.data.video_index import VideoIndex
-    from ino.models.backbone import Backbone
-    from ino.propagate.protocols import Protocol
-    from ino.propagate.tracker import Tracker
-    from ino.tasks.label_tracker import LabelTracker
-    from ino.tasks.submission import SubmissionReport
-
 _LOG = logging.getLogger("ino")
 
+T = TypeVar("T")
+
 Network = Literal["student", "teacher"]
+Precision = Literal["fp32", "bf16"]
+Out = Annotated[Path, Parameter(help="Folder of the results.")]
 Overwrite = Annotated[bool, Parameter(help="Write into a folder that holds something.")]
-Resume = Annotated[bool, Parameter(help="Keep what was made with the same settings; do the rest.")]
+OnlyThese = Annotated[list[str] | None, Parameter(help="Only these.")]
 Seen = Annotated[
     Path | None,
     Parameter(
@@ -57,7 +46,6 @@ Seen = Annotated[
         show_default="train/meta.json",
     ),
 ]
-OnlyThese = Annotated[list[str] | None, Parameter(help="Only these.")]
 
 
 @Parameter(name="*")
@@ -81,58 +69,37 @@ class Tracking:
     protocol: str | None = "ino-davis"
     set: Annotated[list[str] | None, Parameter(metavar="FIELD=VALUE...")] = None
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
-    def load(self) -> "tuple[Backbone, Protocol, dict[str, Any]]":
-        """The backbone, the protocol, and what settings.json records about them.
+    def load(self, kind: Callable[..., T], **options: Any) -> tuple[T, dict[str, Any]]:
+        """A tracker of this kind, and what settings.json records about it.
 
         Raises:
-            InoError: weights, protocol or device cannot be used.
+            InoError: weights, protocol, device or an option cannot be used.
         """
-        from ino.propagate.protocols import get_protocol
-
-        overrides = dict(_field_and_value(text) for text in self.set or [])
-        if self.protocol is not None:  # mistakes are reported before the weights are read
-            get_protocol(self.protocol, **overrides)
-
         from ino.models.backbone import choose_device
         from ino.models.load import load_backbone
+        from ino.propagate.protocols import get_protocol
         from ino.tasks.results import fingerprint
 
+        fields = dict(map(_field_and_value, self.set or []))
+        if self.protocol is not None:  # mistakes are reported before the weights are read
+            get_protocol(self.protocol, **fields)
         backbone = load_backbone(self.weights, network=self.network)
-        protocol = get_protocol(self.protocol or backbone.protocol, **overrides)
-        if self.weights == "color" and "layer" in overrides:
+        protocol = get_protocol(self.protocol or backbone.protocol, **fields)
+        if self.weights == "color" and "layer" in fields:
             _LOG.warning("color has only one layer: --set layer changes nothing")
-        settings = {
-            "weights": self.weights,
-            **fingerprint(self.weights),
-            "network": self.network,
-            "device": str(choose_device(self.device)),
-            "precision": self.precision,
-        }
-        return backbone, protocol, settings
+        where = {"device": str(choose_device(self.device)), "precision": self.precision}
+        settings = {"weights": self.weights, **fingerprint(self.weights), "network": self.network}
+        return kind(backbone, protocol=protocol, **where, **options), settings | where
 
-    def tracker(self) -> "tuple[Tracker, dict[str, Any]]":
-        """A tracker of masks, and what settings.json records about it."""
-        from ino.propagate.tracker import Tracker
-
-        backbone, protocol, settings = self.load()
-        where = {"device": settings["device"], "precision": self.precision}
-        return Tracker(backbone, protocol=protocol, **where), settings
-
-    def label_tracker(self, input_size: int) -> "tuple[LabelTracker, dict[str, Any]]":
-        """The same for joints and parts; `input_size` is a side in pixels, 0 for the protocol's."""
-        from ino.tasks.label_tracker import LabelTracker
-
-        backbone, protocol, settings = self.load()
-        where = {"device": settings["device"], "precision": self.precision}
-        return LabelTracker(backbone, protocol, input_size=input_size or None, **where), settings
-
-    def describe(self, protocol: "Protocol") -> str:
-        """What results were made with, for the screen."""
+    def print_choices(self, tracker: Any) -> None:
+        """Says by what network and protocol a tracker propagates."""
         from ino.propagate.protocols import describe_protocol
 
-        return f"weights {self.weights}; protocol {describe_protocol(protocol)}"
+        size = getattr(tracker, "input_size", None)
+        input_size = f"; input {size}x{size}" if size else ""
+        print(f"weights {self.weights}; protocol {describe_protocol(tracker.protocol)}{input_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +115,26 @@ class SegmentTracking(Tracking):
 
     weights: str = "ino_vitt8"
     protocol: Annotated[str | None, Parameter(show_default="the one that suits the weights")] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Where the results of an evaluation go.
+
+    Attributes:
+        out: Folder of the results.
+        overwrite: Write into a folder that holds something.
+        resume: Keep what was made with the same settings; do the rest.
+    """
+
+    out: Annotated[Path | None, Parameter(show_default="the command's name")] = None
+    overwrite: bool = False
+    resume: bool = False
+
+    def named(self, name: str) -> dict[str, Any]:
+        """The options by name, with the folder of that name if none was given."""
+        return vars(self) | {"out": self.out or Path(name)}
 
 
 @Parameter(name="*")
@@ -188,15 +175,17 @@ class Work:
 
 def _field_and_value(text: str) -> tuple[str, Any]:
     """A field of a protocol and its value from FIELD=VALUE."""
+    from ino.schema import yaml_value
+
     name, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"--set {text} must be FIELD=VALUE, as in --set short_side=240")
-    return name, None if value.lower() == "none" else _yaml(value, where=f"--set {text}")
+    return name, None if value.lower() == "none" else yaml_value(value)
 
 
 def demo(
     *,
-    out: Path = Path("demo"),
+    out: Out = Path("demo"),
     overwrite: Overwrite = False,
     seed: int = 0,
     steps: int | None = None,
@@ -207,7 +196,6 @@ def demo(
     and an untrained network; report.html shows it all.
 
     Args:
-        out: Folder of the results.
         seed: Seed of video, weights and training.
         steps: Training steps (default: as many as take about a minute).
     """
@@ -247,8 +235,7 @@ def train(
 
     from ino.pretrain import pretrain
 
-    out = out or Path("runs") / Path(recipe).stem
-    checkpoint = pretrain(config, out=out, resume=resume)
+    checkpoint = pretrain(config, out=out or Path("runs") / Path(recipe).stem, resume=resume)
     rank_zero_only(print)(f"last checkpoint: {checkpoint}")
 
 
@@ -268,28 +255,24 @@ def index(
         index: File that keeps what was found.
         broken: File to write the broken videos to, one per line.
     """
-    from ino.data.video_index import (
-        default_index,
-        index_videos,
-        wide_video_remark,
-        write_faults,
-    )
+    from ino.data import video_index
+    from ino.tables import print_table
 
-    file = index or default_index(roots)
+    file = index or video_index.default_index(roots)
     started = time.perf_counter()
     with _progress("headers", is_kept=False) as advance:
-        found = index_videos(
+        found = video_index.index_videos(
             roots, file=file, on_found=lambda number: advance(0, total=number), on_header=advance
         )
     seconds = time.perf_counter() - started
-    Console().print(_index_table(found))
+    print_table(video_index.summarize(found), Console())
     for reason in list(found.faults.values())[:3]:
         print(f"broken: {reason}")
     if len(found.faults) > 3:
         print(f"and {len(found.faults) - 3} more" + ("" if broken else "; see --broken FILE"))
     if broken:
-        write_faults(found, broken)
-    if remark := wide_video_remark(found):
+        video_index.write_faults(found, broken)
+    if remark := video_index.wide_video_remark(found):
         print(remark)
     headers = "header" if found.num_read == 1 else "headers"
     print(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}", flush=True)
@@ -297,42 +280,11 @@ def index(
         raise VideoError(f"none of the videos can be used ({len(found)}): give others")
 
 
-def _index_table(found: "VideoIndex") -> Any:
-    """What an index holds, as a table of rich."""
-    import numpy as np
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    is_usable = np.ones(len(found), bool)
-    is_usable[list(found.faults)] = False
-    seconds, sizes = found.seconds[is_usable], found.sizes[is_usable]
-    table = Table("", "", "", box=SIMPLE_HEAD, show_header=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    table.add_row("videos", str(int(is_usable.sum())), "")
-    table.add_row("broken", str(len(found.faults)), "")
-    table.add_row("hours", f"{seconds.sum() / 3600:.2f}", "")
-    if len(seconds):
-        low, middle, high = np.percentile(seconds, [5, 50, 95])
-        table.add_row("median seconds", f"{middle:.1f}", f"5% to 95%: {low:.1f} to {high:.1f}")
-    for name, values in (
-        ("width x height", [f"{width}x{height}" for height, width in sizes.tolist()]),
-        ("frames per second", [f"{fps:.3g}" for fps in found.fps[is_usable]]),
-    ):
-        kinds, counts = np.unique(values, return_counts=True)
-        for place in np.argsort(-counts, kind="stable")[:5]:
-            table.add_row(name, str(kinds[place]), f"{100 * counts[place] / len(values):.0f}%")
-            name = ""
-        if len(kinds) > 5:
-            table.add_row("", f"{len(kinds) - 5} others", "")
-    return table
-
-
 def sweep(
     file: str,
     /,
     *,
-    out: Annotated[Path | None, Parameter(show_default="sweeps/FILE")] = None,
+    out: Annotated[Out | None, Parameter(show_default="sweeps/FILE")] = None,
     work: Work = Work(),
     base: str | None = None,
     steps: int | None = None,
@@ -355,7 +307,6 @@ def sweep(
 
     Args:
         file: Name of an experiment or path of a YAML file.
-        out: Folder of the results.
         base: Recipe that every run starts from.
         steps: Length of each run, with schedules of the same length.
         seeds: Seeds of each row.
@@ -415,9 +366,7 @@ def export(
     *,
     out: Path,
     network: Network = "student",
-    layer: Annotated[
-        int | Literal["all"] | None, Parameter(show_default="7, as ino-davis reads")
-    ] = None,
+    layer: int | Literal["all"] | None = None,
     precision: Literal["fp32", "fp16"] = "fp32",
     image_size: Annotated[
         tuple[int, int] | None, Parameter(converter=_image_size, n_tokens=1, metavar="HxW")
@@ -436,7 +385,7 @@ def export(
         run: Folder of a run, or a checkpoint.
         out: Folder to write.
         network: Which network of the run.
-        layer: Last block, or all.
+        layer: Last block, or all (default: 7, as ino-davis reads).
         precision: Precision of the stored weights.
         image_size: Size in pixels, such as 480x848, for which position embeddings are stored, so
             that timm's features equal ours there (default: the size they were trained for).
@@ -476,7 +425,7 @@ def segment(
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
-    out: Annotated[Path | None, Parameter(show_default="segments/VIDEO")] = None,
+    out: Annotated[Out | None, Parameter(show_default="segments/VIDEO")] = None,
     overwrite: Overwrite = False,
     tracking: SegmentTracking = SegmentTracking(),
 ) -> None:
@@ -492,28 +441,25 @@ def segment(
             objects.
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
-        out: Folder of the results.
     """
-    paths = mask_paths(mask)
-
     from ino.data.label_maps import read_labels
+    from ino.data.video import read_info
+    from ino.propagate.tracker import Tracker
+    from ino.tasks.segment import mask_paths, resize_masks, segment_video, video_name
 
+    paths = mask_paths(mask)
     masks = {number: read_labels(path) for number, path in paths.items()}
-    tracker, settings = tracking.tracker()
+    tracker, settings = tracking.load(Tracker)
     settings |= {
         "video": str(video),
         "masks": {number: str(path) for number, path in paths.items()},
         "resize_mask": resize_mask,
     }
-
-    from ino.data.video import read_info
-    from ino.tasks.segment import resize_masks, segment_video
-
     info = read_info(video)
-    out = out or Path("segments") / _name_of(video)
+    out = out or Path("segments") / video_name(video)
     if resize_mask:
         masks = resize_masks(masks, size=(info.height, info.width))
-    print(tracking.describe(tracker.protocol))
+    tracking.print_choices(tracker)
     with _progress("frames", info.num_frames) as advance:
         count = segment_video(
             video,
@@ -531,67 +477,24 @@ def segment(
     print(f"{count} masks in {out / 'masks'}")
 
 
-def _name_of(video: Path) -> str:
-    """What a video is called: its file or folder, or the folder of a pattern of images."""
-    from ino.data.video import is_pattern
-
-    if is_pattern(video):
-        return video.parent.resolve().name
-    return video.resolve().stem if video.name in ("", "..") else video.stem
-
-
-def mask_paths(given: Sequence[str]) -> dict[int, Path]:
-    """Files of masks by frame number from `PNG`, `FRAME=PNG` and folders of `FRAME.png`.
-
-    Raises:
-        MaskError: something names no file, or two files are for one frame.
-    """
-    paths: dict[int, Path] = {}
-    for frame, path in _frames_and_masks(given):
-        if frame in paths:
-            raise MaskError(f"{paths[frame]} and {path} are both for frame {frame}; give one")
-        paths[frame] = path
-    return dict(sorted(paths.items()))
-
-
-def _frames_and_masks(given: Sequence[str]) -> Iterator[tuple[int, Path]]:
-    for text in given:
-        frame, separator, name = text.partition("=")
-        if not text or (separator and not name):
-            raise MaskError(f"--mask {text!r} names no file: give PNG, FRAME=PNG or a folder")
-        if separator and frame.isdecimal():
-            yield int(frame), Path(name)
-        elif (folder := Path(text)).is_dir():
-            numbered = sorted(path for path in folder.glob("*.png") if path.stem.isdecimal())
-            if not numbered:
-                raise MaskError(f"{folder} holds no masks named by frame numbers, as 00000.png")
-            yield from ((int(path.stem), path) for path in numbered)
-        else:
-            yield 0, Path(text)
-
-
 def davis(
     *,
     root: Path,
     chosen: DavisSplit = DavisSplit(),
-    out: Path = Path("davis"),
-    overwrite: Overwrite = False,
-    resume: Resume = False,
+    results: Results = Results(),
     tracking: Tracking,
 ) -> None:
     """Propagate the first masks of DAVIS-2016 or DAVIS-2017 and score the result.
 
     Args:
         root: Folder that holds JPEGImages.
-        out: Folder of the results.
     """
-    loaded = tracking.tracker()
-
     from ino.data.davis import read_davis
+    from ino.propagate.tracker import Tracker
     from ino.tasks.davis import evaluate_davis
 
-    output = {"out": out, "overwrite": overwrite, "resume": resume}
-    _evaluate(read_davis, evaluate_davis, root, tracking, loaded, output, **vars(chosen))
+    loaded = tracking.load(Tracker)
+    _evaluate("davis", read_davis, evaluate_davis, root, tracking, loaded, results, **vars(chosen))
 
 
 def ytvos(
@@ -600,9 +503,7 @@ def ytvos(
     split: str = "valid",
     videos: OnlyThese = None,
     seen: Seen = None,
-    out: Path = Path("ytvos"),
-    overwrite: Overwrite = False,
-    resume: Resume = False,
+    results: Results = Results(),
     tracking: YtvosTracking,
 ) -> None:
     """Propagate the given masks of YouTube-VOS, pack and check submission.zip, score if possible.
@@ -612,28 +513,20 @@ def ytvos(
     Args:
         root: Folder that holds the split.
         split: Name of the split's folder.
-        out: Folder of the results.
     """
-    tracker, settings = tracking.tracker()
-
     from ino.data.ytvos import read_ytvos_split
+    from ino.propagate.tracker import Tracker
     from ino.tasks.ytvos import evaluate_split
 
+    tracker, settings = tracking.load(Tracker)
     data = read_ytvos_split(root, split=split, videos=videos)
+    output = results.named("ytvos")
+    options = {"tracker": tracker, "settings": settings, "seen": seen}
     with _progress("frames", sum(len(video.frames) for video in data.videos)) as advance:
-        result = evaluate_split(
-            data,
-            out=out,
-            tracker=tracker,
-            seen=seen,
-            settings=settings,
-            resume=resume,
-            overwrite=overwrite,
-            on_frame=advance,
-        )
+        result = evaluate_split(data, on_frame=advance, **options, **output)
     if result.scores is not None:
         result.scores.print_table(Console())
-    print(tracking.describe(tracker.protocol))
+    tracking.print_choices(tracker)
     if result.num_skipped:
         print(f"{result.num_skipped} of {result.num_videos} videos were done before")
     if result.scores is None:
@@ -641,10 +534,10 @@ def ytvos(
             f"no scores: {data.folder / 'Annotations'} holds only the frames that objects enter "
             "with; the server of YouTube-VOS scores submission.zip"
         )
-    _print_report(result.report, result.submission or out / "predictions")
+    print(result.report.summary(result.submission or output["out"] / "predictions"))
     if result.submission is None:
         print("no submission.zip: it needs all videos; continue with --resume, without --videos")
-    print(f"results in {out}")
+    print(f"results in {output['out']}")
 
 
 def jhmdb(
@@ -653,9 +546,7 @@ def jhmdb(
     split: int = 1,
     joint_topk: int = 5,
     input_size: int = 320,
-    out: Path = Path("jhmdb"),
-    overwrite: Overwrite = False,
-    resume: Resume = False,
+    results: Results = Results(),
     tracking: Tracking,
 ) -> None:
     """Propagate the first joints of JHMDB's test videos and score PCK@0.1 and @0.2.
@@ -665,16 +556,14 @@ def jhmdb(
         split: 1, 2 or 3.
         joint_topk: Positions that give a joint (CRW: 3).
         input_size: Side of the square input in pixels, 320 as in papers; 0: by protocol.
-        out: Folder of the results.
     """
-    loaded = tracking.label_tracker(input_size)
-
     from ino.data.jhmdb import read_jhmdb
     from ino.tasks.jhmdb import JointMaps, evaluate_jhmdb
+    from ino.tasks.label_tracker import LabelTracker
 
-    output = {"out": out, "overwrite": overwrite, "resume": resume}
+    loaded = tracking.load(LabelTracker, input_size=input_size or None)
     evaluate = partial(evaluate_jhmdb, maps=JointMaps(topk=joint_topk))
-    _evaluate(read_jhmdb, evaluate, root, tracking, loaded, output, split=split)
+    _evaluate("jhmdb", read_jhmdb, evaluate, root, tracking, loaded, results, split=split)
 
 
 def vip(
@@ -682,9 +571,7 @@ def vip(
     root: Path,
     split: str = "val",
     input_size: int = 560,
-    out: Path = Path("vip"),
-    overwrite: Overwrite = False,
-    resume: Resume = False,
+    results: Results = Results(),
     tracking: Tracking,
 ) -> None:
     """Propagate the first part labels of a VIP split and score the mean IoU.
@@ -693,37 +580,33 @@ def vip(
         root: Folder that holds Images.
         split: Name of the list of videos.
         input_size: Side of the square input in pixels, 560 as in papers; 0: by protocol.
-        out: Folder of the results.
     """
-    loaded = tracking.label_tracker(input_size)
-
     from ino.data.vip import read_vip
+    from ino.tasks.label_tracker import LabelTracker
     from ino.tasks.vip import evaluate_vip
 
-    output = {"out": out, "overwrite": overwrite, "resume": resume}
-    _evaluate(read_vip, evaluate_vip, root, tracking, loaded, output, split=split)
+    loaded = tracking.load(LabelTracker, input_size=input_size or None)
+    _evaluate("vip", read_vip, evaluate_vip, root, tracking, loaded, results, split=split)
 
 
 def _evaluate(
+    name: str,
     read: Callable[..., Sequence[Any]],
     evaluate: Callable[..., Any],
     root: Path,
     tracking: Tracking,
     loaded: tuple[Any, dict[str, Any]],
-    output: Mapping[str, Any],
+    results: Results,
     **choice: Any,
 ) -> None:
     """Propagates and scores the chosen part of a data set, then shows the scores."""
     tracker, settings = loaded
-    settings = settings | {"root": str(root)}
-    num_frames = sum(len(video.frames) for video in read(root, **choice))
-    with _progress("frames", num_frames) as advance:
-        scores = evaluate(
-            root, tracker=tracker, settings=settings, on_frame=advance, **choice, **output
-        )
+    options = {"tracker": tracker, "settings": settings | {"root": str(root)}, **choice}
+    output = results.named(name)
+    with _progress("frames", sum(len(video.frames) for video in read(root, **choice))) as advance:
+        scores = evaluate(root, on_frame=advance, **options, **output)
     scores.print_table(Console())
-    size = getattr(tracker, "input_size", None)
-    print(tracking.describe(tracker.protocol) + (f"; input {size}x{size}" if size else ""))
+    tracking.print_choices(tracker)
     print(f"results in {output['out']}")
 
 
@@ -731,7 +614,7 @@ def suite(
     file: str,
     /,
     *,
-    out: Annotated[Path | None, Parameter(show_default="suites/FILE")] = None,
+    out: Annotated[Out | None, Parameter(show_default="suites/FILE")] = None,
     work: Work = Work(),
     weights_dir: Path | None = None,
     davis: Path | None = None,
@@ -740,7 +623,7 @@ def suite(
     vip: Path | None = None,
     sequences: OnlyThese = None,
     short_side: int | None = None,
-    precision: Literal["fp32", "bf16"] | None = None,
+    precision: Precision | None = None,
 ) -> int:
     """Propagate and score the rows of an experiment; print one table with published numbers.
 
@@ -749,7 +632,6 @@ def suite(
 
     Args:
         file: Name of an experiment or path of a YAML file.
-        out: Folder of the results.
         weights_dir: Folder of the files that rows name.
         davis: Root of DAVIS, for rows with data: davis.
         ytvos: Root of YouTube-VOS, for rows with data: ytvos.
@@ -776,7 +658,7 @@ def compare(
     /,
     *,
     root: Annotated[Path | None, Parameter(show_default="as A was evaluated")] = None,
-    out: Annotated[Path | None, Parameter(show_default="A_and_B")] = None,
+    out: Annotated[Out | None, Parameter(show_default="A_and_B")] = None,
     overwrite: Overwrite = False,
     num: int = 3,
     frames: int = 5,
@@ -789,7 +671,6 @@ def compare(
         a: Folder of an evaluation, or of a row of a suite.
         b: Another one.
         root: Folder that holds JPEGImages.
-        out: Folder of the results.
         num: Sequences shown that are best for A, and for B.
         frames: Frames shown of each sequence.
     """
@@ -918,7 +799,7 @@ def check(
     data = read_ytvos_split(root, split=split, videos=videos)
     with _progress("videos", len(data.videos)) as advance:
         report = check_masks(predictions, data, on_video=lambda _: advance())
-    _print_report(report, predictions)
+    print(report.summary(predictions))
     if report.num_faults:
         raise MaskError(
             f"{predictions} cannot be handed in ({report.counts()}): mend what is listed above and "
@@ -926,39 +807,28 @@ def check(
         )
 
 
-def _print_report(report: "SubmissionReport", checked: Path) -> None:
-    for line in report.lines():
-        print(line)
-    print(f"checked {checked}: {report.counts()}")
-
-
 @contextmanager
 def _progress(
     what: str, total: int | None = None, *, is_kept: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Shows a bar; call what it yields after each of the `total`, 0 or None where it is not known.
-
-    What ends before the first of them leaves no bar above its message, nor does one not `is_kept`.
-    """
+    """Shows a bar once what it yields is called, after each of the `total` (0 or None: unknown)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     hidden = not is_kept and not console.is_interactive  # its end would write an empty line
-    with Progress(*columns, console=console, transient=not is_kept, disable=hidden) as bar:
-        task = bar.add_task(what, total=total or None)
+    bar = Progress(*columns, console=console, transient=not is_kept, disable=hidden)
+    task = bar.add_task(what, total=total or None)
 
-        def advance(num: int = 1, *, total: int | None = None) -> None:
-            bar.update(task, advance=num, total=total)
+    def advance(num: int = 1, *, total: int | None = None) -> None:
+        bar.start()
+        bar.update(task, advance=num, total=total)
 
-        try:
-            yield advance
-        except BaseException:
-            if not bar.tasks[task].completed:
-                bar.live.transient = True
-                bar.live.stop()
-                bar.disable = True  # or its own end writes an empty line to what is no terminal
-            raise
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def build_app(arguments: Sequence[str] = ()) -> App:
@@ -989,11 +859,23 @@ def build_app(arguments: Sequence[str] = ()) -> App:
     evaluate.command(suite, help_epilogue=experiments)
     recipes = f"Recipes: {_names_in('recipes')}."
     command, recipe = [*arguments, "-", "-"][:2]
-    for function, words in ((train, recipes), (sweep, experiments)):
+    # The names of fields are long and stay whole.
+    names = ColumnSpec(renderer=NameRenderer(max_width=42), style="cyclopts.name", max_width=42)
+    wide = DefaultFormatter(column_specs=(names, DescriptionColumn))
+    for function, argument, words in (
+        (train, "RECIPE", recipes),
+        (sweep, "FILE", experiments),
+    ):
         if command == function.__name__:
             named = recipe if command == "train" and not recipe.startswith("-") else None
             function = _with_fields(function, named)
-        app.command(function, help_format="plaintext", help_epilogue=words)
+        app.command(
+            function,
+            usage=f"Usage: ino {function.__name__} {argument} [OPTIONS]",
+            help_format="plaintext",
+            help_formatter=wide,
+            help_epilogue=words,
+        )
     return app
 
 
@@ -1005,25 +887,42 @@ def _names_in(folder: str) -> str:
 def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..., Any]:
     """The command with an option for each field of a training run in place of `fields`.
 
+    `train` also has whole sections (--optim "{lr: 1}") and --NAME+, which adds to a list; in
+    `sweep`, each field may have several values.
+
     Args:
-        command: `train`, or `sweep`, where a field may have several values.
-        recipe: whose values the help shows; None for those of `TrainConfig`.
+        command: `train` or `sweep`.
+        recipe: whose values the help of `train` shows; None for those of `TrainConfig`.
     """
-    from ino.train.config import TrainConfig, flatten, load_recipe, resolve, to_dict
+    from ino.schema import yaml_value
+    from ino.train.config import TrainConfig, config_fields, flatten, load_recipe, resolve, to_dict
 
     config = flatten(to_dict(resolve(load_recipe(recipe) if recipe else TrainConfig())))
-    options = dict(_field_options(config, is_sweep=command is sweep))
+    is_sweep = command is sweep
+    sections = dict.fromkeys(name.partition(".")[0] for name in config if "." in name)
+    options = {} if is_sweep else {name: _option(name, show=False) for name in sections}
+    for name, field in config_fields().items():
+        words = {"metavar": _metavar(field.type), "help": field.description}
+        is_list = "..." in words["metavar"]
+        if not is_sweep and config[name] not in ("", []):
+            value = config[name]
+            words["show_default"] = value if isinstance(value, str) else json.dumps(value)
+        options[name] = _option(name, is_list=is_list or is_sweep, **words)
+        if is_list and not is_sweep:
+            options[f"{name}+"] = _option(f"{name}+", is_list=True, show=False)
 
     @wraps(command)
     def with_fields(*arguments: Any, **given: Any) -> Any:
         fields: dict[str, Any] = {}
         for name, option in options.items():
-            if (value := given.pop(option.name, None)) is None:
+            value = given.pop(option.name, None)
+            if value is None:
                 continue
-            if command is train and isinstance(value, list):
-                value = _items(value)
-            elif command is train and name not in config:
-                value = _yaml(value, where=f"--{name}")
+            if name in sections:
+                value = yaml_value(value)
+            elif not is_sweep and len(value) == 1 and value[0].startswith("["):
+                items = yaml_value(value[0])
+                value = items if isinstance(items, list) else value
             if name.endswith("+"):
                 name = name.removesuffix("+")
                 value = [*fields.get(name, config[name]), *value]
@@ -1035,47 +934,16 @@ def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..
     return with_fields
 
 
-def _field_options(
-    config: Mapping[str, Any], *, is_sweep: bool
-) -> Iterator[tuple[str, inspect.Parameter]]:
-    """The fields by name; of one run, hidden, also whole sections and NAME+, which adds to a list.
-
-    Args:
-        config: the value of each field.
-        is_sweep: each field may have several values, and none is shown.
-    """
-    from ino.train.config import config_fields
-
-    sections = dict.fromkeys(name.partition(".")[0] for name in config if "." in name)
-    for section in sections if not is_sweep else ():
-        yield section, _option(section, str, show=False)
-    for name, field in config_fields().items():
-        words = {"metavar": _metavar(field.type), "help": field.description}
-        kind = list[str] if is_sweep or "..." in words["metavar"] else str
-        if not is_sweep and config[name] not in ("", []):
-            value = config[name]
-            words["show_default"] = value if isinstance(value, str) else json.dumps(value)
-        yield name, _option(name, kind, **words)
-        if not is_sweep and kind is not str:
-            yield f"{name}+", _option(f"{name}+", kind, show=False)
-
-
-def _option(name: str, kind: Any, **words: Any) -> inspect.Parameter:
+def _option(name: str, *, is_list: bool = False, **words: Any) -> inspect.Parameter:
     """The option --NAME of a field, also by the name that earlier versions had."""
     from ino.train.config import RENAMED
 
     names = [f"--{name}", *(f"--{old}" for old, new in RENAMED.items() if new == name)]
-    group = _section(name.partition(".")[0]) if "." in name else None
+    group = name.partition(".")[0] if "." in name else None
+    kind = list[str] if is_list else str
     hint = Annotated[kind | None, Parameter(name=names, group=group, **words)]
     key = "field_" + re.sub(r"\W", "_", name.replace("+", "_more"))
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
-
-
-@cache
-def _section(name: str) -> Group:
-    """The part of the help with the fields of a section, whose long names stay whole."""
-    names = ColumnSpec(renderer=NameRenderer(max_width=42), style="cyclopts.name", max_width=42)
-    return Group(name, help_formatter=DefaultFormatter(column_specs=(names, DescriptionColumn)))
 
 
 def _metavar(kind: Any) -> str:
@@ -1091,31 +959,6 @@ def _metavar(kind: Any) -> str:
     return names.get(origin or kind, "TEXT")
 
 
-def _items(words: list[str]) -> list[Any]:
-    """The words, or the items of one list of YAML."""
-    if len(words) == 1 and words[0].startswith("["):
-        with suppress(ConfigError):
-            return _yaml(words[0])
-    return words
-
-
-def _yaml(text: str, *, where: str = "it") -> Any:
-    """The value of a text.
-
-    Raises:
-        ConfigError: it is no YAML.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{where[:100]} has no value of YAML: give a number, a word, true, false, null, "
-            "[a, b] or {key: value}"
-        ) from error
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status.
 
@@ -1124,35 +967,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to be resumed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _show_log_and_warnings()
+    if not _LOG.handlers:
+        _LOG.addHandler(_Screen())
+        _LOG.propagate = False
     try:
         status = _run(arguments)
         sys.stdout.flush()
         return status
-    except (InoError, StoppedError) as error:
-        _say(error)
-        return error.status if isinstance(error, StoppedError) else 2
     except KeyboardInterrupt:
-        _say(f"stopped{_how_to_resume(arguments)}")
+        _LOG.error("stopped%s", _how_to_resume(arguments))
         return 130
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):
-            return 1
-        if error.errno in (None, errno.EBADF, errno.EFAULT):  # of a library; a fault of ours
-            raise
-        named = "" if error.filename is None else f" {str(error.filename)[:200]!r}"
-        _say(
-            f"cannot read or write{named} ({error.strerror}): check the path, its permissions and "
-            "the space on the disk"
-        )
     except Exception as error:
-        if not _lacks_memory(error):
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
+        reason = _reason(error)
+        if reason is None:
             raise
-        _say(
-            "the memory does not hold this work: take smaller frames (--set short_side=...), a "
-            "smaller batch or a device with more memory"
-        )
-    return 2
+        _LOG.error("%s", reason)
+        return error.status if isinstance(error, StoppedError) else 2
 
 
 def _run(arguments: list[str]) -> int:
@@ -1163,40 +995,49 @@ def _run(arguments: list[str]) -> int:
         Exception: of the command.
     """
     app = build_app(arguments)
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    if words != arguments:  # other options need not be parsed for help
+        app.help_print(words)
+        return 0
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
-        if command.__name__ == "help_print" and not {"-h", "--help"} & set(arguments):
+        if command.__name__ == "help_print":
             chain, apps, _ = app.parse_commands(arguments)
             raise UnknownCommandError(app=apps[-1], command_chain=chain, unused_tokens=[])
     except CycloptsError as error:
         chosen = " ".join(["ino", *(error.command_chain or ())])
-        raise ConfigError(f"{_reason(error, chosen)} ({chosen} --help shows more)") from error
+        if isinstance(error, UnknownCommandError):
+            known = ", ".join(name for name in error.app or () if not name.startswith("-"))
+            given = "".join(f", not {token!r}" for token in (error.unused_tokens or ())[:1])
+            reason = f"{chosen} needs one of {known}{given}"
+        elif isinstance(error, UnusedCliTokensError):
+            reason = f"{chosen} does not take {' '.join(error.unused_tokens or ())[:80]!r}"
+        else:
+            error.verbose = False
+            reason = str(error).removesuffix(".")
+        raise ConfigError(f"{reason} ({chosen} --help shows more)") from error
     return command(*bound.args, **bound.kwargs) or 0
 
 
-def _reason(error: CycloptsError, chosen: str) -> str:
-    """What is wrong with the arguments of the chosen command, in one sentence."""
-    if isinstance(error, UnknownCommandError):
-        known = ", ".join(name for name in error.app or () if not name.startswith("-"))
-        given = "".join(f", not {token!r}" for token in (error.unused_tokens or ())[:1])
-        return f"{chosen} needs one of {known}{given}"
-    if isinstance(error, UnusedCliTokensError):
-        return f"{chosen} does not take {' '.join(error.unused_tokens or ())[:80]!r}"
-    error.verbose = False
-    text, argument = str(error).removesuffix("."), error.argument
-    if isinstance(error, MissingArgumentError) and argument is not None:
-        if argument.tokens or error.keyword:
-            return f"{error.keyword or argument.name} needs a value"
-        _, question, better = text.partition(" Did you mean ")
-        return f"{chosen} needs {argument.name}{';' + question.lower() + better if better else ''}"
-    if isinstance(error, CoercionError) and error.msg is None and error.token and argument:
-        kinds = _metavar(argument.hint).replace("|", " or ").replace("INT", "a whole number")
-        return f"{error.token.keyword or argument.name} takes {kinds}, not {error.token.value!r}"
-    return text
-
-
-def _say(words: object) -> None:
-    print(f"ino: {' '.join(str(words).split())}", file=sys.stderr)
+def _reason(error: Exception) -> str | None:
+    """What the user can mend, or None if it is a fault of the program."""
+    if isinstance(error, InoError | StoppedError):
+        return str(error)
+    # Without a number, or with one of these, it comes from a library.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EBADF, errno.EFAULT):
+        named = "" if error.filename is None else f" {str(error.filename)[:200]!r}"
+        return (
+            f"cannot read or write{named} ({error.strerror}): check the path, its permissions and "
+            "the space on the disk"
+        )
+    words = str(error).lower()  # of Python, OpenCV and torch
+    signs = ("out of memory", "insufficient memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or any(sign in words for sign in signs):
+        return (
+            "the memory does not hold this work: take smaller frames (--set short_side=...), a "
+            "smaller batch or a device with more memory"
+        )
+    return None
 
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
@@ -1209,46 +1050,22 @@ def _how_to_resume(arguments: Sequence[str]) -> str:
     return ""
 
 
-def _is_closed(stream: TextIO) -> bool:
-    """Whether a pipe has lost its reader; then the stream leads nowhere, for a quiet end."""
+def _nobody_reads() -> bool:
+    """Whether stdout has lost its reader; then it leads nowhere, for a quiet end."""
     try:
-        stream.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether it is one of the ways in which Python, OpenCV and torch say so."""
-    words = str(error).lower()
-    signs = ("out of memory", "insufficient memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
-
-
-def _show_log_and_warnings() -> None:
-    """Shows warnings of ino as lines like those of errors; other libraries keep their own ways."""
-    if not _LOG.handlers:
-        handler = _Screen()
-        handler.setFormatter(logging.Formatter("ino: %(message)s"))
-        _LOG.addHandler(handler)
-        _LOG.propagate = False
-    warnings.showwarning = _show_warning
-
-
 class _Screen(logging.StreamHandler):
-    """Writes to the stderr of the moment: a progress bar puts its own in place, above the bar."""
+    """A line per message on the stderr of the moment, which a progress bar puts above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
 
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
-) -> None:
-    """A warning of ino as a line like those of errors, others with the line that they are from."""
-    if category is UserWarning and Path(__file__).parent in Path(filename).parents:
-        _LOG.warning("%s", message)
-    else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+    def format(self, record: logging.LogRecord) -> str:
+        return f"ino: {' '.join(super().format(record).split())}"

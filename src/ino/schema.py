@@ -9,16 +9,12 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ino.errors import ConfigError
-
-_MAX_CHARACTERS = 80
-"""How much of a value a message repeats."""
 
 
 class Model(BaseModel):
@@ -50,122 +46,99 @@ def checked(kind: type[M], values: Mapping[str, Any], *, where: str = "") -> M:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        reason = one_sentence(error, kind)
+        reason = _first_fault(error, kind, values)
         raise ConfigError(f"{where}: {reason}" if where else reason) from error
 
 
-def one_sentence(error: ValidationError, kind: type[BaseModel]) -> str:
-    """A message about the first invalid value: "optim.lr must be at least 0, but is -3".
-
-    Args:
-        error: from pydantic.
-        kind: the model that was validated; it gives the names of the keys.
-    """
-    found = [(*_locate(one["loc"], kind), one) for one in error.errors(include_url=False)]
+def _first_fault(error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any]) -> str:
+    """What is wrong with the first wrong value: "optim.lr must be at least 0, but is -3"."""
+    found = [(_path(one, values), one) for one in error.errors(include_url=False)]
     outermost = found[0][0]
     # A union has errors of each member: those furthest inside are of the member that was meant.
-    name, model, first = max(
-        (
-            one
-            for one in found
-            if one[0] == outermost or one[0].startswith((f"{outermost}.", f"{outermost}["))
-        ),
+    path, first = max(
+        (one for one in found if one[0][: len(outermost)] == outermost),
         key=lambda one: len(one[0]),
     )
+    name = _dotted(path)
     match first["type"]:
         case "extra_forbidden":
-            return f"unknown key {name}; {_suggestion(name, model)}"
+            return f"unknown key {name}; {_suggestion(path, kind)}"
         case "missing":
             return f"{name} is missing"
         case "value_error":
             text = str(first.get("ctx", {}).get("error"))
             separator = " " if text.startswith("must ") else ": "
             return f"{name}{separator}{text}" if name else text
-    rules = dict.fromkeys(_rule(one) for other, _, one in found if other == name)
+    rules = dict.fromkeys(_rule(one) for other, one in found if other == path)
     shown = first["input"] if isinstance(first["input"], int | float) else repr(first["input"])
-    if len(text := str(shown)) > _MAX_CHARACTERS:
-        text = f"{text[:_MAX_CHARACTERS]}..."
+    text = str(shown) if len(str(shown)) <= 80 else f"{str(shown)[:80]}..."
     return f"{name or 'the content'} must be {' or '.join(rules)}, but is {text}"
 
 
-_RULES = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "string_type": "text",
-    "string_too_short": "text of {min_length} or more characters",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
-    "dict_type": "keys and values",
-    "mapping_type": "keys and values",
-    "model_type": "keys and values",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
-    "none_required": "null",
-}
-"""What a value must be, by pydantic's types of errors; other types have pydantic's own words."""
+def _path(error: Any, values: Any) -> tuple[str | int, ...]:
+    """Keys and indices that lead to a value, without pydantic's names of union members."""
+    path = []
+    for place, part in enumerate(error["loc"], start=1):
+        try:
+            values = values[part]
+        except (LookupError, TypeError):
+            if error["type"] != "missing" or place < len(error["loc"]):
+                continue
+        path.append(part)
+    return tuple(path)
 
 
-def _rule(error: Any) -> str:
-    if words := _RULES.get(error["type"]):
-        return words.format(**error.get("ctx", {}))
-    return re.sub(r"^(Input|Value) should be (a valid )?", "", error["msg"])
+def _dotted(path: tuple[str | int, ...]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
 
 
-def _suggestion(name: str, model: type[BaseModel] | None) -> str:
-    known = list(model.model_fields) if model else []
-    section, _, key = name.rpartition(".")
-    near = difflib.get_close_matches(key, known, n=1)
+def _suggestion(path: tuple[str | int, ...], kind: type[BaseModel]) -> str:
+    """Which keys there are in place of the last one, or the one that was probably meant."""
+    models = [kind]
+    for part in path[:-1]:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [one for field in fields for one in _models(field.annotation)] or models
+    known = [name for model in models for name in model.model_fields]
+    near = difflib.get_close_matches(str(path[-1]), known, n=1)
     if near:
-        return f"did you mean {f'{section}.' if section else ''}{near[0]}?"
+        return f"did you mean {_dotted((*path[:-1], near[0]))}?"
     return f"known are {', '.join(known)}"
 
 
-def _locate(location: tuple[int | str, ...], kind: Any) -> tuple[str, type[BaseModel] | None]:
-    """The dotted name of a value, without pydantic's names of union members, and the model that
-    has its last key."""
-    name, model = "", None
-    for part in location:
-        kind, is_union = _member(kind, part)
-        if is_union:
-            continue
-        if isinstance(part, int):
-            name += f"[{part}]"
-            kind = next(iter(get_args(kind)), Any)
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            name, model = f"{name}.{part}", kind
-            field = kind.model_fields.get(part)
-            kind = field.annotation if field else Any
-        elif get_origin(kind) in (dict, Mapping):
-            name += f".{part}"
-            kind = get_args(kind)[1]
-        else:
-            break  # within a value that no type of ours describes
-    return name.removeprefix("."), model
+def _models(kind: Any) -> list[type[BaseModel]]:
+    """The models in a type, such as the one of `dict[str, Row]`."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for member in get_args(kind) for model in _models(member)]
 
 
-def _member(kind: Any, part: int | str) -> tuple[Any, bool]:
-    """What a type means to the next part of a location: itself without wrapping, or, if it is a
-    union whose member the part names, that member."""
-    while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) not in (Union, UnionType):
-        return kind, False
-    members = [one for one in get_args(kind) if one is not NoneType]
-    if len(members) == 1:
-        return _member(members[0], part)
-    named = (one for one in members if _name_of(one) == str(part).partition("[")[0])
-    return next(named, Any), True
+_RULES = {
+    "string_too_short": "text of {min_length} or more characters",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "keys and values",
+    "mapping": "keys and values",
+    "model": "keys and values",
+    "none": "null",
+}
+"""What a value must be, by pydantic's types of errors or their first words; others have pydantic's
+own words."""
 
 
-def _name_of(kind: Any) -> str:
-    return getattr(get_origin(kind) or kind, "__name__", "")
+def _rule(error: Any) -> str:
+    kind = error["type"]
+    if words := _RULES.get(kind) or _RULES.get(kind.partition("_")[0]):
+        return words.format(**error.get("ctx", {}))
+    return re.sub(r"^(Input|Value) should be (a valid )?", "", error["msg"])
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,6 +23,7 @@ import os
 import re
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -318,6 +319,31 @@ def write_faults(index: VideoIndex, file: Path) -> None:
     """
     faults = ({"path": index.names[i], "reason": fault} for i, fault in index.faults.items())
     write_text(file, "".join(json.dumps(fault) + "\n" for fault in faults))
+
+
+def summarize(index: VideoIndex) -> list[list[str]]:
+    """A table of what the usable videos are like, for `ino.tables.print_table`."""
+    usable = np.setdiff1d(np.arange(len(index)), list(index.faults))
+    seconds, sizes = index.seconds[usable], index.sizes[usable]
+    rows = [
+        ["videos", str(len(usable)), ""],
+        ["broken", str(len(index.faults)), ""],
+        ["hours", f"{seconds.sum() / 3600:.2f}", ""],
+    ]
+    if len(usable):
+        low, median, high = np.percentile(seconds, [5, 50, 95])
+        rows.append(["median seconds", f"{median:.1f}", f"5% to 95%: {low:.1f} to {high:.1f}"])
+    for name, values in (
+        ("width x height", [f"{width}x{height}" for height, width in sizes.tolist()]),
+        ("frames per second", [f"{fps:.3g}" for fps in index.fps[usable]]),
+    ):
+        kinds = Counter(sorted(values)).most_common()
+        for kind, count in kinds[:5]:
+            rows.append([name, kind, f"{100 * count / len(values):.0f}%"])
+            name = ""
+        if len(kinds) > 5:
+            rows.append(["", f"{len(kinds) - 5} others", ""])
+    return rows
 
 
 def wide_video_remark(

@@ -4,7 +4,7 @@ Videos are read and written in `ino.data`; the numbers that decide the result ar
 """
 
 import itertools
-import warnings
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 
@@ -24,6 +24,8 @@ from ino.propagate.labels import (
 )
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
+
+_LOG = logging.getLogger("ino")
 
 BACKGROUND = 0
 VOID = 255
@@ -470,10 +472,10 @@ def _entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict
         entering[index] = [label for label in found if label not in known]
         known.update(found)
         if not entering[index] and not correct:
-            warnings.warn(
-                f"the mask of frame {index} holds only objects of earlier masks, so it is not "
-                "used: later masks introduce objects but do not correct them unless asked to",
-                stacklevel=3,
+            _LOG.warning(
+                "the mask of frame %d holds only objects of earlier masks, so it is not used: "
+                "later masks introduce objects but do not correct them unless asked to",
+                index,
             )
     return entering
 

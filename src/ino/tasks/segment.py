@@ -18,6 +18,7 @@ from ino.data.video import (
     VideoWriter,
     count_frames,
     in_background,
+    is_pattern,
     read_clip,
     read_frames,
     read_info,
@@ -32,6 +33,43 @@ _LOG = logging.getLogger("ino")
 
 LOST = 0.5
 """A warning names each object whose `Tracker.survival` is below this."""
+
+
+def video_name(video: Path) -> str:
+    """What a video is called: its file or folder, or the folder of a pattern of images."""
+    if is_pattern(video):
+        return video.parent.resolve().name
+    return video.resolve().stem if video.name in ("", "..") else video.stem
+
+
+def mask_paths(given: Sequence[str]) -> dict[int, Path]:
+    """Files of masks by frame number from `PNG`, `FRAME=PNG` and folders of `FRAME.png`.
+
+    Raises:
+        MaskError: something names no file, or two files are for one frame.
+    """
+    paths: dict[int, Path] = {}
+    for frame, path in _frames_and_masks(given):
+        if frame in paths:
+            raise MaskError(f"{paths[frame]} and {path} are both for frame {frame}; give one")
+        paths[frame] = path
+    return dict(sorted(paths.items()))
+
+
+def _frames_and_masks(given: Sequence[str]) -> Iterator[tuple[int, Path]]:
+    for text in given:
+        frame, separator, name = text.partition("=")
+        if not text or (separator and not name):
+            raise MaskError(f"--mask {text!r} names no file: give PNG, FRAME=PNG or a folder")
+        if separator and frame.isdecimal():
+            yield int(frame), Path(name)
+        elif (folder := Path(text)).is_dir():
+            numbered = sorted(path for path in folder.glob("*.png") if path.stem.isdecimal())
+            if not numbered:
+                raise MaskError(f"{folder} holds no masks named by frame numbers, as 00000.png")
+            yield from ((int(path.stem), path) for path in numbered)
+        else:
+            yield 0, Path(text)
 
 
 def segment_video(

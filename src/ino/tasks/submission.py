@@ -118,6 +118,10 @@ class SubmissionReport:
                 if len(same) >= _NUM_SHOWN < count:
                     yield "  and so on"
 
+    def summary(self, checked: Path) -> str:
+        """The findings and, in the last line, what was checked."""
+        return "\n".join([*self.lines(), f"checked {checked}: {self.counts()}"])
+
 
 def check_submission(
     predictions: Path,

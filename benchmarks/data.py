@@ -4,7 +4,7 @@
         [--data FOLDER]
 
 The paper's views: clips of 4 frames, every 8th, of each frame one global crop of 224 pixels and 8
-local crops of 64, all flipped and coloured. Generated videos of 256x340 pixels, 10 s at 30 frames a
+local crops of 64, all flipped and colored. Generated videos of 256x340 pixels, 10 s at 30 frames a
 second, encoded with x264's own settings, a key frame every 250 (--keyframes); or the footage in a
 folder (--data). What it costs to find the frames of a video's first clip is counted.
 
@@ -58,7 +58,7 @@ from report import (
 )
 
 FPS = 30
-LARGEST_DIFFERENCES = {"resized": 0.2, "coloured": 3.0}
+LARGEST_DIFFERENCES = {"resized": 0.2, "colored": 3.0}
 """Means over the pixels of a crop, in levels: PIL rounds after each change, and hue to 1.4 degrees;
 tall boxes it resizes along their columns first."""
 
@@ -142,9 +142,9 @@ def compare(job: Job) -> dict[str, float]:
     found: dict[str, float] = {}
     for side in (PlainSide(), BytesSide()):
         frames = side.decode(job)
-        for name, coloured in PAPER.items():
-            bare = replace(coloured, photometric=replace(PLAIN, flip=0.5))
-            for what, kind in (("resized", bare), ("coloured", coloured)):
+        for name, colored in PAPER.items():
+            bare = replace(colored, photometric=replace(PLAIN, flip=0.5))
+            for what, kind in (("resized", bare), ("colored", colored)):
                 difference = _largest_difference(job, kind, clip, side, frames)
                 if difference > LARGEST_DIFFERENCES[what]:
                     raise DifferentResultsError(

@@ -1,6 +1,6 @@
 """The sides of the data benchmark: clips to normalised crops by ino, and by torchvision one by one.
 
-All take the same frames, boxes, flips and colour changes; those of the plain sides were drawn
+All take the same frames, boxes, flips and color changes; those of the plain sides were drawn
 before their time is taken. The plain sides open each video anew and decode from its start to the
 last frame of the clip.
 """
@@ -29,7 +29,7 @@ SAMPLING = ClipSampling(length=4, frame_step=8)
 
 @dataclass(frozen=True)
 class Kind:
-    """Crops of one kind: how many a frame, where, and what becomes of their colours."""
+    """Crops of one kind: how many a frame, where, and what becomes of their colors."""
 
     num_crops: int
     geometry: CropGeometry

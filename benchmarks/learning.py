@@ -1,4 +1,4 @@
-"""What learning is worth: raw colour, an untrained and a learned network on DAVIS, in J&F points.
+"""What learning is worth: raw color, an untrained and a learned network on DAVIS, in J&F points.
 
     python benchmarks/learning.py --data VIDEOS --davis ROOT --out DIR [--json FILE]
     python benchmarks/learning.py --weights RUN --davis ROOT --out DIR
@@ -83,7 +83,7 @@ def untrained_name(run: Path) -> str:
 
 
 def rows_of(runs: Mapping[str, Path]) -> list[Row]:
-    """Raw colour, random weights, and student and teacher of each run, by its name."""
+    """Raw color, random weights, and student and teacher of each run, by its name."""
     rows = [Row("color", "color"), Row("untrained", untrained_name(next(iter(runs.values()))))]
     for name, run in runs.items():
         rows += [Row(name, str(run)), Row(f"{name} teacher", str(run), "teacher")]

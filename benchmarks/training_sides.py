@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ino.losses import Objective
-from ino.models.student_teacher import StudentTeacher, Views, separate
+from ino.models.student_teacher import StudentTeacher, Views, split_views
 from ino.train.config import LossConfig
 from ino.train.optim import build_optimizer, clip_gradients, set_rates
 from reference import (
@@ -46,7 +46,7 @@ class OurStep:
             self.centers.update_centers(targets)
         losses = []
         with times.stage("student and gradients"):
-            for clips, part in separate(views):
+            for clips, part in split_views(views):
                 with autocast:
                     student = self._model(part, role="student")
                 loss = self.centers(targets.of(clips), *student).loss

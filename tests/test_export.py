@@ -394,7 +394,7 @@ def test_configurations_that_were_changed(vit, tmp_path, section, field, value):
 @torch.no_grad()
 def test_embeddings_of_another_grid_stay_as_they_are(images, tmp_path):
     """DINO's are for 28 x 28 positions."""
-    vit = build_vit("vit_nano", patch_size=16, position_side=28).eval()
+    vit = build_vit("vit_nano", patch_size=16, position_grid_side=28).eval()
     torch.nn.init.normal_(vit.pos_embed, std=0.5)
     images = F.pad(images, (0, 8))
     folder = exported(vit, tmp_path / "out")

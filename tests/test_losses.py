@@ -9,8 +9,8 @@ import torch
 from ino.losses import (
     Objective,
     affinity_loss,
-    by_pairs,
     centered_targets,
+    frame_pairs,
     global_to_global_loss,
     joint_weights,
     local_to_global_loss,
@@ -36,8 +36,8 @@ def assert_equal_gradients(found, expected, leaves):
 def test_out_generative_terms_equal_the_equations(time, batch, crops, classes):
     targets = sampled(time, batch, classes, positive=True)
     student, local = sampled(time, batch, classes), sampled(time, crops, batch, classes)
-    g2g = global_to_global_loss(by_pairs(targets), by_pairs(student), temperature=0.1)
-    l2g = local_to_global_loss(by_pairs(targets), by_pairs(local), temperature=0.1)
+    g2g = global_to_global_loss(frame_pairs(targets), frame_pairs(student), temperature=0.1)
+    l2g = local_to_global_loss(frame_pairs(targets), frame_pairs(local), temperature=0.1)
     terms = oracle.out_generative(targets, student, local, 0.1)
     assert_equal_gradients(g2g, torch.stack(terms[0]).mean(), [student])
     assert_equal_gradients(l2g, torch.stack(terms[1]).mean(), [local])
@@ -97,7 +97,7 @@ def test_centers_stay_where_a_step_is_not_taken():
 
 
 def test_frames_are_paired_half_a_clip_apart():
-    assert by_pairs(torch.arange(6.0)).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert frame_pairs(torch.arange(6.0)).tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_global_to_global_by_hand():
@@ -214,13 +214,13 @@ def test_golden_out_generative(numbers, precision, center, crops):
     local.requires_grad_()
     num_local = 8
     targets, moved = centered_targets(
-        by_pairs(teacher),
+        frame_pairs(teacher),
         start_center(numbers, precision, center),
         temperature=0.04,
         update="group",
     )
-    g2g = global_to_global_loss(targets, by_pairs(student), temperature=0.1)
-    crops_of_pairs = by_pairs(local.unflatten(1, (num_local, -1)))
+    g2g = global_to_global_loss(targets, frame_pairs(student), temperature=0.1)
+    crops_of_pairs = frame_pairs(local.unflatten(1, (num_local, -1)))
     l2g = local_to_global_loss(targets, crops_of_pairs, temperature=0.1)
     weights = joint_weights(num_local=num_local) if crops == "full" else (1.0, 0.0)
     loss = weights[0] * g2g + weights[1] * l2g

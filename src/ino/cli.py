@@ -5,6 +5,7 @@ that help and wrong arguments are answered without loading them. The options of 
 `ino sweep` also hold every field of `ino.train.config`.
 """
 
+import difflib
 import errno
 import inspect
 import json
@@ -211,7 +212,7 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(show_default="runs/RECIPE")] = None,
     resume: Annotated[bool, Parameter(help="Continue the run in the folder.")] = False,
-    print_config: bool = False,
+    print_config: Annotated[bool, Parameter(negative=())] = False,
     fields: dict[str, Any],
 ) -> None:
     """Learn from unlabeled video by a recipe.
@@ -1007,9 +1008,15 @@ def _run(arguments: list[str]) -> int:
     except CycloptsError as error:
         chosen = " ".join(["ino", *(error.command_chain or ())])
         if isinstance(error, UnknownCommandError):
-            known = ", ".join(name for name in error.app or () if not name.startswith("-"))
-            given = "".join(f", not {token!r}" for token in (error.unused_tokens or ())[:1])
-            reason = f"{chosen} needs one of {known}{given}"
+            known = sorted(name for name in error.app or () if not name.startswith("-"))
+            given = (error.unused_tokens or [""])[0]
+            near = difflib.get_close_matches(given, known, n=1)
+            hint = f"did you mean {near[0]}" if near else f"give one of {', '.join(known)}"
+            reason = (
+                f"there is no command {given!r}; {hint}"
+                if given
+                else f"a command is missing; {hint}"
+            )
         elif isinstance(error, UnusedCliTokensError):
             reason = f"{chosen} does not take {' '.join(error.unused_tokens or ())[:80]!r}"
         else:

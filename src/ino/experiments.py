@@ -82,7 +82,7 @@ from ino.train.config import (
     load_recipe,
     resolve,
 )
-from ino.train.data import count_epoch
+from ino.train.data import count_epoch_clips
 from ino.train.run import CONFIG_NAME, read_config
 
 FOLDER = Path(__file__).parent / "experiment_files"
@@ -540,7 +540,7 @@ def plan_experiment(
 
     def count(data: DataConfig) -> int:  # rows and seeds share their videos
         if (key := repr(data)) not in num_clips:
-            num_clips[key] = count_epoch(data)
+            num_clips[key] = count_epoch_clips(data)
         return num_clips[key]
 
     trials: list[Trial] = []

@@ -39,7 +39,7 @@ from ino.models.weights import (
     find_checkpoint,
     is_exported,
     read_checkpoint,
-    vit_of,
+    read_vit_backbone,
 )
 from ino.onnx import ImageSize, check_onnx, check_size, features_onnx, propagation_graph
 from ino.propagate.protocols import get_protocol
@@ -123,7 +123,7 @@ def export_run(
     checkpoint = find_checkpoint(run)
     content = read_checkpoint(checkpoint)
     config, origin = content["config"], content.get("init") or {}
-    whole = vit_of(content, source=checkpoint, network=network)
+    whole = read_vit_backbone(content, source=checkpoint, network=network)
     if image_size is not None:
         check_size(image_size, patch_size=whole.patch_size)
     layer = protocol.layer if layer is None else layer
@@ -175,7 +175,7 @@ def truncate(vit: VisionTransformer, *, layer: int | None) -> VisionTransformer:
         num_heads=_num_heads(vit),
         depth=layer,
         patch_size=vit.patch_size,
-        position_side=_position_side(vit),
+        position_grid_side=_position_side(vit),
     )
     later = tuple(f"blocks.{number}." for number in range(layer, vit.depth))
     shorter.load_state_dict(

@@ -68,7 +68,7 @@ def centered_targets(
 # Section 3.2: out-generative learning
 
 
-def by_pairs(frames: Float[Tensor, "time *rest"]) -> Float[Tensor, "pair 2 *rest"]:
+def frame_pairs(frames: Float[Tensor, "time *rest"]) -> Float[Tensor, "pair 2 *rest"]:
     """The frames of a clip, grouped into the pairs (n, L/2 + n) of section 3.2; L must be even."""
     return frames.unflatten(0, (2, -1)).transpose(0, 1)
 
@@ -148,7 +148,7 @@ def masked_prediction_loss(
     return -(targets * log_probs).sum(dim=-1).mean()
 
 
-def similarities(
+def consecutive_similarities(
     tokens: Float[Tensor, "time batch masked dim"],
 ) -> Float[Tensor, "next_time batch masked masked"]:
     """Cosine similarities of the masked tokens of each frame with those of the next (Eq. 4).
@@ -179,8 +179,8 @@ def affinity_loss(
     if len(teacher) < 2:
         return student.sum() * 0.0
     with torch.no_grad():
-        targets = torch.softmax(similarities(teacher) / teacher_temperature, dim=-1)
-    log_probs = torch.log_softmax(similarities(student) / student_temperature, dim=-1)
+        targets = torch.softmax(consecutive_similarities(teacher) / teacher_temperature, dim=-1)
+    log_probs = torch.log_softmax(consecutive_similarities(student) / student_temperature, dim=-1)
     return -(targets * log_probs).sum(dim=-1).mean()
 
 
@@ -315,7 +315,7 @@ class Objective(nn.Module):
             patch: logits of the patch tokens at the masked positions; None if none are masked.
         """
         pairs, class_center = centered_targets(
-            by_pairs(global_class), self.class_center, **self._centering
+            frame_pairs(global_class), self.class_center, **self._centering
         )
         if patch is None:
             return Targets(pairs, None, None, class_center, self.patch_center)
@@ -344,11 +344,11 @@ class Objective(nn.Module):
         found: dict[str, Tensor] = {}
         if global_class is not None and weights["g2g"]:
             found["g2g"] = global_to_global_loss(
-                targets.class_pairs, by_pairs(global_class), temperature=temperature
+                targets.class_pairs, frame_pairs(global_class), temperature=temperature
             )
         if local_class is not None and weights["l2g"]:
             found["l2g"] = local_to_global_loss(
-                targets.class_pairs, by_pairs(local_class), temperature=temperature
+                targets.class_pairs, frame_pairs(local_class), temperature=temperature
             )
         if patch is not None:
             assert targets.patch is not None and targets.patch_logits is not None

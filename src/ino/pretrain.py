@@ -16,8 +16,8 @@ from ino.models.weights import load_exactly
 from ino.propagate.tracker import Tracker
 from ino.tasks.davis import evaluate_davis
 from ino.tasks.results import sized_protocol
-from ino.train.config import DataConfig, TrainConfig, count_clips, resolve
-from ino.train.data import count_epoch, has_shards
+from ino.train.config import DataConfig, TrainConfig, global_batch_size, resolve
+from ino.train.data import count_epoch_clips, has_shards
 from ino.train.log import check_wandb
 from ino.train.loop import train
 from ino.train.monitors import Evaluate
@@ -84,7 +84,7 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
 
 
 def with_steps(
-    config: TrainConfig, steps: int, *, count: Callable[[DataConfig], int] = count_epoch
+    config: TrainConfig, steps: int, *, count: Callable[[DataConfig], int] = count_epoch_clips
 ) -> TrainConfig:
     """The configuration of a run of `steps` steps, with schedules scaled to that length.
 
@@ -107,7 +107,7 @@ def with_steps(
     visits = config.data.visits and not has_shards(config.data)
     steps_per_epoch = count_batches(
         count(config.data),
-        global_batch=count_clips(config),
+        global_batch=global_batch_size(config),
         clips_per_visit=config.data.clips_per_video if visits else 1,
     )
     epochs = math.ceil(steps / steps_per_epoch)

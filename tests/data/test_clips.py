@@ -22,7 +22,7 @@ from ino.data.clips import (
     ClipSampling,
     PathTable,
     VisitSampler,
-    clip_streams,
+    clip_generators,
     frame_indices,
 )
 from ino.data.video import read_clip
@@ -412,16 +412,16 @@ def test_crops_of_a_clip_are_the_same_in_any_process():
         "photometric": dataclasses.replace(Photometric(), blur=0.5),
         "num_crops": 3,
     }
-    together = make_crops(clips, rng=clip_streams(SEED, num_clips=4), **settings)
+    together = make_crops(clips, rng=clip_generators(SEED, num_clips=4), **settings)
     for first in (0, 2):
-        streams = clip_streams(SEED, num_clips=2, first_clip=first)
+        streams = clip_generators(SEED, num_clips=2, first_clip=first)
         part = make_crops(clips[first : first + 2], rng=streams, **settings)
         torch.testing.assert_close(part, together[:, :, first : first + 2], atol=1e-5, rtol=0)
 
 
 def test_streams_differ_by_clip_and_by_step():
-    one, other = clip_streams(SEED, num_clips=2)
-    (next_step,) = clip_streams([3, 8], num_clips=1)
+    one, other = clip_generators(SEED, num_clips=2)
+    (next_step,) = clip_generators([3, 8], num_clips=1)
     drawn = [stream.random(3).tolist() for stream in (one, other, next_step)]
     assert drawn[0] != drawn[1]
     assert drawn[0] != drawn[2]

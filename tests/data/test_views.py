@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from ino.data.clips import clip_streams
+from ino.data.clips import clip_generators
 from ino.data.views import CropGeometry, make_crops, normalize, sample_boxes
 from ino.kernels.crops import PLAIN, Photometric, resize_by_products
 
@@ -72,7 +72,7 @@ def test_crops_repeat_with_their_seed_and_come_in_order(frame):
             geometry=LOCAL,
             photometric=Photometric(blur=0.5),
             num_crops=3,
-            rng=clip_streams([seed], num_clips=len(clips)),
+            rng=clip_generators([seed], num_clips=len(clips)),
         )
 
     crops = crop(0)
@@ -89,7 +89,7 @@ def test_each_clip_keeps_its_place():
         geometry=LOCAL,
         photometric=PLAIN,
         num_crops=2,
-        rng=clip_streams([0], num_clips=len(clips)),
+        rng=clip_generators([0], num_clips=len(clips)),
     )
     for (time, index), level in np.ndenumerate([[0, 128, 255], [64, 128, 255]]):
         expected = normalize(torch.full((1, 3, 1, 1), float(level)))
@@ -104,7 +104,7 @@ def test_crops_are_flipped_by_their_own_draw(frame):
         geometry=LOCAL,
         photometric=dataclasses.replace(PLAIN, flip=0.5),
         num_crops=50,
-        rng=clip_streams([0], num_clips=1),
+        rng=clip_generators([0], num_clips=1),
     )
     is_flipped = crops[..., 0] > crops[..., -1]
     assert 0.35 < is_flipped.float().mean() < 0.65
@@ -124,7 +124,7 @@ def crops_on(device: str, frame: torch.Tensor) -> torch.Tensor:
         geometry=LOCAL,
         photometric=Photometric(blur=0.5),
         num_crops=3,
-        rng=clip_streams([0], num_clips=len(clips)),
+        rng=clip_generators([0], num_clips=len(clips)),
     )
 
 
@@ -165,7 +165,7 @@ def test_parts_change_nothing(frame, monkeypatch):
             geometry=LOCAL,
             photometric=Photometric(blur=0.5),
             num_crops=3,
-            rng=clip_streams([0], num_clips=len(clips)),
+            rng=clip_generators([0], num_clips=len(clips)),
         )
 
     at_once = crop()

@@ -9,7 +9,7 @@ import torch
 from ino.errors import CheckpointError
 from ino.models.load import load_backbone
 from ino.models.vit import build_vit
-from ino.models.weights import FORMAT, VERSION, find_checkpoint, read_checkpoint, vit_of
+from ino.models.weights import FORMAT, VERSION, find_checkpoint, read_checkpoint, read_vit_backbone
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def written(content, folder: Path) -> Path:
 
 def load_vit(path: Path, *, network="student"):
     path = find_checkpoint(path)
-    return vit_of(read_checkpoint(path), source=path, network=network)
+    return read_vit_backbone(read_checkpoint(path), source=path, network=network)
 
 
 @pytest.mark.parametrize("give_folder", [True, False])

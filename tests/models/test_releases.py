@@ -115,7 +115,7 @@ def test_input_is_what_the_release_makes_of_an_image(peers, method, tmp_path):
 @pytest.fixture(scope="module")
 def vit():
     """A small network under DINO's names."""
-    weights = dict(build_vit("vit_nano", patch_size=16, position_side=14).state_dict())
+    weights = dict(build_vit("vit_nano", patch_size=16, position_grid_side=14).state_dict())
     del weights["mask_token"]
     return weights
 

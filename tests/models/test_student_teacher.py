@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ino.models.student_teacher import StudentTeacher, Views, separate
+from ino.models.student_teacher import StudentTeacher, Views, split_views
 from ino.models.vit import ProjectionHead, build_vit
 
 
@@ -68,7 +68,7 @@ def test_parts_have_the_gradients_of_the_whole(model, views, num_parts):
             sum(one.square().sum() for one in logits).backward()
         return [parameter.grad for parameter in model.student.parameters()]
 
-    parts = list(separate(views, num_parts=num_parts))
+    parts = list(split_views(views, num_parts=num_parts))
     assert [clips for clips, _ in parts] == [
         slice(start, start + 3 // num_parts)
         for start in range(0, 3, 3 // num_parts)

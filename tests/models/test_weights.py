@@ -8,14 +8,20 @@ import torch
 
 from ino.errors import CheckpointError
 from ino.models.vit import ProjectionHead, build_vit
-from ino.models.weights import describe, position_side, read_checkpoint, read_weights, vit_of
+from ino.models.weights import (
+    describe,
+    position_grid_side,
+    read_checkpoint,
+    read_vit_backbone,
+    read_weights,
+)
 
 SIZES = {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8}
 
 
 @pytest.fixture
 def backbone():
-    return dict(build_vit("vit_nano", patch_size=16, position_side=14).state_dict())
+    return dict(build_vit("vit_nano", patch_size=16, position_grid_side=14).state_dict())
 
 
 @pytest.fixture
@@ -74,7 +80,7 @@ def test_a_single_network_is_student_and_teacher(backbone, tmp_path, form):
     assert_equal(weights.student.backbone, backbone)
     assert weights.student is weights.teacher
     assert weights.student.head == {}
-    assert position_side(weights.student.backbone) == 14
+    assert position_grid_side(weights.student.backbone) == 14
     assert describe(weights.student.backbone) == "--model.arch vit_nano --model.patch_size 16"
 
 
@@ -121,7 +127,7 @@ def test_files_of_another_kind_are_refused(content, message, tmp_path):
 
 def test_grids_that_are_not_square_are_refused():
     with pytest.raises(CheckpointError, match="7 patches"):
-        position_side({"pos_embed": torch.zeros(1, 8, 4)})
+        position_grid_side({"pos_embed": torch.zeros(1, 8, 4)})
 
 
 def test_a_run_s_checkpoint_keeps_the_grid_that_it_started_with(backbone, tmp_path):
@@ -129,5 +135,5 @@ def test_a_run_s_checkpoint_keeps_the_grid_that_it_started_with(backbone, tmp_pa
     model = {"arch": "vit_nano", "patch_size": 16}
     content = {"format": "ino-training-run", "version": 1, "config": {"model": model}}
     path = written(content | {"student": weights}, tmp_path)
-    vit = vit_of(read_checkpoint(path), source=path)
+    vit = read_vit_backbone(read_checkpoint(path), source=path)
     assert torch.equal(vit.pos_embed, backbone["pos_embed"])

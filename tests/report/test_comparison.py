@@ -13,7 +13,7 @@ from command import refused, run
 from ino.data.label_maps import read_labels, write_labels
 from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.metrics import Summary
-from ino.report.comparison import compare_scores, mean_similarity, telling_frames
+from ino.report.comparison import compare_scores, mean_similarity, most_different_frames
 from ino.tasks.davis import DavisScores, ObjectScore, read_davis_scores, score_davis
 
 NAMES = ("s0", "s1", "s2", "s3")
@@ -123,12 +123,12 @@ def test_scores_of_sequences_are_means_over_objects_from_the_best_down():
 def test_shown_frames_are_the_telling_ones():
     differences = np.zeros(13)
     differences[[2, 5, 9, 12]] = 0.1, -0.4, 0.2, 0.9
-    assert telling_frames(differences, count=4) == [0, 2, 5, 9]  # of 1-4, 5-8, 9-11
-    assert telling_frames(differences * 0, count=4) == [0, 3, 7, 10]
-    assert telling_frames(np.zeros(3), count=5) == [0, 1]
-    assert telling_frames(np.zeros(2), count=5) == [0, 1]
-    assert telling_frames(np.zeros(1), count=5) == [0]
-    assert telling_frames(np.zeros(9), count=1) == [0]
+    assert most_different_frames(differences, count=4) == [0, 2, 5, 9]  # of 1-4, 5-8, 9-11
+    assert most_different_frames(differences * 0, count=4) == [0, 3, 7, 10]
+    assert most_different_frames(np.zeros(3), count=5) == [0, 1]
+    assert most_different_frames(np.zeros(2), count=5) == [0, 1]
+    assert most_different_frames(np.zeros(1), count=5) == [0]
+    assert most_different_frames(np.zeros(9), count=1) == [0]
 
 
 def test_j_of_a_frame_by_hand():

@@ -18,7 +18,7 @@ from lightning.fabric import Fabric
 from ino.errors import ConfigError, OutputError
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train.config import RunConfig, to_dict
-from ino.train.distributed import build_fabric, count_processes, launch_name, of_first
+from ino.train.distributed import broadcast_from_first, build_fabric, count_processes, launch_name
 from ino.train.loop import train
 from processes import DEADLINE, start_processes, torchrun_environments, wait
 from tiny_run import assert_close_states, tiny_config
@@ -124,7 +124,7 @@ def test_no_process_waits_for_a_first_one_that_failed(fault):
     other.broadcast = lambda found: fault
     for fabric in (first, other):
         with pytest.raises(type(fault), match=re.escape(str(fault))):
-            of_first(fabric, Mock(side_effect=fault))
+            broadcast_from_first(fabric, Mock(side_effect=fault))
 
 
 def test_only_a_restart_of_its_own_launch_resumes_unasked(config, tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def _why_too_short(num_frames: int, fps: float, sampling: ClipSampling) -> str:
     return ""
 
 
-def clip_streams(
+def clip_generators(
     seed: list[int], *, num_clips: int, first_clip: int = 0
 ) -> list[np.random.Generator]:
     """One random number generator for each clip of this process in a step.

@@ -32,8 +32,8 @@ from ino.models.weights import (
     is_exported,
     load_plain,
     read_exported,
-    vit_of,
-    warn_of_one,
+    read_vit_backbone,
+    warn_single_network,
 )
 
 __all__ = ["DEFAULT", "FOLDER", "RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone"]
@@ -118,7 +118,7 @@ def _timm(text: str, *, network: NetworkName | None) -> Backbone:
     named, file = split_weights(text)
     model, stride = _split(named.removeprefix(TIMM))
     if file is None:
-        warn_of_one(text, network)
+        warn_single_network(text, network)
     return build_timm(model, pretrained=file is None, weights=file, network=network, stride=stride)
 
 
@@ -129,7 +129,7 @@ def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
     content = load_plain(path)
     if content.get("format") != FORMAT:
         return read_release(content, source=path, network=network)
-    vit = vit_of(content, source=path, network=network or "student")
+    vit = read_vit_backbone(content, source=path, network=network or "student")
     std = RELEASED_STD if content["config"].get("variant") == "released" else IMAGENET_STD
     return VitBackbone(vit, std=std).eval()
 
@@ -137,7 +137,7 @@ def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
 def _exported(path: Path, *, network: NetworkName | None) -> Backbone:
     exported = read_exported(path)
     if not exported.network:
-        warn_of_one(path, network)
+        warn_single_network(path, network)
     elif network not in (None, exported.network):
         raise CheckpointError(
             f"{path} holds the {exported.network} of a run and no {network}: ask for the "

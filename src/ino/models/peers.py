@@ -37,7 +37,7 @@ from ino.models.weights import (
     choose_network,
     load_exactly,
     networks_in,
-    position_side,
+    position_grid_side,
     split_network,
 )
 
@@ -447,7 +447,7 @@ def read_vit(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
                 "read weights for a model of timm by timm:NAME@FILE"
             )
     # Backbones alone are DINO's and iBOT's teachers, which have no mask token, or ours.
-    is_ino = is_of_ino(weights) or ("mask_token" in read.backbone and not read.head)
+    is_ino = is_ino_release(weights) or ("mask_token" in read.backbone and not read.head)
     weights = dict(read.backbone)
     weights.setdefault("mask_token", torch.zeros_like(weights["cls_token"]))
     vit = _build_vit(weights, source=source)
@@ -455,7 +455,7 @@ def read_vit(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
     return VitBackbone(vit, reading=_INO if is_ino else _DINO)
 
 
-def is_of_ino(names: Iterable[str]) -> bool:
+def is_ino_release(names: Iterable[str]) -> bool:
     """Whether these names of tensors are those of a release of INO (its head is `headlist`)."""
     return any("headlist." in name for name in names)
 
@@ -562,7 +562,7 @@ def _build_vit(
         num_heads=heads.get(dim, dim // 64),
         depth=_depth(weights),
         patch_size=weights["patch_embed.proj.weight"].shape[-1],
-        position_side=position_side(weights),
+        position_grid_side=position_grid_side(weights),
         layer_scale=layer_scale,
     )
 
@@ -609,7 +609,7 @@ def read_release(
     names = next(iter(networks.values()), {})
     for mark, read in _READERS:
         if any(re.match(mark, name) for name in names):
-            is_ino = any(is_of_ino(weights) for weights in networks.values())
+            is_ino = any(is_ino_release(weights) for weights in networks.values())
             usual = "student" if is_ino else "teacher"
             weights = choose_network(networks, network=network, usual=usual, source=source)
             weights = {name.removeprefix("module."): value for name, value in weights.items()}

@@ -42,7 +42,7 @@ class Logits(NamedTuple):
     patch: Float[Tensor, "time batch masked classes"] | None = None
 
 
-def separate(views: Views, *, num_parts: int = 1) -> Iterator[tuple[slice, Views]]:
+def split_views(views: Views, *, num_parts: int = 1) -> Iterator[tuple[slice, Views]]:
     """Splits the views of a step into parts for gradient accumulation: (slice of clips, views).
 
     Each group of clips gives one part with its local crops and one with its global crops. No term

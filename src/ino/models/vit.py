@@ -34,7 +34,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def build_vit(
-    arch: str, *, patch_size: int = 8, drop_path: float = 0.0, position_side: int | None = None
+    arch: str, *, patch_size: int = 8, drop_path: float = 0.0, position_grid_side: int | None = None
 ) -> "VisionTransformer":
     """A ViT of a named width with 12 blocks and random weights.
 
@@ -43,9 +43,10 @@ def build_vit(
         patch_size: side of a patch in pixels, 8 or 16.
         drop_path: stochastic depth: probability, 0..1, of dropping a branch of the last block; it
             grows linearly from 0 at the first block.
-        position_side: side of the grid of position embeddings, in positions; None for the grid of
-            a 64 x 64 input. Weights trained with another grid (DINO's with 224 x 224) keep it: the
-            embeddings are interpolated only when an input needs it, so features do not change.
+        position_grid_side: side of the grid of position embeddings, in positions; None for the
+            grid of a 64 x 64 input. Weights trained with another grid (DINO's with 224 x 224)
+            keep it: the embeddings are interpolated only when an input needs it, so features do
+            not change.
 
     Raises:
         ConfigError: the name or the patch size is unknown.
@@ -62,7 +63,7 @@ def build_vit(
         num_heads=sizes["num_heads"],
         patch_size=patch_size,
         drop_path=drop_path,
-        position_side=position_side,
+        position_grid_side=position_grid_side,
     )
 
 
@@ -81,7 +82,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         depth: int = NUM_BLOCKS,
         patch_size: int = 8,
         drop_path: float = 0.0,
-        position_side: int | None = None,
+        position_grid_side: int | None = None,
         layer_scale: bool = False,
     ) -> None:
         """Args:
@@ -91,7 +92,9 @@ class VisionTransformer(timm_vit.VisionTransformer):
         For the others see `build_vit`.
         """
         super().__init__(
-            img_size=position_side * patch_size if position_side else POSITION_GRID_PIXELS,
+            img_size=position_grid_side * patch_size
+            if position_grid_side
+            else POSITION_GRID_PIXELS,
             patch_size=patch_size,
             embed_dim=embed_dim,
             depth=depth,
@@ -189,19 +192,19 @@ class Block(timm_vit.Block):
         normed = self.norm1(tokens)
         queries = None
         if read is not None:
-            tokens, queries = take(tokens, read), take(normed, read)
-        tokens = tokens + self.drop_path1(self.ls1(attend(self.attn, normed, queries)))
+            tokens, queries = gather_tokens(tokens, read), gather_tokens(normed, read)
+        tokens = tokens + self.drop_path1(self.ls1(attention(self.attn, normed, queries)))
         return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
 
 
-def take(
+def gather_tokens(
     tokens: Float[Tensor, "batch tokens dim"], positions: Int[Tensor, "batch taken"]
 ) -> Float[Tensor, "batch taken dim"]:
     """The tokens at the given positions of each batch element; does not synchronize the device."""
     return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def attend(
+def attention(
     attn: Any,
     tokens: Float[Tensor, "batch tokens dim"],
     queries: Float[Tensor, "batch queries dim"] | None = None,

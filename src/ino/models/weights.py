@@ -1,8 +1,8 @@
 """Weights in files, read strictly: no code from a file is run, every key and shape must fit.
 
-Formats are PyTorch's zip files, its older format (before version 1.6), and safetensors. This
-module reads checkpoints of `ino train` (`vit_of`), exports of `ino export` (`read_exported`) and
-the weights that a training starts from, which may be releases of INO, DINO or iBOT
+Formats are PyTorch's zip files, its older format (before version 1.6), and safetensors. This module
+reads checkpoints of `ino train` (`read_vit_backbone`), exports of `ino export` (`read_exported`)
+and the weights that a training starts from, which may be releases of INO, DINO or iBOT
 (`read_weights`). Networks of other projects are built in `ino.models.peers`.
 """
 
@@ -203,7 +203,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*.pt"))
 
 
-def vit_of(
+def read_vit_backbone(
     content: Mapping[str, Any], *, source: Path, network: NetworkName = "student"
 ) -> VisionTransformer:
     """The backbone in a run's checkpoint, in evaluation mode.
@@ -232,7 +232,7 @@ def vit_of(
         )
     prefix = "backbone."
     backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    vit = build_vit(arch, patch_size=patch_size, position_side=position_side(backbone))
+    vit = build_vit(arch, patch_size=patch_size, position_grid_side=position_grid_side(backbone))
     load_exactly(vit, backbone, source=source)
     return vit.eval()
 
@@ -274,7 +274,7 @@ def choose_network(
         CheckpointError: the file holds the other one only.
     """
     if "" in networks:
-        warn_of_one(source, network)
+        warn_single_network(source, network)
         return networks[""]
     found = next(iter(networks))
     chosen = network or (usual if usual in networks else found)
@@ -286,7 +286,7 @@ def choose_network(
     return networks[chosen]
 
 
-def warn_of_one(source: Path | str, network: NetworkName | None) -> None:
+def warn_single_network(source: Path | str, network: NetworkName | None) -> None:
     """Logs a warning if `network` is given although the weights are those of a single network."""
     if network is not None:
         _LOG.warning(
@@ -294,7 +294,7 @@ def warn_of_one(source: Path | str, network: NetworkName | None) -> None:
         )
 
 
-def position_side(backbone: dict[str, Tensor]) -> int | None:
+def position_grid_side(backbone: dict[str, Tensor]) -> int | None:
     """Side of the square grid of a backbone's position embeddings, in positions.
 
     None if the backbone has no position embeddings.
@@ -427,7 +427,7 @@ def read_exported(path: Path) -> Exported:
         depth=known["depth"],
         patch_size=known["patch_size"],
         num_heads=num_heads,
-        position_side=position_side(weights),
+        position_grid_side=position_grid_side(weights),
     )
     # Nothing is masked at inference.
     weights["mask_token"] = torch.zeros_like(vit.mask_token)

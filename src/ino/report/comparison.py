@@ -215,7 +215,7 @@ def mean_similarity(
     return float(np.mean(values)) if values else 1.0
 
 
-def telling_frames(differences: Float[np.ndarray, " frames"], *, count: int) -> list[int]:
+def most_different_frames(differences: Float[np.ndarray, " frames"], *, count: int) -> list[int]:
     """The frames to show: frame 0, and one frame of each of `count` - 1 equal parts of the rest.
 
     Of each part it is the frame with the largest absolute difference, the middle one among equals.
@@ -310,7 +310,7 @@ def _gap_strips(
     return mask_strips(
         sequence,
         folders,
-        telling_frames(differences, count=count),
+        most_different_frames(differences, count=count),
         title=f"{gap.sequence}: {leader} ahead by {100 * abs(gap.difference):.1f} points",
         remarks={name_a: f"J&F {100 * gap.a:.1f}", name_b: f"J&F {100 * gap.b:.1f}"},
         height=HEIGHT,

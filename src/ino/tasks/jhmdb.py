@@ -130,12 +130,14 @@ def propagate_joints(
     truth, size = annotated_joints(video), image_size(video.frames[0])
 
     def first(grid: tuple[int, int]) -> Tensor:
-        return draw_joints(truth[0], image_size=size, grid=grid, maps=maps, device=tracker.device)
+        return joints_to_maps(
+            truth[0], image_size=size, grid=grid, maps=maps, device=tracker.device
+        )
 
     found = []
     with closing(tracker.track(video.frames[: len(truth)], first)) as results:
         for soft in results:
-            found.append(locate_joints(soft, image_size=size, maps=maps))
+            found.append(maps_to_joints(soft, image_size=size, maps=maps))
             on_frame()
     path = _joints_path(video, predictions)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +163,7 @@ def annotated_joints(video: PoseVideo) -> Float[np.ndarray, "frames 15 2"]:
     return read_joints(video.joints)[: len(video.frames)]
 
 
-def draw_joints(
+def joints_to_maps(
     joints: Float[np.ndarray, "joints 2"],
     *,
     image_size: tuple[int, int],
@@ -193,16 +195,16 @@ def draw_joints(
     return torch.from_numpy(channels.astype(np.float32)).to(device)
 
 
-def locate_joints(
+def maps_to_joints(
     soft: Float[Tensor, "rows columns channel"], *, image_size: tuple[int, int], maps: JointMaps
 ) -> Float[np.ndarray, "joints 2"]:
     """Column and row of each joint, pixels from 0; NaN where its channel is empty.
 
     The mean of the positions of the highest values, weighted by them. The first channel is the
-    background. Position i of n is pixel i / n times the side, the reverse of `draw_joints`.
+    background. Position i of n is pixel i / n times the side, the reverse of `joints_to_maps`.
 
     Args:
-        soft: labels that began as `draw_joints`.
+        soft: labels that began as `joints_to_maps`.
         image_size: height and width, pixels.
         maps: the number of positions.
     """

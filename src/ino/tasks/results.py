@@ -142,7 +142,7 @@ def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> N
     if resume:
         advice = "it has no settings.json that tells how it was made; choose another --out"
     else:
-        advice = "choose another --out, or pass --resume to go on or --overwrite to do all anew"
+        advice = "choose another --out, or pass --resume to continue or --overwrite to start anew"
     new_folder(out, overwrite=overwrite, advice=advice)
     # An older list goes first: a kill between the two must not leave masks of other settings as
     # done, and where there is none, nothing may be in the folder before its settings are.

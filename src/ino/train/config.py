@@ -26,7 +26,7 @@ from ino.schema import Model, checked, named_file, read_yaml, yaml_names, yaml_v
 Variant = Literal["paper", "released"]
 
 Count = Annotated[int, Field(gt=0)]
-CountOrNone = Annotated[int, Field(ge=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -77,7 +77,7 @@ class DataConfig(_Section):
     """Folders, video files, lists of them, or tar shards; a folder of images is one video."""
     clip_length: Annotated[int, Field(ge=2, multiple_of=2)] = 4
     """Frames of a clip (L), an even number."""
-    frame_step: CountOrNone | None = None
+    frame_step: CountOrZero | None = None
     """Distance between two frames of a clip, in frames of the video; 0 to use fps instead. Set by
     variant."""
     fps: NotNegative | None = None
@@ -89,9 +89,9 @@ class DataConfig(_Section):
     video has few key frames."""
     batch_size: Count = 4
     """Clips of each device in a step."""
-    shard_videos: CountOrNone = 0
+    shard_videos: CountOrZero = 0
     """Number of videos in all tar shards together; 0 to count them, which needs local files."""
-    num_workers: CountOrNone | Literal["auto"] = "auto"
+    num_workers: CountOrZero | Literal["auto"] = "auto"
     """Decoding processes for each device; auto derives their number from that of the cores."""
     prefetch: Count = 2
     """Batches that each of them keeps ready."""
@@ -116,7 +116,7 @@ class ViewsConfig(_Section):
     """Side of the global crop in pixels."""
     global_scale: ShareRange = (0.8, 0.95)
     """Range of the share of the frame's area that it covers."""
-    num_local: CountOrNone = 8
+    num_local: CountOrZero = 8
     """Local crops of each frame (M); 0 for none."""
     local_size: Count = 64
     """Side of a local crop in pixels."""
@@ -217,9 +217,9 @@ class OptimConfig(_Section):
     """Momentum of the teacher at the start; a cosine leads to 1."""
     clip_grad: NotNegative = 3.0
     """Largest norm of each parameter's gradient; 0 for no clipping."""
-    first_epoch: CountOrNone | None = None
+    first_epoch: CountOrZero | None = None
     """Epoch at which the schedules start. Set by variant."""
-    freeze_last_layer_epochs: CountOrNone | None = None
+    freeze_last_layer_epochs: CountOrZero | None = None
     """Epochs before the head's last layer learns. Set by variant."""
 
 
@@ -228,16 +228,16 @@ class RunConfig(_Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, clips, crops and masks."""
-    max_steps: CountOrNone = 0
+    max_steps: CountOrZero = 0
     """Stop after this many steps; 0 for no limit. Schedules stay as they are."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """ddp copies the networks to each device, fsdp shards them over the devices; auto is ddp where
     there are several devices."""
-    devices: CountOrNone = 0
+    devices: CountOrZero = 0
     """Processes on each machine; 0 takes the number that torchrun or SLURM started, or else one."""
-    num_nodes: CountOrNone = 0
+    num_nodes: CountOrZero = 0
     """Number of machines; 0 takes the number that torchrun or SLURM started, or else one."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed on a device that computes in it, else 32-true."""
@@ -256,9 +256,9 @@ class RunConfig(_Section):
     """Steps between two checkpoints."""
     keep: Count = 2
     """How many of the newest checkpoints are kept."""
-    pictures_every: CountOrNone = 1000
+    pictures_every: CountOrZero = 1000
     """Steps between two pictures of crops and masks, the first at step 0; 0 for no pictures."""
-    eval_every: CountOrNone = 0
+    eval_every: CountOrZero = 0
     """Steps between two scores of the student on labelled sequences; 0 for none."""
     eval_root: str = ""
     """Data set to evaluate on, in the layout of DAVIS."""
@@ -270,7 +270,7 @@ class RunConfig(_Section):
     """Sequences of that list to evaluate on; empty for all."""
     eval_protocol: str = "ino-davis"
     """Protocol by which masks are propagated."""
-    eval_short_side: CountOrNone = 0
+    eval_short_side: CountOrZero = 0
     """Short side of the frames in pixels; the protocol's radius scales with it. 0 for the
     protocol's own."""
     wandb: str = ""
@@ -537,7 +537,7 @@ def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> 
     Raises:
         ConfigError: the global batch size differs; the message names the data.batch_size to pass.
     """
-    num_old, num_new = count_clips(earlier), count_clips(later)
+    num_old, num_new = global_batch_size(earlier), global_batch_size(later)
     if num_old == num_new:
         return
     per_process = later.data.batch_size
@@ -551,7 +551,7 @@ def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> 
     )
 
 
-def count_clips(config: TrainConfig) -> int:
+def global_batch_size(config: TrainConfig) -> int:
     """The global batch size: clips per step over all processes.
 
     `run.devices` and `run.num_nodes` must be resolved; 0 counts as 1.

@@ -33,7 +33,7 @@ from ino.data.clips import (
     PathTable,
     VisitSampler,
     choose_usable,
-    clip_streams,
+    clip_generators,
 )
 from ino.data.masking import sample_masks, sample_num_masked
 from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
@@ -51,7 +51,7 @@ from ino.kernels.crops import PLAIN, Photometric
 from ino.models.student_teacher import Views
 from ino.system import available_cores, write_text
 from ino.train.config import DataConfig, TrainConfig, ViewsConfig
-from ino.train.distributed import of_first
+from ino.train.distributed import broadcast_from_first
 
 VIDEOS_NAME = "videos.json"
 QUARANTINE_NAME = "quarantine.sqlite"
@@ -133,7 +133,7 @@ def sampling_of(data: DataConfig) -> ClipSampling:
     )
 
 
-def count_epoch(data: DataConfig) -> int:
+def count_epoch_clips(data: DataConfig) -> int:
     """Number of clips in an epoch over all processes, before it is cut into batches.
 
     Raises:
@@ -201,7 +201,7 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         ConfigError: an epoch has fewer clips than a step.
     """
     data = config.data
-    source = of_first(fabric, lambda: find_source(data, config.views))
+    source = broadcast_from_first(fabric, lambda: find_source(data, config.views))
     if fabric.is_global_zero:
         num = len(source.left_out)
         left_out = f", {num} left out ({QUARANTINE_NAME} says why)" if num else ""
@@ -380,7 +380,7 @@ def sample_views(
         first_clip: place of the first clip in the global batch of the step.
     """
     settings = config.views
-    streams = clip_streams([config.run.seed, step], num_clips=len(clips), first_clip=first_clip)
+    streams = clip_generators([config.run.seed, step], num_clips=len(clips), first_clip=first_clip)
     masked = _sample_masked(config, streams, step=step)
     color = Photometric(
         flip=settings.flip,

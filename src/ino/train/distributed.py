@@ -90,7 +90,7 @@ def launch(fabric: Fabric) -> None:
     fabric.launch()
 
 
-def of_first(fabric: Fabric, find: Callable[[], Found]) -> Found:
+def broadcast_from_first(fabric: Fabric, find: Callable[[], Found]) -> Found:
     """Calls `find` in the first process and returns its result in all processes.
 
     Raises:

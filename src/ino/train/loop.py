@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ino.errors import TrainingError
 from ino.losses import Targets, Terms
-from ino.models.student_teacher import Views, separate
-from ino.train.config import TrainConfig, count_clips, resolve
+from ino.models.student_teacher import Views, split_views
+from ino.train.config import TrainConfig, global_batch_size, resolve
 from ino.train.data import batches, sample_views, seed_drop_path
 from ino.train.log import RunLog
 from ino.train.monitors import Evaluate, Monitor
@@ -27,13 +27,13 @@ from ino.train.optim import clip_gradients, set_rates, take_step
 from ino.train.run import (
     Run,
     StopRequest,
+    build_run,
     newest_checkpoint,
-    noting_signals,
+    record_signal,
     restore_checkpoint,
     save_checkpoint,
-    start,
-    stopped,
-    stopping_at_once,
+    stop_on_signal,
+    stopped_error,
 )
 
 MOST_SKIPPED = 5
@@ -74,16 +74,16 @@ def train(
         StoppedError: a signal asked the run to stop; it was saved.
     """
     with ExitStack() as held:
-        with stopping_at_once():
-            run = start(resolve(config), out=out, resume=resume, held=held)
-        stop = held.enter_context(noting_signals())
+        with stop_on_signal():
+            run = build_run(resolve(config), out=out, resume=resume, held=held)
+        stop = held.enter_context(record_signal())
         log = held.enter_context(
             RunLog(
                 out,
                 first_step=run.first_step,
                 num_steps=run.num_steps,
                 log_every=run.config.run.log_every,
-                clips_per_step=count_clips(run.config),
+                clips_per_step=global_batch_size(run.config),
                 wandb=run.config.run.wandb,
                 enabled=run.fabric.is_global_zero,
             )
@@ -160,7 +160,7 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
         if is_last or ((is_due or is_stopped) and not last["skipped"]):
             save_checkpoint(run, step=step + 1, must=is_last or is_stopped)
         if is_stopped:
-            raise stopped(run, stop)
+            raise stopped_error(run, stop)
 
 
 def _backward(run: Run, views: Views, targets: Targets) -> Terms:
@@ -170,7 +170,7 @@ def _backward(run: Run, views: Views, targets: Targets) -> Terms:
     gradients in the last.
     """
     num_parts = run.config.run.accumulate
-    parts = list(separate(views, num_parts=num_parts))
+    parts = list(split_views(views, num_parts=num_parts))
     found = []
     for index, (clips, part) in enumerate(parts):
         is_last = index + 1 == len(parts)

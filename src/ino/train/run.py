@@ -37,7 +37,7 @@ from ino.models.weights import (
     check_exact,
     describe,
     list_checkpoints,
-    position_side,
+    position_grid_side,
     read_checkpoint,
     read_weights,
 )
@@ -53,14 +53,15 @@ from ino.train.config import (
     ModelConfig,
     TrainConfig,
     check_same_batch,
-    count_clips,
     differences,
     from_dict,
+    global_batch_size,
     to_dict,
     to_yaml,
 )
 from ino.train.data import Clips, build_data, record_videos
 from ino.train.distributed import (
+    broadcast_from_first,
     build_fabric,
     count_processes,
     gather,
@@ -69,7 +70,6 @@ from ino.train.distributed import (
     launch_name,
     load_module,
     load_optimizer,
-    of_first,
 )
 from ino.train.optim import Schedules, build_optimizer
 
@@ -135,7 +135,7 @@ def _handling(*names: str, handler: Callable[[int, Any], None]) -> Iterator[None
 
 
 @contextmanager
-def stopping_at_once() -> Iterator[None]:
+def stop_on_signal() -> Iterator[None]:
     """Context in which SIGTERM and SIGUSR1 raise StoppedError at once, as nothing is to be saved.
 
     The exit status still asks the batch system to start the run again.
@@ -158,7 +158,7 @@ class StopRequest:
 
 
 @contextmanager
-def noting_signals() -> Iterator[StopRequest]:
+def record_signal() -> Iterator[StopRequest]:
     """Context in which the first SIGINT, SIGTERM or SIGUSR1 is only recorded in the StopRequest.
 
     A second signal has its usual effect, so pressing Ctrl-C twice ends the run at once.
@@ -175,7 +175,7 @@ def noting_signals() -> Iterator[StopRequest]:
         yield request
 
 
-def stopped(run: Run, request: StopRequest) -> StoppedError:
+def stopped_error(run: Run, request: StopRequest) -> StoppedError:
     """Builds the StoppedError of a run that was saved after a signal, with its exit status.
 
     Processes that Fabric started exit with 0, because Fabric kills the first process if one of them
@@ -196,7 +196,7 @@ def stopped(run: Run, request: StopRequest) -> StoppedError:
 # Start
 
 
-def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
+def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
     """Builds everything a run needs: devices, folder, data, networks, optimizer and schedules.
 
     The newest whole checkpoint is restored if the run is resumed.
@@ -221,7 +221,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> R
         if is_locked:
             held.enter_context(folder_lock(out))
         _check_folder(config, out=out, resume=resume)
-        return newest_whole(out) if resume else None
+        return newest_intact_checkpoint(out) if resume else None
 
     def prepare() -> None:
         if not is_locked:
@@ -229,7 +229,7 @@ def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> R
         _prepare_folder(config, out=out, resume=resume, origin=origin)
         record_videos(clips, out)
 
-    saved = of_first(fabric, check)
+    saved = broadcast_from_first(fabric, check)
     torch.manual_seed(config.run.seed)
     model, origin = build_networks(config, saved=saved)
     clips = build_data(config, fabric, out=out)
@@ -260,12 +260,14 @@ def start(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> R
         schedules=Schedules(
             config.optim,
             steps_per_epoch=steps_per_epoch,
-            frames_per_step=count_clips(config) * config.data.clip_length,
+            frames_per_step=global_batch_size(config) * config.data.clip_length,
         ),
         num_steps=min(num_steps, config.run.max_steps or num_steps),
         steps_per_epoch=steps_per_epoch,
     )
-    of_first(fabric, prepare)  # after the networks: what cannot be built leaves no folder behind
+    broadcast_from_first(
+        fabric, prepare
+    )  # after the networks: what cannot be built leaves no folder behind
     if fabric.is_global_zero:
         precision = fabric.strategy.precision.precision
         Console(stderr=True).print(f"on {fabric.device}, precision {precision}", highlight=False)
@@ -353,7 +355,7 @@ def read_config(out: Path) -> TrainConfig:
     # ValueError is also that of text that is not UTF-8.
     except (FileNotFoundError, yaml.YAMLError, ValueError, ConfigError, RecursionError):
         fault = "is damaged" if path.exists() else "is gone"
-    checkpoint = newest_whole(out)
+    checkpoint = newest_intact_checkpoint(out)
     try:
         if checkpoint is not None:
             config = from_dict(read_checkpoint(checkpoint)["config"])
@@ -381,14 +383,14 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
     """
     if saved is not None:
         content = read_checkpoint(saved)
-        side = position_side(
+        side = position_grid_side(
             {name.removeprefix("backbone."): value for name, value in content["student"].items()}
         )
         return build_model(config.model, side=side), Origin(**content.get("init", {}))
     if not config.init:
         return build_model(config.model), Origin()
     weights = read_weights(Path(config.init))
-    model = build_model(config.model, side=position_side(weights.student.backbone))
+    model = build_model(config.model, side=position_grid_side(weights.student.backbone))
     notes = _fill(model.student, weights.student, weights.path)
     _fill(model.teacher, weights.teacher, weights.path)
     return model, Origin(str(weights.path), weights.sha256, tuple(notes))
@@ -402,7 +404,10 @@ def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeach
         side: side of the grid of position embeddings; None for the usual one.
     """
     backbone = build_vit(
-        config.arch, patch_size=config.patch_size, drop_path=config.drop_path, position_side=side
+        config.arch,
+        patch_size=config.patch_size,
+        drop_path=config.drop_path,
+        position_grid_side=side,
     )
     head = ProjectionHead(
         backbone.embed_dim,
@@ -473,7 +478,7 @@ def newest_checkpoint(out: Path) -> Path | None:
     return next(reversed(list_checkpoints(out)), None)
 
 
-def newest_whole(out: Path) -> Path | None:
+def newest_intact_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint that is not damaged, by its checksums; None if there is no checkpoint.
 
     Newer, damaged checkpoints are renamed with the suffix `.damaged`, with a warning, and are not

@@ -172,7 +172,7 @@ def test_the_onnx_graphs_propagate_labels_as_ino_does(trained, tmp_path):
     [
         (["--layer", "13"], "no layer 13; this network has 1 to 12"),
         (["--layer", "0"], "no layer 0"),
-        (["--layer", "last"], "--layer takes a whole number or all, not 'last'"),
+        (["--layer", "last"], "Invalid value for --layer"),
         (["--image-size", "50x72"], "take 48x72"),
         (["--image-size", "48"], "as in 480x848"),
         (["--image-size", "0x48"], "as in 480x848"),

@@ -427,7 +427,7 @@ def test_a_layer_that_does_not_exist_leaves_nothing(davis, tmp_path, capsys):
 def test_two_settings_are_never_mixed(davis, done, tmp_path, capsys):
     out = shutil.copytree(done, tmp_path / "out")
     arguments = ["evaluate", "davis", "--root", davis, "--out", out]
-    assert "or pass --resume to go on" in refused(capsys, *arguments, *FAST)
+    assert "or pass --resume to continue" in refused(capsys, *arguments, *FAST)
     message = refused(capsys, *arguments, *FAST[:-1], "radius=5", "--resume")
     assert "says that protocol field radius was 4, but now it is 5: resume with" in message
     shutil.copytree(davis / "ImageSets/2017", davis / "ImageSets/2016", dirs_exist_ok=True)

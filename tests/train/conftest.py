@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from ino.data.video import VideoWriter
 from ino.train.config import TrainConfig
@@ -35,3 +36,9 @@ def whole(videos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     train(tiny_config(videos), out=out)
     return out
+
+
+@pytest.fixture(autouse=True)
+def first_process(monkeypatch) -> None:
+    """Loggers of Lightning write nothing where an earlier test left another rank behind."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)

@@ -13,7 +13,7 @@ from ino.models.vit import build_vit
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train.config import resolve
 from ino.train.loop import train
-from ino.train.run import best_score, build_networks, save_best, start
+from ino.train.run import best_score, build_networks, build_run, save_best
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_weights_that_cannot_be_used_leave_no_folder(config, tmp_path):
 def test_the_best_is_kept_beside_the_newest(config, tmp_path):
     best = tmp_path / "run/checkpoints/best.pt"
     with ExitStack() as held:
-        run = start(resolve(config), out=tmp_path / "run", resume=False, held=held)
+        run = build_run(resolve(config), out=tmp_path / "run", resume=False, held=held)
         assert best_score(best) == float("-inf")
         given = [(1, 0.4), (2, 0.3), (3, 0.4), (4, float("nan")), (5, 0.5)]
         kept = [save_best(run, step=step, score=score) for step, score in given]

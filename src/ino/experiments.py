@@ -27,6 +27,7 @@ import signal
 import sys
 import threading
 import traceback
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -173,9 +174,9 @@ class Row(Model):
         names = [name for name in type(self).model_fields if name not in Row.model_fields]
         return {name: getattr(self, name) for name in names}
 
+    @abstractmethod
     def read(self) -> Sequence[Any]:
         """The videos of the data set."""
-        raise NotImplementedError
 
     def name(self, video: Any) -> str:
         """By which a video is noted as done."""
@@ -185,9 +186,9 @@ class Row(Model):
         """What propagates the labels of the data set."""
         return Tracker(backbone, protocol=protocol, device=device, precision=self.precision)
 
+    @abstractmethod
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         """Scores the files in `out`/predictions and writes scores.json."""
-        raise NotImplementedError
 
 
 class DavisRow(Row):

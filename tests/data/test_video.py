@@ -215,7 +215,7 @@ def test_a_file_cut_in_half_gives_its_whole_frames_and_then_says_so(h264, tmp_pa
     path = cut(tmp_path / "half.mp4", h264)
     frames, error = read_until_error(path)
     assert 10 < len(frames) < 50
-    assert f"{path} breaks off after {len(frames)} whole frames" in str(error)
+    assert f"{path} breaks off after {len(frames)} frames" in str(error)
     # The last ones lean on a frame that is not there.
     for frame, expected in zip(frames[:-3], read_frames(h264), strict=False):
         np.testing.assert_array_equal(frame, expected)

@@ -1,8 +1,12 @@
 """One video file, opened with FFmpeg: its frames one after another, or some of them by number.
 
-A frame is what the file stores, turned as its display matrix says; pixels that are not square and
-interlacing are left as they are. Where the picture's size changes midway, the first size holds for
-all. Frame numbers count decoded frames from 0.
+A frame is what the file stores, turned and mirrored as its display matrix says; pixels that are not
+square and interlacing are left as they are. Where the picture's size changes midway, the first size
+holds for all. Frame numbers count decoded frames from 0. Of several video streams, the one is read
+that FFmpeg calls best.
+
+Damage inside a file does not end it: every frame that can be decoded is given, and what was lost or
+marked as damaged is counted.
 
 Frames by number are read without decoding the whole file. First the times of all frames are found:
 from the header of an MP4 or MOV file, else from all packets (the whole file is read but not
@@ -12,8 +16,9 @@ file is decoded from its start. All ways give the same frames.
 """
 
 import io
+import logging
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +28,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -43,6 +49,8 @@ _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
 _MAX_HEADER_BYTES = 1 << 28  # of an MP4 file; that of a day of video has about a tenth of it
 _MAX_CACHED_FRAMES = 1 << 22  # of all files together: 32 MiB of times
+_RATE_TOLERANCE = 0.01  # by how much the header's frame rate may differ from that of the times
+_LOG = logging.getLogger("ino")
 
 
 class VideoFile:
@@ -80,8 +88,14 @@ class VideoFile:
         self.stream.thread_count = num_threads
         self._size = (self.stream.codec_context.width, self.stream.codec_context.height)
         self._reformatter = VideoReformatter()
-        self._is_torn = False
+        self._is_torn = self._has_errors = False
         self._table: _FrameTable | None = None
+        self._timed_fps: float | None = None
+        self._matrix_works = True
+        self.num_lost = 0
+        """Frames that `decoded` could not give, by its number of packets."""
+        self.num_marked = 0
+        """Frames that `decoded` gave and that the decoder marked as damaged."""
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -103,9 +117,14 @@ class VideoFile:
 
     @property
     def fps(self) -> float:
-        """Mean frames per second; 24 where the file does not say."""
+        """Mean frames per second; 24 where the file does not say.
+
+        Once the frames were counted, their times decide where the header tells something else.
+        """
         rate = self.stream.average_rate or self.stream.guessed_rate
-        return float(rate) if rate else NOMINAL_FPS
+        stated = float(rate) if rate else NOMINAL_FPS
+        timed = self._table.fps if self._table else self._timed_fps
+        return timed if timed and abs(stated / timed - 1) > _RATE_TOLERANCE else stated
 
     @property
     def formats(self) -> frozenset[str]:
@@ -123,47 +142,100 @@ class VideoFile:
         Raises:
             VideoError: the packets cannot be read.
         """
-        if not self.stream.frames:
-            num_frames = 0
-            try:
-                for packet in self.packets():
-                    num_frames += not packet.is_discard
-            except av.FFmpegError as error:
-                raise self.broken(num_frames, error.strerror) from error
-            return num_frames
-        if "mp4" in self.formats:  # an edit list may hide frames
-            return sum(not entry.is_discard for entry in self.stream.index_entries)
-        return self.stream.frames
+        # Of Matroska and WebM, whose headers often lack or misstate the rate, the times are read.
+        if self.stream.frames and "matroska" not in self.formats:
+            if "mp4" in self.formats:  # an edit list may hide frames
+                return sum(not entry.is_discard for entry in self.stream.index_entries)
+            return self.stream.frames
+        times: list[int | None] = []
+        try:
+            times.extend(packet.pts for packet in self.packets() if not packet.is_discard)
+        except av.FFmpegError as error:
+            raise self.broken(len(times), error.strerror) from error
+        self._timed_fps = _mean_rate(self, times)
+        return len(times)
 
     def packets(self) -> Iterator[Packet]:
-        """Packets from the container's position to its end, or to the first torn one."""
+        """Packets from the container's position to its end; a torn one at the end is left out."""
+        torn: Packet | None = None
         for packet in self.container.demux(self.stream):
+            if not packet.size:  # marks the end
+                continue
+            if torn is not None:  # it was not the last: damage, after which the file goes on
+                yield torn
+                torn = None
             if packet.is_corrupt:
-                self._is_torn = True
-                return
-            if packet.size:  # an empty one marks the end
+                torn = packet
+            else:
                 yield packet
+        self._is_torn = torn is not None
 
     def decoded(self) -> Iterator[av.VideoFrame]:
-        """Every frame of a file that was just opened, in the order shown.
+        """Every frame of a file that was just opened that can be decoded, in the order shown.
 
         Raises:
-            VideoError: where the file breaks off, after all whole frames.
+            VideoError: the file breaks off, after all frames that could be decoded.
         """
-        num_packets = num_frames = 0
+        num_packets = num_shown = num_frames = 0
+        reason = latest = None
         try:
             for packet in self.packets():
                 num_packets += 1
-                for frame in self.stream.decode(packet):
-                    num_frames += 1
+                num_shown += not packet.is_discard
+                for frame in self._decode(packet):
+                    num_frames, latest = num_frames + 1, frame.pts
                     yield frame
-            for frame in self.stream.decode(None):
-                num_frames += 1
-                yield frame
+                if self._has_errors and self.num_threads != 1:
+                    yield from self._decoded_with_care(lambda index, _: index >= num_frames)
+                    return
         except av.FFmpegError as error:
-            raise self.broken(num_frames, error.strerror) from error
-        if not num_frames or self.is_cut(num_packets):
-            raise self.broken(num_frames, "the file is cut short")
+            reason = error.strerror or "it cannot be read"
+        for frame in self._decode(None):
+            num_frames, latest = num_frames + 1, frame.pts
+            yield frame
+        if self.has_frame_per_packet:
+            self.num_lost = max(0, num_shown - num_frames)
+        if (self._has_errors or self.num_lost) and self.num_threads != 1:
+            yield from self._decoded_with_care(
+                lambda _, time: None not in (time, latest) and time > latest
+            )
+            return
+        if reason is None and (not num_frames or self.is_cut(num_packets)):
+            reason = "the file is cut short"
+        if reason is not None:
+            raise self.broken(num_frames, reason)
+
+    def _decoded_with_care(
+        self, is_new: Callable[[int, int | None], bool]
+    ) -> Iterator[av.VideoFrame]:
+        """The new frames by number and time, decoded in one thread: with several, errors are lost
+        and frames with them."""
+        with VideoFile(self.path, num_threads=1, content=self.content) as file:
+            try:
+                for index, frame in enumerate(file.decoded()):
+                    if is_new(index, frame.pts):
+                        yield frame
+            finally:
+                self.num_lost, self.num_marked = file.num_lost, file.num_marked
+
+    def _decode(self, packet: Packet | None) -> list[av.VideoFrame]:
+        """The frames that a packet gives; none where it cannot be decoded."""
+        try:
+            frames = self.stream.decode(packet)
+        except av.FFmpegError:
+            self._has_errors = True
+            if not self.has_frame_per_packet:  # else it is seen by the number of frames
+                self.num_lost += 1
+            return []
+        self.num_marked += sum(frame.is_corrupt for frame in frames)
+        return frames
+
+    @property
+    def damage(self) -> str:
+        """What was lost, once `decoded` has ended, in a few words; empty for a healthy file."""
+        parts = [f"{self.num_lost} cannot be decoded"] * bool(self.num_lost)
+        parts += [f"{self.num_marked} are incomplete"] * bool(self.num_marked)
+        return f"of its frames, {' and '.join(parts)}" if parts else ""
 
     def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """A decoded frame as uint8 RGB (height, width, 3), upright."""
@@ -180,7 +252,26 @@ class VideoFile:
         image = converted.to_ndarray()
         if converted is frame:  # the decoder may still need its own memory
             image = image.copy()
-        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return image if matrix is None else self._upright(image, matrix)
+
+    def _upright(self, image: np.ndarray, matrix: SideData) -> np.ndarray:
+        """The image turned by quarters and mirrored, nearest to what a display matrix says.
+
+        The matrix takes a column and a row to (a column + c row, b column + d row).
+        """
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+        if a * d == b * c:
+            if self._matrix_works:
+                _LOG.warning(
+                    f"{self.path} has a display matrix that turns its frames into a line: they "
+                    "are shown as stored"
+                )
+            self._matrix_works = False
+            return image
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            image, a, d = image.swapaxes(0, 1), c, b
+        return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
     def is_cut(self, num_packets: int) -> bool:
         """Whether the file holds less than its header promises, once all packets were read."""
@@ -191,9 +282,9 @@ class VideoFile:
         return "matroska" in self.formats and _is_matroska_cut(self)
 
     def broken(self, num_frames: int, reason: str | None) -> VideoError:
-        """Builds the VideoError of a file of which only the first `num_frames` frames are whole."""
+        """Builds the VideoError of a file that ends after so many frames."""
         return VideoError(
-            f"{self.path} breaks off after {num_frames} whole frames ({reason}): "
+            f"{self.path} breaks off after {num_frames} frames ({reason}): "
             "copy the file again or repair it to get the rest"
         )
 
@@ -209,12 +300,16 @@ class VideoFile:
         """The frames of these numbers, uint8 RGB (len(indices), height, width, 3).
 
         Raises:
-            VideoError: the file is cut short or broken, or has no frame of that number.
+            VideoError: the file is cut short, is damaged where it is read, or has no frame of
+                that number.
         """
         table = self._frames()
         check_numbers(self.path, indices, num_frames=table.num_frames)
         wanted = sorted(set(indices))
-        frames = _read_by_seeking(self, table, wanted) or _read_through(self, wanted)
+        frames = _read_by_seeking(self, table, wanted)
+        if not frames:
+            # Where the table numbers frames that cannot be decoded, numbers differ.
+            frames = _read_through(self, wanted, to_the_end=len(table.keys) > 0)
         return np.stack([frames[index] for index in indices])
 
     def _frames(self) -> "_FrameTable":
@@ -257,14 +352,10 @@ def _open(path: Path, content: bytes | None, *, decodes: bool) -> InputContainer
 
 
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    streams = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & Disposition.attached_pic  # the cover of a song
-    ]
-    if not streams:
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
         raise VideoError(f"{path} holds no pictures, only sound or data: give a video file")
-    stream = streams[0]
+    assert isinstance(stream, VideoStream)
     if stream.codec_context is None or not stream.codec_context.width:
         raise VideoError(
             f"{path} is in a format that cannot be decoded here: convert it to H.264 in MP4"
@@ -295,12 +386,14 @@ class _FrameTable:
     """The frames of a whole file, with times in its stream's time base.
 
     `shown` has the time of each frame, ascending; `keys` one row (shown, decoded) per frame at
-    which decoding can start. Both are empty where times do not tell which frame is which.
+    which decoding can start. Both are empty where times do not tell which frame is which. `fps` is
+    the mean rate by these times; None where they do not tell it.
     """
 
     num_frames: int
     shown: np.ndarray
     keys: np.ndarray
+    fps: float | None
 
 
 @cached(
@@ -361,7 +454,19 @@ def _frames_of_packets(file: VideoFile) -> _FrameTable:
         return table
     with file.reopened() as fresh:
         num_frames = sum(1 for _ in fresh.decoded())
-    return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64))
+    fps = _mean_rate(file, shown.tolist())
+    return _FrameTable(num_frames, np.empty(0, np.int64), np.empty((0, 2), np.int64), fps)
+
+
+def _mean_rate(file: VideoFile, times: Sequence[int | None]) -> float | None:
+    """Frames per second by the time of each; None where times are missing or may go back."""
+    time_base = file.stream.time_base
+    if time_base is None or None in times or "mpegts" in file.formats:
+        return None
+    different = np.unique(np.array(times, np.int64))
+    if len(different) < 2:
+        return None
+    return float((len(different) - 1) / (int(different[-1] - different[0]) * time_base))
 
 
 def _as_table(
@@ -377,13 +482,18 @@ def _as_table(
         return None
     if _STORES_TIME_SHOWN.isdisjoint(file.formats) and not np.array_equal(shown, decoded):
         return None
+    shown, is_key, is_hidden = shown.astype(np.int64), is_key.astype(bool), is_hidden.astype(bool)
     # What is shown before the first key frame may not be decodable.
     if len(np.unique(shown)) < len(shown) or not is_key[0] or shown[0] != shown.min():
+        return None
+    # Decoders reorder frames between key frames, never across: elsewhere times go back.
+    latest = np.maximum.accumulate(shown)
+    if (shown[1:] < latest[:-1])[is_key[1:]].any():
         return None
     decoded = np.where(decoded == None, shown, decoded).astype(np.int64)  # noqa: E711
     keys = np.stack([shown, decoded], axis=1)[is_key]
     visible = np.sort(shown[~is_hidden])
-    return _FrameTable(len(visible), visible, keys[np.argsort(keys[:, 0])])
+    return _FrameTable(len(visible), visible, keys, _mean_rate(file, visible.tolist()))
 
 
 def _composition_offsets(video: VideoFile, *, num_frames: int) -> np.ndarray | None:
@@ -510,7 +620,7 @@ def _decode_from(
             if not missing:  # the decoder holds all that is wanted: flush it, decode no more
                 frames += file.stream.decode(None)
             for frame in frames:
-                if frame.pts in numbers:
+                if frame.pts in numbers and not frame.is_corrupt:
                     found[numbers[frame.pts]] = file.to_rgb(frame)
             if not missing:
                 break
@@ -521,7 +631,9 @@ def _decode_from(
     return found
 
 
-def _read_through(file: VideoFile, wanted: Iterable[int]) -> dict[int, np.ndarray]:
+def _read_through(
+    file: VideoFile, wanted: Iterable[int], *, to_the_end: bool
+) -> dict[int, np.ndarray]:
     """Frames by number, decoded from the file's start."""
     missing = set(wanted)
     found: dict[int, np.ndarray] = {}
@@ -530,8 +642,13 @@ def _read_through(file: VideoFile, wanted: Iterable[int]) -> dict[int, np.ndarra
             if index in missing:
                 found[index] = fresh.to_rgb(frame)
                 missing.remove(index)
-            if not missing:
-                return found
-    raise VideoError(
-        f"{file.path} gives fewer frames than it did before: do not change it while it is in use"
-    )
+            if not missing and not to_the_end:
+                break
+        if damage := fresh.damage:
+            raise VideoError(f"{file.path} is damaged: {damage}; copy it again or repair it")
+    if missing:
+        raise VideoError(
+            f"{file.path} gives fewer frames than it did before: do not change it while it is in "
+            "use"
+        )
+    return found

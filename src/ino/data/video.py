@@ -7,6 +7,7 @@ nominal (24). Sound is not read.
 """
 
 import io
+import logging
 import math
 import re
 from collections import deque
@@ -40,6 +41,7 @@ VIDEO_SUFFIXES = frozenset({
     ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
 })
 # fmt: on
+_LOG = logging.getLogger("ino")
 _BT709 = 1  # the number of BT.709 among color primaries, transfer functions and matrices
 _NUMBER_FORMAT = re.compile(r"%(0\d+)?d")
 _MAX_CACHED_NAMES = 1 << 18  # of images, of all folders together
@@ -275,9 +277,12 @@ def count_frames(path: Path) -> int:
 def read_frames(path: Path) -> Iterator[np.ndarray]:
     """Every frame of a video, uint8 RGB (height, width, 3), one at a time in constant memory.
 
+    Of a damaged video the frames that can be decoded are given, and a warning at the end says how
+    many are lost or incomplete.
+
     Raises:
         VideoError: `path` is missing or not a video; or the video breaks off, after all frames
-            that are whole were given.
+            that can be decoded were given.
     """
     images = open_sequence(path)
     if images is not None:
@@ -285,8 +290,12 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
             yield read_image(image, size=images.size)
         return
     with VideoFile(path) as file:
-        for frame in file.decoded():
-            yield file.to_rgb(frame)
+        try:
+            for frame in file.decoded():
+                yield file.to_rgb(frame)
+        finally:
+            if damage := file.damage:
+                _LOG.warning(f"{path} is damaged: {damage}; the others are used")
 
 
 def read_clip(path: Path, indices: Sequence[int]) -> np.ndarray:
@@ -344,10 +353,12 @@ class VideoWriter:
 
     def __init__(self, path: Path, *, fps: float) -> None:
         self._path = path
-        # NTSC rates are multiples of 1 / 1001.
-        self._rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
-        if self._rate <= 0:
+        if not 0 < fps < math.inf:
             raise OutputError(f"cannot write {path} at {fps} frames per second: give more than 0")
+        # NTSC rates are multiples of 1 / 1001; a time lapse may have a frame an hour.
+        self._rate = (
+            Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(round(1 / fps))
+        )
         self._size: tuple[int, ...] | None = None
         self._num_frames = 0
 

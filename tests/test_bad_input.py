@@ -13,8 +13,8 @@ from PIL import Image
 
 from command import refused, run
 from ino import Tracker, load_backbone
+from ino.data.images import image_size
 from ino.data.label_maps import read_labels, write_labels
-from ino.data.video import image_size
 from ino.data.ytvos import read_ytvos_split, seen_categories
 from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.errors import ConfigError, DatasetError, OutputError, VideoError

@@ -109,7 +109,7 @@ def test_a_file_cut_short_is_told_by_its_header(tmp_path):
         ends = [entry.pos + entry.size for entry in file.stream.index_entries]
     num_whole = sum(end <= path.stat().st_size for end in ends)
     assert 0 < num_whole < len(FRAMES)
-    with pytest.raises(VideoError, match=f"breaks off after {num_whole} whole frames"):
+    with pytest.raises(VideoError, match=f"breaks off after {num_whole} frames"):
         read_clip(path, [0])
 
 

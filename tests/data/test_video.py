@@ -1,5 +1,6 @@
 """Frames come out whole, in order and under their numbers; faults are told in a sentence."""
 
+import struct
 import threading
 import time
 from fractions import Fraction
@@ -9,24 +10,20 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from PIL import Image
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
-from ino.data import video
 from ino.data.decode import VideoFile
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
     count_frames,
     in_background,
-    is_video,
-    open_sequence,
     read_chosen,
     read_clip,
     read_frames,
     read_info,
 )
-from ino.data.video_index import find_videos
+from ino.data.video_index import read_header
 from ino.demo.synthetic import generate_clip
 from ino.errors import OutputError, VideoError
 
@@ -71,6 +68,17 @@ def read_until_error(path: Path) -> tuple[list[np.ndarray], VideoError | None]:
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def set_matrix(path: Path, *matrix: int) -> None:
+    """Puts another display matrix of that 2x2 part into a file that turns its frames by 180."""
+    content = path.read_bytes()
+    one, two = 1 << 16, 1 << 30
+    found = struct.pack(">9i", -one, 0, 0, 0, -one, 0, 0, 0, two)
+    place = content.rindex(found[:20])
+    a, b, c, d = (one * value for value in matrix)
+    new = struct.pack(">5i", a, b, 0, c, d)
+    path.write_bytes(content[:place] + new + content[place + len(new) :])
 
 
 def count_packets(monkeypatch) -> list[int]:
@@ -205,6 +213,132 @@ def test_the_display_rotation_is_honoured(rotation, tmp_path):
     assert (info.height, info.width) == expected.shape[:2]
 
 
+@pytest.mark.parametrize(
+    ("matrix", "change"),
+    [
+        ((-1, 0, 0, 1), lambda frame: frame[:, ::-1]),
+        ((1, 0, 0, -1), lambda frame: frame[::-1]),
+        ((0, 1, 1, 0), lambda frame: frame.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda frame: frame[::-1, ::-1].swapaxes(0, 1)),
+        ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
+        ((0, 0, 0, 0), lambda frame: frame),
+        ((1, 1, 1, 1), lambda frame: frame),
+    ],
+)
+def test_a_mirrored_recording_is_shown_as_its_matrix_says(matrix, change, tmp_path, caplog):
+    path = write_video(tmp_path / "phone.mp4", FRAMES[:4], rotation=180)
+    set_matrix(path, *matrix)
+    expected = change(FRAMES[2])
+    assert is_close(list(read_frames(path))[2], expected)
+    assert is_close(read_clip(path, [2])[0], expected)
+    is_singular = matrix[0] * matrix[3] == matrix[1] * matrix[2]
+    assert ("shown as stored" in caplog.text) == is_singular
+
+
+def test_of_several_streams_the_best_is_read(tmp_path):
+    """A second of thumbnail before the video, as action cameras write it."""
+    path = tmp_path / "camera.mp4"
+    with av.open(str(path), "w") as file:
+        streams = []
+        for height, width in ((16, 32), (64, 96)):
+            stream = file.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            streams.append(stream)
+        streams[1].disposition = Disposition.default
+        for number, image in enumerate(FRAMES[:20]):
+            for stream in streams[number > 0 :]:  # the thumbnail is one frame
+                small = image[: stream.height, : stream.width].copy()
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(small, format="rgb24")))
+        for stream in streams:
+            file.mux(stream.encode(None))
+    info, header = read_info(path), read_header(path)
+    assert (info.num_frames, info.height, info.width) == (20, 64, 96)
+    assert (header.num_frames, header.height, header.width) == (20, 64, 96)
+    assert is_close(read_clip(path, [7])[0], FRAMES[7])
+
+
+def damaged_inside(path: Path, whole: Path) -> int:
+    """Fills a packet of a copy with bytes that no decoder takes; its number."""
+    with av.open(str(whole)) as file:
+        entries = list(file.streams.video[0].index_entries)
+    number = next(n for n in range(20, 40) if not entries[n].is_keyframe)
+    content = bytearray(whole.read_bytes())
+    start = entries[number].pos
+    content[start : start + entries[number].size] = b"\xff" * entries[number].size
+    path.write_bytes(content)
+    return number
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 4])
+def test_damage_inside_a_video_costs_one_frame_and_is_told(num_threads, h264, tmp_path, caplog):
+    path = tmp_path / "damaged.mp4"
+    damaged_inside(path, h264)
+    with VideoFile(path, num_threads=num_threads) as file:
+        frames = [file.to_rgb(frame) for frame in file.decoded()]
+        assert file.num_lost == 1
+        assert "1 cannot be decoded" in file.damage
+    assert len(frames) == len(FRAMES) - 1
+    np.testing.assert_array_equal(frames[:12], list(read_frames(h264))[:12])
+    assert is_close(frames[-1], FRAMES[-1])
+    assert len(list(read_frames(path))) == len(frames)
+    assert "is damaged" in caplog.text
+
+
+def test_a_clip_that_damage_touches_is_refused(h264, tmp_path):
+    path = tmp_path / "damaged.mp4"
+    number = damaged_inside(path, h264)
+    with pytest.raises(VideoError, match="is damaged"):
+        read_clip(path, range(number - 2, number + 3))
+    assert is_close(read_clip(path, [3])[0], FRAMES[3])
+
+
+def test_a_transport_stream_goes_on_after_a_lost_packet(tmp_path, caplog):
+    whole = write_video(tmp_path / "whole.ts", FRAMES)
+    content = whole.read_bytes()
+    middle = len(content) // 188 // 2 * 188
+    path = tmp_path / "lossy.ts"
+    path.write_bytes(content[:middle] + content[middle + 188 :])
+    frames = list(read_frames(path))
+    assert len(frames) >= len(FRAMES) - 2
+    assert is_close(frames[-1], FRAMES[-1])
+    assert "is damaged" in caplog.text
+
+
+def test_joined_transport_streams_have_the_frames_of_both(tmp_path):
+    """At the joint times go back, so that no time tells which frame it is."""
+    first = write_video(tmp_path / "first.ts", FRAMES[:30])
+    second = write_video(tmp_path / "second.ts", FRAMES[30:])
+    path = tmp_path / "joined.ts"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    frames = list(read_frames(path))
+    assert len(frames) == count_frames(path) >= len(FRAMES) - 1
+    assert is_close(frames[-1], FRAMES[-1])
+    for index in (3, 24, 29, 31, 38, 50):
+        np.testing.assert_array_equal(read_clip(path, [index])[0], frames[index])
+
+
+def test_the_times_of_frames_decide_about_the_rate(tmp_path):
+    """Browsers write WebM without a rate, from which FFmpeg guesses a far too high one."""
+    times = np.random.default_rng(1).integers(40, 100, len(FRAMES)).cumsum().tolist()
+    path = write_video(tmp_path / "browser.webm", FRAMES, codec="libvpx", options={}, times=times)
+    expected = (len(FRAMES) - 1) / (times[-1] - times[0]) * 1000
+    assert read_info(path).fps == pytest.approx(expected, rel=0.01)
+    found = []
+    read_chosen(path, lambda num_frames, fps: found.append(fps) or [0])
+    assert found == [pytest.approx(expected, rel=0.01)]
+
+
+@pytest.mark.parametrize("fps", [1 / 3600, 1 / 15, 0.7, 29.97, 240.0])
+def test_a_video_is_written_at_any_rate(fps, tmp_path):
+    path = tmp_path / "overlay.mp4"
+    with VideoWriter(path, fps=fps) as writer:
+        for frame in FRAMES[:5]:
+            writer.write(frame)
+    # Below one frame a second, a whole number of seconds lies between two.
+    assert read_info(path).fps == pytest.approx(fps, rel=0.5 if 0.1 < fps < 1 else 0.001)
+    assert len(list(read_frames(path))) == 5
+
+
 def test_names_that_look_like_protocols_are_names(h264, tmp_path, monkeypatch):
     (tmp_path / "http:video.mp4").write_bytes(h264.read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -297,67 +431,6 @@ def test_a_song_with_a_cover_holds_no_pictures(tmp_path):
         next(read_frames(path))
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    for index in range(12):  # without leading zeros: 10 sorts before 2 as text
-        Image.fromarray(FRAMES[index]).save(folder / f"frame{index}.png")
-    (folder / "notes.txt").write_text("not a frame")
-    (folder / "._frame0.png").write_bytes(b"what a Mac leaves behind")
-    return folder
-
-
-def test_a_folder_of_images_is_a_video_in_natural_order(folder):
-    np.testing.assert_array_equal(np.stack(list(read_frames(folder))), FRAMES[:12])
-    np.testing.assert_array_equal(read_clip(folder, [11, 2]), [FRAMES[11], FRAMES[2]])
-    assert read_info(folder) == VideoInfo(num_frames=12, fps=24.0, height=64, width=96)
-    with pytest.raises(VideoError, match="has frames 0 to 11"):
-        read_clip(folder, [12])
-
-
-def test_an_image_of_another_size_is_named(folder):
-    Image.fromarray(FRAMES[0][:50]).save(folder / "frame7.png")
-    frames, error = read_until_error(folder)
-    assert len(frames) == 7
-    assert "frame7.png is 50x96" in str(error)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_broken_image_is_named(folder, suffix):
-    Image.fromarray(FRAMES[5]).save(folder / f"whole.{suffix}")
-    (folder / "frame5.png").unlink()
-    cut(folder / f"frame5.{suffix}", folder / f"whole.{suffix}", fraction=0.6)
-    frames, error = read_until_error(folder)
-    assert len(frames) == 5
-    assert f"frame5.{suffix}" in str(error)
-
-
-def test_sixteen_bit_images_keep_their_upper_eight_bits(tmp_path):
-    thermal = (FRAMES[0][..., 0].astype(np.uint16) << 8) + 77
-    Image.fromarray(thermal).save(tmp_path / "0.png")
-    (frame,) = read_frames(tmp_path)
-    np.testing.assert_array_equal(frame, FRAMES[0][..., :1].repeat(3, axis=2))
-
-
-def test_images_are_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(FRAMES[0]).save(tmp_path / "0.png", exif=exif)
-    (frame,) = read_frames(tmp_path)
-    np.testing.assert_array_equal(frame, np.rot90(FRAMES[0], -1))
-    assert read_info(tmp_path) == VideoInfo(num_frames=1, fps=24.0, height=96, width=64)
-
-
-def test_a_video_is_told_by_its_extension_and_a_folder_by_its_images(folder, tmp_path):
-    assert is_video(folder)
-    assert is_video(Path("clip.MP4"))
-    assert is_video(Path("clip.webm"))
-    assert not is_video(tmp_path)
-    assert not is_video(Path("labels.csv"))
-    assert not is_video(Path("._clip.mp4"))
-
-
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 97)])
 def test_written_frames_come_back(height, width, tmp_path):
     frames = moving_frames(20, height=height, width=width)
@@ -444,84 +517,6 @@ def test_the_same_frames_give_the_same_file(tmp_path):
                 writer.write(frame)
         found.add(path.read_bytes())
     assert len(found) == 1
-
-
-# Images
-
-
-def write_images(folder: Path, names: list[str]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for value, name in enumerate(names):
-        Image.new("RGB", (12, 8), (value, 0, 0)).save(folder / name)
-    return folder
-
-
-def values_of(clip: np.ndarray) -> list[int]:
-    return clip[:, 0, 0, 0].tolist()
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        [f"{n}.png" for n in range(1, 13)],  # 9 before 10
-        [f"{n:05d}.png" for n in range(0, 60, 5)],  # YouTube-VOS
-        [f"v2_{n:03d}_left.png" for n in range(990, 1010)],
-        ["a.png", "b.png", "c.png"],
-        ["09.png", "10.png", "011.png"],
-    ],
-)
-def test_frames_come_in_natural_order(names, tmp_path):
-    folder = write_images(tmp_path / "video", names)
-    sequence = open_sequence(folder)
-    assert [path.name for path in sequence] == names
-    assert sequence[-1] == folder / names[-1]
-    assert values_of(read_clip(folder, [len(names) - 1, 0])) == [len(names) - 1, 0]
-
-
-def test_a_folder_is_listed_once_and_anew_when_it_changes(tmp_path, monkeypatch):
-    folder = write_images(tmp_path / "video", ["0.png", "1.png"])
-    listed = []
-    list_images = video.list_images
-
-    def recording(path):
-        listed.append(path)
-        return list_images(path)
-
-    monkeypatch.setattr(video, "list_images", recording)
-    for _ in range(3):
-        read_clip(folder, [1])
-    assert listed == [folder]
-    Image.new("RGB", (12, 8)).save(folder / "2.png")
-    assert count_frames(folder) == 3
-    assert listed == [folder, folder]
-
-
-def test_only_the_images_of_a_clip_are_opened(tmp_path):
-    folder = write_images(tmp_path / "video", [f"{n}.png" for n in range(9)])
-    (folder / "5.png").write_text("broken, but of no clip")
-    assert values_of(read_clip(folder, [1, 3, 3, 8])) == [1, 3, 3, 8]
-
-
-def test_a_pattern_is_a_video(tmp_path):
-    names = [f"left_{n:03d}.png" for n in (3, 4, 12)] + ["right_003.png", "left_12.png"]
-    folder = write_images(tmp_path, names)
-    pattern = folder / "left_%03d.png"
-    assert is_video(pattern)
-    assert find_videos([pattern]) == [str(pattern)]
-    assert read_info(pattern).num_frames == 3
-    assert values_of(np.stack(list(read_frames(pattern)))) == [0, 1, 2]
-    assert values_of(read_clip(folder / "left_%d.png", [0])) == [4]
-
-
-def test_a_pattern_that_names_nothing_is_told(tmp_path):
-    write_images(tmp_path, ["a1.png"])
-    with pytest.raises(VideoError, match=r"holds no image named as b%05d\.png"):
-        read_clip(tmp_path / "b%05d.png", [0])
-
-
-def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
-    folder = write_images(tmp_path, ["a%d.png", "a1.png"])
-    assert not is_video(folder / "a%d.png")
 
 
 # In the background

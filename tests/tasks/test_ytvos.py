@@ -21,8 +21,8 @@ from rich.console import Console
 import ino.tasks.ytvos as ytvos_task
 from command import refused, run
 from ino import Tracker, evaluate_ytvos, load_backbone, score_davis
+from ino.data.images import read_image
 from ino.data.label_maps import read_labels, write_labels
-from ino.data.video import read_image
 from ino.data.ytvos import read_ytvos_split
 from ino.demo.synthetic import generate_clip
 from ino.errors import ConfigError, DatasetError, MaskError, OutputError, VideoError

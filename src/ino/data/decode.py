@@ -18,9 +18,9 @@ file is decoded from its start. All ways give the same frames.
 import io
 import logging
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from threading import Lock
 
@@ -34,6 +34,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from cachetools import LRUCache, cached
 
+from ino.data.images import MAX_PIXELS
 from ino.errors import VideoError
 
 NOMINAL_FPS = 24.0  # of videos that have no frame rate of their own
@@ -94,8 +95,7 @@ class VideoFile:
         self._matrix_works = True
         self.num_lost = 0
         """Frames that `decoded` could not give, by its number of packets."""
-        self.num_marked = 0
-        """Frames that `decoded` gave and that the decoder marked as damaged."""
+        self._incomplete: set[int | None] = set()  # times of frames given in part only
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -162,6 +162,7 @@ class VideoFile:
             if not packet.size:  # marks the end
                 continue
             if torn is not None:  # it was not the last: damage, after which the file goes on
+                self._incomplete.add(torn.pts)
                 yield torn
                 torn = None
             if packet.is_corrupt:
@@ -186,7 +187,7 @@ class VideoFile:
                     num_frames, latest = num_frames + 1, frame.pts
                     yield frame
                 if self._has_errors and self.num_threads != 1:
-                    yield from self._decoded_with_care(lambda index, _: index >= num_frames)
+                    yield from self._decoded_with_care(start=num_frames)
                     return
         except av.FFmpegError as error:
             reason = error.strerror or "it cannot be read"
@@ -196,9 +197,8 @@ class VideoFile:
         if self.has_frame_per_packet:
             self.num_lost = max(0, num_shown - num_frames)
         if (self._has_errors or self.num_lost) and self.num_threads != 1:
-            yield from self._decoded_with_care(
-                lambda _, time: None not in (time, latest) and time > latest
-            )
+            if latest is not None:
+                yield from self._decoded_with_care(after=latest)
             return
         if reason is None and (not num_frames or self.is_cut(num_packets)):
             reason = "the file is cut short"
@@ -206,17 +206,17 @@ class VideoFile:
             raise self.broken(num_frames, reason)
 
     def _decoded_with_care(
-        self, is_new: Callable[[int, int | None], bool]
+        self, *, start: int = 0, after: int | None = None
     ) -> Iterator[av.VideoFrame]:
-        """The new frames by number and time, decoded in one thread: with several, errors are lost
-        and frames with them."""
+        """The frames from a number on or after a time, decoded in one thread: with several, errors
+        are lost and frames with them."""
         with VideoFile(self.path, num_threads=1, content=self.content) as file:
             try:
-                for index, frame in enumerate(file.decoded()):
-                    if is_new(index, frame.pts):
+                for frame in islice(file.decoded(), start, None):
+                    if after is None or (frame.pts is not None and frame.pts > after):
                         yield frame
             finally:
-                self.num_lost, self.num_marked = file.num_lost, file.num_marked
+                self.num_lost, self._incomplete = file.num_lost, file._incomplete
 
     def _decode(self, packet: Packet | None) -> list[av.VideoFrame]:
         """The frames that a packet gives; none where it cannot be decoded."""
@@ -227,14 +227,14 @@ class VideoFile:
             if not self.has_frame_per_packet:  # else it is seen by the number of frames
                 self.num_lost += 1
             return []
-        self.num_marked += sum(frame.is_corrupt for frame in frames)
+        self._incomplete.update(frame.pts for frame in frames if frame.is_corrupt)
         return frames
 
     @property
     def damage(self) -> str:
         """What was lost, once `decoded` has ended, in a few words; empty for a healthy file."""
         parts = [f"{self.num_lost} cannot be decoded"] * bool(self.num_lost)
-        parts += [f"{self.num_marked} are incomplete"] * bool(self.num_marked)
+        parts += [f"{len(self._incomplete)} are incomplete"] * bool(self._incomplete)
         return f"of its frames, {' and '.join(parts)}" if parts else ""
 
     def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
@@ -332,8 +332,9 @@ def check_numbers(path: Path, indices: Sequence[int], *, num_frames: int) -> Non
 
 
 def _open(path: Path, content: bytes | None, *, decodes: bool) -> InputContainer:
-    if content is None and not path.exists():
-        raise VideoError(f"{path} does not exist: give a video file or a folder of images")
+    if content is None and not path.is_file():
+        what = "is not a regular file" if path.exists() else "does not exist"
+        raise VideoError(f"{path} {what}: give a video file or a folder of images")
     try:
         if (path.stat().st_size if content is None else len(content)) == 0:
             raise VideoError(f"{path} is empty (0 bytes): copy the file again")
@@ -359,6 +360,12 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     if stream.codec_context is None or not stream.codec_context.width:
         raise VideoError(
             f"{path} is in a format that cannot be decoded here: convert it to H.264 in MP4"
+        )
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS:
+        raise VideoError(
+            f"{path} has frames of {height}x{width} pixels, more than can be worked on "
+            f"({MAX_PIXELS}): make them smaller"
         )
     return stream
 
@@ -620,7 +627,8 @@ def _decode_from(
             if not missing:  # the decoder holds all that is wanted: flush it, decode no more
                 frames += file.stream.decode(None)
             for frame in frames:
-                if frame.pts in numbers and not frame.is_corrupt:
+                is_whole = not frame.is_corrupt and frame.pts not in file._incomplete
+                if frame.pts in numbers and is_whole:
                     found[numbers[frame.pts]] = file.to_rgb(frame)
             if not missing:
                 break

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from ino.data.video import list_images
+from ino.data.images import list_images
 from ino.errors import ConfigError, DatasetError, VideoError
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ino.data.clips import ClipSampling, count_batches, frame_indices
 from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
-from ino.data.video import VIDEO_SUFFIXES, is_image, natural_key, read_image
+from ino.data.images import is_image, natural_key, read_image
+from ino.data.video import VIDEO_SUFFIXES
 from ino.data.video_index import leave_out
 from ino.errors import ConfigError, VideoError
 

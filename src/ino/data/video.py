@@ -1,40 +1,34 @@
 """Video in and out: what a video is, its frames in order, some of its frames, and an H.264 writer.
 
-A video is a file that FFmpeg reads, a folder that directly holds images, or a pattern of images
-(`frame_%05d.jpg`). Frames are uint8 RGB (height, width, 3), numbered from 0 in display order. The
-images of a folder are sorted in natural order; they have no timestamps, so their frame rate is
+A video is a file that FFmpeg reads, or images (`ino.data.images`): a folder that directly holds
+them, a pattern such as `frame_%05d.jpg`, or the pages of one file. Frames are uint8 RGB (height,
+width, 3), numbered from 0 in display order. Images have no timestamps, so their frame rate is
 nominal (24). Sound is not read.
 """
 
-import io
 import logging
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
-from cachetools import LRUCache, cached
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
-from ino.errors import OutputError, VideoError
+from ino.data.images import is_image, is_pattern, open_sequence
+from ino.errors import OutputError
 from ino.system import atomic_path
 
 Item = TypeVar("Item")
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg",
@@ -43,181 +37,6 @@ VIDEO_SUFFIXES = frozenset({
 # fmt: on
 _LOG = logging.getLogger("ino")
 _BT709 = 1  # the number of BT.709 among color primaries, transfer functions and matrices
-_NUMBER_FORMAT = re.compile(r"%(0\d+)?d")
-_MAX_CACHED_NAMES = 1 << 18  # of images, of all folders together
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file's name is that of an image; hidden files are none."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The folder's images in natural order: 2.jpg before 10.jpg.
-
-    Raises:
-        VideoError: the folder cannot be read or holds no image.
-    """
-    try:
-        images = [path for path in folder.iterdir() if is_image(path)]
-    except OSError as error:
-        raise VideoError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    if not images:
-        raise VideoError(
-            f"the folder {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): "
-            "give a folder that directly holds a video's frames"
-        )
-    return sorted(images, key=lambda path: natural_key(path.name))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image, read from its header.
-
-    Raises:
-        VideoError: the file is not an image, or is broken.
-    """
-    with _open(path, path) as image:
-        try:
-            is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation
-        except (OSError, SyntaxError, ValueError) as error:  # a PNG is read to its end for it
-            raise _broken(path, error) from error
-        return (image.width, image.height) if is_turned else (image.height, image.width)
-
-
-def read_image(
-    path: Path, *, size: tuple[int, int] | None, content: bytes | None = None
-) -> np.ndarray:
-    """The image as uint8 RGB (height, width, 3); 16-bit images keep their upper 8 bits.
-
-    Args:
-        path: an image.
-        size: height and width that it must have; None for any.
-        content: the image's bytes, where they are at hand; `path` then only names them.
-
-    Raises:
-        VideoError: the file is not a whole image or is of another size.
-    """
-    with _open(path if content is None else io.BytesIO(content), path) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # `convert` would saturate it
-                grey = (np.asarray(upright) >> 8).astype(np.uint8)
-                frame = np.repeat(grey[..., None], 3, axis=2)
-            else:
-                frame = np.array(upright.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _broken(path, error) from error
-    if size is not None and frame.shape[:2] != size:
-        raise VideoError(
-            f"{path} is {frame.shape[0]}x{frame.shape[1]}, but the folder's first image is "
-            f"{size[0]}x{size[1]}: give images of one size (height x width)"
-        )
-    return frame
-
-
-def _broken(path: Path, error: Exception) -> VideoError:
-    return VideoError(f"{path} is broken ({error}): copy the image again")
-
-
-def _open(source: Path | io.BytesIO, path: Path) -> Image.Image:
-    try:
-        return Image.open(source)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoError(
-            f"{path} cannot be read as an image: copy it again or remove it"
-        ) from error
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """A sort key for names, by which 2.jpg comes before 10.jpg."""
-    parts = re.split(r"(\d+)", name)
-    # The name itself breaks ties such as 1.jpg and 01.jpg.
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts] + [
-        (2, 0, name)
-    ]
-
-
-class ImageSequence:
-    """The images of a video in the order shown, all in one folder."""
-
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.names = names
-        self._folder = folder
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Path:
-        return self._folder / self.names[index]
-
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the first image, which all others must have.
-
-        Raises:
-            VideoError: the first image is broken.
-        """
-        return image_size(self[0])
-
-
-def open_sequence(path: Path) -> ImageSequence | None:
-    """The images of a folder, or those that a pattern such as `frame_%05d.jpg` names; None for
-    anything else, such as a video file. A folder is listed again only after it changed.
-
-    Raises:
-        VideoError: the folder cannot be read, or holds no image that fits.
-    """
-    is_folder = path.is_dir()
-    if not is_folder and not is_pattern(path):
-        return None
-    folder = path if is_folder else path.parent
-    try:
-        changed = folder.stat().st_mtime_ns  # moves when a name comes or goes
-    except OSError as error:
-        raise VideoError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    return _list_sequence(path, folder, changed)
-
-
-@cached(
-    LRUCache(_MAX_CACHED_NAMES, lambda sequence: min(len(sequence), _MAX_CACHED_NAMES)),
-    key=lambda path, folder, changed: (path.absolute(), changed),
-    lock=Lock(),
-)
-def _list_sequence(path: Path, folder: Path, changed: int) -> ImageSequence:
-    names = [image.name for image in list_images(folder)]
-    return ImageSequence(folder, names if path == folder else _matching(names, path))
-
-
-def is_pattern(path: Path) -> bool:
-    """Whether a path names numbered images, as `shots/frame_%05d.jpg` does."""
-    return (
-        is_image(path)
-        and len(_NUMBER_FORMAT.findall(path.name)) == 1
-        and path.parent.is_dir()
-        and not path.exists()
-    )
-
-
-def _matching(names: Sequence[str], pattern: Path) -> list[str]:
-    """The names that a pattern stands for, by number.
-
-    Raises:
-        VideoError: there are none.
-    """
-    number_format = _NUMBER_FORMAT.search(pattern.name)
-    assert number_format is not None
-    before, after = pattern.name[: number_format.start()], pattern.name[number_format.end() :]
-    found: dict[int, str] = {}
-    for name in names:
-        match = re.fullmatch(f"{re.escape(before)}(\\d+){re.escape(after)}", name)
-        if match and number_format[0] % int(match[1]) == match[1]:
-            found[int(match[1])] = name
-    if not found:
-        raise VideoError(
-            f"{pattern.parent} holds no image named as {pattern.name}: check the pattern, in which "
-            "%05d stands for a number of five digits"
-        )
-    return [name for _, name in sorted(found.items())]
 
 
 @dataclass(frozen=True)
@@ -286,8 +105,8 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
     """
     images = open_sequence(path)
     if images is not None:
-        for image in images:
-            yield read_image(image, size=images.size)
+        for index in range(len(images)):
+            yield images.read(index)
         return
     with VideoFile(path) as file:
         try:
@@ -331,7 +150,7 @@ def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np
     if images is not None:
         indices = choose(len(images), NOMINAL_FPS)
         check_numbers(path, indices, num_frames=len(images))
-        frames = {i: read_image(images[i], size=images.size) for i in sorted(set(indices))}
+        frames = {index: images.read(index) for index in sorted(set(indices))}
         return np.stack([frames[index] for index in indices])
     with VideoFile(path, num_threads=1) as file:
         return file.read_frames_at(choose(file.count_frames(), file.fps))

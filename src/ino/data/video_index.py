@@ -35,7 +35,8 @@ import av
 import numpy as np
 
 from ino.data.decode import NOMINAL_FPS, VideoFile
-from ino.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_pattern, is_video, open_sequence
+from ino.data.images import IMAGE_SUFFIXES, is_pattern, open_sequence
+from ino.data.video import VIDEO_SUFFIXES, is_video
 from ino.errors import OutputError, VideoError
 from ino.system import available_cores, write_text
 
@@ -90,7 +91,9 @@ def read_header(path: Path) -> VideoHeader:
             contextlib.suppress(VideoError),  # to be raised by what opens it in full
             VideoFile(path, num_threads=1, decodes=False) as file,
         ):
-            if "mp4" in file.formats and file.stream.frames:
+            # Which of several streams is best is seen once they are decoded.
+            is_sure = len(file.container.streams.video) == 1
+            if is_sure and "mp4" in file.formats and file.stream.frames:
                 return _header_of(file)
         with VideoFile(path, num_threads=1) as file:
             return _header_of(file)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ino.data.davis import VideoSequence, read_sequence
+from ino.data.images import list_images
 from ino.data.label_maps import VOID, read_labels
-from ino.data.video import list_images
 from ino.errors import DatasetError, VideoError
 
 _NUM_THREADS = 8

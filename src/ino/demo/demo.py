@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from ino.data.davis import VideoSequence, read_davis
-from ino.data.video import read_image
+from ino.data.images import read_image
 from ino.demo.synthetic import SyntheticClip, generate_clip, write_davis_layout, write_videos
 from ino.models.load import DEFAULT, Backbone, load_backbone
 from ino.propagate.features import FeatureExtractor

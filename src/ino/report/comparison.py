@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ino.data.davis import VideoSequence
+from ino.data.images import image_size
 from ino.data.label_maps import VOID, read_labels
-from ino.data.video import image_size
 from ino.errors import ConfigError, OutputError
 from ino.metrics import region_similarity
 from ino.report.curves import plot_style

@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from ino.data.davis import VideoSequence, read_sequence
+from ino.data.images import image_size, read_image
 from ino.data.label_maps import read_labels
-from ino.data.video import image_size, read_image
 from ino.errors import ConfigError, MaskError
 from ino.overlay import draw_overlay
 from ino.system import atomic_path

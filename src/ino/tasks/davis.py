@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from ino.data.davis import VideoSequence, read_davis
+from ino.data.images import image_size
 from ino.data.label_maps import (
     VOID,
     is_whole_png,
@@ -27,7 +28,6 @@ from ino.data.label_maps import (
     resolve_void,
     write_labels,
 )
-from ino.data.video import image_size
 from ino.errors import ConfigError, DatasetError, MaskError, OutputError
 from ino.metrics import Summary, summarize
 from ino.propagate.protocols import Protocol

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
+from ino.data.images import image_size
 from ino.data.jhmdb import NUM_JOINTS, PoseVideo, read_jhmdb, read_joints
-from ino.data.video import image_size
 from ino.errors import ConfigError, DatasetError
 from ino.metrics import PckRule, correct_fraction, joint_errors
 from ino.system import atomic_path

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ino.data.video import image_size, in_background, read_image
+from ino.data.images import image_size, read_image
+from ino.data.video import in_background
 from ino.errors import ConfigError
 from ino.models.backbone import choose_device, computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite

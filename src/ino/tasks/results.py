@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 
 from ino import __version__
 from ino.data.davis import VideoSequence
+from ino.data.images import image_size, read_image
 from ino.data.jhmdb import PoseVideo
-from ino.data.video import image_size, in_background, read_image
+from ino.data.video import in_background
 from ino.data.ytvos import YtvosVideo
 from ino.errors import ConfigError, OutputError
 from ino.models.backbone import split_weights

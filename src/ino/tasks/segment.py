@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from ino.data.images import is_pattern
 from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
     count_frames,
     in_background,
-    is_pattern,
     read_clip,
     read_frames,
     read_info,

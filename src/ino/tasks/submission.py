@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ino.data.images import image_size
 from ino.data.label_maps import davis_palette
-from ino.data.video import image_size
 from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
 from ino.errors import MaskError, OutputError
 from ino.system import atomic_path, available_cores

@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from ino.data.davis import VideoSequence
+from ino.data.images import image_size
 from ino.data.label_maps import is_whole_png, read_raw_labels, write_labels
-from ino.data.video import image_size
 from ino.data.vip import PARTS, read_vip
 from ino.errors import DatasetError, MaskError
 from ino.metrics import Confusion, class_iou, count_labels

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
+from ino.data.images import image_size
 from ino.data.label_maps import (
     is_whole_png,
     read_labels,
@@ -29,7 +30,6 @@ from ino.data.label_maps import (
     resolve_void,
     write_labels,
 )
-from ino.data.video import image_size
 from ino.data.ytvos import SeenCategories, YtvosSplit, YtvosVideo, read_ytvos_split, seen_categories
 from ino.errors import DatasetError, MaskError
 from ino.propagate.protocols import Protocol

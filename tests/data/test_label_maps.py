@@ -1,5 +1,8 @@
 """Indexed PNGs: palette, round trip, the rule for 255, and every file that is refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +13,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from ino.data.label_maps import (
     davis_palette,
+    describe_objects,
     is_whole_png,
     labels_from_colors,
     read_labels,
+    read_mask,
     read_raw_labels,
     resolve_void,
     write_labels,
@@ -224,3 +229,92 @@ def test_a_file_that_is_not_whole_is_noticed_without_decoding(tmp_path):
         ):
             path.write_bytes(damaged)
             assert not is_whole_png(path, size=(6, 8)), place
+
+
+def disk(height: int = 40, width: int = 60) -> np.ndarray:
+    """How much of each pixel a disk covers, 0 to 1."""
+    y, x = np.mgrid[:height, :width]
+    return np.clip(12.5 - np.hypot(y - 20, x - 30), 0, 1)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_grey_of_few_bits_is_read_as_stored(depth, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 2**depth, (6, 8)).astype(np.uint8)
+    rows = [b"\0" + np.packbits(
+        np.unpackbits(row[:, None], axis=1)[:, 8 - depth :].ravel()
+    ).tobytes() for row in labels]  # fmt: skip
+    header = struct.pack(">IIBBBBB", 8, 6, depth, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        content += struct.pack(">I", len(data)) + kind + data + check
+    (tmp_path / "0.png").write_bytes(content)
+    np.testing.assert_array_equal(read_raw_labels(tmp_path / "0.png"), labels)
+
+
+def test_a_palette_in_another_order_keeps_black_as_background(tmp_path, caplog):
+    labels = np.zeros((40, 60), np.uint8)
+    labels[5:15, 5:15], labels[20:30, 20:40] = 1, 2
+    image = Image.fromarray(davis_palette()[labels]).quantize(3)
+    image.save(tmp_path / "0.png")
+    assert image.getpixel((0, 0)) != 0  # Pillow sorts palettes by brightness
+    np.testing.assert_array_equal(read_mask(tmp_path / "0.png"), labels)
+    assert "(128, 0, 0) is object 1 (100 pixels)" in caplog.text
+
+
+def test_a_usual_palette_is_read_by_its_indices(tmp_path, caplog):
+    labels = np.zeros((40, 60), np.uint8)
+    labels[5:15, 5:15], labels[20:30, 20:40] = 3, 7
+    write_labels(tmp_path / "0.png", labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "0.png"), labels)
+    assert not caplog.text
+    assert describe_objects(labels) == "object 3 (100 pixels, 4.2%), object 7 (200 pixels, 8.3%)"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_a_drawing_of_one_color_is_one_object(mode, tmp_path):
+    mask = disk() == 1
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    drawing = image.convert(mode)
+    if mode != "RGB":  # on a white ground that is not seen
+        drawing = Image.new(mode, image.size, (255,) * len(mode))
+        drawing.putalpha(image)
+    drawing.save(tmp_path / "0.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "0.png"), mask)
+
+
+def test_colors_of_no_palette_are_numbered(tmp_path, caplog):
+    colors = np.zeros((40, 60, 3), np.uint8)
+    colors[5:15, 5:15], colors[20:30, 20:40] = (255, 200, 0), (0, 255, 10)
+    Image.fromarray(colors).save(tmp_path / "0.png")
+    labels = read_mask(tmp_path / "0.png")
+    assert labels[6, 6] == 2 and labels[22, 22] == 1 and labels[0, 0] == 0
+    assert "(0, 255, 10) is object 1 (200 pixels)" in caplog.text
+
+
+def test_drawings_that_leave_a_doubt_are_refused(tmp_path):
+    path = tmp_path / "0.png"
+    Image.fromarray(np.rint(disk() * 255).astype(np.uint8)).resize((240, 160)).save(path)
+    with pytest.raises(MaskError, match="soft edges"):
+        read_mask(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(path)
+    with pytest.raises(MaskError, match="one color for each object"):
+        read_mask(path)
+    Image.new("RGB", (60, 40), (255, 255, 255)).save(path)
+    with pytest.raises(MaskError, match="no black or transparent background"):
+        read_mask(path)
+
+
+def test_soft_edges_are_named(tmp_path, caplog):
+    labels = np.where(disk() == 1, 1, np.where(disk() > 0, 64, 0)).astype(np.uint8)
+    write_labels(tmp_path / "0.png", labels)
+    read_mask(tmp_path / "0.png")
+    assert f"64 ({(labels == 64).sum()} pixels)" in caplog.text
+
+
+def test_a_small_object_alone_is_no_edge(tmp_path, caplog):
+    labels = (disk() == 1).astype(np.uint8)
+    labels[2, 2:5] = 2
+    write_labels(tmp_path / "0.png", labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "0.png"), labels)
+    assert not caplog.text

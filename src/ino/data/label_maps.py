@@ -1,12 +1,14 @@
 """Label maps as indexed PNG files with the DAVIS palette: reading, writing, and the rule for 255.
 
-A label map is uint8 (height, width): 0 is background, 1 to 254 are objects, 255 is void. Colors
-are for the eye only; the index counts. Other image formats and color images are refused with a
-sentence on how to save an indexed PNG.
+A label map is uint8 (height, width): 0 is background, 1 to 254 are objects, 255 is void. Of data
+sets and results the index counts, and colors are for the eye only. Masks that people draw come with
+palettes in any order and as color images; `read_mask` takes these, too, and says what it found.
 """
 
+import logging
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -16,6 +18,9 @@ from ino.system import atomic_path
 
 VOID = 255
 _HOW_TO_SAVE = "save it as an indexed PNG (GIMP: Image > Mode > Indexed) or as 8-bit grey"
+_MAX_GUESSED = 20  # objects in a mask of unknown making
+_TINY = 1e-3  # of the frame
+_LOG = logging.getLogger("ino")
 
 
 def davis_palette() -> UInt8[np.ndarray, "256 3"]:
@@ -65,11 +70,121 @@ def read_raw_labels(path: Path) -> UInt8[np.ndarray, "height width"]:
     if image.mode == "1":
         return np.asarray(image.convert("L"))
     labels = np.asarray(image)
+    if image.mode == "L" and (depth := _bit_depth(path)) < 8:
+        return labels // (255 // (2**depth - 1))  # Pillow spreads 2 and 4 bits over 8
     if image.mode in ("P", "L"):
         return labels
     if labels.ndim == 2:
         return _narrow(labels, path)
     raise MaskError(_explain_colors(image, path))
+
+
+def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
+    """The label map of a mask that someone drew.
+
+    Indexed and grey PNGs are read as `read_labels` does. Where a palette has another color than
+    black at index 0 and black elsewhere, and in color images, black and what is transparent is the
+    background, and each other color is an object: of its number in the DAVIS palette if all colors
+    are there, else numbered in the order of the colors. A warning says so, and also names objects
+    that look like the soft edge of another one.
+
+    Raises:
+        MaskError: as `read_labels`; or a color image has more than 20 objects or no background, or
+            a mask has more than 20 objects most of which are tiny: soft edges or a photograph.
+    """
+    image = _open(path)
+    is_color = image.mode in ("RGB", "RGBA", "LA", "PA")
+    if is_color or (image.mode == "P" and _is_reordered(image)):
+        labels = _labels_of_drawing(image, path)
+    else:
+        labels = read_labels(path)
+    areas = object_areas(labels)
+    tiny = sum(area < _TINY * labels.size for area in areas.values())
+    if len(areas) > _MAX_GUESSED and tiny > len(areas) / 2:
+        raise MaskError(
+            f"{path} has {len(areas)} objects, {tiny} of them of a few pixels only, as soft edges "
+            "make them: draw it without anti-aliasing and with one value per object"
+        )
+    if edges := _soft_edges(labels, areas):
+        named = ", ".join(f"{label} ({areas[label]} pixels)" for label in edges)
+        _LOG.warning(
+            f"in {path} these objects are no wider than an edge and touch a far larger one: "
+            f"{named}; if they are soft edges, draw the mask without anti-aliasing"
+        )
+    return labels
+
+
+def object_areas(labels: UInt8[np.ndarray, "height width"]) -> dict[int, int]:
+    """The number of pixels of each object, by its label."""
+    areas = np.bincount(labels.ravel(), minlength=VOID + 1)[1:VOID]
+    return {int(label) + 1: int(areas[label]) for label in np.flatnonzero(areas)}
+
+
+def describe_objects(labels: UInt8[np.ndarray, "height width"]) -> str:
+    """The objects of a mask with their areas, in words."""
+    areas = object_areas(labels)
+    found = [
+        f"object {label} ({area:,} pixels, {area / labels.size:.1%})"
+        for label, area in areas.items()
+    ]
+    return ", ".join(found) or "no object"
+
+
+def _bit_depth(path: Path) -> int:
+    """Of a PNG, from its header."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _is_reordered(image: Image.Image) -> bool:
+    """Whether a palette has black among the indices that occur, and another color at 0."""
+    palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
+    used = [index for _, index in image.getcolors() or () if index < len(palette)]
+    return bool(palette[0].any()) and not palette[used].any(axis=1).all()
+
+
+def _labels_of_drawing(image: Image.Image, path: Path) -> np.ndarray:
+    """The labels of the colors of an image, with a warning that tells which became which."""
+    pixels = np.asarray(image.convert("RGBA")).copy()
+    pixels[pixels[..., 3] == 0] = 0
+    colors, places = np.unique(pixels[..., :3].reshape(-1, 3), axis=0, return_inverse=True)
+    is_object = colors.any(axis=1)
+    if is_object.sum() > _MAX_GUESSED:
+        raise MaskError(
+            f"{path} has {len(colors)} colors, but a mask has one color for each object and no "
+            f"soft edges: {_HOW_TO_SAVE}"
+        )
+    if is_object.all():
+        raise MaskError(
+            f"{path} has no black or transparent background, so which of its {len(colors)} colors "
+            "is no object is unknown: make the background black"
+        )
+    try:
+        numbers = labels_from_colors(colors[None])[0]
+    except MaskError:
+        numbers = np.cumsum(is_object)
+    numbers = np.where(is_object, numbers, 0).astype(np.uint8)
+    areas = np.bincount(places.ravel())
+    said = ", ".join(
+        f"{tuple(color.tolist())} is object {number} ({area} pixels)"
+        for color, number, area in zip(colors, numbers, areas, strict=True)
+        if number
+    )
+    _LOG.warning(f"{path} is read by its colors: black is background, {said}")
+    return numbers[places].reshape(pixels.shape[:2])
+
+
+def _soft_edges(labels: np.ndarray, areas: dict[int, int]) -> list[int]:
+    """Objects of at most two pixels' width beside one three times as large."""
+    found = []
+    for label, area in areas.items():
+        mask = (labels == label).astype(np.uint8)
+        if cv2.erode(mask, np.ones((3, 3), np.uint8)).any():
+            continue
+        beside = np.unique(labels[cv2.dilate(mask, np.ones((3, 3), np.uint8)) > mask])
+        if any(areas.get(int(other), 0) > 3 * area for other in beside):
+            found.append(label)
+    return found
 
 
 def is_whole_png(path: Path, *, size: tuple[int, int]) -> bool:

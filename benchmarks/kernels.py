@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ino.kernels.attention_cpu import blockwise_attention
+from ino.models.backbone import computes_in_bf16
 from report import build_parser, conclude, describe_machine, print_table
 
 FULL = {"dim": 384, "images": 4, "side": 28, "crops": 32, "frame": 60 * 106, "turns": 15}
@@ -101,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    if not computes_in_bf16(torch.device("cpu")):
+        parser.error("this processor has no arithmetic in bf16, which is what this measures")
     machine = describe_machine(precision="fp32 and bf16")
     size = QUICK if options.quick else FULL
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ino.models.backbone import choose_device
 from ino.models.vit import VisionTransformer, build_vit
-from report import build_parser, conclude, describe_machine, print_table
+from report import build_parser, conclude, describe_machine, print_table, without_bf16
 
 NUM_BLOCKS = 7
 FULL = {"arch": "vit_small", "size": (480, 856), "turns": 3}
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vit = build_vit(size["arch"]).to(device).eval()
     image = torch.randn(1, 3, *size["size"], device=device)
     seconds: dict[str, dict[str, float]] = {}
-    for precision in ("fp32", "bf16"):
+    for precision in without_bf16({"fp32": 0, "bf16": 1}):
         sides = sides_of(vit, image)
         best = dict.fromkeys(sides, float("inf"))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

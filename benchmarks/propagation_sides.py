@@ -143,7 +143,7 @@ class PlainTracker:
         plain_writing(path, labels)
 
 
-def carry(
+def propagate_frame(
     tracker: OurTracker | PlainTracker, frame: np.ndarray, path: Path, times: StageTimes
 ) -> np.ndarray:
     """The mask of the next frame, which is written, too."""

@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ino import __version__
+from ino.models.backbone import computes_in_bf16
 from ino.system import atomic_path
 
 GIB = 1 << 30
@@ -101,6 +102,12 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def without_bf16(sides: Mapping[str, Any]) -> dict[str, Any]:
+    """The sides, those in bf16 left out where the processor emulates it, which takes minutes."""
+    keeps = computes_in_bf16(torch.device("cpu"))
+    return {name: side for name, side in sides.items() if keeps or not name.endswith("bf16")}
 
 
 def add_child(parser: argparse.ArgumentParser, sides: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ino.data.label_maps import BACKGROUND, VOID
 from ino.errors import ConfigError, MaskError, VideoError
 from ino.models.backbone import choose_device, computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
@@ -26,9 +27,6 @@ from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
 
 _LOG = logging.getLogger("ino")
-
-BACKGROUND = 0
-VOID = 255
 
 
 class Tracker:

@@ -6,7 +6,6 @@ scores. A folder of indexed PNGs on disk is the border between propagation and s
 unsupervised and interactive tasks are not covered.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Unpack
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from ino.data.davis import VideoSequence, read_davis
@@ -318,20 +318,12 @@ def read_davis_scores(path: Path) -> DavisScores:
         OutputError: the file is missing, broken, or holds the scores of another data set.
     """
     try:
-        objects = json.loads(path.read_text(encoding="utf-8"))["objects"]
-        return DavisScores(
-            tuple(
-                ObjectScore(
-                    one["sequence"], one["object_id"], j=Summary(**one["j"]), f=Summary(**one["f"])
-                )
-                for one in objects
-            )
-        )
+        return TypeAdapter(DavisScores).validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise OutputError(
             f"{path} does not exist: give the folder of an evaluation on DAVIS that is done"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except ValidationError as error:
         raise OutputError(
             f"{path} does not hold scores on DAVIS: give the folder of such an evaluation"
         ) from error

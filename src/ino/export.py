@@ -124,8 +124,6 @@ def export_run(
     content = read_checkpoint(checkpoint)
     config, origin = content["config"], content.get("init") or {}
     whole = read_vit_backbone(content, source=checkpoint, network=network)
-    if image_size is not None:
-        check_size(image_size, patch_size=whole.patch_size)
     layer = protocol.layer if layer is None else layer
     vit = truncate(whole, layer=None if layer == "all" else layer)
     vit = round_weights(vit, precision=precision)

@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ino.data.video import image_size, in_background, read_image
 from ino.errors import ConfigError
-from ino.models.backbone import choose_device, computes_in_bf16
+from ino.models.backbone import computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol
@@ -47,17 +47,15 @@ class LabelTracker:
             ConfigError: the input size is below 1, or see `Tracker`.
         """
         self.backbone, self.protocol, self.input_size = backbone, protocol, input_size
-        self.device = choose_device(str(device))
         if input_size is not None:
             if input_size < 1:
                 raise ConfigError(f"the input size is {input_size}; it must be 1 pixel or more")
             size = {"short_side": None, "size_multiple": None, "rounding": "none"}
             protocol = protocol.model_copy(update=size | {"fixed_sizes": ()})
         self._extractor = FeatureExtractor(
-            backbone, protocol=protocol, device=self.device, precision=precision
+            backbone, protocol=protocol, device=device, precision=precision
         )
-        if isinstance(backbone, nn.Module):
-            backbone.to(self.device).eval()
+        self.device = self._extractor.device
 
     def track(
         self,
@@ -74,8 +72,7 @@ class LabelTracker:
         Raises:
             VideoError: a frame is broken, too small, or of another size than the first.
         """
-        screening = computes_in_bf16(self.device)
-        propagator = Propagator(self.protocol, screening=screening)
+        propagator = Propagator(self.protocol, screening=computes_in_bf16(self.device))
         size = image_size(frames[0])
         with closing(in_background(read_image(path, size=size) for path in frames)) as images:
             for number, frame in enumerate(images):

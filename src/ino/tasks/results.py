@@ -167,16 +167,14 @@ def propagated(
         if warning:
             _LOG.warning("%s", warning)
         on_start(sum(len(video.frames) for video in videos))
-        yield (
+        num_skipped = propagate_unfinished(
+            videos,
             predictions,
-            propagate_unfinished(
-                videos,
-                predictions,
-                propagate=partial(propagate, on_frame=on_frame),
-                is_whole=is_whole,
-                on_frame=on_frame,
-            ),
+            propagate=partial(propagate, on_frame=on_frame),
+            is_whole=is_whole,
+            on_frame=on_frame,
         )
+        yield predictions, num_skipped
 
 
 def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> None:

@@ -51,8 +51,8 @@ _Files = Mapping[str, Callable[[], bytes]]
 """How to read each file, by its name."""
 
 
-def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path) -> int:
-    """Writes `Annotations/<video>/<frame>.png` for every frame that is asked for, and counts them.
+def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path) -> None:
+    """Writes `Annotations/<video>/<frame>.png` for every frame that is asked for.
 
     The same masks always give the same bytes: order and dates are fixed, and PNG files are stored
     as they are, for they are compressed already. Files that are not asked for stay out.
@@ -65,7 +65,6 @@ def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path)
     Raises:
         OutputError: a mask is missing or the file cannot be written.
     """
-    count = 0
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as packed:
         for video in videos:
             for frame in video.submitted:
@@ -75,8 +74,6 @@ def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path)
                 entry = zipfile.ZipInfo(f"{TOP}/{video.name}/{frame}.png", date_time=_DATE)
                 entry.external_attr = 0o644 << 16
                 packed.writestr(entry, mask.read_bytes())
-                count += 1
-    return count
 
 
 @dataclass(frozen=True)

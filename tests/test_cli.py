@@ -625,7 +625,7 @@ def test_public_names_are_there_and_come_late():
     import ino
 
     names = [name for name in dir(ino) if not name.startswith("_")]
-    assert len(names) == 15
+    assert len(names) == 16
     assert all(getattr(ino, name).__module__.startswith("ino.") for name in names)
     with pytest.raises(AttributeError):
         _ = ino.nothing

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.data.label_maps import write_labels as write_labels
     from ino.data.video import VideoWriter as VideoWriter
     from ino.data.video import read_frames as read_frames
+    from ino.data.ytvos import read_ytvos_split as read_ytvos_split
     from ino.errors import InoError as InoError
     from ino.models.load import load_backbone as load_backbone
     from ino.propagate.protocols import get_protocol as get_protocol
@@ -37,6 +38,7 @@ _MODULES = {
     "load_backbone": "ino.models.load",
     "read_frames": "ino.data.video",
     "read_labels": "ino.data.label_maps",
+    "read_ytvos_split": "ino.data.ytvos",
     "score_davis": "ino.tasks.davis",
     "score_ytvos": "ino.tasks.ytvos",
     "segment_video": "ino.tasks.segment",

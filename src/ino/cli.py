@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -72,7 +72,7 @@ class Tracking:
     device: str = "auto"
     precision: Precision = "fp32"
 
-    def load(self, kind: Callable[..., T], **options: Any) -> tuple[T, dict[str, Any]]:
+    def load(self, kind: Callable[..., T]) -> tuple[T, dict[str, Any]]:
         """A tracker of this kind, and what settings.json records about it.
 
         Raises:
@@ -92,7 +92,7 @@ class Tracking:
             _LOG.warning("color has only one layer: --set layer changes nothing")
         where = {"device": str(choose_device(self.device)), "precision": self.precision}
         settings = {"weights": self.weights, **fingerprint(self.weights), "network": self.network}
-        return kind(backbone, protocol=protocol, **where, **options), settings | where
+        return kind(backbone, protocol=protocol, **where), settings | where
 
     def print_choices(self, tracker: Any) -> None:
         """Says by what network and protocol a tracker propagates."""
@@ -132,10 +132,6 @@ class Results:
     out: Annotated[Path | None, Parameter(show_default="the command's name")] = None
     overwrite: bool = False
     resume: bool = False
-
-    def named(self, name: str) -> dict[str, Any]:
-        """The options by name, with the folder of that name if none was given."""
-        return vars(self) | {"out": self.out or Path(name)}
 
 
 @Parameter(name="*")
@@ -374,8 +370,8 @@ def export(
     ] = None,
     onnx: bool = False,
     protocol: str = "ino-davis",
-    license_name: Annotated[str, Parameter(name="--license")] = "",
-    data: str = "",
+    license_name: Annotated[str, Parameter(name="--license", show_default=False)] = "",
+    data: Annotated[str, Parameter(show_default=False)] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a network of a run as files that others load: ino, timm and hubs.
@@ -490,12 +486,10 @@ def davis(
     Args:
         root: Folder that holds JPEGImages.
     """
-    from ino.data.davis import read_davis
     from ino.propagate.tracker import Tracker
     from ino.tasks.davis import evaluate_davis
 
-    loaded = tracking.load(Tracker)
-    _evaluate("davis", read_davis, evaluate_davis, root, tracking, loaded, results, **vars(chosen))
+    _evaluate("davis", evaluate_davis, root, results, tracking, Tracker, **vars(chosen))
 
 
 def ytvos(
@@ -515,30 +509,23 @@ def ytvos(
         root: Folder that holds the split.
         split: Name of the split's folder.
     """
-    from ino.data.ytvos import read_ytvos_split
     from ino.propagate.tracker import Tracker
-    from ino.tasks.ytvos import evaluate_split
+    from ino.tasks.ytvos import YtvosResult, evaluate_ytvos
 
-    tracker, settings = tracking.load(Tracker)
-    data = read_ytvos_split(root, split=split, videos=videos)
-    output = results.named("ytvos")
-    options = {"tracker": tracker, "settings": settings, "seen": seen}
-    with _progress("frames", sum(len(video.frames) for video in data.videos)) as advance:
-        result = evaluate_split(data, on_frame=advance, **options, **output)
-    if result.scores is not None:
-        result.scores.print_table(Console())
-    tracking.print_choices(tracker)
-    if result.num_skipped:
-        print(f"{result.num_skipped} of {result.num_videos} videos were done before")
-    if result.scores is None:
-        print(
-            f"no scores: {data.folder / 'Annotations'} holds only the frames that objects enter "
-            "with; the server of YouTube-VOS scores submission.zip"
-        )
-    print(result.report.summary(result.submission or output["out"] / "predictions"))
-    if result.submission is None:
-        print("no submission.zip: it needs all videos; continue with --resume, without --videos")
-    print(f"results in {output['out']}")
+    def remarks(result: YtvosResult, out: Path) -> Iterator[str]:
+        if result.num_skipped:
+            yield f"{result.num_skipped} of {result.num_videos} videos were done before"
+        if result.scores is None:
+            yield (
+                f"no scores: {root / split / 'Annotations'} holds only the frames that objects "
+                "enter with; the server of YouTube-VOS scores submission.zip"
+            )
+        yield result.report.summary(result.submission or out / "predictions")
+        if result.submission is None:
+            yield "no submission.zip: it needs all videos; continue with --resume, without --videos"
+
+    choice = {"split": split, "videos": videos, "seen": seen}
+    _evaluate("ytvos", evaluate_ytvos, root, results, tracking, Tracker, remarks=remarks, **choice)
 
 
 def jhmdb(
@@ -558,13 +545,12 @@ def jhmdb(
         joint_topk: Positions that give a joint (CRW: 3).
         input_size: Side of the square input in pixels, 320 as in papers; 0: by protocol.
     """
-    from ino.data.jhmdb import read_jhmdb
     from ino.tasks.jhmdb import JointMaps, evaluate_jhmdb
     from ino.tasks.label_tracker import LabelTracker
 
-    loaded = tracking.load(LabelTracker, input_size=input_size or None)
-    evaluate = partial(evaluate_jhmdb, maps=JointMaps(topk=joint_topk))
-    _evaluate("jhmdb", read_jhmdb, evaluate, root, tracking, loaded, results, split=split)
+    tracker = partial(LabelTracker, input_size=input_size or None)
+    choice = {"split": split, "maps": JointMaps(topk=joint_topk)}
+    _evaluate("jhmdb", evaluate_jhmdb, root, results, tracking, tracker, **choice)
 
 
 def vip(
@@ -582,33 +568,47 @@ def vip(
         split: Name of the list of videos.
         input_size: Side of the square input in pixels, 560 as in papers; 0: by protocol.
     """
-    from ino.data.vip import read_vip
     from ino.tasks.label_tracker import LabelTracker
     from ino.tasks.vip import evaluate_vip
 
-    loaded = tracking.load(LabelTracker, input_size=input_size or None)
-    _evaluate("vip", read_vip, evaluate_vip, root, tracking, loaded, results, split=split)
+    tracker = partial(LabelTracker, input_size=input_size or None)
+    _evaluate("vip", evaluate_vip, root, results, tracking, tracker, split=split)
 
 
 def _evaluate(
     name: str,
-    read: Callable[..., Sequence[Any]],
     evaluate: Callable[..., Any],
     root: Path,
-    tracking: Tracking,
-    loaded: tuple[Any, dict[str, Any]],
     results: Results,
+    tracking: Tracking,
+    kind: Callable[..., Any],
+    *,
+    remarks: Callable[[Any, Path], Iterable[str]] = lambda result, out: (),
     **choice: Any,
 ) -> None:
     """Propagates and scores the chosen part of a data set, then shows the scores."""
-    tracker, settings = loaded
-    options = {"tracker": tracker, "settings": settings | {"root": str(root)}, **choice}
-    output = results.named(name)
-    with _progress("frames", sum(len(video.frames) for video in read(root, **choice))) as advance:
-        scores = evaluate(root, on_frame=advance, **options, **output)
-    scores.print_table(Console())
+    tracker, settings = tracking.load(kind)
+    if name != "ytvos":  # which stores the folders of the split
+        settings["root"] = str(root)
+    out = results.out or Path(name)
+    with _progress("frames") as advance:
+        result = evaluate(
+            root,
+            out=out,
+            tracker=tracker,
+            settings=settings,
+            resume=results.resume,
+            overwrite=results.overwrite,
+            on_start=lambda number: advance(0, total=number),
+            on_frame=advance,
+            **choice,
+        )
+    if scores := getattr(result, "scores", result):
+        scores.print_table(Console())
     tracking.print_choices(tracker)
-    print(f"results in {output['out']}")
+    for remark in remarks(result, out):
+        print(remark)
+    print(f"results in {out}")
 
 
 def suite(
@@ -669,7 +669,7 @@ def compare(
     Pictures of the largest differences, a scatter plot of J&F and a table, as PNGs and one page.
 
     Args:
-        a: Folder of an evaluation, or of a row of a suite.
+        a: Folder of an evaluation, or of a row of an experiment.
         b: Another one.
         root: Folder that holds JPEGImages.
         num: Sequences shown that are best for A, and for B.
@@ -754,7 +754,7 @@ def score(
         root: Folder that holds JPEGImages; with ytvos, the split.
         layout: Layout of the data set.
         out: Folder for CSV and JSON (default: none).
-        workers: Processes (default: as many as the number of frames is worth).
+        workers: Number of processes (default: chosen by the number of frames).
     """
     from ino.system import new_folder
 
@@ -764,6 +764,7 @@ def score(
 
         scores = score_davis(predictions, root, workers=workers, **vars(chosen))
     else:
+        from ino.data.ytvos import read_ytvos_split
         from ino.tasks.ytvos import score_ytvos
 
         for name in ("year", "resolution"):
@@ -771,9 +772,8 @@ def score(
                 _LOG.warning("--%s has no meaning with --layout ytvos and is skipped", name)
         if split == DavisSplit.split and not (root / split).is_dir():
             split = "valid"
-        scores = score_ytvos(
-            predictions, root, split=split, videos=chosen.sequences, seen=seen, workers=workers
-        )
+        data = read_ytvos_split(root, split=split, videos=chosen.sequences)
+        scores = score_ytvos(predictions, data, seen=seen, workers=workers)
     scores.print_table(Console())
     if out is not None:
         new_folder(out, overwrite=True)
@@ -795,11 +795,11 @@ def check(
         split: Name of the split's folder.
     """
     from ino.data.ytvos import read_ytvos_split
-    from ino.tasks.submission import check_masks
+    from ino.tasks.submission import check_submission
 
     data = read_ytvos_split(root, split=split, videos=videos)
     with _progress("videos", len(data.videos)) as advance:
-        report = check_masks(predictions, data, on_video=lambda _: advance())
+        report = check_submission(predictions, data, on_video=advance)
     print(report.summary(predictions))
     if report.num_faults:
         raise MaskError(
@@ -896,7 +896,15 @@ def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..
         recipe: whose values the help of `train` shows; None for those of `TrainConfig`.
     """
     from ino.schema import yaml_value
-    from ino.train.config import TrainConfig, config_fields, flatten, load_recipe, resolve, to_dict
+    from ino.train.config import (
+        RENAMED,
+        TrainConfig,
+        config_fields,
+        flatten,
+        load_recipe,
+        resolve,
+        to_dict,
+    )
 
     config = flatten(to_dict(resolve(load_recipe(recipe) if recipe else TrainConfig())))
     is_sweep = command is sweep
@@ -911,6 +919,8 @@ def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..
         options[name] = _option(name, is_list=is_list or is_sweep, **words)
         if is_list and not is_sweep:
             options[f"{name}+"] = _option(f"{name}+", is_list=True, show=False)
+        for old in (old for old, new in RENAMED.items() if new == name):
+            options[old] = _option(old, is_list=is_list or is_sweep, show=False)
 
     @wraps(command)
     def with_fields(*arguments: Any, **given: Any) -> Any:
@@ -936,13 +946,10 @@ def _with_fields(command: Callable[..., Any], recipe: str | None) -> Callable[..
 
 
 def _option(name: str, *, is_list: bool = False, **words: Any) -> inspect.Parameter:
-    """The option --NAME of a field, also by the name that earlier versions had."""
-    from ino.train.config import RENAMED
-
-    names = [f"--{name}", *(f"--{old}" for old, new in RENAMED.items() if new == name)]
+    """The option --NAME of a field."""
     group = name.partition(".")[0] if "." in name else None
     kind = list[str] if is_list else str
-    hint = Annotated[kind | None, Parameter(name=names, group=group, **words)]
+    hint = Annotated[kind | None, Parameter(name=f"--{name}", group=group, **words)]
     key = "field_" + re.sub(r"\W", "_", name.replace("+", "_more"))
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 

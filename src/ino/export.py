@@ -117,40 +117,34 @@ def export_run(
             )
     if out.resolve() == run.resolve():
         raise OutputError(f"{out} is the run itself: choose another --out")
-    suiting, protocol = get_protocol(suits), get_protocol(PROTOCOL)
-    if image_size is not None:
-        protocol = sized_protocol(PROTOCOL, short_side=min(image_size))
+    get_protocol(suits)  # raises where there is none
+    protocol = sized_protocol(PROTOCOL, short_side=min(image_size) if image_size else None)
     checkpoint = find_checkpoint(run)
     content = read_checkpoint(checkpoint)
-    config, origin = content["config"], content.get("init") or {}
+    config = content["config"]
     whole = read_vit_backbone(content, source=checkpoint, network=network)
-    if image_size is not None:
-        check_size(image_size, patch_size=whole.patch_size)
     layer = protocol.layer if layer is None else layer
     vit = truncate(whole, layer=None if layer == "all" else layer)
     vit = round_weights(vit, precision=precision)
-    started_from = f"weights with SHA-256 {origin['sha256']}" if origin.get("sha256") else ""
+    sha256 = (content.get("init") or {}).get("sha256")
     facts = {
         "network": network,
         "layer": vit.depth,
         "layers_of_the_run": whole.depth,
-        "protocol": suiting.name,
+        "protocol": suits,
         "license": license_name,
         "data": data,
         "arch": config["model"]["arch"],
         "variant": config.get("variant", "paper"),
         "steps": content.get("step"),
-        "started_from": started_from or "random weights",
+        "started_from": f"weights with SHA-256 {sha256}" if sha256 else "random weights",
     }
     if onnx:
         facts["onnx"] = protocol.as_dict()
     std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
     files = export_files(vit, std=std, precision=precision, image_size=image_size, facts=facts)
     if onnx and image_size is not None:
-        normalize = protocol.normalize_features
-        files[FEATURES_GRAPH] = features_onnx(
-            vit, std=std, image_size=image_size, normalize=normalize
-        )
+        files[FEATURES_GRAPH] = features_onnx(vit, std=std, image_size=image_size)
         files[PROPAGATION_GRAPH] = propagation_graph(protocol).SerializeToString()
     files[CARD] = _model_card(json.loads(files[CONFIG]), training=config, files=files).encode()
     write_files(out, files, overwrite=overwrite)

@@ -55,26 +55,20 @@ def check_onnx() -> None:
 
 
 class FeatureGraph(nn.Module):
-    """Network from images of one size, uint8 RGB, to the features of the last block."""
+    """Network from images of one size, uint8 RGB, to L2-normalized features of the last block."""
 
     mean: Tensor
     std: Tensor
     positions: Tensor
 
     def __init__(
-        self,
-        vit: VisionTransformer,
-        *,
-        std: tuple[float, float, float],
-        image_size: ImageSize,
-        normalize: bool,
+        self, vit: VisionTransformer, *, std: tuple[float, float, float], image_size: ImageSize
     ) -> None:
         """The arguments are those of `features_onnx`."""
         super().__init__()
         check_size(image_size, patch_size=vit.patch_size)
         self.vit = vit
         self.grid = tuple(side // vit.patch_size for side in image_size)
-        self.normalize = normalize
         rows, columns = self.grid
         positions = interpolate_positions(vit.pos_embed.detach(), rows=rows, columns=columns)
         self.register_buffer("positions", positions.clone())
@@ -90,17 +84,11 @@ class FeatureGraph(nn.Module):
         first = self.vit.cls_token.expand(patches.shape[0], -1, -1)
         tokens = torch.cat([first, patches], dim=1) + self.positions
         features = self.vit.norm(self.vit.blocks(tokens))[:, 1:]
-        if self.normalize:
-            features = F.normalize(features, dim=-1)
-        return features.unflatten(1, self.grid)
+        return F.normalize(features, dim=-1).unflatten(1, self.grid)
 
 
 def features_onnx(
-    vit: VisionTransformer,
-    *,
-    std: tuple[float, float, float],
-    image_size: ImageSize,
-    normalize: bool = True,
+    vit: VisionTransformer, *, std: tuple[float, float, float], image_size: ImageSize
 ) -> bytes:
     """The ONNX file of a network's last block: `images` -> `features`, see `FeatureGraph`.
 
@@ -108,12 +96,11 @@ def features_onnx(
         vit: the network.
         std: deviation by which images are normalized.
         image_size: multiples of the patch.
-        normalize: divide features by their length.
 
     Raises:
         ConfigError: the size is no multiple of the patch, or the extra `onnx` is not installed.
     """
-    graph = FeatureGraph(vit, std=std, image_size=image_size, normalize=normalize).eval()
+    graph = FeatureGraph(vit, std=std, image_size=image_size).eval()
     check_onnx()
     example = torch.zeros(2, *image_size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):

@@ -3,7 +3,7 @@ import weakref
 import pytest
 import torch
 
-from ino.propagate.memory import Memory, MemoryFrame
+from ino.propagate.memory import Memory, MemoryFrame, Reference
 from ino.propagate.protocols import get_protocol
 
 
@@ -14,7 +14,7 @@ def empty_memory(**fields):
 def store(memory, stored, channels=None):
     """Stores a frame, as a reference where it introduces channels."""
     if channels is not None:
-        memory.introduce(stored, channels=channels)
+        memory.introduce(Reference(stored, list(channels), copied=stored))
     memory.store(stored)
 
 
@@ -130,7 +130,8 @@ def test_a_reference_passed_on_is_one_of_the_last_frames_with_labels_of_its_own(
     """TimeCycle: at first only copies, then the prediction of the reference among them."""
     memory = empty_memory(num_context=3, recent="padded", reference_passed_on=True)
     given, predicted = frame(0), frame(0)
-    reference = memory.introduce(given, channels=range(2))
+    reference = Reference(given, [0, 1], copied=given)
+    memory.introduce(reference)
     assert times(memory) == [0] * 4
     memory.store(predicted)
     context = memory.context(reference)

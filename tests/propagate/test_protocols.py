@@ -138,8 +138,8 @@ def test_overrides_replace_single_fields_and_leave_the_table_alone():
         ({"mask_up": "linear"}, "mask_up must be 'bilinear-stride', 'bilinear'"),
         ({"keep_given": 1}, "keep_given must be true or false, but is 1"),
         ({"feedback": "argmax"}, "feedback must be 'soft' or 'hard', but is 'argmax'"),
-        ({"top_k": 5}, "a protocol has no 'top_k'; it has layer, short_side"),
-        ({"name": "mine"}, "a protocol has no 'name'"),
+        ({"top_k": 5}, "protocol ino-davis: unknown key top_k; did you mean topk?"),
+        ({"name": "mine"}, "name is no field that can be replaced"),
     ],
 )
 def test_values_out_of_range_are_refused(overrides, message):

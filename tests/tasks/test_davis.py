@@ -20,6 +20,7 @@ from ino.errors import ConfigError, DatasetError, MaskError, OutputError
 from ino.metrics import Summary
 from ino.propagate.protocols import get_protocol
 from ino.tasks import davis as davis_task
+from ino.tasks import scoring
 from ino.tasks.davis import DavisScores, ObjectScore, read_davis_scores, score_davis
 from ino.tasks.results import read_means
 from oracles import boundary as oracle
@@ -113,9 +114,8 @@ def test_scores_equal_the_oracle(two_sequences):
 
 def test_any_number_of_workers_gives_the_same(two_sequences):
     folder, _, _ = two_sequences
-    names: list[str] = []
-    alone = score_davis(folder / "predicted", folder / "davis", workers=1, on_sequence=names.append)
-    assert names == ["bear", "pigs"]
+    alone = score_davis(folder / "predicted", folder / "davis", workers=1)
+    assert [one.sequence for one in alone.objects] == ["bear", "pigs", "pigs"]
     assert score_davis(folder / "predicted", folder / "davis", workers=3) == alone
 
 
@@ -133,16 +133,13 @@ def test_errors_are_the_same_from_other_processes(two_sequences):
 
 
 def test_a_long_sequence_is_shared(tmp_path):
-    """Its portions come together in order, and it is told once."""
+    """Its portions come together in order."""
     truth = moving_boxes(45, 2, seed=2)
     predicted = [np.roll(labels, 1 + t // 9, axis=1) for t, labels in enumerate(truth)]
     add_sequence(tmp_path / "davis", "bear", truth)
     write_maps(tmp_path / "predicted" / "bear", predicted)
-    names: list[str] = []
-    scores = score_davis(
-        tmp_path / "predicted", tmp_path / "davis", workers=2, on_sequence=names.append
-    )
-    assert names == ["bear"]
+    scores = score_davis(tmp_path / "predicted", tmp_path / "davis", workers=2)
+    assert [one.object_id for one in scores.objects] == [1, 2]
     for found in scores.objects:
         wanted = expected_score(truth[1:-1], predicted[1:-1], found.object_id, sequence="bear")
         assert_equal(found, wanted)
@@ -236,12 +233,12 @@ def test_more_than_256_frames(tmp_path):
     assert (scores.means()["J-Decay"], scores.means()["F-Decay"]) == (1, 1)
 
 
-def test_missing_predictions_are_told_before_scoring(two_sequences):
+def test_missing_predictions_are_told_before_scoring(two_sequences, monkeypatch):
     folder, _, _ = two_sequences
-    scored: list[str] = []
+    monkeypatch.delattr(scoring, "score_labels")
 
     def score():
-        return score_davis(folder / "predicted", folder / "davis", on_sequence=scored.append)
+        return score_davis(folder / "predicted", folder / "davis", workers=1)
 
     for number in (2, 4):
         (folder / "predicted" / "pigs" / f"{number:05d}.png").unlink()
@@ -254,7 +251,6 @@ def test_missing_predictions_are_told_before_scoring(two_sequences):
     shutil.rmtree(folder / "predicted")
     with pytest.raises(MaskError, match="predicted is not a folder"):
         score()
-    assert scored == []
 
 
 def test_predictions_of_another_size_are_refused(two_sequences):

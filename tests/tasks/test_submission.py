@@ -40,8 +40,9 @@ def work(made, tmp_path):
     return shutil.copytree(made, tmp_path / "work")
 
 
-def check(work, name="masks", **options) -> SubmissionReport:
-    return check_submission(work / name, work / "data", **options)
+def check(work, name="masks", *, videos=None, **options) -> SubmissionReport:
+    split = read_ytvos_split(work / "data", videos=videos)
+    return check_submission(work / name, split, **options)
 
 
 def pack(work, name="one.zip"):
@@ -68,10 +69,10 @@ def test_a_whole_folder_and_its_zip_have_no_fault(work):
     (work / "masks" / "a1" / ".DS_Store").touch()
     for name in ("masks", "one.zip"):
         seen = []
-        report = check(work, name, on_video=seen.append)
+        report = check(work, name, on_video=partial(seen.append, 1))
         assert list(report.lines()) == []
         assert (report.num_videos, report.num_masks, report.num_faults) == (2, NUM_MASKS, 0)
-        assert seen == ["a1", "b2"]
+        assert len(seen) == 2
     (work / "top").mkdir()
     (work / "masks").rename(work / "top" / "Annotations")
     assert check(work, "top").num_masks == NUM_MASKS

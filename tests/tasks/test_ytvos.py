@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import ino.tasks.ytvos as ytvos_task
 from command import refused, run
 from ino import Tracker, evaluate_ytvos, load_backbone, score_davis
 from ino.data.images import read_image
@@ -31,11 +30,7 @@ from ino.propagate.tracker import Session
 from ino.system import write_text
 from ino.tasks import results
 from ino.tasks.results import fingerprint, open_folder, read_finished
-from ino.tasks.ytvos import (
-    YtvosObjectScore,
-    YtvosScores,
-    score_ytvos,
-)
+from ino.tasks.ytvos import YtvosObjectScore, YtvosScores, score_ytvos
 from oracles import boundary as oracle
 from processes import held_elsewhere
 from synthetic_ytvos import write_ytvos_layout
@@ -68,8 +63,9 @@ def data(tmp_path):
     return tmp_path
 
 
-def score(data, **options) -> YtvosScores:
-    return score_ytvos(data / "predicted", data / "data", split="mine", **options)
+def score(data, *, videos=None, **options) -> YtvosScores:
+    split = read_ytvos_split(data / "data", split="mine", videos=videos)
+    return score_ytvos(data / "predicted", split, **options)
 
 
 def expected(data, name: str, label: int, frames) -> tuple[float, float]:
@@ -183,7 +179,7 @@ def test_a_split_without_later_annotations_is_refused(data, tmp_path):
     clip = generate_clip(5, num_frames=11, height=40, width=56)
     write_ytvos_layout({"a1": clip}, tmp_path / "other")
     with pytest.raises(DatasetError, match=r"only the frames that objects enter with.*server"):
-        score_ytvos(data / "predicted", tmp_path / "other")
+        score_ytvos(data / "predicted", read_ytvos_split(tmp_path / "other"))
     with pytest.raises(ConfigError, match="workers"):
         score(data, workers=0)
 
@@ -192,7 +188,7 @@ def test_a_split_without_later_annotations_is_refused(data, tmp_path):
     ("fault", "words"),
     [
         ("missing", r"0000000aaa lacks the predictions of 1 of 4 frames, the first .*00010\.png"),
-        ("size", r"00010\.png is 20x56 \(height x width\), but the annotation is 40x56"),
+        ("size", r"00010\.png is 20x56 \(height x width\), but the annotation .* is 40x56:"),
         ("object", r"00010\.png holds the objects 9, but .* are 1, 2: leave out"),
         ("folder", "is not a folder"),
     ],
@@ -407,7 +403,7 @@ def test_reading_propagating_and_writing_overlap(made, tmp_path, monkeypatch):
         return noted
 
     monkeypatch.setattr(results, "read_image", noting("read", read_image))
-    monkeypatch.setattr(ytvos_task, "write_labels", noting("write", write_labels))
+    monkeypatch.setattr(results, "write_labels", noting("write", write_labels))
     tracker = fast_tracker()
     monkeypatch.setattr(Session, "step", noting("track", Session.step))
     before = set(threading.enumerate())
@@ -570,7 +566,7 @@ def test_masks_of_another_size_than_the_frames_are_refused(made, tmp_path, capsy
     path = root / "valid" / "Annotations" / A1 / "00000.png"
     write_labels(path, np.eye(24, 64, dtype=np.uint8))
     message = refused(capsys, "evaluate", "ytvos", "--root", root, "--out", tmp_path / "o", *FAST)
-    assert "00000.png is 24x64 (height x width), but the frames of the video are 48x64" in message
+    assert "00000.png is 24x64 (height x width), but its frame is 48x64" in message
 
 
 def test_other_weights_under_the_same_name_are_noticed(tmp_path):

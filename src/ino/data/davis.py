@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ino.data.images import natural_key
 from ino.errors import DatasetError
 
 
@@ -126,10 +127,7 @@ def read_sequence(
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """The files of a folder in the order of their numbers, or of their names if they have none.
-
-    Hidden files, such as those that macOS leaves in archives, are left out.
-    """
+    """The files of a folder in natural order, without hidden ones, such as macOS leaves there."""
     if not folder.is_dir():
         return []
     found = [
@@ -137,6 +135,4 @@ def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in suffixes and not path.name.startswith(".")
     ]
-    return sorted(
-        found, key=lambda path: (int(path.stem) if path.stem.isdecimal() else -1, path.name)
-    )
+    return sorted(found, key=lambda path: natural_key(path.name))

@@ -16,6 +16,7 @@ from PIL import Image
 from ino.errors import MaskError
 from ino.system import atomic_path
 
+BACKGROUND = 0
 VOID = 255
 _HOW_TO_SAVE = "save it as an indexed PNG (GIMP: Image > Mode > Indexed) or as 8-bit grey"
 _MAX_GUESSED = 20  # objects in a mask of unknown making

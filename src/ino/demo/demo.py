@@ -48,7 +48,7 @@ NUM_SHOWN = 5
 HELD_OUT_SEED = 1_000_000
 """Seeds of held-out clips start here, those of videos to learn from at 0."""
 
-PROTOCOL = {"short_side": 192, "radius": 12, "num_context": 4}
+SMALL_FRAMES = {"short_side": 192, "radius": 12, "num_context": 4}
 """Changes to ino-davis for small frames, the same for every row."""
 
 PANELS = tuple(
@@ -110,7 +110,7 @@ def run_demo(
         config = load_recipe("demo", changes)
         train(config, out=run)
 
-    protocol = get_protocol("ino-davis", **PROTOCOL)
+    protocol = get_protocol("ino-davis", **SMALL_FRAMES)
     random = f"random:{config.model.arch}/{config.model.patch_size}"
     rows = {
         "raw color": ("the pixels of each 8x8 patch", load_backbone("color")),

@@ -65,11 +65,12 @@ def generate_clip(
         ConfigError: an argument is out of range, or so many objects do not fit in such a long and
             narrow frame.
     """
-    lowest = {"seed": 0, "num_frames": 1, "height": 32, "width": 32, "num_objects": 1}
-    given = (seed, num_frames, height, width, num_objects)
-    for (name, low), value in zip(lowest.items(), given, strict=True):
-        if value < low:
-            raise ConfigError(f"{name} is {value}; give a whole number of at least {low}")
+    for name, value, lowest in (
+        *(("seed", seed, 0), ("num_frames", num_frames, 1)),
+        *(("height", height, 32), ("width", width, 32), ("num_objects", num_objects, 1)),
+    ):
+        if value < lowest:
+            raise ConfigError(f"{name} is {value}; give a whole number of at least {lowest}")
     if num_objects > 8:
         raise ConfigError(f"num_objects is {num_objects}; give a whole number from 1 to 8")
     rng = np.random.default_rng(seed)
@@ -116,28 +117,23 @@ def write_davis_layout(clips: Mapping[str, SyntheticClip], root: Path) -> None:
     write_text(new_folder(root / "ImageSets" / "2017") / "val.txt", names)
 
 
-def write_videos(
-    clips: Mapping[str, SyntheticClip], folder: Path, *, fps: int | float = 8
-) -> list[Path]:
-    """Writes the frames of each clip to `folder`/NAME.mp4 and returns these paths in order.
+def write_videos(clips: Mapping[str, SyntheticClip], folder: Path) -> None:
+    """Writes the frames of each clip to `folder`/NAME.mp4, 8 frames per second.
 
     Other files in the folder stay; each video appears whole or not at all.
 
     Args:
         clips: by name; a name is a file's, without suffix.
         folder: created where it is missing.
-        fps: frames per second.
 
     Raises:
         OutputError: a file cannot be written.
     """
     new_folder(folder, overwrite=True)
-    paths = [folder / f"{name}.mp4" for name in clips]
-    for path, clip in zip(paths, clips.values(), strict=True):
-        with VideoWriter(path, fps=float(fps)) as writer:
+    for name, clip in clips.items():
+        with VideoWriter(folder / f"{name}.mp4", fps=8.0) as writer:
             for frame in clip.frames:
                 writer.write(frame)
-    return paths
 
 
 class Wave:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ino.errors import ConfigError, InoError, VideoError
-from ino.models.backbone import Colors, input_channels
+from ino.models.backbone import Colors, choose_device, input_channels
 from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
@@ -62,18 +62,19 @@ class FeatureExtractor:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> None:
-        """Creates an extractor. The backbone is neither moved nor put into evaluation mode.
+        """Creates an extractor; moves the backbone to `device` and puts it into evaluation mode.
 
         Args:
-            backbone: in evaluation mode and on `device`.
+            backbone: computes the features.
             protocol: decides the layer and the size of the input.
-            device: where features are computed.
+            device: where features are computed; "auto" takes CUDA, else MPS, else the CPU.
             precision: of the network.
 
         Raises:
             ConfigError: `backbone` is not a FeatureBackbone, its stride does not fit the protocol,
-                it lacks the layer, or the precision is unknown.
+                it lacks the layer, or the device or the precision is unknown.
         """
+        self.device = choose_device(str(device))
         if not isinstance(backbone, FeatureBackbone):
             raise ConfigError(
                 f"the backbone is {type(backbone).__name__}, but a network with a stride, a mean "
@@ -95,12 +96,13 @@ class FeatureExtractor:
                 f"but this backbone's stride is {self.stride}; set the protocol's size_multiple "
                 "to a multiple of it"
             )
+        if isinstance(backbone, nn.Module):
+            backbone.to(self.device).eval()
         self._backbone = backbone
         self._protocol = protocol
-        self._device = torch.device(device)
         self._precision = precision
-        self._mean = torch.tensor(backbone.mean, device=self._device).view(3, 1, 1)
-        self._std = torch.tensor(backbone.std, device=self._device).view(3, 1, 1)
+        self._mean = torch.tensor(backbone.mean, device=self.device).view(3, 1, 1)
+        self._std = torch.tensor(backbone.std, device=self.device).view(3, 1, 1)
 
     @torch.no_grad()
     def __call__(self, frame: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "rows cols d"]:
@@ -116,7 +118,7 @@ class FeatureExtractor:
     def read(self, image: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "rows cols d"]:
         """Features of an image that `prepare` gave."""
         with torch.autocast(
-            self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
+            self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):
             features = self._backbone(image, layer=self._protocol.layer)[0]
         features = features.float().permute(1, 2, 0)
@@ -131,10 +133,10 @@ class FeatureExtractor:
         whole, (height, width) = self.sizes((frame.shape[0], frame.shape[1]))
         resized = cv2.resize(frame, whole[::-1], interpolation=cv2.INTER_LINEAR)[:height, :width]
         if self._colors == "rgb":
-            image = torch.from_numpy(resized).to(self._device).permute(2, 0, 1).float() / 255
+            image = torch.from_numpy(resized).to(self.device).permute(2, 0, 1).float() / 255
         else:
             channels = torch.from_numpy(input_channels(resized, self._colors))
-            image = channels.to(self._device).permute(2, 0, 1)
+            image = channels.to(self.device).permute(2, 0, 1)
         return ((image - self._mean) / self._std)[None]
 
     def sizes(self, size: Size) -> tuple[Size, Size]:

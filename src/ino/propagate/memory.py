@@ -6,7 +6,6 @@ frame is stored once, even if it is in the context of several references.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,22 +73,12 @@ class Memory:
         assert self._latest is not None, "no frame was stored"
         return self._latest
 
-    def introduce(
-        self, frame: MemoryFrame, *, channels: Sequence[int], copied: MemoryFrame | None = None
-    ) -> Reference:
-        """Adds a reference. Its channels no longer belong to older references.
-
-        Args:
-            frame: see `Reference`.
-            channels: that the frame introduces or corrects.
-            copied: see `Reference`; None for the same as `frame`.
-        """
+    def introduce(self, reference: Reference) -> None:
+        """Adds a reference. Its channels no longer belong to older references."""
         for older in self.references:
-            older.channels[:] = [one for one in older.channels if one not in channels]
+            older.channels[:] = [one for one in older.channels if one not in reference.channels]
         self.references = [older for older in self.references if older.channels]
-        reference = Reference(frame, list(channels), copied or frame)
         self.references.append(reference)
-        return reference
 
     def store(self, frame: MemoryFrame) -> None:
         """Adds the next frame, which becomes the latest one."""

@@ -145,7 +145,8 @@ class Propagator:
         frame.soft = soft
         kept = MemoryFrame(frame.time, frame.features, soft)
         shown = MemoryFrame(frame.time, frame.features, self._scale(soft, "positions"))
-        reference = self.memory.introduce(shown, channels=sorted(channels), copied=kept)
+        reference = Reference(shown, sorted(channels), copied=kept)
+        self.memory.introduce(reference)
         if self._protocol.reference_passed_on:
             predicted = self._predict(frame, [reference])
             frame.soft = soft.clone()

@@ -320,10 +320,8 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
-    options = [field for field in PROTOCOLS[name].as_dict() if field != "name"]
-    for field in overrides:
-        if field not in options:
-            raise ConfigError(f"a protocol has no {field!r}; it has {', '.join(options)}")
+    if "name" in overrides:
+        raise ConfigError("name is no field that can be replaced: choose a protocol by its name")
     return checked(Protocol, dict(PROTOCOLS[name]) | overrides, where=f"protocol {name}")
 
 

@@ -10,10 +10,10 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from torch import nn
 
+from ino.data.label_maps import BACKGROUND, VOID
 from ino.errors import ConfigError, MaskError, VideoError
-from ino.models.backbone import choose_device, computes_in_bf16
+from ino.models.backbone import computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
 from ino.propagate.labels import (
     harden_labels,
@@ -26,9 +26,6 @@ from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
 
 _LOG = logging.getLogger("ino")
-
-BACKGROUND = 0
-VOID = 255
 
 
 class Tracker:
@@ -74,13 +71,12 @@ class Tracker:
                 "get_protocol gives"
             )
         self.precision: Precision = precision
-        self._device = choose_device(str(device))
         self._extractor = FeatureExtractor(
-            backbone, protocol=self.protocol, device=self._device, precision=precision
+            backbone, protocol=self.protocol, device=device, precision=precision
         )
-        if isinstance(backbone, nn.Module):
-            backbone.to(self._device).eval()
-        self._screening = computes_in_bf16(self._device) if screening is None else screening
+        if screening is None:
+            screening = computes_in_bf16(self._extractor.device)
+        self._screening = screening
         self._session: Session | None = None
 
     def start(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -250,9 +246,7 @@ class Tracker:
         _check_end(masks, session.frame + 1)
 
     def _new_session(self) -> "Session":
-        return Session(
-            self._extractor, self.protocol, device=self._device, screening=self._screening
-        )
+        return Session(self._extractor, self.protocol, screening=self._screening)
 
     def _running(self) -> "Session":
         if self._session is None:
@@ -263,18 +257,10 @@ class Tracker:
 class Session:
     """The state of a `Tracker` in one video; the first frame is number 0."""
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        protocol: Protocol,
-        *,
-        device: torch.device | str,
-        screening: bool,
-    ) -> None:
+    def __init__(self, extractor: FeatureExtractor, protocol: Protocol, *, screening: bool) -> None:
         """A session that has seen no frame, see `Tracker` for the options."""
         self._extractor = extractor
         self._protocol = protocol
-        self._device = device
         self._propagator = Propagator(protocol, screening=screening)
         self._ids: list[int] = []
         self._num_frames = 0
@@ -424,7 +410,7 @@ class Session:
             ids=list(ids),
             grid=grid or (self._soft.shape[0], self._soft.shape[1]),
             method=self._protocol.mask_down,
-            device=self._device,
+            device=self._extractor.device,
         )
 
 

@@ -6,39 +6,32 @@ scores. A folder of indexed PNGs on disk is the border between propagation and s
 unsupervised and interactive tasks are not covered.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Unpack
 
-import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from ino.data.davis import VideoSequence, read_davis
 from ino.data.images import image_size
-from ino.data.label_maps import (
-    VOID,
-    is_whole_png,
-    read_labels,
-    read_raw_labels,
-    resolve_void,
-    write_labels,
-)
-from ino.errors import ConfigError, DatasetError, MaskError, OutputError
+from ino.data.label_maps import VOID, read_labels, read_raw_labels, resolve_void
+from ino.errors import ConfigError, DatasetError, OutputError
 from ino.metrics import Summary, summarize
 from ino.propagate.protocols import Protocol
 from ino.propagate.tracker import Tracker
 from ino.tables import fraction, percent, print_table, write_csv, write_json
 from ino.tasks.results import (
     OnFrame,
+    RunOptions,
+    check_annotation_size,
+    masks_are_whole,
     propagate_masks,
-    propagate_unfinished,
-    result_folder,
-    settings_text,
+    propagated,
 )
 from ino.tasks.scoring import FramesToScore, score_sequences
 
@@ -52,10 +45,7 @@ def evaluate_davis(
     split: str = "val",
     resolution: str = "480p",
     sequences: Sequence[str] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_frame: OnFrame = lambda: None,
+    **options: Unpack[RunOptions],
 ) -> "DavisScores":
     """Propagates the first masks of a DAVIS split and scores the result.
 
@@ -71,32 +61,26 @@ def evaluate_davis(
         split: name of the list of sequences.
         resolution: name of the folder between Annotations and the sequences.
         sequences: those of the list to do; all where None.
-        settings: stored beside the protocol and the data set, such as the name of the weights.
-        resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that is not empty, and start over.
-        on_frame: called after each frame, those of skipped sequences too.
+        options: see `ino.tasks.results.RunOptions`.
 
     Raises:
         DatasetError: the data set is not as its layout says.
-        ConfigError: `resume` and `overwrite` are both given.
-        OutputError: the folder is not empty and neither `resume` nor `overwrite` is set, it has
-            other settings, another process has locked it, or it cannot be written.
+        ConfigError: see `ino.tasks.results.propagated`.
+        OutputError: the same.
     """
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     for sequence in found:
-        _given_masks(sequence)  # what cannot be propagated is told before anything is written
-    data = {"root": str(root), "year": year, "split": split, "resolution": resolution}
-    text = settings_text(tracker.protocol, data | {**(settings or {})})
-    with result_folder(
-        out, text, command="ino evaluate davis", resume=resume, overwrite=overwrite
-    ) as predictions:
-        propagate_unfinished(
-            found,
-            predictions,
-            propagate=partial(propagate_sequence, tracker=tracker, on_frame=on_frame),
-            is_whole=sequence_is_whole,
-            on_frame=on_frame,
-        )
+        _given(sequence)  # what cannot be propagated is told before anything is written
+    with propagated(
+        found,
+        out=out,
+        task="davis",
+        protocol=tracker.protocol,
+        choices={"root": str(root), "year": year, "split": split, "resolution": resolution},
+        propagate=partial(propagate_sequence, tracker=tracker),
+        is_whole=sequence_is_whole,
+        **options,
+    ) as (predictions, _):
         scores = score_davis(
             predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
         )
@@ -117,38 +101,35 @@ def propagate_sequence(
         DatasetError: it holds no object or is of another size than its frame.
         VideoError: a frame is broken or of another size than the first.
     """
-    masks = _given_masks(sequence)
-    folder = predictions / sequence.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with closing(propagate_masks(sequence.frames, masks, tracker=tracker)) as results:
-        for path, labels in results:
-            write_labels(folder / f"{path.stem}.png", labels)
-            on_frame()
+    propagate_masks(
+        sequence.frames,
+        _given(sequence),
+        predictions / sequence.name,
+        tracker=tracker,
+        wanted={frame.stem for frame in sequence.frames},
+        on_frame=on_frame,
+    )
 
 
 def sequence_is_whole(sequence: VideoSequence, predictions: Path) -> bool:
     """Whether the masks of all frames exist and are intact PNG files of the right size."""
+    stems = (frame.stem for frame in sequence.frames)
     size = image_size(sequence.frames[0])
-    masks = (predictions / sequence.name / f"{frame.stem}.png" for frame in sequence.frames)
-    return all(is_whole_png(path, size=size) for path in masks)
+    return masks_are_whole(predictions / sequence.name, stems, size=size)
 
 
-def _given_masks(sequence: VideoSequence) -> dict[int, np.ndarray]:
+def _given(sequence: VideoSequence) -> dict[int, Path]:
     """The first annotation by the number of its frame; raises DatasetError where it is unfit."""
     first = min(sequence.annotations)
     path = sequence.annotations[first]
-    labels, size = read_labels(path), image_size(sequence.frames[first])
-    if labels.shape != size:
-        raise DatasetError(
-            f"{path} is {labels.shape[0]}x{labels.shape[1]} (height x width), but its frame is "
-            f"{size[0]}x{size[1]}: give annotations in the size of the frames"
-        )
+    labels = read_labels(path)
+    check_annotation_size(path, sequence.frames[first])
     if not ((labels > 0) & (labels != VOID)).any():
         raise DatasetError(
             f"{path} holds no object, but it is the mask that is propagated: copy the annotations "
             f"of {sequence.name} again"
         )
-    return {first: labels}
+    return {first: path}
 
 
 def score_davis(
@@ -160,7 +141,6 @@ def score_davis(
     resolution: str = "480p",
     sequences: Sequence[str] | None = None,
     workers: int | None = None,
-    on_sequence: Callable[[str], None] = lambda name: None,
 ) -> "DavisScores":
     """J and F of every object of a split, equal to those of the official evaluation.
 
@@ -182,7 +162,6 @@ def score_davis(
         resolution: name of the folder between Annotations and the sequences.
         sequences: the sequences of the list to score; all where None.
         workers: see `ino.tasks.scoring.score_sequences`.
-        on_sequence: called with the name of each sequence once it is scored, in order.
 
     Raises:
         ConfigError: the year is another, or `workers` is below 1.
@@ -195,55 +174,26 @@ def score_davis(
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     if not found:
         raise DatasetError(f"no sequence of {root} is chosen: name at least one")
-    _check_complete(found, predictions)
     frames = [_frames_to_score(one, predictions, one_object=year == 2016) for one in found]
-    objects: list[ObjectScore] = []
-    with closing(score_sequences(frames, workers=workers)) as results:
-        for sequence, scores in zip(found, results, strict=True):
-            objects += [
-                ObjectScore(sequence.name, number, j=summarize(j), f=summarize(f))
-                for number, (j, f) in enumerate(zip(*scores, strict=True), start=1)
-            ]
-            on_sequence(sequence.name)
+    with closing(score_sequences(predictions, frames, workers=workers)) as results:
+        objects = [
+            ObjectScore(sequence.name, number, j=summarize(j), f=summarize(f))
+            for sequence, scores in zip(found, results, strict=True)
+            for number, (j, f) in enumerate(zip(*scores, strict=True), start=1)
+        ]
     return DavisScores(objects=tuple(objects))
-
-
-def _scored(sequence: VideoSequence) -> list[Path]:
-    """The annotations that are scored."""
-    return list(sequence.annotations.values())[1:-1]
-
-
-def _check_complete(sequences: Sequence[VideoSequence], predictions: Path) -> None:
-    """Everything that can be told without opening an image, before anything is scored."""
-    if not predictions.is_dir():
-        raise MaskError(f"{predictions} is not a folder: give the folder of the predicted masks")
-    absent = [one.name for one in sequences if not (predictions / one.name).is_dir()]
-    if absent:
-        raise MaskError(
-            f"{predictions} has no folder for {len(absent)} of {len(sequences)} sequences, the "
-            f"first of them {absent[0]}: it must hold one folder of PNG files per sequence; choose "
-            "those that it has with --sequences"
-        )
-    for sequence in sequences:
-        scored = _scored(sequence)
-        if not scored:
-            raise DatasetError(
-                f"{sequence.name} has {len(sequence.annotations)} annotated frames, but at least 3 "
-                "are needed, for the first and the last one are left out of the scores"
-            )
-        folder = predictions / sequence.name
-        missing = [truth.name for truth in scored if not (folder / truth.name).is_file()]
-        if missing:
-            raise MaskError(
-                f"{sequence.name} lacks the predictions of {len(missing)} of {len(scored)} frames, "
-                f"the first of them {folder / missing[0]}: predict every frame"
-            )
 
 
 def _frames_to_score(
     sequence: VideoSequence, predictions: Path, *, one_object: bool
 ) -> FramesToScore:
     """The scored frames; reads the first annotation, whose objects are those of the sequence."""
+    scored = list(sequence.annotations.values())[1:-1]
+    if not scored:
+        raise DatasetError(
+            f"{sequence.name} has {len(sequence.annotations)} annotated frames, but at least 3 are "
+            "needed, for the first and the last one are left out of the scores"
+        )
     first = sequence.annotations[0]
     raw = read_raw_labels(first)
     truth = resolve_void(raw)
@@ -253,7 +203,7 @@ def _frames_to_score(
     folder = predictions / sequence.name
     return FramesToScore(
         sequence.name,
-        pairs=tuple((path, folder / path.name) for path in _scored(sequence)),
+        pairs=tuple((path, folder / path.name) for path in scored),
         objects=(1,) if one_object else tuple(range(1, num_objects + 1)),
         # The first annotation tells for all what 255 means: a later one may be all void.
         is_binary=truth is not raw,
@@ -368,20 +318,12 @@ def read_davis_scores(path: Path) -> DavisScores:
         OutputError: the file is missing, broken, or holds the scores of another data set.
     """
     try:
-        objects = json.loads(path.read_text(encoding="utf-8"))["objects"]
-        return DavisScores(
-            tuple(
-                ObjectScore(
-                    one["sequence"], one["object_id"], j=Summary(**one["j"]), f=Summary(**one["f"])
-                )
-                for one in objects
-            )
-        )
+        return TypeAdapter(DavisScores).validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise OutputError(
             f"{path} does not exist: give the folder of an evaluation on DAVIS that is done"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except ValidationError as error:
         raise OutputError(
             f"{path} does not hold scores on DAVIS: give the folder of such an evaluation"
         ) from error

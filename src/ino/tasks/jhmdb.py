@@ -5,12 +5,12 @@ Joints become maps of feature positions, one channel each, and maps become joint
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ino.metrics import PckRule, correct_fraction, joint_errors
 from ino.system import atomic_path
 from ino.tables import percent, print_table, write_json
 from ino.tasks.label_tracker import LabelTracker
-from ino.tasks.results import OnFrame, propagate_unfinished, result_folder, settings_text
+from ino.tasks.results import OnFrame, RunOptions, propagated
 
 JOINT_NAMES = (
     *("neck", "belly", "face", "right shoulder", "left shoulder", "right hip", "left hip"),
@@ -63,10 +63,7 @@ def evaluate_jhmdb(
     split: int = 1,
     maps: JointMaps | None = None,
     rule: PckRule | None = None,
-    settings: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_frame: OnFrame = lambda: None,
+    **options: Unpack[RunOptions],
 ) -> "PoseScores":
     """Propagates the first joints of each test video and scores the result.
 
@@ -80,38 +77,32 @@ def evaluate_jhmdb(
         split: 1, 2 or 3.
         maps: how joints become maps and maps become joints.
         rule: what counts.
-        settings: stored beside the protocol, such as the name of the weights.
-        resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that is not empty, and start over.
-        on_frame: called after each frame.
+        options: see `ino.tasks.results.RunOptions`.
 
     Raises:
         DatasetError: the data set is not as its layout says.
         VideoError: a frame is broken or of another size than the first of its video.
-        ConfigError: `resume` and `overwrite` are both given.
-        OutputError: the folder holds something and neither is on, it was made with other settings,
-            another process has it, or it cannot be written.
+        ConfigError: see `ino.tasks.results.propagated`.
+        OutputError: the same.
     """
     maps, rule = maps or JointMaps(), rule or PckRule()
     videos = read_jhmdb(root, split=split)
     for video in videos:
         annotated_joints(video)  # a broken file is told before hours of work
-    choices = {
-        "joint_maps": dataclasses.asdict(maps),
-        "pck": dataclasses.asdict(rule),
-        "input_size": tracker.input_size,
-    }
-    text = settings_text(tracker.protocol, {**(settings or {}), **choices})
-    with result_folder(
-        out, text, command="ino evaluate jhmdb", resume=resume, overwrite=overwrite
-    ) as predictions:
-        propagate_unfinished(
-            videos,
-            predictions,
-            propagate=partial(propagate_joints, tracker=tracker, maps=maps, on_frame=on_frame),
-            is_whole=joints_are_whole,
-            on_frame=on_frame,
-        )
+    with propagated(
+        videos,
+        out=out,
+        task="jhmdb",
+        protocol=tracker.protocol,
+        choices={
+            "joint_maps": dataclasses.asdict(maps),
+            "pck": dataclasses.asdict(rule),
+            "input_size": tracker.input_size,
+        },
+        propagate=partial(propagate_joints, tracker=tracker, maps=maps),
+        is_whole=joints_are_whole,
+        **options,
+    ) as (predictions, _):
         scores = score_jhmdb(predictions, videos, rule=rule)
         scores.write(out)
     return scores

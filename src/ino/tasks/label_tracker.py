@@ -6,47 +6,57 @@ squares, as the papers on JHMDB and VIP do.
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ino.data.images import image_size, read_image
 from ino.data.video import in_background
 from ino.errors import ConfigError
-from ino.models.backbone import choose_device, computes_in_bf16
+from ino.models.backbone import computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol
 
 
-@dataclass(frozen=True)
 class LabelTracker:
-    """Propagates labels through videos under one protocol, as `Tracker` does masks of objects.
+    """Propagates labels through videos under one protocol, as `Tracker` does masks of objects."""
 
-    Attributes:
-        backbone: for instance from `ino.models.load.load_backbone`.
-        protocol: decides the context, the window, top-k and, without an input size, the input.
-        device: where everything is computed.
-        precision: of the network, as for `Tracker`.
-        input_size: frames are resized to squares with this side, in pixels; None for the size that
-            the protocol gives.
-    """
+    def __init__(
+        self,
+        backbone: FeatureBackbone,
+        protocol: Protocol,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        input_size: int | None = None,
+    ) -> None:
+        """Creates a tracker; moves the backbone to `device` and puts it into evaluation mode.
 
-    backbone: FeatureBackbone
-    protocol: Protocol
-    device: torch.device | str = "cpu"
-    precision: Precision = "fp32"
-    input_size: int | None = None
+        Args:
+            backbone: for instance from `ino.models.load.load_backbone`.
+            protocol: decides the context, the window, top-k and, without an input size, the input.
+            device: where everything is computed.
+            precision: of the network, as for `Tracker`.
+            input_size: frames are resized to squares with this side, in pixels; None for the size
+                that the protocol gives.
 
-    def __post_init__(self) -> None:
-        if self.input_size is not None and self.input_size < 1:
-            raise ConfigError(f"the input size is {self.input_size}; it must be 1 pixel or more")
-        choose_device(str(self.device))
-        self._extractor()  # what does not fit is told before work
+        Raises:
+            ConfigError: the input size is below 1, or see `Tracker`.
+        """
+        self.backbone, self.protocol, self.input_size = backbone, protocol, input_size
+        if input_size is not None:
+            if input_size < 1:
+                raise ConfigError(f"the input size is {input_size}; it must be 1 pixel or more")
+            size = {"short_side": None, "size_multiple": None, "rounding": "none"}
+            protocol = protocol.model_copy(update=size | {"fixed_sizes": ()})
+        self._extractor = FeatureExtractor(
+            backbone, protocol=protocol, device=device, precision=precision
+        )
+        self.device = self._extractor.device
 
     def track(
         self,
@@ -62,29 +72,15 @@ class LabelTracker:
 
         Raises:
             VideoError: a frame is broken, too small, or of another size than the first.
-            ConfigError: the backbone does not fit the protocol.
         """
-        if isinstance(self.backbone, nn.Module):
-            self.backbone.to(self.device).eval()
-        extractor = self._extractor()
-        screening = computes_in_bf16(torch.device(self.device))
-        propagator = Propagator(self.protocol, screening=screening)
+        propagator = Propagator(self.protocol, screening=computes_in_bf16(self.device))
         size = image_size(frames[0])
         with closing(in_background(read_image(path, size=size) for path in frames)) as images:
             for number, frame in enumerate(images):
                 if self.input_size is not None:
                     square = (self.input_size, self.input_size)
                     frame = cv2.resize(frame, square, interpolation=cv2.INTER_LINEAR)
-                features = extractor(frame)
+                features = self._extractor(frame)
                 check_finite(features, str(frames[number]))
                 grid = (features.shape[0], features.shape[1])
                 yield propagator.step(features, first(grid) if number == 0 else None)
-
-    def _extractor(self) -> FeatureExtractor:
-        protocol = self.protocol
-        if self.input_size is not None:
-            size = {"short_side": None, "size_multiple": None, "rounding": "none"}
-            protocol = protocol.model_copy(update=size | {"fixed_sizes": ()})
-        return FeatureExtractor(
-            self.backbone, protocol=protocol, device=self.device, precision=self.precision
-        )

@@ -7,21 +7,31 @@ videos, and `scores.json` the scores. Each task defines its own predictions and 
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+import logging
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
 
 from ino import __version__
 from ino.data.davis import VideoSequence
 from ino.data.images import image_size, read_image
 from ino.data.jhmdb import PoseVideo
+from ino.data.label_maps import is_whole_png, read_labels, write_labels
 from ino.data.video import in_background
 from ino.data.ytvos import YtvosVideo
-from ino.errors import ConfigError, OutputError
+from ino.errors import ConfigError, DatasetError, OutputError
 from ino.models.backbone import split_weights
 from ino.models.load import bundled_folder
 from ino.models.weights import exported_weights, find_checkpoint, is_exported
@@ -32,6 +42,7 @@ from ino.system import folder_lock, new_folder, remove_leftovers, write_text
 OnFrame = Callable[[], None]
 """Called after each frame."""
 
+_LOG = logging.getLogger("ino")
 _FINISHED = "finished.txt"
 _MISSING = object()
 
@@ -93,20 +104,55 @@ def fingerprint(weights: str) -> dict[str, str]:
     return {"checkpoint": str(path), "sha256": digest}
 
 
-@contextmanager
-def result_folder(
-    out: Path, settings: str, *, command: str, resume: bool, overwrite: bool
-) -> Iterator[Path]:
-    """Context with the folder `out`/predictions, prepared by `open_folder` and locked.
+class RunOptions(TypedDict, total=False):
+    """How the results of an evaluation are kept and its progress is shown.
 
-    While it is open, no other command of ino can use `out`.
+    Attributes:
+        settings: stored beside the protocol and the data set, such as the name of the weights.
+        resume: keep what is in the folder, if it was made with the same settings.
+        overwrite: accept a folder that is not empty, and start over.
+        on_start: called with the number of frames once the folder is ready.
+        on_frame: called after each frame, those of skipped videos too.
+    """
+
+    settings: Mapping[str, Any]
+    resume: bool
+    overwrite: bool
+    on_start: Callable[[int], None]
+    on_frame: OnFrame
+
+
+@contextmanager
+def propagated(
+    videos: Sequence[Video],
+    *,
+    out: Path,
+    task: str,
+    protocol: Protocol,
+    choices: Mapping[str, Any],
+    propagate: Callable[..., None],
+    is_whole: Callable[[Video, Path], bool],
+    warning: str = "",
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_start: Callable[[int], None] = lambda num_frames: None,
+    on_frame: OnFrame = lambda: None,
+) -> Iterator[tuple[Path, int]]:
+    """Context with the folder `out`/predictions, in which all videos are propagated, and the number
+    of videos that were finished before. While it is open, no other command of ino can use `out`.
+
+    A run that was killed can be resumed. See `RunOptions` for the options that are not listed.
 
     Args:
-        out: see `open_folder`.
-        settings: see `open_folder`.
-        command: name of this command, for the message of another one that finds the lock.
-        resume: see `open_folder`.
-        overwrite: see `open_folder`.
+        videos: of a data set.
+        out: folder of the results.
+        task: the command of `ino evaluate`.
+        protocol: of the propagation.
+        choices: what else decides the results.
+        propagate: writes the files of one video: called with it, the folder and `on_frame`.
+        is_whole: whether all these files exist and are intact.
+        warning: logged before the first video.
 
     Raises:
         ConfigError: `resume` and `overwrite` are both given.
@@ -114,11 +160,22 @@ def result_folder(
     """
     if resume and overwrite:
         raise ConfigError("--resume keeps what is in the folder and --overwrite does not: give one")
-    with folder_lock(out, command=command):
-        open_folder(out, settings, resume=resume, overwrite=overwrite)
+    text = settings_text(protocol, {**(settings or {}), **choices})
+    with folder_lock(out, command=f"ino evaluate {task}"):
+        open_folder(out, text, resume=resume, overwrite=overwrite)
         predictions = out / "predictions"
         predictions.mkdir(exist_ok=True)
-        yield predictions
+        if warning:
+            _LOG.warning("%s", warning)
+        on_start(sum(len(video.frames) for video in videos))
+        num_skipped = propagate_unfinished(
+            videos,
+            predictions,
+            propagate=partial(propagate, on_frame=on_frame),
+            is_whole=is_whole,
+            on_frame=on_frame,
+        )
+        yield predictions, num_skipped
 
 
 def open_folder(out: Path, settings: str, *, resume: bool, overwrite: bool) -> None:
@@ -253,28 +310,58 @@ def read_means(path: Path) -> dict[str, float] | None:
 
 
 def propagate_masks(
-    frames: Sequence[Path], masks: Mapping[int, np.ndarray], *, tracker: Tracker
-) -> Generator[tuple[Path, UInt8[np.ndarray, "height width"]]]:
-    """Each frame with its label map, in order; a few are read and propagated ahead in threads.
+    frames: Sequence[Path],
+    annotations: Mapping[int, Path],
+    folder: Path,
+    *,
+    tracker: Tracker,
+    wanted: Collection[str],
+    on_frame: OnFrame,
+) -> None:
+    """Propagates annotations through a video, into `folder`/FRAME.png for the frames `wanted`.
 
-    Close the result to end the threads at once.
+    Frames are read, propagated and written in a thread each, at most a few of them ahead.
 
     Args:
         frames: images of one size.
-        masks: label maps by the number of their frame, see `Tracker.track`.
+        annotations: label maps by the number of their frame, see `Tracker.track`.
+        folder: created if missing.
         tracker: propagates the masks.
+        wanted: names of the frames whose masks are written.
+        on_frame: called after each frame.
 
     Raises:
         VideoError: a frame is broken or of another size than the first.
-        MaskError: see `Tracker.track`.
+        MaskError: an annotation is broken, or see `Tracker.track`.
     """
-    with closing(in_background(_labels(frames, masks, tracker))) as results:
-        yield from zip(frames, results, strict=True)
+    masks = {number: read_labels(path) for number, path in annotations.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(in_background(_track(frames, masks, tracker))) as results:
+        for path, labels in zip(frames, results, strict=True):
+            if path.stem in wanted:
+                write_labels(folder / f"{path.stem}.png", labels)
+            on_frame()
 
 
-def _labels(
+def _track(
     frames: Sequence[Path], masks: Mapping[int, np.ndarray], tracker: Tracker
 ) -> Generator[np.ndarray]:
     size = image_size(frames[0])
     with closing(in_background(read_image(path, size=size) for path in frames)) as images:
         yield from tracker.track(images, masks, num_frames=len(frames))
+
+
+def masks_are_whole(folder: Path, frames: Iterable[str], *, size: tuple[int, int]) -> bool:
+    """Whether the masks of the named frames exist and are intact PNG files of that size."""
+    return all(is_whole_png(folder / f"{frame}.png", size=size) for frame in frames)
+
+
+def check_annotation_size(annotation: Path, frame: Path) -> None:
+    """Raises DatasetError where an annotation is of another size than its frame; only the headers
+    of the files are read."""
+    found, expected = image_size(annotation), image_size(frame)
+    if found != expected:
+        raise DatasetError(
+            f"{annotation} is {found[0]}x{found[1]} (height x width), but its frame is "
+            f"{expected[0]}x{expected[1]}: give annotations in the size of the frames"
+        )

@@ -53,11 +53,12 @@ class FramesToScore:
 
 
 def score_sequences(
-    sequences: Sequence[FramesToScore], *, workers: int | None = None
+    predictions: Path, sequences: Sequence[FramesToScore], *, workers: int | None = None
 ) -> Generator[Float[np.ndarray, "2 objects frames"]]:
     """J and F of each sequence, in order; row i holds object i + 1.
 
     Args:
+        predictions: folder with one folder per sequence.
         sequences: each with at least one frame.
         workers: processes that share the frames, each with one frame in memory; 1 works in this
             process. Where None, one per core, but fewer for few frames. The result is the same for
@@ -73,6 +74,7 @@ def score_sequences(
         workers = min(available_cores(), 1 + num_frames // _FRAMES_PER_WORKER)
     if workers < 1:
         raise ConfigError(f"workers is at least 1, but it is {workers}")
+    _check_complete(predictions, sequences)
     portions = [
         replace(one, pairs=one.pairs[start : start + _FRAMES_PER_TASK])
         for one in sequences
@@ -82,6 +84,25 @@ def score_sequences(
         for one in sequences:
             parts = islice(results, math.ceil(len(one.pairs) / _FRAMES_PER_TASK))
             yield np.concatenate(list(parts), axis=-1)
+
+
+def _check_complete(predictions: Path, sequences: Sequence[FramesToScore]) -> None:
+    """What can be told without opening an image, before anything is scored."""
+    if not predictions.is_dir():
+        raise MaskError(f"{predictions} is not a folder: give the folder of the predicted masks")
+    absent = [one.sequence for one in sequences if not (predictions / one.sequence).is_dir()]
+    if absent:
+        raise MaskError(
+            f"{predictions} has no folder for {len(absent)} of {len(sequences)} sequences, the "
+            f"first of them {absent[0]}: it must hold one folder of PNG files per sequence; choose "
+            "those that it has with --sequences"
+        )
+    for one in sequences:
+        if missing := [path for _, path in one.pairs if not path.is_file()]:
+            raise MaskError(
+                f"{one.sequence} lacks the predictions of {len(missing)} of {len(one.pairs)} "
+                f"frames, the first of them {missing[0]}: predict every annotated frame"
+            )
 
 
 def map_in_processes(
@@ -124,18 +145,28 @@ def map_in_processes(
         pool.shutdown(kill_workers=True)
 
 
+def read_pair(predicted: Path, annotated: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The label maps of a prediction and of its annotation, as stored.
+
+    Raises:
+        MaskError: a file is missing or broken, or they are of two sizes.
+    """
+    prediction, truth = read_raw_labels(predicted), read_raw_labels(annotated)
+    if prediction.shape != truth.shape:
+        raise MaskError(
+            f"{predicted} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "
+            f"annotation {annotated} is {truth.shape[0]}x{truth.shape[1]}: write predictions in "
+            "the size of the annotation"
+        )
+    return prediction, truth
+
+
 def _score_frames(frames: FramesToScore) -> Float[np.ndarray, "2 objects frames"]:
     """One frame in memory at a time."""
     num_objects = max(frames.objects)
     scores = np.empty((2, num_objects, len(frames.pairs)))
     for number, (annotated, predicted) in enumerate(frames.pairs):
-        truth, prediction = read_raw_labels(annotated), read_raw_labels(predicted)
-        if prediction.shape != truth.shape:
-            raise MaskError(
-                f"{predicted} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but "
-                f"the annotation is {truth.shape[0]}x{truth.shape[1]}: write predictions in the "
-                "size of the annotation"
-            )
+        prediction, truth = read_pair(predicted, annotated)
         if frames.is_binary:
             truth = resolve_void(truth)
         if frames.one_object:

@@ -9,7 +9,7 @@ import io
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from PIL import Image
 
 from ino.data.images import image_size
 from ino.data.label_maps import davis_palette
-from ino.data.ytvos import YtvosSplit, YtvosVideo, read_ytvos_split
+from ino.data.ytvos import YtvosSplit, YtvosVideo
 from ino.errors import MaskError, OutputError
 from ino.system import atomic_path, available_cores
 
@@ -51,8 +51,8 @@ _Files = Mapping[str, Callable[[], bytes]]
 """How to read each file, by its name."""
 
 
-def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path) -> int:
-    """Writes `Annotations/<video>/<frame>.png` for every frame that is asked for, and counts them.
+def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path) -> None:
+    """Writes `Annotations/<video>/<frame>.png` for every frame that is asked for.
 
     The same masks always give the same bytes: order and dates are fixed, and PNG files are stored
     as they are, for they are compressed already. Files that are not asked for stay out.
@@ -65,7 +65,6 @@ def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path)
     Raises:
         OutputError: a mask is missing or the file cannot be written.
     """
-    count = 0
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as packed:
         for video in videos:
             for frame in video.submitted:
@@ -75,8 +74,6 @@ def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path)
                 entry = zipfile.ZipInfo(f"{TOP}/{video.name}/{frame}.png", date_time=_DATE)
                 entry.external_attr = 0o644 << 16
                 packed.writestr(entry, mask.read_bytes())
-                count += 1
-    return count
 
 
 @dataclass(frozen=True)
@@ -125,40 +122,25 @@ class SubmissionReport:
 
 def check_submission(
     predictions: Path,
-    root: Path,
+    split: YtvosSplit,
     *,
-    split: str = "valid",
-    videos: Sequence[str] | None = None,
-    on_video: Callable[[str], None] = lambda name: None,
+    on_video: Callable[[], None] = lambda: None,
 ) -> SubmissionReport:
     """What is wrong with a submission, a zip file or a folder of predictions, for a split.
 
-    Every mask that is needed must be there and nothing else; a mask is an indexed PNG of the size
-    of the annotation, with its palette or the one of DAVIS, and holds only objects of its video. An
-    object before it enters is a warning: the server scores it only after that.
+    Every mask that is needed must be there and, if the split is whole, nothing else; a mask is an
+    indexed PNG of the size of the annotation, with its palette or the one of DAVIS, and holds only
+    objects of its video. An object before it enters is a warning: the server scores it only after
+    that.
 
     Args:
         predictions: zip file, or folder with one folder per video, or with these in `Annotations`.
-        root: the data set (see `ino.data.ytvos.read_ytvos_split`).
-        split: name of its folder.
-        videos: the ones to check, whatever else there is; where None, all and no others.
-        on_video: called with the name of each video once it is checked, in order.
+        split: see `ino.data.ytvos.read_ytvos_split`.
+        on_video: called after each video.
 
     Raises:
-        DatasetError: the split is incomplete.
         MaskError: there is no such file or folder, or the file is not a zip file.
     """
-    found = read_ytvos_split(root, split=split, videos=videos)
-    return check_masks(predictions, found, on_video=on_video)
-
-
-def check_masks(
-    predictions: Path,
-    split: YtvosSplit,
-    *,
-    on_video: Callable[[str], None] = lambda name: None,
-) -> SubmissionReport:
-    """As `check_submission`, for a split that was read already."""
     report = SubmissionReport()
     if predictions.is_dir():
         _check_files(_folder_files(predictions), split, report, on_video)
@@ -219,7 +201,7 @@ def _packed_files(
 
 
 def _check_files(
-    files: _Files, split: YtvosSplit, report: SubmissionReport, on_video: Callable[[str], None]
+    files: _Files, split: YtvosSplit, report: SubmissionReport, on_video: Callable[[], None]
 ) -> None:
     by_video: dict[str, dict[str, Callable[[], bytes]]] = {}
     for path, read in files.items():
@@ -234,14 +216,12 @@ def _check_files(
         report.faults.append(Finding("no such video", sentence, len(by_video[folder])))
     given = [by_video.get(video.name, {}) for video in split.videos]
     with ThreadPoolExecutor(min(available_cores(), _MAX_WORKERS)) as pool:
-        for video, found in zip(
-            split.videos, pool.map(_check_video, split.videos, given), strict=True
-        ):
+        for found in pool.map(_check_video, split.videos, given):
             report.num_videos += found.num_videos
             report.num_masks += found.num_masks
             report.faults += found.faults
             report.warnings += found.warnings
-            on_video(video.name)
+            on_video()
 
 
 def _check_video(video: YtvosVideo, files: _Files) -> SubmissionReport:

@@ -5,12 +5,12 @@ all frames, the first ones included, and the mean over the classes that occur.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from rich.console import Console
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from ino.data.davis import VideoSequence
 from ino.data.images import image_size
-from ino.data.label_maps import is_whole_png, read_raw_labels, write_labels
+from ino.data.label_maps import BACKGROUND, read_raw_labels, write_labels
 from ino.data.vip import PARTS, read_vip
 from ino.errors import DatasetError, MaskError
 from ino.metrics import Confusion, class_iou, count_labels
 from ino.propagate.features import layer_stride
 from ino.propagate.labels import harden_labels, soften_labels
 from ino.tables import percent, print_table, write_json
+from ino.tasks.davis import sequence_is_whole
 from ino.tasks.label_tracker import LabelTracker
-from ino.tasks.results import OnFrame, propagate_unfinished, result_folder, settings_text
-
-BACKGROUND = 0
+from ino.tasks.results import OnFrame, RunOptions, check_annotation_size, propagated
+from ino.tasks.scoring import read_pair
 
 
 def evaluate_vip(
@@ -38,10 +38,7 @@ def evaluate_vip(
     tracker: LabelTracker,
     split: str = "val",
     first_frame: bool = True,
-    settings: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_frame: OnFrame = lambda: None,
+    **options: Unpack[RunOptions],
 ) -> "PartScores":
     """Propagates the first part labels of each video of a split and scores the result.
 
@@ -53,34 +50,30 @@ def evaluate_vip(
         tracker: propagates the labels; papers take an input size of 560.
         split: name of the list.
         first_frame: score the frame that was given too, as the released codes do.
-        settings: stored beside the protocol, such as the name of the weights.
-        resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that is not empty, and start over.
-        on_frame: called after each frame.
+        options: see `ino.tasks.results.RunOptions`.
 
     Raises:
         DatasetError: the data set is not as its layout says, or an annotation is of another size
             than its frame.
         MaskError: an annotation is broken.
         VideoError: a frame is broken or of another size than the first of its video.
-        ConfigError: `resume` and `overwrite` are both given.
-        OutputError: the folder holds something and neither is on, it was made with other settings,
-            another process has it, or it cannot be written.
+        ConfigError: see `ino.tasks.results.propagated`.
+        OutputError: the same.
     """
     videos = read_vip(root, split=split)
-    _check_sizes(videos)
-    choices = {"input_size": tracker.input_size, "first_frame": first_frame}
-    text = settings_text(tracker.protocol, {**(settings or {}), **choices})
-    with result_folder(
-        out, text, command="ino evaluate vip", resume=resume, overwrite=overwrite
-    ) as predictions:
-        propagate_unfinished(
-            videos,
-            predictions,
-            propagate=partial(propagate_parts, tracker=tracker, on_frame=on_frame),
-            is_whole=parts_are_whole,
-            on_frame=on_frame,
-        )
+    for video in videos:  # before anything is propagated
+        for frame, path in video.annotations.items():
+            check_annotation_size(path, video.frames[frame])
+    with propagated(
+        videos,
+        out=out,
+        task="vip",
+        protocol=tracker.protocol,
+        choices={"input_size": tracker.input_size, "first_frame": first_frame},
+        propagate=partial(propagate_parts, tracker=tracker),
+        is_whole=parts_are_whole,
+        **options,
+    ) as (predictions, _):
         scores = score_vip(predictions, videos, first_frame=first_frame)
         scores.write(out)
     return scores
@@ -124,22 +117,8 @@ def propagate_parts(
             on_frame()
 
 
-def parts_are_whole(video: VideoSequence, predictions: Path) -> bool:
-    """Whether the label maps of all frames exist and are intact PNG files."""
-    size, folder = image_size(video.frames[0]), predictions / video.name
-    return all(is_whole_png(folder / f"{frame.stem}.png", size=size) for frame in video.frames)
-
-
-def _check_sizes(videos: Sequence[VideoSequence]) -> None:
-    """Before anything is propagated; only the headers of files are read."""
-    for video in videos:
-        for frame, path in video.annotations.items():
-            found, expected = image_size(path), image_size(video.frames[frame])
-            if found != expected:
-                raise DatasetError(
-                    f"{path} is {found[0]}x{found[1]} (height x width), but its frame is "
-                    f"{expected[0]}x{expected[1]}: give annotations in the size of the frames"
-                )
+parts_are_whole = sequence_is_whole
+"""Whether the label maps of all frames exist and are intact PNG files."""
 
 
 def score_vip(
@@ -180,12 +159,7 @@ def score_vip(
 
 
 def _count_file(predicted: Path, annotated: Path) -> Confusion:
-    truth, prediction = read_raw_labels(annotated), read_raw_labels(predicted)
-    if prediction.shape != truth.shape:
-        raise MaskError(
-            f"{predicted} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "
-            f"annotation {annotated} is {truth.shape[0]}x{truth.shape[1]}: give both in one size"
-        )
+    prediction, truth = read_pair(predicted, annotated)
     if (highest := int(prediction.max())) >= len(PARTS):
         raise MaskError(
             f"{predicted} holds the label {highest}, but the labels are 0 to {len(PARTS) - 1}: "

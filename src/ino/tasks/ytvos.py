@@ -9,27 +9,20 @@ is the mean of the four. The split must hold annotations of later frames, as `tr
 videos do; those of `valid` are known to its server only.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
 from ino.data.images import image_size
-from ino.data.label_maps import (
-    is_whole_png,
-    read_labels,
-    read_raw_labels,
-    resolve_void,
-    write_labels,
-)
+from ino.data.label_maps import read_raw_labels, resolve_void
 from ino.data.ytvos import SeenCategories, YtvosSplit, YtvosVideo, read_ytvos_split, seen_categories
 from ino.errors import DatasetError, MaskError
 from ino.propagate.protocols import Protocol
@@ -37,15 +30,14 @@ from ino.propagate.tracker import Tracker
 from ino.tables import fraction, percent, print_table, write_csv, write_json
 from ino.tasks.results import (
     OnFrame,
+    RunOptions,
+    check_annotation_size,
+    masks_are_whole,
     propagate_masks,
-    propagate_unfinished,
-    result_folder,
-    settings_text,
+    propagated,
 )
 from ino.tasks.scoring import FramesToScore, score_sequences
-from ino.tasks.submission import SubmissionReport, check_masks, pack_submission
-
-_LOG = logging.getLogger("ino")
+from ino.tasks.submission import SubmissionReport, check_submission, pack_submission
 
 
 @dataclass(frozen=True)
@@ -75,38 +67,7 @@ def evaluate_ytvos(
     split: str = "valid",
     videos: Sequence[str] | None = None,
     seen: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_frame: OnFrame = lambda: None,
-) -> YtvosResult:
-    """Propagates the given masks of a split, packs, checks and scores the result.
-
-    Reads the split of that name in `root`, all of its videos or those that are named (see
-    `ino.data.ytvos.read_ytvos_split`); all else as `evaluate_split`.
-    """
-    return evaluate_split(
-        read_ytvos_split(root, split=split, videos=videos),
-        out=out,
-        tracker=tracker,
-        seen=seen,
-        settings=settings,
-        resume=resume,
-        overwrite=overwrite,
-        on_frame=on_frame,
-    )
-
-
-def evaluate_split(
-    split: YtvosSplit,
-    *,
-    out: Path,
-    tracker: Tracker,
-    seen: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_frame: OnFrame = lambda: None,
+    **options: Unpack[RunOptions],
 ) -> YtvosResult:
     """Propagates the given masks of a split, packs, checks and scores the result.
 
@@ -115,42 +76,40 @@ def evaluate_split(
     frames are annotated in which no object enters. A run that was killed can be resumed.
 
     Args:
-        split: whole, or some of its videos.
+        root: the data set.
         out: folder of the results.
         tracker: propagates the masks.
+        split: name of its folder.
+        videos: those of the split to do; all where None.
         seen: file that says which categories are seen (see `ino.data.ytvos`).
-        settings: stored beside the protocol, such as the name of the weights.
-        resume: keep what is in the folder, if it was made with the same settings.
-        overwrite: accept a folder that is not empty, and start over.
-        on_frame: called after each frame, those of skipped videos too.
+        options: see `ino.tasks.results.RunOptions`.
 
     Raises:
         DatasetError: the data set is not as its layout says.
-        ConfigError: `resume` and `overwrite` are both given.
-        OutputError: the folder holds something and neither is on, it was made with other settings,
-            another process has it, or it cannot be written.
+        ConfigError: see `ino.tasks.results.propagated`.
+        OutputError: the same.
         MaskError: the written masks are not a valid submission, as something has changed them.
     """
-    folders = {"split": str(split.folder), "frames": str(split.frames_folder)}
-    text = settings_text(tracker.protocol, {**(settings or {}), **folders})
-    with result_folder(
-        out, text, command="ino evaluate ytvos", resume=resume, overwrite=overwrite
-    ) as predictions:
-        if split.frames_folder == split.folder:
-            _LOG.warning(
-                "%s is not there: masks are propagated through the frames of %s alone",
-                split.folder.with_name(f"{split.name}_all_frames"),
-                split.folder,
-            )
-        num_skipped = propagate_unfinished(
-            split.videos,
-            predictions,
-            propagate=partial(propagate_video, tracker=tracker, on_frame=on_frame),
-            is_whole=video_is_whole,
-            on_frame=on_frame,
+    found = read_ytvos_split(root, split=split, videos=videos)
+    warning = ""
+    if found.frames_folder == found.folder:
+        whole = found.folder.with_name(f"{found.name}_all_frames")
+        warning = (
+            f"{whole} is not there: masks are propagated through the frames of {found.folder} alone"
         )
-        report, submission, scores = finish_split(split, out, protocol=tracker.protocol, seen=seen)
-    return YtvosResult(len(split.videos), num_skipped, report, submission, scores)
+    with propagated(
+        found.videos,
+        out=out,
+        task="ytvos",
+        protocol=tracker.protocol,
+        choices={"split": str(found.folder), "frames": str(found.frames_folder)},
+        propagate=partial(propagate_video, tracker=tracker),
+        is_whole=video_is_whole,
+        warning=warning,
+        **options,
+    ) as (_, num_skipped):
+        report, submission, scores = finish_split(found, out, protocol=tracker.protocol, seen=seen)
+    return YtvosResult(len(found.videos), num_skipped, report, submission, scores)
 
 
 def propagate_video(
@@ -167,40 +126,21 @@ def propagate_video(
         DatasetError: a mask is of another size than the frames.
         VideoError: a frame is broken or of another size than the first.
     """
-    masks = _given_masks(video)
-    folder = predictions / video.name
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {f"{frame}.png" for frame in video.submitted}
-    with closing(propagate_masks(video.frames, masks, tracker=tracker)) as results:
-        for path, labels in results:
-            if f"{path.stem}.png" in wanted:
-                write_labels(folder / f"{path.stem}.png", labels)
-            on_frame()
+    positions = {path.stem: position for position, path in enumerate(video.frames)}
+    given = {positions[frame]: video.annotations[frame] for frame in video.entries.values()}
+    for position, path in given.items():
+        check_annotation_size(path, video.frames[position])
+    folder, wanted = predictions / video.name, set(video.submitted)
+    propagate_masks(video.frames, given, folder, tracker=tracker, wanted=wanted, on_frame=on_frame)
     for stale in folder.glob("*.png"):
-        if stale.name not in wanted and not stale.name.startswith("."):
+        if stale.stem not in wanted and not stale.name.startswith("."):
             stale.unlink()  # of an earlier result that this one overwrites
 
 
 def video_is_whole(video: YtvosVideo, predictions: Path) -> bool:
     """Whether the masks of all submitted frames exist and are intact PNG files."""
-    size, folder = image_size(video.first_annotation), predictions / video.name
-    return all(is_whole_png(folder / f"{frame}.png", size=size) for frame in video.submitted)
-
-
-def _given_masks(video: YtvosVideo) -> dict[int, np.ndarray]:
-    """The masks that objects enter with, by the number of their frame."""
-    size = image_size(video.frames[0])
-    positions = {path.stem: position for position, path in enumerate(video.frames)}
-    masks = {}
-    for frame in sorted(set(video.entries.values()), key=positions.__getitem__):
-        given = video.annotations[frame]
-        if (found := image_size(given)) != size:
-            raise DatasetError(
-                f"{given} is {found[0]}x{found[1]} (height x width), but the frames of the video "
-                f"are {size[0]}x{size[1]}: copy both from the same release"
-            )
-        masks[positions[frame]] = read_labels(given)
-    return masks
+    size = image_size(video.first_annotation)
+    return masks_are_whole(predictions / video.name, video.submitted, size=size)
 
 
 def finish_split(
@@ -217,7 +157,7 @@ def finish_split(
         split: that was propagated.
         out: folder of the results, with `predictions`.
         protocol: of the propagation.
-        seen: as for `evaluate_split`.
+        seen: as for `evaluate_ytvos`.
         workers: see `ino.tasks.scoring.score_sequences`.
 
     Returns:
@@ -230,7 +170,7 @@ def finish_split(
     submission = out / "submission.zip" if split.is_whole else None
     if submission is not None:
         pack_submission(predictions, split.videos, submission)
-    report = check_masks(submission or predictions, split)
+    report = check_submission(submission or predictions, split)
     if report.num_faults:
         raise MaskError(
             f"{submission or predictions} cannot be handed in ({report.counts()}): "
@@ -238,69 +178,45 @@ def finish_split(
         )
     scores = None
     if any(video.has_truth for video in split.videos):
-        scores = score_split(predictions, split, seen=seen, workers=workers)
+        scores = score_ytvos(predictions, split, seen=seen, workers=workers)
         scores.write(out, split=split.name, protocol=protocol)
     return report, submission, scores
 
 
 def score_ytvos(
-    predictions: Path,
-    root: Path,
-    *,
-    split: str = "valid",
-    videos: Sequence[str] | None = None,
-    seen: Path | None = None,
-    workers: int | None = None,
-    on_video: Callable[[str], None] = lambda name: None,
+    predictions: Path, split: YtvosSplit, *, seen: Path | None = None, workers: int | None = None
 ) -> "YtvosScores":
     """J and F of every object of a split whose later frames are annotated.
 
     Args:
         predictions: folder with one folder per video, which holds an indexed PNG for each annotated
             frame; files beyond them are not read.
-        root: the data set (see `ino.data.ytvos.read_ytvos_split`).
-        split: name of its folder.
-        videos: the ones to score; all where None.
+        split: see `ino.data.ytvos.read_ytvos_split`.
         seen: file that says which categories are seen (see `ino.data.ytvos`).
         workers: see `ino.tasks.scoring.score_sequences`.
-        on_video: called with the name of each video once it is scored, in order.
 
     Raises:
         ConfigError: `workers` is below 1.
-        DatasetError: the split is incomplete, or no frame is annotated beyond those that objects
-            enter with.
+        DatasetError: no frame is annotated beyond those that objects enter with.
         MaskError: predictions are missing, broken, of another size than the annotation, or hold
             objects that the video does not have.
     """
-    found = read_ytvos_split(root, split=split, videos=videos)
-    return score_split(predictions, found, seen=seen, workers=workers, on_video=on_video)
-
-
-def score_split(
-    predictions: Path,
-    split: YtvosSplit,
-    *,
-    seen: Path | None = None,
-    workers: int | None = None,
-    on_video: Callable[[str], None] = lambda name: None,
-) -> "YtvosScores":
-    """As `score_ytvos`, for a split that was read already."""
     scored = [video for video in split.videos if video.has_truth]
     if not scored:
         raise DatasetError(
             f"{split.folder / 'Annotations'} holds only the frames that objects enter with, so "
             "nothing can be scored here: hand the masks in to the server of YouTube-VOS"
         )
-    _check_complete(scored, predictions)
     categories = seen_categories(
         split.folder.parent, videos=[video.name for video in scored], file=seen
     )
     frames = [_frames_to_score(video, predictions / video.name) for video in scored]
-    objects: list[YtvosObjectScore] = []
-    with closing(score_sequences(frames, workers=workers)) as results:
-        for video, scores in zip(scored, results, strict=True):
-            objects += _object_scores(video, scores, seen=categories)
-            on_video(video.name)
+    with closing(score_sequences(predictions, frames, workers=workers)) as results:
+        objects = [
+            one
+            for video, scores in zip(scored, results, strict=True)
+            for one in _object_scores(video, scores, seen=categories)
+        ]
     is_told = any(one.is_seen is not None for one in objects)
     return YtvosScores(tuple(objects), categories.source if categories and is_told else None)
 
@@ -309,18 +225,6 @@ def _scored_frames(video: YtvosVideo) -> list[str]:
     """The annotated frames after the first object's first one."""
     first = min(list(video.annotations).index(frame) for frame in video.entries.values())
     return list(video.annotations)[first + 1 :]
-
-
-def _check_complete(videos: Iterable[YtvosVideo], predictions: Path) -> None:
-    if not predictions.is_dir():
-        raise MaskError(f"{predictions} is not a folder: give the folder of the predicted masks")
-    for video in videos:
-        folder, frames = predictions / video.name, _scored_frames(video)
-        if missing := [frame for frame in frames if not (folder / f"{frame}.png").is_file()]:
-            raise MaskError(
-                f"{video.name} lacks the predictions of {len(missing)} of {len(frames)} frames, "
-                f"the first of them {folder / missing[0]}.png: predict every annotated frame"
-            )
 
 
 def _frames_to_score(video: YtvosVideo, folder: Path) -> FramesToScore:

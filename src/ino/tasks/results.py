@@ -7,7 +7,7 @@ videos, and `scores.json` the scores. Each task defines its own predictions and 
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,12 +190,12 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def propagate_unfinished(
-    videos: Sequence[Video],
+    videos: Iterable[Video],
     predictions: Path,
     *,
     propagate: Callable[[Video, Path], None],
     is_whole: Callable[[Video, Path], bool],
-    on_frame: OnFrame,
+    on_frame: OnFrame = lambda: None,
 ) -> int:
     """Propagates the videos that are not finished, and returns the number of skipped ones.
 

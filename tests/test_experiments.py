@@ -686,6 +686,8 @@ def of_row(**fields) -> dict:
         (of_row(set={"short_side": 64}), "short_side is given twice"),
         (of_row(set={"name": "x"}), "row a: .*name"),
         (of_row(data="davos"), "row a: data is 'davos'; choose one of davis, ytvos, jhmdb, vip"),
+        (of_row(data=["davis"]), r"row a: data is \['davis'\]; choose one of"),
+        (of_row(set=5) | {"defaults": {"set": {"topk": 3}}}, "row a: set must be keys and values"),
         (of_row(seeds="many"), r"row a: seeds\[0\] must be .*many"),
         (of_row(seeds=[1, 1], weights=NANO), "seeds are 1, 1; give each once"),
         (of_row(year=2018), "row a: year must be 2016 or 2017"),
@@ -759,6 +761,8 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, sweep, capsys):
     assert words in line("evaluate", "suite", file(), "--rows", "colour")
     assert "seeds[0] must be a whole number" in line("sweep", sweep(), "--seeds", "one")
     assert "the row g2g sets" in line("sweep", sweep(), "--loss.l2g", 1)
+    rows = {"a": {"train": 3}}
+    assert "row a: train must be keys" in line("sweep", sweep(rows=rows), "--loss.l2g", 1)
     broken = tmp_path / "broken.yaml"
     for text, words in (
         ("rows: {a: {weights: color}, a: {weights: color}}", "the key 'a' is there twice"),

@@ -81,10 +81,10 @@ def plan_experiment(
     trials: list[Trial] = []
     labels: list[str] = []
     plots = list(experiment.panels)
-    for of_file in experiment.rows:
+    for name in experiment.rows:
         try:
-            points = _points(of_file, experiment.read_row(of_file), experiment.grid)
-            if plot := _grid_plot(of_file, points, experiment.grid):
+            points = _points(name, experiment.read_row(name), experiment.grid)
+            if plot := _grid_plot(name, points, experiment.grid):
                 plots.append(plot)
             for label, row in points:
                 if label in labels:
@@ -98,7 +98,7 @@ def plan_experiment(
                         found = [_configured(trial, experiment, count) for trial in found]
                 trials += found
         except InoError as error:
-            raise type(error)(f"row {of_file}: {error}") from error
+            raise type(error)(f"row {name}: {error}") from error
     _check_labels(labels)
     for asked in [only or (), *(plot.points for plot in plots)]:
         if unknown := [label for label in asked if label not in labels]:
@@ -269,11 +269,10 @@ def _check_data_set(row: Row) -> None:
 def _configured(trial: Trial, experiment: Experiment, count: Callable[[DataConfig], int]) -> Trial:
     """The trial with the configuration of its run, whose videos are there."""
     values = experiment.train | (trial.row.train or {})
-    for name in values:
-        if name == "run.seed":
-            raise ConfigError("run.seed is no field of a row; list seeds under seeds")
-        if name in _OF_STEPS and experiment.steps is not None:
-            raise ConfigError(f"{name} follows from steps; leave one of them out")
+    if "run.seed" in values:
+        raise ConfigError("run.seed is no field of a row; list seeds under seeds")
+    if experiment.steps is not None and (set_too := [one for one in _OF_STEPS if one in values]):
+        raise ConfigError(f"{set_too[0]} follows from steps; leave one of them out")
     config = load_recipe(_base(experiment), values | {"run.seed": trial.seed})
     if experiment.steps is not None:
         config = with_steps(config, experiment.steps, count=count)

@@ -317,18 +317,17 @@ class Experiment(Model):
         """
         fields = dict(self.rows[label] or {})
         data = fields.pop("data", self.defaults.get("data", "davis"))
-        if data not in ROWS:
+        if (kind := ROWS.get(str(data))) is None:
             raise ConfigError(f"data is {data!r}; choose one of {', '.join(ROWS)}")
-        kind = ROWS[data]
         usable = set(kind.model_fields)
         if issubclass(kind, SquareRow) and {**self.defaults, **fields}.get("input_size") != 0:
             usable -= {"short_side"}
         has_weights = not fields.keys().isdisjoint(_WEIGHTS)
         defaults = _only(usable - _WEIGHTS if has_weights else usable, self.defaults)
-        if isinstance(fields.get("set"), dict):
-            fields["set"] = defaults.get("set", {}) | fields["set"]
+        if isinstance(defaults.get("set"), dict) and isinstance(fields.get("set"), dict):
+            fields["set"] = defaults["set"] | fields["set"]
         overrides = _only(usable if kind is DavisRow else usable - _OF_DAVIS, self.overrides)
-        root = {"root": str(self.roots[data])} if data in self.roots else {}
+        root = {"root": str(self.roots[kind.data])} if kind.data in self.roots else {}
         return checked(kind, _given(root | defaults | fields | overrides))
 
 
@@ -371,7 +370,8 @@ def read_experiment(
     train, grid = dict(experiment.train), dict(experiment.grid)
     for field, choices in (vary or {}).items():
         for label, row in experiment.rows.items():
-            if field in flatten((row or {}).get("train") or {}):
+            own = (row or {}).get("train")
+            if isinstance(own, dict) and field in flatten(own):
                 raise ConfigError(f"--{field} is what the row {label} sets; leave it out")
         train.pop(field, None)
         grid.pop(field, None)

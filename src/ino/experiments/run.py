@@ -128,7 +128,7 @@ def _take(trial: Trial, plan: Plan, device: str, workers: int | None) -> bool:
         if not is_free or trial.read_state().kind != "waiting":
             return False
         _do(trial, device, workers)
-    print(f"{trial.name}: {trial.read_state()}", file=sys.stderr, flush=True)
+    print(f"{trial.name}: {trial.read_state().words}", file=sys.stderr, flush=True)
     write_tables(plan)
     return True
 
@@ -204,7 +204,7 @@ def _share(plan: Plan, *, jobs: int, devices: Sequence[str]) -> None:
             for trial in list(untold):
                 state = trial.read_state()
                 if state.kind in ("done", "failed"):
-                    print(f"{trial.name}: {state}", file=sys.stderr, flush=True)
+                    print(f"{trial.name}: {state.words}", file=sys.stderr, flush=True)
                     untold.remove(trial)
     finally:
         started = [child for child in children if child.pid is not None]

@@ -35,7 +35,7 @@ def table_rows(plan: Plan) -> list[dict[str, Any]]:
     for label, group in itertools.groupby(plan.trials, key=lambda trial: trial.label):
         trials = list(group)
         row = trials[0].row
-        states = {trial.name: str(trial.read_state()) for trial in trials}
+        states = {trial.name: trial.read_state().words for trial in trials}
         for one in trials[0].evaluations:
             found = {trial.seed: trial.read_scores(one) for trial in trials}
             done = {seed: scores for seed, scores in found.items() if scores is not None}

@@ -106,9 +106,10 @@ class Trial:
 
     def read_state(self) -> "State":
         """How far it is."""
-        scores = [self.read_scores(one) for one in self.evaluations]
-        if None not in scores:
-            return State("done", self._shown([one for one in scores if one is not None]))
+        found = [self.read_scores(one) for one in self.evaluations]
+        scores = [one for one in found if one is not None]
+        if len(scores) == len(found):
+            return State("done", f"done, {self._shown(scores)}")
         if self.absent:
             return State("absent", self.absent)
         kind: Literal["waiting", "running"] = "waiting"
@@ -116,9 +117,9 @@ class Trial:
             with self.hold() as is_free:
                 if is_free:
                     text = self.error_file.read_text(encoding="utf-8", errors="replace")
-                    return State("failed", text.partition("\n")[0])
+                    return State("failed", "failed: " + text.partition("\n")[0])
             kind = "running"
-        parts = []
+        parts = [kind]
         if saved := list_checkpoints(self.folder) if self.weights is None else []:
             parts.append(f"saved at step {int(saved[-1].stem.split('_')[1])}")
         if num := sum(len(read_finished(self.folder / one.folder)) for one in self.evaluations):
@@ -146,11 +147,7 @@ class Trial:
 
 
 class State(NamedTuple):
-    """The progress of a trial, and details in a few words."""
+    """The progress of a trial, and the same with details, in a few words."""
 
     kind: Literal["waiting", "running", "done", "failed", "absent"]
-    detail: str
-
-    def __str__(self) -> str:
-        joint = ": " if self.kind == "failed" else ", "
-        return self.detail if self.kind == "absent" else joint.join(filter(None, self))
+    words: str

@@ -20,21 +20,17 @@ import yaml
 
 from command import refused, run
 from dense_layouts import write_official_list, write_part_video, write_pose_video
-from ino import experiments
 from ino.data.label_maps import read_labels
 from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import ConfigError
-from ino.experiments import (
-    FOLDER,
-    DavisRow,
-    choose_devices,
-    experiment_names,
-    plan_experiment,
-    read_experiment,
-)
+from ino.experiments import run as runner
+from ino.experiments.plan import plan_experiment
+from ino.experiments.rows import FOLDER, DavisRow, read_experiment
+from ino.experiments.run import choose_devices
 from ino.models.load import load_backbone
 from ino.models.weights import list_checkpoints
 from ino.propagate.tracker import Tracker
+from ino.schema import yaml_names
 from ino.tasks.davis import evaluate_davis
 from ino.tasks.results import sized_protocol
 from ino.train.config import load_recipe, resolve, to_dict
@@ -144,6 +140,10 @@ def performed(monkeypatch) -> list[str]:
 ROW = ["s0", "s1", "s2", "score"]
 
 
+def planned(experiment, **options):
+    return plan_experiment(experiment, out=Path("nothing/here"), **options)
+
+
 def table_of(out: Path) -> list[dict]:
     return json.loads((out / "table.json").read_text())["rows"]
 
@@ -211,7 +211,7 @@ def test_windows_cover_the_same_part_of_a_smaller_frame():
         changes = {"overrides": {"short_side": short_side}}
         experiment = read_experiment("table2", **changes)
         experiment.rows["row"] = {"weights": "color", **fields}
-        (trial,) = plan_experiment(experiment, only=["row"], is_list=True).chosen
+        (trial,) = planned(experiment, only=["row"], is_list=True).chosen
         return trial.evaluations[0]
 
     vfs = {"protocol": "vfs", "published_with": {"radius": 18}}
@@ -289,7 +289,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path, file, data, ca
             raise RuntimeError("no luck today")
         return load(weights, **options)
 
-    monkeypatch.setattr(experiments, "load_backbone", broken)
+    monkeypatch.setattr(runner, "load_backbone", broken)
     rows = {"nano": {"weights": NANO, "sequences": ["s0"]}, "broken": {"weights": "color"}}
     rows |= {"whole": {"weights": "color", "sequences": ["s0", "s2"]}}
     suite = file(rows=rows, roots={"davis": str(tmp_path / "copy")})
@@ -301,7 +301,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path, file, data, ca
         assert "Traceback" in (out / f"{name}.error.txt").read_text()
     states = {name: state for row in table_of(out) for name, state in row["states"].items()}
     assert states["whole"].startswith("done, J&F")
-    monkeypatch.setattr(experiments, "load_backbone", load)
+    monkeypatch.setattr(runner, "load_backbone", load)
     assert run("evaluate", "suite", suite, "--out", out, "--rows", "nano") == 0
     assert [path.name for path in out.rglob("*.error.txt")] == ["broken.error.txt"]
 
@@ -367,7 +367,7 @@ def test_files_are_found_by_their_name(tmp_path, file, name):
     weights = tmp_path / "weights"
     weights.mkdir()
     (weights / name).write_bytes(b"weights")
-    plan = plan_experiment(read_experiment(str(file()), weights_dir=weights))
+    plan = planned(read_experiment(str(file()), weights_dir=weights))
     assert (plan.trials[2].weights, plan.trials[2].absent) == (str(weights / name), "")
 
 
@@ -429,11 +429,11 @@ def test_every_data_set_gives_the_scores_of_its_own_command(tmp_path, file):
 # The experiments that come with ino.
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("name", yaml_names(FOLDER))
 def test_named_experiments_can_be_listed_and_planned(name, data, tmp_path):
     write_ytvos_layout({"a": generate_clip(0, num_frames=6, height=48, width=64)}, tmp_path / "y")
     experiment = read_experiment(name)
-    listed = plan_experiment(experiment, is_list=True)
+    listed = planned(experiment, is_list=True)
     assert list(dict.fromkeys(trial.label for trial in listed.trials)) == list(experiment.rows)
     files = [row["file"] for row in experiment.rows.values() if "file" in row]
     for one in files:
@@ -442,12 +442,12 @@ def test_named_experiments_can_be_listed_and_planned(name, data, tmp_path):
     if files:
         given = {"weights_dir": tmp_path / "weights", "roots": roots}
         only = [label for label, row in experiment.rows.items() if row.get("weights") is None]
-        plan = plan_experiment(read_experiment(name, **given), only=only, may_train=False)
+        plan = planned(read_experiment(name, **given), only=only, may_train=False)
         assert not [trial.label for trial in plan.chosen if trial.absent and trial.row.file]
     vary = {"data.root": [str(data / "videos")], "data.batch_size": [2], "data.frame_step": [1]}
     for base in (None, "tiny") if experiment.base else ():
         given = {"base": base, "steps": 10, "roots": roots, "vary": vary}
-        plan = plan_experiment(read_experiment(name, **given))
+        plan = planned(read_experiment(name, **given))
         plain = [json.dumps(to_dict(trial.config)) for trial in plan.trials if trial.config]
         assert len(set(plain)) == len(plain) > 1, "two rows are the same run"
     text = (FOLDER / f"{name}.yaml").read_text()
@@ -478,7 +478,7 @@ def test_table_4_adds_one_term_a_row_and_fig_5_varies_one_parameter(data):
     given["vary"] = {key: [value] for key, value in options.items()}
 
     def configs(name: str) -> list:
-        trials = plan_experiment(read_experiment(name, **given)).trials
+        trials = planned(read_experiment(name, **given)).trials
         return [trial.config for trial in trials if trial.config]
 
     rows = configs("table4")
@@ -510,7 +510,7 @@ def test_square_inputs_have_no_short_side(file):
     }
     for defaults, overrides in (({}, {"short_side": 240}), ({"short_side": 240}, {})):
         suite = file(rows=rows, defaults={"weights": "color", **defaults})
-        plan = plan_experiment(read_experiment(str(suite), overrides=overrides), is_list=True)
+        plan = planned(read_experiment(str(suite), overrides=overrides), is_list=True)
         found = {one.label: one.evaluations[0].protocol for one in plan.trials}
         sizes = {label: (protocol.short_side, protocol.radius) for label, protocol in found.items()}
         assert sizes["masks"] == sizes["by-protocol"] == (240, 20)
@@ -523,7 +523,7 @@ def test_the_files_in_the_manual_can_be_used(tmp_path, data):
     (tmp_path / "run").mkdir()
     (tmp_path / "a.yaml").write_text(weights.replace("runs/mine", str(tmp_path / "run")))
     given = {"roots": {"davis": data / "davis"}, "overrides": {"sequences": ["s0"]}}
-    plan = plan_experiment(read_experiment(str(tmp_path / "a.yaml"), weights_dir=tmp_path, **given))
+    plan = planned(read_experiment(str(tmp_path / "a.yaml"), weights_dir=tmp_path, **given))
     assert [one.name for one in plan.trials] == [
         "color",
         "untrained/seed_1",
@@ -536,7 +536,7 @@ def test_the_files_in_the_manual_can_be_used(tmp_path, data):
     assert protocols["mine-240"].topk == 10
     (tmp_path / "b.yaml").write_text(training)
     vary = {"data.root": [str(data / "videos")], "data.batch_size": [2]}
-    plan = plan_experiment(read_experiment(str(tmp_path / "b.yaml"), vary=vary, **given))
+    plan = planned(read_experiment(str(tmp_path / "b.yaml"), vary=vary, **given))
     assert len(plan.trials) == 1 + 3 + 2 * 2 * 3
     assert [len(one.evaluations) for one in plan.trials] == [2] + [2] * 3 + [4] * 12
 
@@ -581,8 +581,8 @@ def test_runs_are_scored_over_seeds_and_plotted(tmp_path, sweep, capsys, monkeyp
     assert configs["all"]["optim"]["warmup_epochs"] == 0.5
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr(experiments, "pretrain", None)
-    monkeypatch.setattr(experiments, "load_backbone", None)
+    monkeypatch.setattr(runner, "pretrain", None)
+    monkeypatch.setattr(runner, "load_backbone", None)
     assert run(*command) == 0
     assert capsys.readouterr().out == printed
     assert run("evaluate", "suite", command[1], "--out", tmp_path / "none", "--list") == 0
@@ -591,7 +591,7 @@ def test_runs_are_scored_over_seeds_and_plotted(tmp_path, sweep, capsys, monkeyp
 
 def test_a_run_that_was_stopped_or_failed_is_not_done_twice(tmp_path, sweep, monkeypatch, capsys):
     out, command = tmp_path / "out", ["sweep", sweep(seeds=[0]), "--out", tmp_path / "out"]
-    original, trained = experiments.pretrain, []
+    original, trained = runner.pretrain, []
     faults = [None, KeyboardInterrupt, RuntimeError("no luck today")]
 
     def pretrain(config, **options):
@@ -600,7 +600,7 @@ def test_a_run_that_was_stopped_or_failed_is_not_done_twice(tmp_path, sweep, mon
             raise fault
         return original(config, **options)
 
-    monkeypatch.setattr(experiments, "pretrain", pretrain)
+    monkeypatch.setattr(runner, "pretrain", pretrain)
     assert run(*command) == 130
     scores = out / "g2g/seed_0/davis_48_student/scores.json"
     written = scores.stat().st_mtime_ns
@@ -640,7 +640,7 @@ def test_options_replace_what_the_file_says(sweep):
     experiment = read_experiment(
         str(sweep()), seeds="5", overrides=overrides, vary={"optim.lr": [0.25]}
     )
-    plan = plan_experiment(experiment)
+    plan = planned(experiment)
     assert [one.name for one in plan.trials] == ["g2g/seed_5", "all/seed_5"]
     assert {one.config.optim.lr for one in plan.trials} == {0.25}
     evaluations = plan.trials[0].evaluations
@@ -651,16 +651,16 @@ def test_options_replace_what_the_file_says(sweep):
 
 def test_a_grid_is_crossed_with_rows_and_has_its_own_plots(sweep):
     vary = {"loss.teacher_temperature": [0.02, 0.04], "data.clip_length": [2, 4]}
-    plan = plan_experiment(read_experiment(str(sweep(seeds=[0])), vary=vary))
+    plan = planned(read_experiment(str(sweep(seeds=[0])), vary=vary))
     assert [one.label for one in plan.trials] == [
         f"{row},teacher_temperature={temperature},clip_length={length}"
         for row, temperature, length in itertools.product(("g2g", "all"), (0.02, 0.04), (2, 4))
     ]
     assert plan.trials[1].config.data.clip_length == 4
     assert plan.trials[1].config.loss.l2g == 0
-    assert plan.panels == ()
+    assert plan.plots == ()
     vary = {"data.clip_length": [2, 4]}
-    first, second = plan_experiment(read_experiment(str(sweep()), vary=vary)).panels
+    first, second = planned(read_experiment(str(sweep()), vary=vary)).plots
     assert first.points == {"g2g,clip_length=2": 2, "g2g,clip_length=4": 4}
     assert second.title == "all, data.clip_length"
 
@@ -686,6 +686,8 @@ def of_row(**fields) -> dict:
         (of_row(set={"short_side": 64}), "short_side is given twice"),
         (of_row(set={"name": "x"}), "row a: .*name"),
         (of_row(data="davos"), "row a: data is 'davos'; choose one of davis, ytvos, jhmdb, vip"),
+        (of_row(data=["davis"]), r"row a: data is \['davis'\]; choose one of"),
+        (of_row(set=5) | {"defaults": {"set": {"topk": 3}}}, "row a: set must be keys and values"),
         (of_row(seeds="many"), r"row a: seeds\[0\] must be .*many"),
         (of_row(seeds=[1, 1], weights=NANO), "seeds are 1, 1; give each once"),
         (of_row(year=2018), "row a: year must be 2016 or 2017"),
@@ -759,6 +761,8 @@ def test_other_bad_input_is_refused_in_one_line(tmp_path, file, sweep, capsys):
     assert words in line("evaluate", "suite", file(), "--rows", "colour")
     assert "seeds[0] must be a whole number" in line("sweep", sweep(), "--seeds", "one")
     assert "the row g2g sets" in line("sweep", sweep(), "--loss.l2g", 1)
+    rows = {"a": {"train": 3}}
+    assert "row a: train must be keys" in line("sweep", sweep(rows=rows), "--loss.l2g", 1)
     broken = tmp_path / "broken.yaml"
     for text, words in (
         ("rows: {a: {weights: color}, a: {weights: color}}", "the key 'a' is there twice"),
@@ -777,7 +781,7 @@ def test_gpus_of_other_processes_are_counted_and_not_touched(monkeypatch):
     """A tensor on each would keep memory there, and no process could take one that is exclusive."""
     tried = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(experiments, "choose_device", tried.append)
+    monkeypatch.setattr(runner, "choose_device", tried.append)
     assert choose_devices("cuda:0,cuda:1,cuda", jobs=3) == ["cuda:0", "cuda:1", "cuda"]
     assert choose_devices(None, jobs=2) == ["cuda:0", "cuda:1"]
     assert tried == []

@@ -315,7 +315,8 @@ def sweep(
         radius: Radius of the window, in feature positions.
         network: Which network of each run.
     """
-    from ino.experiments import read_experiment, run_experiment
+    from ino.experiments.rows import read_experiment
+    from ino.experiments.run import run_experiment
 
     experiment = read_experiment(
         file,
@@ -641,7 +642,8 @@ def suite(
         short_side: Short side of the frames of every row without square input; scales the radius.
         precision: Precision of every row.
     """
-    from ino.experiments import read_experiment, run_experiment
+    from ino.experiments.rows import read_experiment
+    from ino.experiments.run import run_experiment
 
     experiment = read_experiment(
         file,
@@ -856,7 +858,7 @@ def build_app(arguments: Sequence[str] = ()) -> App:
     app.command(evaluate)
     for function in (demo, index, plot, export, segment, compare, strips, score, check):
         app.command(function)
-    experiments = f"Experiments: {_names_in('experiment_files')}."
+    experiments = f"Experiments: {_names_in('experiments')}."
     evaluate.command(suite, help_epilogue=experiments)
     recipes = f"Recipes: {_names_in('recipes')}."
     command, recipe = [*arguments, "-", "-"][:2]

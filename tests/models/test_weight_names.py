@@ -7,7 +7,8 @@ import timm
 import torch
 
 from ino.errors import CheckpointError
-from ino.experiments import DavisRow, Experiment, find_weights
+from ino.experiments.plan import find_weights
+from ino.experiments.rows import DavisRow, Experiment
 from ino.models.backbone import split_weights
 from ino.models.load import load_backbone
 from ino.tasks.results import fingerprint

@@ -34,7 +34,7 @@ from ino.report.strips import (
     save_picture,
 )
 from ino.system import atomic_path, new_folder, write_text
-from ino.tables import markdown
+from ino.tables import markdown, percent
 from ino.tasks.davis import DavisScores, read_davis_scores
 
 HEIGHT = 180
@@ -45,9 +45,9 @@ COLOR_A, COLOR_B, PALE = "#0b7a75", "#b4532a", "#9aa5b0"
 
 @dataclass(frozen=True)
 class Gap:
-    """J&F of one sequence by two methods, fractions."""
+    """A score of two methods, such as J&F of one sequence, as fractions."""
 
-    sequence: str
+    name: str
     a: float
     b: float
 
@@ -87,15 +87,14 @@ class Comparison:
 
     def lines(self) -> list[list[str]]:
         """A table in percent: headings, three means over objects, then one row per sequence."""
-        rows = [
-            ("J&F, mean over objects", self.a.jf_mean, self.b.jf_mean),
-            ("J", self.a.j_mean, self.b.j_mean),
-            ("F", self.a.f_mean, self.b.f_mean),
-            *((gap.sequence, gap.a, gap.b) for gap in self.gaps),
+        means = [
+            Gap("J&F, mean over objects", self.a.jf_mean, self.b.jf_mean),
+            Gap("J", self.a.j_mean, self.b.j_mean),
+            Gap("F", self.a.f_mean, self.b.f_mean),
         ]
         texts = (
-            [name, f"{100 * a:.1f}", f"{100 * b:.1f}", f"{100 * (a - b):+.1f}"]
-            for name, a, b in rows
+            [one.name, percent(one.a), percent(one.b), f"{100 * one.difference:+.1f}"]
+            for one in (*means, *self.gaps)
         )
         return [["", self.name_a, self.name_b, "difference"], *texts]
 
@@ -147,8 +146,8 @@ def compare_evaluations(
     ends = comparison.ends(num_shown)
     folders = {name_a: a / "predictions", name_b: b / "predictions"}
     strips = {
-        gap.sequence: _gap_strips(
-            find_sequence(root, gap.sequence, resolution=resolution), folders, gap, count=num_frames
+        gap.name: _gap_strips(
+            find_sequence(root, gap.name, resolution=resolution), folders, gap, count=num_frames
         )
         for gap in itertools.chain(*ends)
     }
@@ -165,11 +164,20 @@ def compare_evaluations(
         comparison=comparison,
         lines=comparison.lines(),
         scatter=scatter,
-        ends=[[strips[gap.sequence] for gap in gaps] for gaps in ends],
+        ends=[[strips[gap.name] for gap in gaps] for gaps in ends],
     )
     notes = "".join(f"\n{note}\n" for note in comparison.notes())
     write_text(out / "table.md", markdown(comparison.lines()) + notes)
-    write_text(out / "comparison.json", json.dumps(_plain(comparison, a, b), indent=2) + "\n")
+    content = {
+        "a": {"name": name_a, "folder": str(a), "J&F": comparison.a.jf_mean},
+        "b": {"name": name_b, "folder": str(b), "J&F": comparison.b.jf_mean},
+        "sequences": {
+            gap.name: {"a": gap.a, "b": gap.b, "difference": gap.difference}
+            for gap in comparison.gaps
+        },
+        "left_out": comparison.left_out,
+    }
+    write_text(out / "comparison.json", json.dumps(content, indent=2) + "\n")
     return comparison
 
 
@@ -187,15 +195,15 @@ def compare_scores(names: tuple[str, str], a: DavisScores, b: DavisScores) -> Co
         DavisScores(tuple(one for one in scores.objects if one.sequence in common))
         for scores in (a, b)
     )
-    objects_a, objects_b = ({(x.sequence, x.object_id) for x in one.objects} for one in (a, b))
-    if unequal := sorted(objects_a ^ objects_b):
+    objects = ({(one.sequence, one.object_id) for one in scores.objects} for scores in (a, b))
+    if unequal := sorted(set.symmetric_difference(*objects)):
         sequence, number = unequal[0]
         raise ConfigError(
             f"object {number} of {sequence} was scored in one of {names[0]} and {names[1]} only; "
             "evaluate both on the same data set"
         )
-    gaps = [Gap(name, by_a[name], by_b[name]) for name in sorted(common)]
-    gaps.sort(key=lambda gap: -gap.difference)
+    gaps = (Gap(name, by_a[name], by_b[name]) for name in sorted(common))
+    gaps = sorted(gaps, key=lambda gap: -gap.difference)
     return Comparison(*names, a, b, tuple(gaps), tuple(sorted(by_a.keys() ^ by_b.keys())))
 
 
@@ -246,7 +254,6 @@ def plot_scatter(comparison: Comparison, *, num_named: int) -> Figure:
         figure = Figure(figsize=(5.4, 5.4))
         axes = figure.add_subplot()
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
-        axes.grid(color="0.92", linewidth=0.8)
         axes.plot([0, 100], [0, 100], color=PALE, linewidth=1, zorder=1)
         axes.scatter(
             [100 * gap.b for gap in comparison.gaps],
@@ -282,7 +289,7 @@ def _name_point(axes: Axes, gap: Gap, *, height: float) -> None:
     if not 25 < across < 75:  # there it would leave the picture
         side = 1 if across < 50 else -1
     axes.annotate(
-        f"{gap.sequence} {100 * gap.difference:+.1f}",
+        f"{gap.name} {100 * gap.difference:+.1f}",
         xy=(across, 100 * gap.a),
         xytext=(across + 2.2 * side, height),
         ha="left" if side > 0 else "right",
@@ -311,7 +318,7 @@ def _gap_strips(
         sequence,
         folders,
         most_different_frames(differences, count=count),
-        title=f"{gap.sequence}: {leader} ahead by {100 * abs(gap.difference):.1f} points",
+        title=f"{gap.name}: {leader} ahead by {100 * abs(gap.difference):.1f} points",
         remarks={name_a: f"J&F {100 * gap.a:.1f}", name_b: f"J&F {100 * gap.b:.1f}"},
         height=HEIGHT,
     )
@@ -328,11 +335,7 @@ def _write_strips(groups: dict[str, StripGroup], folder: Path) -> None:
 
 
 def _common_settings(a: Path, b: Path) -> dict[str, Any]:
-    """What the two tell of their data set; masks of other programs come without settings.
-
-    Raises:
-        ConfigError: they were evaluated on two.
-    """
+    """What the two tell of their data set; masks of other programs come without settings."""
     ours, theirs = _settings(a), _settings(b)
     for name in ("year", "split", "resolution"):
         if name in ours and name in theirs and ours[name] != theirs[name]:
@@ -351,15 +354,3 @@ def _settings(folder: Path) -> dict[str, Any]:
         return {}
     except (ValueError, TypeError) as error:
         raise OutputError(f"{path} is broken: evaluate again, or remove it") from error
-
-
-def _plain(comparison: Comparison, a: Path, b: Path) -> dict[str, Any]:
-    return {
-        "a": {"name": comparison.name_a, "folder": str(a), "J&F": comparison.a.jf_mean},
-        "b": {"name": comparison.name_b, "folder": str(b), "J&F": comparison.b.jf_mean},
-        "sequences": {
-            gap.sequence: {"a": gap.a, "b": gap.b, "difference": gap.difference}
-            for gap in comparison.gaps
-        },
-        "left_out": list(comparison.left_out),
-    }

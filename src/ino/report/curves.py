@@ -136,6 +136,7 @@ def plot_style() -> AbstractContextManager[None]:
             "axes.spines.right": False,
             "axes.axisbelow": True,
             "axes.grid": True,
+            "grid.color": "0.92",
             "legend.frameon": False,
         }
     )
@@ -188,9 +189,8 @@ def _plot_panel(axes: Axes, panel: Panel, histories: Sequence[History]) -> None:
             axes.plot([], [], color="0.35", linestyle=styles[name], label=name.partition("_")[2])
         axes.legend(handlelength=2.2, borderaxespad=0.2)
     axes.set(title=panel.title, xlabel="steps done", ylabel=panel.unit)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    axes.grid(color="0.92", linewidth=0.8)
     axes.tick_params(which="both", labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.margins(x=0.01)
     # Tick labels say it all: no offset or factor above the panel, no powers.
     if panel.scale == "log":

@@ -67,10 +67,9 @@ def plot_strips(
 
     Args:
         results: folders that `ino evaluate` or a row of an experiment wrote, or folders of masks
-            SEQUENCE/FRAME.png; NAME=FOLDER gives a method its name, which otherwise is the end of
-            the path.
+            SEQUENCE/FRAME.png; NAME=FOLDER gives a method its name, else the end of the path does.
         root: of the data set: DAVIS, or YouTube-VOS (its folder or that of the split).
-        out: where the picture goes, .png or .jpg; an existing file is replaced.
+        out: path of the picture, .png or .jpg, which is returned.
         sequences: to show; by default all that every result has.
         frames: to show, by the numbers in the names of their files; by default `num_frames`,
             evenly over those that every result has, from the first to the last.
@@ -79,9 +78,6 @@ def plot_strips(
         split: of YouTube-VOS.
         resolution: of DAVIS.
         height: of each frame in the picture, pixels.
-
-    Returns:
-        The path of the picture.
 
     Raises:
         ConfigError: an option is out of range, or the results have no sequence or frame in common.
@@ -141,7 +137,7 @@ def mask_strips(
         pairs = zip(images, paths, strict=True)
         return Strip(name, [_overlaid(*pair, height=height) for pair in pairs], remark)
 
-    strips = [strip("Frame", [None for _ in chosen])] if plain else []
+    strips = [strip("Frame", [None] * len(chosen))] if plain else []
     if truth:
         known = [sequence.annotations.get(t) for t in chosen]
         strips.append(strip("Truth" if all(known) else "Given", known))
@@ -298,10 +294,8 @@ def _overlaid(image: np.ndarray, mask: Path | None, *, height: int | None) -> np
     labels = None if mask is None else read_mask(mask, size=(rows, columns))
     if height is not None:
         size = max(1, round(columns * height / rows)), height
-        shrinks = height < rows
-        image = cv2.resize(
-            image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+        method = cv2.INTER_AREA if height < rows else cv2.INTER_LINEAR
+        image = cv2.resize(image, size, interpolation=method)
         if labels is not None:
             labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
     return image if labels is None else draw_overlay(image, labels)

@@ -8,15 +8,7 @@ videos, and `scores.json` the scores. Each task defines its own predictions and 
 import hashlib
 import json
 import logging
-from collections.abc import (
-    Callable,
-    Collection,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -248,12 +240,12 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def propagate_unfinished(
-    videos: Sequence[Video],
+    videos: Iterable[Video],
     predictions: Path,
     *,
     propagate: Callable[[Video, Path], None],
     is_whole: Callable[[Video, Path], bool],
-    on_frame: OnFrame,
+    on_frame: OnFrame = lambda: None,
 ) -> int:
     """Propagates the videos that are not finished, and returns the number of skipped ones.
 

@@ -1,0 +1,207 @@
+"""The table of an experiment, beside the published numbers: printed, as files, and as plots.
+
+    DIR/table.md, .csv, .json        written after each row
+    DIR/figure.png                   where values are varied
+
+It is read from the folders of the trials each time; scores are in percent.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from ino.experiments.plan import Plan
+from ino.experiments.rows import ROWS, Plot
+from ino.system import atomic_path, write_text
+from ino.tables import markdown, print_table, write_csv, write_json
+
+_CAPTION = "percent; in brackets what was published, and measured minus published"
+_OTHER_ENDINGS = (
+    "in place of .pth a file may end with .pt, .pth.tar, .tar or .safetensors, or be a run's folder"
+)
+
+TableRow = Mapping[str, Any]
+"""A row of table.json."""
+
+
+def table_rows(plan: Plan) -> list[dict[str, Any]]:
+    """The rows of table.json, one per label and evaluation, from the files in the folder."""
+    rows = []
+    for label, group in itertools.groupby(plan.trials, key=lambda trial: trial.label):
+        trials = list(group)
+        row = trials[0].row
+        states = {trial.name: trial.read_state().words for trial in trials}
+        for one in trials[0].evaluations:
+            found = {trial.seed: trial.read_scores(one) for trial in trials}
+            done = {seed: scores for seed, scores in found.items() if scores is not None}
+            scores = {}
+            for name in row.scores:
+                values = [of_seed[name] for of_seed in done.values() if name in of_seed]
+                if values or name in row.published:
+                    scores[name] = _score(values, row.published.get(name))
+            is_beside = any(score["difference"] is not None for score in scores.values())
+            rows.append(
+                {
+                    "label": label,
+                    "about": row.about,
+                    "data": row.data,
+                    "protocol": row.protocol,
+                    "short_side": one.protocol.short_side,
+                    "network": one.network,
+                    "seeds": list(done),
+                    "num_seeds": len(trials),
+                    "states": states,
+                    "remarks": list(one.remarks) if is_beside else [],
+                    "scores": scores,
+                }
+            )
+    return rows
+
+
+def _score(values: Sequence[float], published: float | None) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds."""
+    measured = fmean(values) if values else None
+    return {
+        "measured": measured,
+        "std": stdev(values) if len(values) > 1 else None,
+        "values": values,
+        "published": published,
+        "difference": None if measured is None or published is None else measured - published,
+    }
+
+
+def table_lines(rows: Sequence[TableRow]) -> tuple[list[list[str]], int]:
+    """The texts of the table, headings first, and how many of the columns are words.
+
+    Columns that would say the same of all rows are left out.
+    """
+    columns = {"row": [row["label"] for row in rows]}
+    for heading, key in (("what", "about"), ("data", "data"), ("network", "network")):
+        column = [row[key] or "" for row in rows]
+        if len(set(column)) > 1:
+            columns[heading] = column
+    num_texts = len(columns)
+    sides = [str(row["short_side"] or "native") for row in rows]
+    if len(set(columns["row"])) < len(rows) and len(set(sides)) > 1:
+        columns["short side"] = sides
+    if any(row["num_seeds"] > 1 for row in rows):
+        columns["seeds"] = [_seeds(len(row["seeds"]), row["num_seeds"]) for row in rows]
+    for name in _score_names(rows):
+        columns[name] = [_cell(row["scores"].get(name)) for row in rows]
+    return [list(columns), *map(list, zip(*columns.values(), strict=True))], num_texts
+
+
+def _seeds(num_done: int, num_seeds: int) -> str:
+    return f"{num_done} of {num_seeds}" if num_done < num_seeds else str(num_done)
+
+
+def _score_names(rows: Sequence[TableRow]) -> list[str]:
+    present = {name for row in rows for name in row["scores"]}
+    return [name for kind in ROWS.values() for name in kind.scores if name in present]
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    """Such as "66.2 ± 0.3 (67.0, -0.8)"."""
+    if score is None:
+        return "-"
+    text = "-" if score["measured"] is None else f"{score['measured']:.1f}"
+    if score["std"] is not None:
+        text += f" ± {score['std']:.1f}"
+    if score["published"] is None:
+        return text
+    difference = "" if score["difference"] is None else f", {score['difference']:+.1f}"
+    return f"{text} ({score['published']:.1f}{difference})"
+
+
+def note_lines(rows: Sequence[TableRow], *, with_done: bool = False) -> list[str]:
+    """What stands below the table: how scores beside published ones were measured, then how far
+    the rows are."""
+    labels: dict[str, dict[str, None]] = {}
+    states: dict[str, None] = {}
+    for row in rows:
+        for remark in row["remarks"]:
+            labels.setdefault(remark, {})[row["label"]] = None
+        has_scores = any(score["values"] for score in row["scores"].values())
+        for name, state in row["states"].items():
+            if with_done or not (has_scores and state.startswith("done")):
+                states[f"{name}: {state}"] = None
+    lines = [*(f"{remark}: {', '.join(named)}" for remark, named in labels.items()), *states]
+    if any("is expected in" in state for state in states):
+        lines.append(_OTHER_ENDINGS)
+    return lines
+
+
+def print_rows(plan: Plan, *, with_done: bool = False) -> None:
+    """Prints the table of the rows that are asked for, and the notes below it."""
+    rows = [row for row in table_rows(plan) if row["label"] in plan.labels]
+    lines, num_texts = table_lines(rows)
+    print_table(lines, Console(), num_texts=num_texts, caption=_CAPTION)
+    for note in note_lines(rows, with_done=with_done):
+        print(note)
+
+
+def write_tables(plan: Plan) -> None:
+    """Writes table.md, table.csv, table.json and, where values are varied, figure.png.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    rows: list[dict[str, Any]] = []
+    # Again where another process has finished a row meanwhile, and written it before this one.
+    while rows != (rows := table_rows(plan)):
+        lines, num_texts = table_lines(rows)
+        notes = "".join(f"- {note}\n" for note in note_lines(rows))
+        title = f"# {plan.title}\n\n" if plan.title else ""
+        text = f"{title}{markdown(lines, num_texts=num_texts)}\nP{_CAPTION[1:]}.\n"
+        write_text(plan.out / "table.md", text + (f"\n{notes}" if notes else ""))
+        write_json(plan.out / "table.json", {"title": plan.title, "rows": rows})
+        write_csv(plan.out / "table.csv", _csv_lines(rows))
+        if plan.plots:
+            _draw(plan.plots, rows, plan.out / "figure.png")
+
+
+def _csv_lines(rows: Sequence[TableRow]) -> Iterator[list[str]]:
+    """Scores in full precision, one line for each row of the table."""
+    names, kinds = _score_names(rows), ("measured", "std", "published")
+    heads = ["label", "about", "data", "protocol", "short_side", "network"]
+    yield [*heads, "num_seeds", *(f"{name} {kind}" for name in names for kind in kinds)]
+    for row in rows:
+        scores = [row["scores"].get(name, {}).get(kind) for name in names for kind in kinds]
+        cells = [*(row[head] for head in heads), len(row["seeds"]), *scores]
+        yield ["" if cell is None else str(cell) for cell in cells]
+
+
+def _draw(plots: Sequence[Plot], rows: Sequence[TableRow], path: Path) -> None:
+    """The main score over each varied value: mean and standard deviation over seeds as dots with
+    bars, published numbers as rings."""
+    figure = Figure(figsize=(3.2 * len(plots), 3), layout="constrained")
+    first = {row["label"]: row for row in reversed(rows)}  # of several evaluations
+    grid = figure.subplots(1, len(plots), squeeze=False, sharey=True)[0]
+    for axes, plot in zip(grid, plots, strict=True):
+        labels = sorted(plot.points, key=plot.points.__getitem__)
+        main = next(iter(ROWS[first[labels[0]]["data"]].scores))
+        points = [(plot.points[one], first[one]["scores"].get(main, {})) for one in labels]
+        done = [(x, score) for x, score in points if score.get("values")]
+        means = [score["measured"] for _, score in done]
+        spread = [score["std"] or 0 for _, score in done]
+        looks: dict[str, Any] = {"color": "#0072B2", "capsize": 3, "label": "measured"}
+        axes.errorbar([x for x, _ in done], means, yerr=spread, fmt="o-", **looks)
+        known = [(x, score["published"]) for x, score in points if score.get("published")]
+        looks = {"color": "#D55E00", "fillstyle": "none", "label": "published"}
+        axes.plot([x for x, _ in known], [y for _, y in known], "o", **looks)
+        axes.margins(x=0.15)
+        axes.autoscale_view()
+        axes.set_xticks([x for x, _ in points])
+        axes.set_xlabel(plot.title, parse_math=False)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.set_ylabel(f"{main} (percent)")
+        axes.label_outer()
+    figure.axes[0].legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)

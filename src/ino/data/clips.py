@@ -217,11 +217,6 @@ class ClipDataset(Dataset[Tensor]):
         return len(self._videos) * self._sampling.clips_per_video
 
     @property
-    def digest(self) -> str:
-        """A hash of the list of videos; see `PathTable.digest`."""
-        return self._videos.digest()
-
-    @property
     def num_broken(self) -> int:
         """How many videos were found unusable so far, by this process and its workers."""
         return int((self._state == _BROKEN).sum())
@@ -330,38 +325,47 @@ class ClipSampler(Sampler[tuple[int, int]]):
         ConfigError: there are fewer clips than one global batch needs.
     """
 
+    _clips_per_visit = 1
+
     def __init__(
         self, num_clips: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.num_clips = num_clips
         self._batch_size = batch_size
         self._seed = seed
-        self._rank = rank
         self._global_batch = batch_size * world_size
+        self._own = slice(rank * batch_size, (rank + 1) * batch_size)
         self._epoch = self._batch = 0
-        self.num_batches = count_batches(num_clips, global_batch=self._global_batch)
+        self.num_batches = count_batches(
+            num_clips, global_batch=self._global_batch, clips_per_visit=self._clips_per_visit
+        )
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at this batch of this epoch, both from 0."""
         self._epoch, self._batch = epoch, batch
 
     def __len__(self) -> int:
-        """The number of clips from the position to the end of the epoch."""
+        """The number of pairs from the position to the end of the epoch."""
         return (self.num_batches - self._batch) * self._batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        return self._pairs(self.num_clips, stream=0, first=self._batch)
+
+    def _pairs(self, num_items: int, *, stream: int, first: int) -> Iterator[tuple[int, int]]:
+        """Those of this process, of the whole global batches of a permutation from the first on."""
         epoch = self._epoch
-        # A spawn key keeps this stream apart from those that clips are sampled from.
-        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(0,))
-        order = np.random.default_rng(seeds).permutation(self.num_clips)
-        batches = order[: self.num_batches * self._global_batch].reshape(
-            self.num_batches, -1, self._batch_size
-        )
-        own = batches[self._batch :, self._rank].ravel()
-        return ((epoch, int(index)) for index in own)
+        order = self._generator(epoch, stream=stream).permutation(num_items)
+        order = order[: num_items // self._global_batch * self._global_batch]
+        own = order.reshape(-1, self._global_batch)[first:, self._own]
+        return ((epoch, int(item)) for item in own.ravel())
+
+    def _generator(self, *place: int, stream: int) -> np.random.Generator:
+        # A spawn key keeps these streams apart from those that clips are sampled from.
+        seeds = np.random.SeedSequence([self._seed, *place], spawn_key=(stream,))
+        return np.random.default_rng(seeds)
 
 
-class VisitSampler(Sampler[tuple[int, int]]):
+class VisitSampler(ClipSampler):
     """The (epoch, video) pairs of one process, and the batches made of the clips of their visits.
 
     Decoding a clip begins at a key frame, which may be hundreds of frames before it, so all clips
@@ -374,42 +378,18 @@ class VisitSampler(Sampler[tuple[int, int]]):
     Args:
         num_videos: over all processes, each visited once per epoch.
         clips_per_video: clips of a visit.
-        batch_size: clips per process and step.
-        seed: not negative.
-        rank: of this process.
-        world_size: number of processes.
+        share: `batch_size`, `seed`, `rank` and `world_size` of `ClipSampler`.
 
     Raises:
         ConfigError: there are fewer videos than one global batch has clips.
     """
 
-    def __init__(
-        self,
-        num_videos: int,
-        *,
-        clips_per_video: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def __init__(self, num_videos: int, *, clips_per_video: int, **share: int) -> None:
         self._num_videos = num_videos
-        self._clips_per_video = clips_per_video
-        self._batch_size = batch_size
-        self._seed = seed
-        self._first_lane = rank * batch_size
-        self._num_lanes = batch_size * world_size
-        self._epoch = self._batch = 0
-        self.num_clips = num_videos * clips_per_video
-        self.num_batches = count_batches(
-            self.num_clips, global_batch=self._num_lanes, clips_per_visit=clips_per_video
-        )
-        self._visits_per_lane = num_videos // self._num_lanes
+        self._clips_per_visit = clips_per_video
+        super().__init__(num_videos * clips_per_video, **share)
+        self._visits_per_lane = num_videos // self._global_batch
         self._batches_per_window = WINDOW * clips_per_video
-
-    def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Makes the next iteration start at the window of this batch of this epoch, from 0."""
-        self._epoch, self._batch = epoch, batch
 
     @property
     def _num_done(self) -> int:
@@ -421,11 +401,7 @@ class VisitSampler(Sampler[tuple[int, int]]):
         return (self._visits_per_lane - self._num_done) * self._batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self._epoch
-        order = self._generator(epoch).permutation(self._num_videos)
-        visits = order[: self._visits_per_lane * self._num_lanes].reshape(-1, self._num_lanes)
-        lanes = slice(self._first_lane, self._first_lane + self._batch_size)
-        return ((epoch, int(video)) for video in visits[self._num_done :, lanes].ravel())
+        return self._pairs(self._num_videos, stream=1, first=self._num_done)
 
     def batches(self, visits: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
         """The batches from the position to the end of the epoch.
@@ -438,19 +414,17 @@ class VisitSampler(Sampler[tuple[int, int]]):
         while batch < self.num_batches:
             window, num_skipped = divmod(batch, self._batches_per_window)
             num_visits = min(WINDOW, self._visits_per_lane - window * WINDOW)
-            num_clips = num_visits * self._clips_per_video
+            num_clips = num_visits * self._clips_per_visit
             kept = [next(visits) for _ in range(num_visits)]
-            lanes = range(self._first_lane, self._first_lane + self._batch_size)
-            orders = [self._generator(epoch, window, lane).permutation(num_clips) for lane in lanes]
+            orders = [
+                self._generator(epoch, window, lane, stream=1).permutation(num_clips)
+                for lane in range(self._own.start, self._own.stop)
+            ]
             for place in range(num_skipped, num_clips):
                 clips = []
                 for lane, order in enumerate(orders):
-                    visit, clip = divmod(int(order[place]), self._clips_per_video)
+                    visit, clip = divmod(int(order[place]), self._clips_per_visit)
                     frames = kept[visit][lane]
-                    clips.append(frames.unflatten(0, (self._clips_per_video, -1))[clip])
+                    clips.append(frames.unflatten(0, (self._clips_per_visit, -1))[clip])
                 yield clips
                 batch += 1
-
-    def _generator(self, *place: int) -> np.random.Generator:
-        # A spawn key keeps these streams apart from those that clips are sampled from.
-        return np.random.default_rng(np.random.SeedSequence([self._seed, *place], spawn_key=(1,)))

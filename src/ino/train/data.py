@@ -36,7 +36,7 @@ from ino.data.clips import (
     clip_generators,
 )
 from ino.data.masking import sample_masks, sample_num_masked
-from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
+from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
 from ino.data.video_index import (
     VideoIndex,
     default_index,
@@ -168,22 +168,19 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
             return index(None)
 
 
-AnySampler = ClipSampler | VisitSampler | ShardSchedule
-
-
 @dataclass(frozen=True)
 class Clips:
     """The clips of one process.
 
     Attributes:
-        loader: yields batches from the position of `sampler` to the end of the epoch.
-        sampler: holds the position in the epoch.
+        loader: yields batches from the position of `order` to the end of the epoch.
+        order: which clips come when; holds the position in the epoch.
         digest: hash of the list of videos.
         left_out: for each unusable video, by its path, the reason.
     """
 
     loader: DataLoader
-    sampler: AnySampler
+    order: ClipSampler | ShardClips
     digest: str
     left_out: dict[str, str]
 
@@ -215,31 +212,26 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     }
     share: dict[str, int] = {
         "batch_size": data.batch_size,
+        "seed": config.run.seed,
         "rank": fabric.global_rank,
         "world_size": fabric.world_size,
     }
     options = _loader_options(config, fabric)
     num_clips = source.num_videos * data.clips_per_video
+    digest = PathTable(source.names).digest()
     if has_shards(data):
-        schedule = ShardSchedule(num_clips, num_shards=len(source.names), **share)
-        dataset = ShardClips(source.names, schedule=schedule, **settings)
-        loader = DataLoader(dataset, batch_size=None, **options)  # it gives whole batches
-        return Clips(loader, schedule, PathTable(source.names).digest(), source.left_out)
+        order = ShardClips(source.names, num_clips=num_clips, **(settings | share))
+        loader = DataLoader(order, batch_size=None, **options)  # it gives whole batches
+        return Clips(loader, order, digest, source.left_out)
+    if data.visits:
+        order = VisitSampler(len(source.names), clips_per_video=data.clips_per_video, **share)
+    else:
+        order = ClipSampler(num_clips, **share)
     dataset = ClipDataset(source.names, visits=data.visits, **settings)
-    sampler = (
-        VisitSampler(
-            len(source.names),
-            clips_per_video=data.clips_per_video,
-            seed=config.run.seed,
-            **share,
-        )
-        if data.visits
-        else ClipSampler(num_clips, seed=config.run.seed, **share)
-    )
     loader = DataLoader(
-        dataset, batch_size=data.batch_size, sampler=sampler, drop_last=True, **options
+        dataset, batch_size=data.batch_size, sampler=order, drop_last=True, **options
     )
-    return Clips(loader, sampler, dataset.digest, source.left_out)
+    return Clips(loader, order, digest, source.left_out)
 
 
 def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
@@ -268,7 +260,7 @@ def record_videos(clips: Clips, out: Path) -> None:
     if clips.left_out:
         quarantine_all(out / QUARANTINE_NAME, clips.left_out)
     path = out / VIDEOS_NAME
-    now = {"clips_an_epoch": clips.sampler.num_clips, "digest": clips.digest}
+    now = {"clips_an_epoch": clips.order.num_clips, "digest": clips.digest}
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -293,13 +285,13 @@ def batches(clips: Clips, *, first_step: int, num_steps: int) -> Iterator[list[T
         TrainingError: decoding processes died more than three times in short succession.
         InoError: an error of the data set, such as too many unusable videos.
     """
-    loader, sampler = clips.loader, clips.sampler
+    loader, order = clips.loader, clips.order
     step, num_deaths, last_death = first_step, 0, first_step
     while step < num_steps:
-        sampler.set_position(*divmod(step, sampler.num_batches))
+        order.set_position(*divmod(step, order.num_batches))
         try:
             read = _read(loader)
-            for batch in sampler.batches(read) if isinstance(sampler, VisitSampler) else read:
+            for batch in order.batches(read) if isinstance(order, VisitSampler) else read:
                 yield batch
                 step += 1
                 if step == num_steps:

@@ -243,7 +243,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     )
-    steps_per_epoch = clips.sampler.num_batches
+    steps_per_epoch = clips.order.num_batches
     num_steps = config.optim.epochs * steps_per_epoch
     run = Run(
         config=config,

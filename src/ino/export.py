@@ -23,7 +23,7 @@ from torch import Tensor
 from ino import __version__
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.errors import ConfigError, OutputError
-from ino.models.load import RELEASED_STD
+from ino.models.backbone import RELEASED_STD
 from ino.models.vit import VisionTransformer, interpolate_positions
 from ino.models.weights import (
     CARD,

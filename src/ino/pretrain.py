@@ -9,8 +9,7 @@ from torch import Tensor
 from ino.data.clips import count_batches
 from ino.data.davis import read_davis
 from ino.errors import ConfigError
-from ino.models.backbone import choose_device
-from ino.models.load import RELEASED_STD, VitBackbone
+from ino.models.backbone import RELEASED_STD, VitBackbone, choose_device
 from ino.models.vit import build_vit
 from ino.models.weights import load_exactly
 from ino.propagate.tracker import Tracker
@@ -22,7 +21,7 @@ from ino.train.log import check_wandb
 from ino.train.loop import train
 from ino.train.monitors import Evaluate
 
-FOLDER = "evaluations"
+EVALUATIONS = "evaluations"
 
 
 def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
@@ -62,7 +61,7 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
         vit = build_vit(model.arch, patch_size=model.patch_size)
-        folder = out / FOLDER / f"step_{step:08d}"
+        folder = out / EVALUATIONS / f"step_{step:08d}"
         load_exactly(vit, dict(weights), source=folder)
         backbone = VitBackbone(vit.eval())
         if config.variant == "released":

@@ -36,10 +36,7 @@ from ino.models.weights import (
     warn_single_network,
 )
 
-__all__ = ["DEFAULT", "FOLDER", "RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone"]
-__all__ += ["bundled_folder", "bundled_names", "load_backbone"]
-
-FOLDER = Path(__file__).parent.parent / "weights"
+BUNDLED = Path(__file__).parent.parent / "weights"
 """Where the named weights are."""
 
 DEFAULT = "ino_vitt8"
@@ -48,12 +45,12 @@ DEFAULT = "ino_vitt8"
 
 def bundled_names() -> list[str]:
     """Names of the weights that come with ino."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def bundled_folder(name: str) -> Path | None:
     """The folder of the bundled weights of this name; None if there are none."""
-    return FOLDER / name if name in bundled_names() else None
+    return BUNDLED / name if name in bundled_names() else None
 
 
 _RANDOM = "random:"

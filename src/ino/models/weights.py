@@ -321,28 +321,33 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path)
     module.load_state_dict(weights)
 
 
+def misfits(module: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """How keys and shapes of weights differ from those of the module; nothing if they are equal."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    return [
+        *(f"missing {name}" for name in expected if name not in found),
+        *(f"unexpected {name}" for name in found if name not in expected),
+        *(
+            f"{name} is {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ),
+    ]
+
+
 def check_exact(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
     """Checks that keys and shapes of weights are exactly those of the module.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape; the message names them.
     """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected == found:
-        return
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} is {found[name]} instead of {expected[name]}"
-        for name in expected
-        if name in found and found[name] != expected[name]
-    ]
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    raise CheckpointError(
-        f"{source} is of another architecture: {'; '.join(problems[:3])}{more}; "
-        "build the model that the weights were trained with"
-    )
+    if problems := misfits(module, weights):
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{source} is of another architecture: {'; '.join(problems[:3])}{more}; "
+            "build the model that the weights were trained with"
+        )
 
 
 class Exported(NamedTuple):

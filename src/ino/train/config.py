@@ -6,22 +6,15 @@ a recipe may start from another one (`base: tiny`), and dotted names override si
 Imports nothing heavy, so that the command line can show its options at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from ino.errors import ConfigError
-from ino.schema import Model, checked, named_file, read_yaml, yaml_names, yaml_value
+from ino.schema import Model, checked, named_file, read_yaml, yaml_value
 
 Variant = Literal["paper", "released"]
 
@@ -142,9 +135,7 @@ class ViewsConfig(_Section):
     """Probability of blurring a local crop."""
     blur_sigma: PositiveRange = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels."""
-    color_on_global: Annotated[
-        bool | None, Field(validation_alias=AliasChoices("color_on_global", "colour_on_global"))
-    ] = None
+    color_on_global: bool | None = None
     """Apply flips and color changes to global crops as well. Set by variant."""
 
 
@@ -397,7 +388,7 @@ def from_dict(values: Any) -> TrainConfig:
     missing = TrainConfig.model_fields.keys() - set(values if isinstance(values, dict) else ())
     if missing:
         raise ConfigError(f"{min(missing)} is missing")
-    return checked(TrainConfig, values)
+    return checked(TrainConfig, nest(flatten(values)))
 
 
 class ConfigField(NamedTuple):
@@ -408,21 +399,19 @@ class ConfigField(NamedTuple):
     default: Any
 
 
-def config_fields() -> dict[str, ConfigField]:
+def config_fields(model: type[Model] = TrainConfig, prefix: str = "") -> dict[str, ConfigField]:
     """All fields by dotted name, such as "optim.lr"."""
-    return dict(_fields(TrainConfig))
-
-
-def _fields(model: type[Model], prefix: str = "") -> Iterator[tuple[str, ConfigField]]:
+    fields = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Model):
-            yield from _fields(kind, f"{prefix}{name}.")
+            fields |= config_fields(kind, f"{prefix}{name}.")
         else:
             kind = Annotated[kind, *field.metadata] if field.metadata else kind
             default = field.get_default(call_default_factory=True)
             description = " ".join((field.description or "").split())
-            yield f"{prefix}{name}", ConfigField(kind, description, default)
+            fields[f"{prefix}{name}"] = ConfigField(kind, description, default)
+    return fields
 
 
 RENAMED = {"views.colour_on_global": "views.color_on_global"}
@@ -455,27 +444,22 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "recipes"
 """Where the named recipes are."""
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with ino."""
-    return yaml_names(FOLDER)
 
 
 def recipe_values(name: str) -> dict[str, Any]:
     """The values set by a recipe and its base recipes, nested by section, not yet validated.
 
     Args:
-        name: one of `recipe_names()`, or the path of a YAML file. Its key `base` names the recipe
+        name: of a recipe in `RECIPES`, or the path of a YAML file. Its key `base` names the recipe
             that it starts from, a path being relative to the file.
 
     Raises:
         ConfigError: there is no such recipe, it cannot be read, or recipes start from each other.
     """
     values: dict[str, Any] = {}
-    path = named_file(name, FOLDER, what="recipe")
+    path = named_file(name, RECIPES, what="recipe")
     seen = [path.resolve()]
     while True:
         content = read_yaml(path, what="recipe", holds="sections such as model and data")
@@ -486,7 +470,7 @@ def recipe_values(name: str) -> dict[str, Any]:
         if not isinstance(base, str):
             raise ConfigError(f"the recipe {path}: base must name a recipe, but is {base}")
         near = path.parent / base
-        path = near if near.is_file() else named_file(base, FOLDER, what="recipe")
+        path = near if near.is_file() else named_file(base, RECIPES, what="recipe")
         seen.append(path.resolve())
         if seen[-1] in seen[:-1]:
             chain = " -> ".join(one.stem for one in seen)
@@ -497,7 +481,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainC
     """The configuration of a recipe; fields that it leaves out have their defaults.
 
     Args:
-        name: one of `recipe_names()`, or the path of a YAML file.
+        name: of a recipe in `RECIPES`, or the path of a YAML file.
         overrides: values by dotted name, such as {"optim.lr": 0.001}; see `with_values`.
 
     Raises:
@@ -512,7 +496,7 @@ def _holds_text(kind: Any) -> bool:
 
 
 _SAME_NUMBERS = ("run.", "data.num_workers", "data.prefetch", "data.index", "data.batch_size")
-"""Fields that leave a run's numbers as they are; for the batch size see `check_same_batch`."""
+"""Fields that leave a run's numbers as they are; of the batch size, the sum over processes does."""
 _OTHER_NUMBERS = ("run.seed", "run.precision")
 
 
@@ -524,31 +508,6 @@ def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any
         for name in old
         if old[name] != new[name] and (name in _OTHER_NUMBERS or not name.startswith(_SAME_NUMBERS))
     ]
-
-
-def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> None:
-    """Checks that a resumed run has the same global batch size, on any number of processes.
-
-    Args:
-        earlier: configuration of the run, with `run.devices` and `run.num_nodes` resolved.
-        later: configuration to resume it with, resolved likewise.
-        run: folder of the run, for the message.
-
-    Raises:
-        ConfigError: the global batch size differs; the message names the data.batch_size to pass.
-    """
-    num_old, num_new = global_batch_size(earlier), global_batch_size(later)
-    if num_old == num_new:
-        return
-    per_process = later.data.batch_size
-    num_processes = num_new // per_process
-    advice = f"pass --data.batch_size {num_old // num_processes}"
-    if num_old % num_processes:
-        advice = f"use a number of processes that divides {num_old}"
-    raise ConfigError(
-        f"a step of the run in {run} has {num_old} clips, now it would have {num_new} "
-        f"({num_processes} processes x data.batch_size {per_process}): {advice} to continue it"
-    )
 
 
 def global_batch_size(config: TrainConfig) -> int:

@@ -37,6 +37,7 @@ from ino.models.weights import (
     check_exact,
     describe,
     list_checkpoints,
+    misfits,
     position_grid_side,
     read_checkpoint,
     read_weights,
@@ -52,7 +53,6 @@ from ino.system import (
 from ino.train.config import (
     ModelConfig,
     TrainConfig,
-    check_same_batch,
     differences,
     from_dict,
     global_batch_size,
@@ -116,9 +116,6 @@ class Run:
     num_steps: int
     steps_per_epoch: int
     first_step: int = 0
-
-
-# Signals
 
 
 @contextmanager
@@ -191,9 +188,6 @@ def stopped_error(run: Run, request: StopRequest) -> StoppedError:
     if own_launch and not run.fabric.is_global_zero:
         status = 0
     return StoppedError(f"stopped by {name}; {saved}: pass --resume to continue", status=status)
-
-
-# Start
 
 
 def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
@@ -278,34 +272,32 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     return run
 
 
-# The folder of a run
-
-
 def _check_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
-    """Checks that a run can begin or continue there; creates nothing.
-
-    Raises:
-        OutputError: the folder holds something and `resume` is off, or there is a file.
-        ConfigError: the run in the folder was configured otherwise; the message names the field.
-    """
+    """Checks that a run can begin there, or continue with this configuration; creates nothing."""
     if not (resume and _holds_run(out)):
         check_new_folder(out, advice=_advice(out))
         return
-    earlier = read_config(out)
-    for name, old, new in differences(earlier, config):
+    before = read_config(out)
+    for name, old, new in differences(before, config):
         raise ConfigError(
             f"the run in {out} has {name} {old}, now it is {new}; resume with the same "
             "configuration or choose another --out"
         )
-    check_same_batch(earlier, config, run=out)
+    num_old, num_new = global_batch_size(before), global_batch_size(config)
+    if num_old != num_new:
+        per_process = config.data.batch_size
+        num_processes = num_new // per_process
+        advice = f"pass --data.batch_size {num_old // num_processes}"
+        if num_old % num_processes:
+            advice = f"use a number of processes that divides {num_old}"
+        raise ConfigError(
+            f"a step of the run in {out} has {num_old} clips, now it would have {num_new} "
+            f"({num_processes} processes x data.batch_size {per_process}): {advice} to continue it"
+        )
 
 
 def _prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Origin) -> None:
-    """Creates the folder, which was checked, with its configuration.
-
-    Raises:
-        OutputError: it cannot be written, or holds something by now.
-    """
+    """Creates the folder, which was checked, with its configuration."""
     if resume and _holds_run(out):
         remove_leftovers(out)
         for path in (out / "checkpoints").glob(".*.pt"):  # half written, also by another machine
@@ -366,9 +358,6 @@ def read_config(out: Path) -> TrainConfig:
     raise ConfigError(
         f"{path} {fault}, so the run there cannot be compared with this one: choose another --out"
     )
-
-
-# Networks, random or from weights
 
 
 def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentTeacher, Origin]:
@@ -449,28 +438,12 @@ def _fill(network: Network, weights: NetworkWeights, source: Path) -> list[str]:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; its weights are {describe(backbone)}") from error
     network.backbone.load_state_dict(backbone)
-    if fault := weights.head_fault or _misfit(network.head, weights.head):
+    fault = weights.head_fault if weights.head else "there is none"
+    if fault := fault or next(iter(misfits(network.head, weights.head)), ""):
         notes.append(f"the head of {source} is not used, {fault}: it starts random")
     else:
         network.head.load_state_dict(weights.head)
     return notes
-
-
-def _misfit(head: nn.Module, weights: dict[str, Tensor]) -> str:
-    """Why weights are not those of the head; empty where they are."""
-    if not weights:
-        return "there is none"
-    own = head.state_dict()
-    for name, value in own.items():
-        if name not in weights:
-            return f"{name} is missing"
-        if weights[name].shape != value.shape:
-            return f"{name} is {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
-    extra = weights.keys() - own.keys()
-    return f"{min(extra)} is no part of ours" if extra else ""
-
-
-# Checkpoints
 
 
 def newest_checkpoint(out: Path) -> Path | None:

@@ -17,7 +17,6 @@ from ino.tasks.davis import evaluate_davis
 from ino.tasks.results import sized_protocol
 from ino.train.config import DataConfig, TrainConfig, global_batch_size, resolve
 from ino.train.data import count_epoch_clips, has_shards
-from ino.train.log import check_wandb
 from ino.train.loop import train
 from ino.train.monitors import Evaluate
 
@@ -38,7 +37,6 @@ def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
         InoError: see `train`.
     """
     config = resolve(config)
-    check_wandb(config.run.wandb)
     evaluate = build_evaluation(config, out=out) if config.run.eval_every else None
     return train(config, out=out, resume=resume, evaluate=evaluate)
 

@@ -105,12 +105,7 @@ def check_wandb(project: str) -> None:
 
 
 def _wandb_logger(project: str, folder: Path) -> Any:
-    """Lightning's logger, connected; a run that resumes continues its own run there.
-
-    Raises:
-        ConfigError: Weights & Biases is not installed, or does not take the run.
-    """
-    check_wandb(project)
+    """Lightning's logger, connected; a run that resumes continues its own run there."""
     from lightning.pytorch.loggers import WandbLogger
 
     id_file = folder / WANDB_ID_NAME
@@ -157,7 +152,7 @@ class RunLog:
         enabled: False in all processes but the first, which then write nothing.
 
         Raises:
-            ConfigError: `wandb` is given and not installed, or does not take the run.
+            ConfigError: Weights & Biases does not take the run.
         """
         from lightning.fabric.loggers import TensorBoardLogger  # heavy, and plots do not need it
 
@@ -253,9 +248,7 @@ class RunLog:
             is_best: whether it is kept as best.pt.
         """
         if self._enabled and scores:
-            found = [
-                f"{title} {scores[name]:.1f}" for name, title in SCORES.items() if name in scores
-            ]
+            found = [f"{SCORES.get(name, name)} {score:.1f}" for name, score in scores.items()]
             kept = ", kept as best.pt" if is_best else ""
             self._print(f"step_{done:08d}: {', '.join(found)}{kept}")
 

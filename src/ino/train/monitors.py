@@ -45,7 +45,7 @@ UNIFORM = 0.98
 """Targets count as uniform if their entropy is at least this fraction of its maximum."""
 
 CONSTANT = 0.02
-"""Information, as a share of its maximum, below which all views have the same target."""
+"""Information, as a share of its maximum, below which all tokens have the same target."""
 
 LOW_RANK = 0.03
 """Share of the width below which features count as collapsed."""
@@ -59,17 +59,17 @@ checkpoint with the highest `eval_jf` is kept."""
 
 @torch.no_grad()
 def target_statistics(
-    targets: Float[Tensor, "*views classes"], *, name: str
+    targets: Float[Tensor, "*tokens classes"], *, name: str
 ) -> dict[str, Float[Tensor, ""]]:
     """Entropy and information of target distributions, in nats.
 
     `entropy_NAME` is the mean entropy H(t) of a target: log of the number of classes where it is
     uniform, 0 where it is one class. `information_NAME` is the entropy of the mean target minus
-    `entropy_NAME`, the mutual information of view and class: 0 where all views have the same
-    target, at most the log of the number of views.
+    `entropy_NAME`, the mutual information of token and class: 0 where all tokens have the same
+    target, at most the log of the number of tokens.
 
     Args:
-        targets: the teacher's distributions, each of sum 1.
+        targets: the teacher's distributions, each of sum 1, one for each token.
         name: `class` or `patch`.
     """
     flat = targets.flatten(0, -2).float()
@@ -148,13 +148,15 @@ class CollapseMonitor:
 
     Attributes:
         num_classes: classes of the head.
-        num_views: global crops in a step of this process.
+        num_views: global crops in a step of this process, each with one class token.
+        num_patch_tokens: patch tokens of a step that have targets, at most.
         width: dimension of the backbone's tokens.
         first_step: no warnings before this step, as an untrained network looks collapsed.
     """
 
     num_classes: int
     num_views: int
+    num_patch_tokens: int
     width: int
     first_step: int
     _in_a_row: Counter[str] = field(default_factory=Counter)
@@ -179,7 +181,7 @@ class CollapseMonitor:
 
     def _judge(self, numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         """Each kind of collapse that can be judged: what is seen and what to do, or nothing."""
-        for name in ("class", "patch"):
+        for name, num_tokens in (("class", self.num_views), ("patch", self.num_patch_tokens)):
             is_uniform = False
             if (entropy := numbers.get(f"entropy_{name}")) is not None:
                 most = math.log(self.num_classes)
@@ -191,7 +193,7 @@ class CollapseMonitor:
                 )
                 yield f"uniform {name}", words if is_uniform else ""
             if (information := numbers.get(f"information_{name}")) is not None:
-                most = math.log(min(self.num_views, self.num_classes))
+                most = math.log(min(num_tokens, self.num_classes))
                 is_constant = not is_uniform and information < CONSTANT * most
                 words = (
                     f"the teacher's outputs for {name} tokens are nearly the same whatever it sees "
@@ -220,10 +222,6 @@ def contact_sheet(views: Views, *, patch_size: int) -> UInt8[np.ndarray, "rows c
 
     A column holds the global crop, its masked patches gray, and below it the frame's local crops.
     Small crops are enlarged pixel by pixel.
-
-    Args:
-        views: of a step; masked patches are shown where there are any.
-        patch_size: side of a patch in pixels.
     """
     assert views.global_crops is not None
     crops = _pixels(views.global_crops[:, :MAX_CLIPS])  # (t, b, h, w, 3)
@@ -277,16 +275,14 @@ class Monitor:
     """Statistics, pictures and scores of a run. Call it in each step; it acts when they are due."""
 
     def __init__(self, run: Run, *, log: RunLog, evaluate: Evaluate | None) -> None:
-        """Args:
-        run: that is monitored.
-        log: tells which steps are due, and shows pictures and scores.
-        evaluate: scores the student every `run.eval_every` steps; None for never.
-        """
         self._run, self._log, self._evaluate = run, log, evaluate
         config = run.config
+        num_views = config.data.batch_size * config.data.clip_length
+        num_patches = (config.views.global_size // config.model.patch_size) ** 2
         self._collapse = CollapseMonitor(
             num_classes=config.model.out_dim,
-            num_views=config.data.batch_size * config.data.clip_length,
+            num_views=num_views,
+            num_patch_tokens=num_views * max(1, int(num_patches * config.masking.ratio[1])),
             width=run.model.teacher.backbone.embed_dim,
             first_step=int(config.optim.warmup_epochs * run.steps_per_epoch),
         )
@@ -295,10 +291,7 @@ class Monitor:
     def measure(self, step: int, views: Views, targets: Targets) -> dict[str, Tensor]:
         """Statistics of targets and features, on the device, where the step is due; else nothing.
 
-        Args:
-            step: counted from 0.
-            views: of the step; a picture of them is written every `run.pictures_every` steps.
-            targets: of the step.
+        A picture of the views is written every `run.pictures_every` steps.
         """
         run, every = self._run, self._run.config.run.pictures_every
         if every and step % every == 0 and run.fabric.is_global_zero:

@@ -71,6 +71,7 @@ from ino.train.distributed import (
     load_module,
     load_optimizer,
 )
+from ino.train.log import check_wandb
 from ino.train.optim import Schedules, build_optimizer
 
 SAVED_STATUS = 75
@@ -204,6 +205,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     Raises:
         InoError: see `ino.train.loop.train`.
     """
+    check_wandb(config.run.wandb)
     fabric = build_fabric(config.run)
     launch(fabric)
     devices, num_nodes = count_processes(config.run)
@@ -259,9 +261,8 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         num_steps=min(num_steps, config.run.max_steps or num_steps),
         steps_per_epoch=steps_per_epoch,
     )
-    broadcast_from_first(
-        fabric, prepare
-    )  # after the networks: what cannot be built leaves no folder behind
+    # After the networks: what cannot be built leaves no folder behind.
+    broadcast_from_first(fabric, prepare)
     if fabric.is_global_zero:
         precision = fabric.strategy.precision.precision
         Console(stderr=True).print(f"on {fabric.device}, precision {precision}", highlight=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ino.data.clips import count_batches
 from ino.data.davis import read_davis
 from ino.errors import ConfigError
-from ino.models.backbone import RELEASED_STD, VitBackbone, choose_device
+from ino.models.backbone import VitBackbone, choose_device, std_of_run
 from ino.models.vit import build_vit
 from ino.models.weights import load_exactly
 from ino.propagate.tracker import Tracker
@@ -61,9 +61,7 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         vit = build_vit(model.arch, patch_size=model.patch_size)
         folder = out / EVALUATIONS / f"step_{step:08d}"
         load_exactly(vit, dict(weights), source=folder)
-        backbone = VitBackbone(vit.eval())
-        if config.variant == "released":
-            backbone.std = RELEASED_STD
+        backbone = VitBackbone(vit.eval(), std=std_of_run(config.variant))
         scores = evaluate_davis(
             root,
             out=folder,

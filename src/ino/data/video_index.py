@@ -47,6 +47,7 @@ _MAX_THREADS = 32  # folders on a network answer late, not slowly
 _SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_TO_WAIT = 60.0  # for other processes that write the same file
 _APPLICATION_ID = 0x696E6F76  # SQLite's field that tells an application's own files
+_COLUMNS = "path, size, time, num_frames, fps, height, width, seconds"
 _TABLE = """
 CREATE TABLE videos (
     path BLOB PRIMARY KEY, size INTEGER, time INTEGER, num_frames INTEGER, fps REAL, height INTEGER,
@@ -56,8 +57,7 @@ CREATE TABLE videos (
 _LOG = logging.getLogger("ino")
 
 
-@dataclass(frozen=True, slots=True)
-class VideoHeader:
+class VideoHeader(NamedTuple):
     """What is known of a video before it is read.
 
     Attributes:
@@ -283,7 +283,13 @@ def index_videos(
     headers: list[VideoHeader] = []
     num_read = 0
     with _records(file, "index") as records:
-        known = _read_known(records)
+        rows = records.execute(f"SELECT {_COLUMNS} FROM videos WHERE fault IS NULL")
+        known = {
+            (key := os.fsdecode(path)): _Found(
+                key, size, changed, VideoHeader(*header), is_new=False
+            )
+            for path, size, changed, *header in rows
+        }
         fresh: list[_Found] = []
         last_write = time.monotonic()
         try:
@@ -359,11 +365,6 @@ def wide_video_remark(
     A crop of the share s of a frame and the aspect a is at most as high as the frame if a >= s W /
     H, and at most as wide if a <= W / (s H). Where no s and a of the ranges fit, torchvision's
     RandomResizedCrop takes the largest centre crop of an allowed aspect, the same one each time.
-
-    Args:
-        index: of the videos.
-        scale: lowest and highest share of a frame's area.
-        ratio: lowest and highest width over height.
     """
     usable = np.setdiff1d(np.arange(len(index)), list(index.faults))
     aspects = index.sizes[usable, 1] / index.sizes[usable, 0]
@@ -388,7 +389,7 @@ class _Found(NamedTuple):
     size: int  # bytes
     time: int  # of the last change, in nanoseconds
     header: VideoHeader
-    is_new: bool
+    is_new: bool = True
 
 
 def _look_at_all(names: Sequence[str], known: dict[str, _Found]) -> Iterator[list[_Found]]:
@@ -415,37 +416,26 @@ def _look_at(names: Sequence[str], known: dict[str, _Found]) -> list[_Found]:
         key = os.path.abspath(name)
         before = known.pop(key, None)
         if before is None or (before.size, before.time) != (size, changed):
-            before = _Found(key, size, changed, read_header(Path(name)), is_new=True)
+            before = _Found(key, size, changed, read_header(Path(name)))
         found.append(before)
     return found
 
 
-def _read_known(records: sqlite3.Connection) -> dict[str, _Found]:
-    rows = records.execute(
-        "SELECT path, size, time, num_frames, fps, height, width, seconds FROM videos "
-        "WHERE fault IS NULL"
-    )
-    return {
-        (key := os.fsdecode(path)): _Found(key, size, changed, VideoHeader(*header), is_new=False)
-        for path, size, changed, *header in rows
-    }
-
-
 def _write_found(records: sqlite3.Connection, fresh: Sequence[_Found]) -> None:
     """Keeps the headers of usable videos; unusable ones are looked at each time."""
-    unusable = (found.key for found in fresh if found.header.fault)
-    usable = (found for found in fresh if not found.header.fault)
+    rows = [
+        (os.fsencode(found.key), found.size, found.time, *found.header[:-1])
+        for found in fresh
+        if not found.header.fault
+    ]
     with records:
-        records.executemany("DELETE FROM videos WHERE path = ?", _keys(unusable))
         records.executemany(
-            "INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", map(_row, usable)
+            "DELETE FROM videos WHERE path = ?",
+            _keys(found.key for found in fresh if found.header.fault),
         )
-
-
-def _row(found: _Found) -> tuple:
-    header = found.header
-    numbers = (header.num_frames, header.fps, header.height, header.width, header.seconds)
-    return os.fsencode(found.key), found.size, found.time, *numbers
+        records.executemany(
+            f"INSERT OR REPLACE INTO videos ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
+        )
 
 
 def _keys(paths: Iterable[str]) -> Iterator[tuple[bytes]]:
@@ -577,7 +567,7 @@ def _add_text(records: sqlite3.Connection, text: bytes) -> None:
                 header = VideoHeader(
                     int(num_frames), float(fps), int(height), int(width), float(seconds)
                 )
-                found.append(_Found(str(name), int(size), int(changed), header, is_new=True))
+                found.append(_Found(str(name), int(size), int(changed), header))
             elif "path" in value:
                 reasons[str(value["path"])] = str(value["reason"])
     _write_found(records, found)

@@ -90,6 +90,11 @@ about -127..127. `lab-8bit`: OpenCV's 8-bit Lab, all in 0..255."""
 Triple = tuple[float, float, float]
 
 
+def std_of_run(variant: str | None) -> Triple:
+    """The standard deviation by which the networks of a run of `ino train` are evaluated."""
+    return RELEASED_STD if variant == "released" else IMAGENET_STD
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """The input that a network expects, and the settings that its authors evaluate it with.

@@ -9,12 +9,10 @@ from pathlib import Path
 import timm
 import torch
 
-from ino.data.views import IMAGENET_STD
 from ino.errors import CheckpointError
 from ino.models.backbone import (
     HUBS,
     OUR_LAYER,
-    RELEASED_STD,
     TIMM,
     Backbone,
     ColorBackbone,
@@ -22,6 +20,7 @@ from ino.models.backbone import (
     VitBackbone,
     build_timm,
     split_weights,
+    std_of_run,
 )
 from ino.models.peers import KNOWN, read_release
 from ino.models.vit import ARCHITECTURES, build_vit
@@ -127,8 +126,7 @@ def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
     if content.get("format") != FORMAT:
         return read_release(content, source=path, network=network)
     vit = read_vit_backbone(content, source=path, network=network or "student")
-    std = RELEASED_STD if content["config"].get("variant") == "released" else IMAGENET_STD
-    return VitBackbone(vit, std=std).eval()
+    return VitBackbone(vit, std=std_of_run(content["config"].get("variant"))).eval()
 
 
 def _exported(path: Path, *, network: NetworkName | None) -> Backbone:

@@ -206,12 +206,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 def read_vit_backbone(
     content: Mapping[str, Any], *, source: Path, network: NetworkName = "student"
 ) -> VisionTransformer:
-    """The backbone in a run's checkpoint, in evaluation mode.
-
-    Args:
-        content: of the checkpoint.
-        source: for messages.
-        network: `student`, as the authors evaluate, or `teacher`.
+    """The backbone in the content of a run's checkpoint, in evaluation mode.
 
     Raises:
         CheckpointError: the checkpoint is of another version, or damaged.
@@ -262,13 +257,9 @@ def choose_network(
     usual: NetworkName,
     source: Path,
 ) -> dict[str, Any]:
-    """The weights of one of a file's networks.
+    """The weights of one of a file's networks, which are given as `networks_in` finds them.
 
-    Args:
-        networks: from `networks_in`, at least one.
-        network: the one to return; None for `usual`.
-        usual: the default; if the file does not hold it, the other one is returned.
-        source: for messages.
+    Without `network` it is the usual one, or the other one if the file does not hold that.
 
     Raises:
         CheckpointError: the file holds the other one only.
@@ -295,9 +286,7 @@ def warn_single_network(source: Path | str, network: NetworkName | None) -> None
 
 
 def position_grid_side(backbone: dict[str, Tensor]) -> int | None:
-    """Side of the square grid of a backbone's position embeddings, in positions.
-
-    None if the backbone has no position embeddings.
+    """Side of the square grid of a backbone's position embeddings; None if it has none.
 
     Raises:
         CheckpointError: the grid is not square.
@@ -370,8 +359,7 @@ def is_exported(path: Path) -> bool:
     """Whether a path is the folder of an export, or its file of weights.
 
     Raises:
-        CheckpointError: it is a file of the name that exports give their weights, without a
-            configuration beside it that tells whose they are.
+        CheckpointError: it may be the weights of an export, but no configuration lies beside it.
     """
     try:
         return "ino" in _read_config(_folder(path))
@@ -391,10 +379,7 @@ def exported_weights(path: Path) -> Path:
 
 
 def read_exported(path: Path) -> Exported:
-    """The network of an export, in evaluation mode.
-
-    Args:
-        path: the folder, or its file of weights.
+    """The network of an export, given by its folder or its file of weights.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another version or export.
@@ -480,10 +465,7 @@ def _folder(path: Path) -> Path:
 class NetworkWeights(NamedTuple):
     """Weights of one network under the names of our parameters.
 
-    Attributes:
-        backbone: tensors of the backbone.
-        head: tensors of the head; empty if the file has none.
-        head_fault: why the file's head cannot be used; empty if it can.
+    The head is empty if the file has none; `head_fault` says why a head cannot be used.
     """
 
     backbone: dict[str, Tensor]

@@ -65,21 +65,18 @@ _LOG = logging.getLogger("ino")
 
 
 class Source(NamedTuple):
-    """The videos of a run.
-
-    Attributes:
-        names: paths of the videos, or of the tar shards that contain them.
-        num_videos: number of usable videos.
-        left_out: for each unusable video or shard, by its path, the reason.
-        summary: one line for the screen.
-        remark: warning about the aspect ratio of the frames; empty for none.
-    """
+    """The videos of a run."""
 
     names: list[str]
+    """Paths of the videos, or of the tar shards that contain them."""
     num_videos: int
+    """Number of usable videos."""
     left_out: dict[str, str]
+    """For each unusable video or shard, by its path, the reason."""
     summary: str
+    """One line for the screen."""
     remark: str = ""
+    """Warning about the aspect ratio of the frames; empty for none."""
 
 
 def has_shards(data: DataConfig) -> bool:
@@ -188,10 +185,7 @@ class Clips:
 def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     """Finds the videos, in the first process only, and builds the data loader of this process.
 
-    Args:
-        config: resolved.
-        fabric: devices and processes.
-        out: folder of the run; videos that turn out to be unusable are recorded there.
+    Videos that turn out to be unusable are recorded in the folder `out` of the run.
 
     Raises:
         InoError: see `find_source`.

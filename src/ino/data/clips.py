@@ -9,8 +9,8 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,37 +31,21 @@ WINDOW = 4
 memory: 5 clips of 4 frames of 256x340 pixels take 5 MiB per visit."""
 
 
-@dataclass(frozen=True)
-class ClipSampling:
+class ClipSampling(NamedTuple):
     """How frames are chosen: every `frame_step`-th of the source, or `fps` per second of its time.
 
     The paper takes 4 frames, every 8th; the released code 4 frames at 8 frames per second, 5 clips
     per video and epoch.
-
-    Attributes:
-        length: frames per clip.
-        frame_step: source frames from one frame to the next; None if `fps` is given.
-        fps: frames per second of the source's time; a source with fewer repeats frames.
-        clips_per_video: clips sampled from each video in an epoch.
-
-    Raises:
-        ConfigError: a value is out of range, or not exactly one of `frame_step` and `fps` is given.
     """
 
     length: int = 4
-    frame_step: int | None = 8
-    fps: float | None = None
+    """Frames per clip."""
+    frame_step: int = 8
+    """Source frames from one frame to the next; 0 where `fps` decides."""
+    fps: float = 0.0
+    """Frames per second of the source's time; a source with fewer repeats frames."""
     clips_per_video: int = 1
-
-    def __post_init__(self) -> None:
-        if (self.frame_step is None) == (self.fps is None):
-            raise ConfigError(
-                f"a clip needs either frame_step or fps, but frame_step is {self.frame_step} and "
-                f"fps is {self.fps}: give one and set the other to null"
-            )
-        for name, value in vars(self).items():
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} of a clip is {value}: give a number above 0")
+    """Clips sampled from each video in an epoch."""
 
 
 def frame_indices(
@@ -81,10 +65,9 @@ def frame_indices(
     Raises:
         VideoError: the video is too short.
     """
-    if sampling.frame_step is not None:
+    if sampling.frame_step:
         stride, step = 1.0, sampling.frame_step
     else:
-        assert sampling.fps is not None
         stride, step = fps / sampling.fps, 1
     num_positions = math.floor(num_frames / stride)  # frames at which a clip can start
     span = (sampling.length - 1) * step + 1
@@ -156,28 +139,11 @@ def clip_generators(
     return [np.random.default_rng(one) for one in seeds]
 
 
-class PathTable:
-    """Many paths in little memory, which data workers share instead of each having a copy.
-
-    They are kept as one run of bytes: no Python object per path, no reference to be counted.
-    """
-
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __getitem__(self, index: int) -> Path:
-        place = range(len(self))[index]
-        start, end = self._bounds[place : place + 2]
-        return Path(os.fsdecode(self._bytes[start:end].tobytes()))
-
-    def digest(self) -> str:
-        """A hash of the paths and their order, 16 hexadecimal digits."""
-        return hashlib.sha256(self._bounds.tobytes() + self._bytes.tobytes()).hexdigest()[:16]
+def digest_of(paths: Sequence[Path | str]) -> str:
+    """A hash of the paths and their order, 16 hexadecimal digits."""
+    encoded = [os.fsencode(path) for path in paths]
+    bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return hashlib.sha256(bounds.tobytes() + b"".join(encoded)).hexdigest()[:16]
 
 
 class ClipDataset(Dataset[Tensor]):
@@ -204,7 +170,8 @@ class ClipDataset(Dataset[Tensor]):
         quarantine: Path | None,
         visits: bool = False,
     ) -> None:
-        self._videos = PathTable(videos)
+        # One array of bytes, which data workers share: no Python object for each path.
+        self._videos = np.array([os.fsencode(video) for video in videos])
         self._sampling = sampling
         self._seed = seed
         self._quarantine = quarantine
@@ -235,7 +202,7 @@ class ClipDataset(Dataset[Tensor]):
             rng = np.random.default_rng([self._seed, epoch, index, attempt])
             try:
                 clip = read_chosen(
-                    self._videos[video],
+                    self._path(video),
                     lambda num_frames, fps, rng=rng: [
                         index
                         for _ in range(self._clips_at_once)
@@ -254,6 +221,9 @@ class ClipDataset(Dataset[Tensor]):
                 return torch.from_numpy(clip)
         raise self._too_many_broken()
 
+    def _path(self, video: int) -> Path:
+        return Path(os.fsdecode(self._videos[video]))
+
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """The video of a clip, then those that may replace it."""
         first = index % len(self._videos)
@@ -265,7 +235,7 @@ class ClipDataset(Dataset[Tensor]):
 
     def _leave_out(self, video: int, error: Exception) -> None:
         self._state[video] = _BROKEN
-        leave_out(self._quarantine, str(self._videos[video]), reason=str(error))
+        leave_out(self._quarantine, str(self._path(video)), reason=str(error))
         if self.num_broken >= _MAX_FAILURES and 2 * self.num_broken > self._num_tried:
             raise self._too_many_broken() from error
 

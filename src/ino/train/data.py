@@ -30,10 +30,10 @@ from ino.data.clips import (
     ClipDataset,
     ClipSampler,
     ClipSampling,
-    PathTable,
     VisitSampler,
     choose_usable,
     clip_generators,
+    digest_of,
 )
 from ino.data.masking import sample_masks, sample_num_masked
 from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
@@ -124,8 +124,8 @@ def sampling_of(data: DataConfig) -> ClipSampling:
     """Which frames make a clip, as a resolved configuration says."""
     return ClipSampling(
         length=data.clip_length,
-        frame_step=data.frame_step or None,
-        fps=data.fps or None,
+        frame_step=data.frame_step or 0,
+        fps=data.fps or 0.0,
         clips_per_video=data.clips_per_video,
     )
 
@@ -212,7 +212,7 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     }
     options = _loader_options(config, fabric)
     num_clips = source.num_videos * data.clips_per_video
-    digest = PathTable(source.names).digest()
+    digest = digest_of(source.names)
     if has_shards(data):
         order = ShardClips(source.names, num_clips=num_clips, **(settings | share))
         loader = DataLoader(order, batch_size=None, **options)  # it gives whole batches

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ino.errors import ConfigError
 from ino.system import write_text
+from ino.train.config import TrainConfig, global_batch_size
 
 LOG_NAME = "log.jsonl"
 WANDB_ID_NAME = "wandb_id.txt"
@@ -135,20 +136,16 @@ class RunLog:
         self,
         folder: Path,
         *,
+        config: TrainConfig,
         first_step: int,
         num_steps: int,
-        log_every: int,
-        clips_per_step: int,
-        wandb: str,
         enabled: bool,
     ) -> None:
         """Args:
         folder: of the run.
+        config: of the run, resolved.
         first_step: the step that comes first, counted from 0.
         num_steps: of the whole run.
-        log_every: steps between lines on the screen and numbers in TensorBoard.
-        clips_per_step: over all processes.
-        wandb: project of Weights & Biases; empty for none.
         enabled: False in all processes but the first, which then write nothing.
 
         Raises:
@@ -157,9 +154,9 @@ class RunLog:
         from lightning.fabric.loggers import TensorBoardLogger  # heavy, and plots do not need it
 
         self._enabled = enabled
-        self._log_every = log_every
+        self._log_every = config.run.log_every
         self._num_steps = num_steps
-        self._clips_per_step = clips_per_step
+        self._clips_per_step = global_batch_size(config)
         self._started = time.perf_counter()
         self._since = (first_step, self._started)
         self._waited = 0.0
@@ -174,6 +171,7 @@ class RunLog:
         )
         self._task = self._progress.add_task("", total=num_steps, completed=first_step)
         if enabled:
+            wandb = config.run.wandb
             self._wandb = _wandb_logger(wandb, folder) if wandb else None
             self._file = LogFile(folder / LOG_NAME, first_step=first_step)
             self._tensorboard: Any = TensorBoardLogger(

@@ -145,9 +145,11 @@ def test_text_of_the_command_line_means_what_it_means_in_yaml():
 
 def test_fields_have_descriptions_and_are_those_of_a_configuration():
     fields = config_fields()
-    assert list(fields) == list(flatten(to_dict(TrainConfig())))
+    defaults = flatten(to_dict(TrainConfig()))
+    assert list(fields) == list(defaults)
     assert all(field.description.endswith(".") for field in fields.values())
-    assert all(("variant" in f.description) == (f.default is None) for f in fields.values())
+    for name, field in fields.items():
+        assert ("variant" in field.description) == (defaults[name] is None)
     assert get_args(fields["model.arch"].type) == tuple(ARCHITECTURES)
     assert get_args(fields["model.patch_size"].type) == PATCH_SIZES
 

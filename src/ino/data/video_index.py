@@ -263,23 +263,22 @@ def index_videos(
     roots: Sequence[Path],
     *,
     file: Path | None,
-    on_found: Callable[[int], None] = lambda num_videos: None,
-    on_header: Callable[[int], None] = lambda num_more: None,
+    on_progress: Callable[[int, int], None] = lambda num_more, num_videos: None,
 ) -> VideoIndex:
     """The index of all videos of the roots, brought up to date.
 
     Args:
         roots: as `find_videos` takes them.
         file: where the index is kept; None to keep none.
-        on_found: called once, with the number of videos.
-        on_header: called repeatedly, with the number of videos processed since the last call.
+        on_progress: called repeatedly, with the number of videos looked at since the last call, and
+            of all videos.
 
     Raises:
         VideoError: there is no video, or a folder cannot be read.
         OutputError: the file cannot be written, or is not an index.
     """
     names = find_videos(roots)
-    on_found(len(names))
+    on_progress(0, len(names))
     headers: list[VideoHeader] = []
     num_read = 0
     with _records(file, "index") as records:
@@ -296,7 +295,7 @@ def index_videos(
             for chunk in _look_at_all(names, known):
                 headers += (found.header for found in chunk)
                 fresh += (found for found in chunk if found.is_new)
-                on_header(len(chunk))
+                on_progress(len(chunk), len(names))
                 if time.monotonic() > last_write + _SECONDS_BETWEEN_WRITES:
                     num_read += len(fresh)
                     _write_found(records, fresh)

@@ -74,7 +74,8 @@ def build_resnet(
             module.padding_mode = "reflect"
     if narrow:
         resnet.maxpool = nn.Identity()
-        resnet.get_submodule("layer4.0").downsample = None  # nothing changes size there
+        block: Any = resnet.get_submodule("layer4.0")
+        block.downsample = None  # nothing changes size there
     return resnet
 
 

@@ -392,11 +392,10 @@ def from_dict(values: Any) -> TrainConfig:
 
 
 class ConfigField(NamedTuple):
-    """One field of a training run: its type, description and default (None: see `variant`)."""
+    """One field of a training run."""
 
     type: Any
     description: str
-    default: Any
 
 
 def config_fields(model: type[Model] = TrainConfig, prefix: str = "") -> dict[str, ConfigField]:
@@ -408,9 +407,8 @@ def config_fields(model: type[Model] = TrainConfig, prefix: str = "") -> dict[st
             fields |= config_fields(kind, f"{prefix}{name}.")
         else:
             kind = Annotated[kind, *field.metadata] if field.metadata else kind
-            default = field.get_default(call_default_factory=True)
             description = " ".join((field.description or "").split())
-            fields[f"{prefix}{name}"] = ConfigField(kind, description, default)
+            fields[f"{prefix}{name}"] = ConfigField(kind, description)
     return fields
 
 

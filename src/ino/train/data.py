@@ -149,11 +149,13 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
         task = bar.add_task("", total=None)
 
         def index(file: Path | None) -> VideoIndex:
+            bar.reset(task)
             return index_videos(
                 roots,
                 file=file,
-                on_found=lambda num_videos: bar.update(task, total=num_videos, completed=0),
-                on_header=lambda num_more: bar.advance(task, num_more),
+                on_progress=lambda num_more, num_videos: bar.update(
+                    task, advance=num_more, total=num_videos
+                ),
             )
 
         if name != "auto":
@@ -199,14 +201,14 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         Console(stderr=True).print(source.summary + left_out, highlight=False, soft_wrap=True)
         if source.remark:
             _LOG.warning("%s", source.remark)
+    seed = config.run.seed
     settings: dict[str, Any] = {
         "sampling": sampling_of(data),
-        "seed": config.run.seed,
+        "seed": seed,
         "quarantine": out / QUARANTINE_NAME,
     }
     share: dict[str, int] = {
         "batch_size": data.batch_size,
-        "seed": config.run.seed,
         "rank": fabric.global_rank,
         "world_size": fabric.world_size,
     }
@@ -214,13 +216,15 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     num_clips = source.num_videos * data.clips_per_video
     digest = digest_of(source.names)
     if has_shards(data):
-        order = ShardClips(source.names, num_clips=num_clips, **(settings | share))
+        order = ShardClips(source.names, num_clips=num_clips, **settings, **share)
         loader = DataLoader(order, batch_size=None, **options)  # it gives whole batches
         return Clips(loader, order, digest, source.left_out)
     if data.visits:
-        order = VisitSampler(len(source.names), clips_per_video=data.clips_per_video, **share)
+        order = VisitSampler(
+            len(source.names), clips_per_video=data.clips_per_video, seed=seed, **share
+        )
     else:
-        order = ClipSampler(num_clips, **share)
+        order = ClipSampler(num_clips, seed=seed, **share)
     dataset = ClipDataset(source.names, visits=data.visits, **settings)
     loader = DataLoader(
         dataset, batch_size=data.batch_size, sampler=order, drop_last=True, **options

@@ -51,16 +51,10 @@ class ClipSampling(NamedTuple):
 def frame_indices(
     num_frames: int, fps: float, *, sampling: ClipSampling, rng: np.random.Generator
 ) -> list[int]:
-    """The frame numbers of one clip, its start uniform over all that fit.
+    """The frame numbers of one clip of a video, its start uniform over all that fit.
 
     With `frame_step` s: start + s k for k = 0 .. length - 1. With `fps` f the source is resampled
     to its frames floor(k fps / f), and a clip is `length` consecutive ones of those.
-
-    Args:
-        num_frames: of the video.
-        fps: frames per second of the video.
-        sampling: length and step.
-        rng: gives one number.
 
     Raises:
         VideoError: the video is too short.
@@ -127,12 +121,8 @@ def clip_generators(
     """One random number generator for each clip of this process in a step.
 
     Its state depends only on the seed and on the clip's place in the global batch: two processes
-    with one clip each sample the same numbers as one process with two clips.
-
-    Args:
-        seed: of the step; not negative.
-        num_clips: clips of this process.
-        first_clip: place of the first of them among those of all processes.
+    with one clip each sample the same numbers as one process with two clips. `first_clip` is the
+    place of this process's first clip among those of all processes.
     """
     places = range(first_clip, first_clip + num_clips)
     seeds = (np.random.SeedSequence(seed, spawn_key=(1, place)) for place in places)
@@ -284,12 +274,8 @@ class ClipSampler(Sampler[tuple[int, int]]):
     the epoch from the position that was set; moving the position is up to the caller. As the epoch
     is part of each pair, workers may persist.
 
-    Args:
-        num_clips: per epoch, over all processes, before it is cut into batches.
-        batch_size: clips per process.
-        seed: not negative.
-        rank: of this process.
-        world_size: number of processes.
+    `num_clips` counts those of all processes, before they are cut into batches, and `batch_size`
+    those of this process.
 
     Raises:
         ConfigError: there are fewer clips than one global batch needs.
@@ -343,12 +329,8 @@ class VisitSampler(ClipSampler):
     places of a global batch ("lanes"); a batch takes one clip of each lane, so no video is in a
     batch twice, and the clips of `WINDOW` visits of a lane come in random order. Which clip comes
     where is a function of seed and epoch: it is the same on any number of processes with the same
-    global batch, and after resuming.
-
-    Args:
-        num_videos: over all processes, each visited once per epoch.
-        clips_per_video: clips of a visit.
-        share: `batch_size`, `seed`, `rank` and `world_size` of `ClipSampler`.
+    global batch, and after resuming. `share` is `batch_size`, `seed`, `rank` and `world_size` of
+    `ClipSampler`.
 
     Raises:
         ConfigError: there are fewer videos than one global batch has clips.

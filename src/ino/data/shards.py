@@ -293,11 +293,7 @@ class ShardClips(IterableDataset[list[Tensor]]):
         shards: as `expand_shards` gives them; at least one.
         num_clips: per epoch, over all processes.
         batch_size: clips per process.
-        sampling: which frames make a clip.
-        seed: not negative.
         quarantine: the file that names what is left out, or None.
-        rank: of this process.
-        world_size: number of processes.
 
     Raises:
         ConfigError: there are fewer clips than one global batch needs.

@@ -146,9 +146,6 @@ def find_videos(roots: Sequence[Path]) -> list[str]:
     - a text file with one path per line, relative to the text file's folder; what follows the path
       after a space or comma (Kinetics: a label) is ignored, and so are lines that begin with #.
 
-    Args:
-        roots: folders, video files, patterns and lists.
-
     Raises:
         VideoError: a root is missing or none of these, a folder cannot be read, or no video was
             found.
@@ -461,11 +458,7 @@ def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
 
 
 def quarantine_all(file: Path, reasons: Mapping[str, str]) -> int:
-    """Adds videos to the quarantine and returns how many of them were new there.
-
-    Args:
-        file: the quarantine, created if missing.
-        reasons: why each video is left out, by its path.
+    """Adds videos, with the reason by path, to the quarantine; returns how many were new there.
 
     Raises:
         OutputError: the file cannot be written.

@@ -46,13 +46,6 @@ class LogFile:
     """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        """Args:
-        path: of the file.
-        first_step: the step that comes first, counted from 0.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
         if path.exists():
             write_text(path, "".join(_lines_before(first_step, path)))
         self._path = path
@@ -142,7 +135,7 @@ class RunLog:
     ) -> None:
         """Args:
         folder: of the run.
-        config: of the run, resolved.
+        config: resolved.
         first_step: the step that comes first, counted from 0.
         num_steps: of the whole run.
         enabled: False in all processes but the first, which then write nothing.
@@ -232,13 +225,7 @@ class RunLog:
             self._print(f"step {step} {terms} lr {numbers['lr']:.2e} {speed}, {left} left")
 
     def write_scores(self, scores: Mapping[str, float], *, done: int, is_best: bool) -> None:
-        """Shows on the screen what the student scored.
-
-        Args:
-            scores: percent, by name: `eval_jf`, `eval_j`, `eval_f`.
-            done: steps, by which the folder of the masks and the checkpoint are named.
-            is_best: whether it is kept as best.pt.
-        """
+        """Shows on the screen what the student scored after so many steps, in percent."""
         if self._enabled and scores:
             found = [f"{SCORES.get(name, name)} {score:.1f}" for name, score in scores.items()]
             kept = ", kept as best.pt" if is_best else ""

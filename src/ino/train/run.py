@@ -194,16 +194,9 @@ def stopped_error(run: Run, request: StopRequest) -> StoppedError:
 def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
     """Builds everything a run needs: devices, folder, data, networks, optimizer and schedules.
 
-    The newest whole checkpoint is restored if the run is resumed.
-
-    Args:
-        config: resolved.
-        out: folder of the run.
-        resume: see `ino.train.loop.train`.
-        held: holds the lock of the folder until it is closed.
-
-    Raises:
-        InoError: see `ino.train.loop.train`.
+    The newest whole checkpoint is restored if the run is resumed. The configuration must be
+    resolved; `held` holds the lock of the folder until it is closed. For the rest see
+    `ino.train.loop.train`.
     """
     check_wandb(config.run.wandb)
     fabric = build_fabric(config.run)
@@ -387,12 +380,7 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
 
 
 def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeacher:
-    """Student and teacher with equal random weights.
-
-    Args:
-        config: of the networks.
-        side: side of the grid of position embeddings; None for the usual one.
-    """
+    """Student and teacher with equal random weights; `side` is that of the grid of positions."""
     backbone = build_vit(
         config.arch,
         patch_size=config.patch_size,
@@ -500,13 +488,9 @@ def save_checkpoint(run: Run, *, step: int, must: bool) -> None:
 
     All processes must call it: shards are gathered, and the first process writes.
 
-    Args:
-        run: to save.
-        step: number of steps done, which names the file.
-        must: whether failing to write (full disk) ends the run. If False, it only warns.
-
     Raises:
-        OutputError: `must` is set and the file cannot be written; earlier checkpoints stay.
+        OutputError: the file cannot be written (full disk) and `must` is set; otherwise this only
+            warns. Earlier checkpoints stay.
     """
     content, failure = _collect(run, step=step), ""
     try:
@@ -530,10 +514,7 @@ def save_best(run: Run, *, step: int, score: float) -> bool:
     """Writes the state to checkpoints/best.pt if no earlier one of the run scored as high.
 
     All processes must call it; the score of the first one decides. `run.keep` does not count it,
-    and a run does not resume from it.
-
-    Returns:
-        Whether this process wrote it.
+    and a run does not resume from it. Tells whether this process wrote it.
 
     Raises:
         OutputError: it cannot be written; the earlier one stays.

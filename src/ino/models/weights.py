@@ -20,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import safetensors.torch
@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ino.errors import CheckpointError
+from ino.models.student_teacher import NetworkName
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer, build_vit
 
 FORMAT = "ino-training-run"
@@ -49,8 +50,6 @@ FILES = (CONFIG, WEIGHTS, POSITIONS, CARD, FEATURES_GRAPH, PROPAGATION_GRAPH)
 under `ino`, this package need to build it; the position embeddings as they were trained, where
 timm's were resampled for one size of image. The configuration is written last, so a folder without
 it is not whole."""
-
-NetworkName = Literal["student", "teacher"]
 
 _MAX_HEADER_BYTES = 100_000_000
 """A safetensors file's header is not longer, by its definition."""

@@ -23,10 +23,8 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
+from ino.kernels.topk import DEFAULT_MAX_BYTES
 from ino.schema import Model
-
-DEFAULT_MAX_BYTES = 64 << 20
-"""Bytes for the similarities of the queries that are compared at a time."""
 
 MUTUAL_EPSILON = 1e-5
 """What ContCorr adds to the largest affinity of a row or column before it divides by it."""

@@ -35,7 +35,7 @@ from ino.data.clips import (
     clip_generators,
     digest_of,
 )
-from ino.data.masking import sample_masks, sample_num_masked
+from ino.data.masking import sample_blockwise_mask, sample_num_masked, sample_random_mask
 from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
 from ino.data.video_index import (
     VideoIndex,
@@ -418,19 +418,10 @@ def _sample_masked(
     )
     if not num_masked:
         return None
+    sample = sample_blockwise_mask if masking.kind == "blockwise" else sample_random_mask
     masks = [
-        sample_masks(
-            rng,
-            num_clips=num_clips,
-            rows=side,
-            columns=side,
-            num_masked=num_masked,
-            kind=masking.kind or "blockwise",
-            shared=bool(masking.shared),
-        )
-        for rng, num_clips in (
-            [(shared_rng, len(streams))] if masking.shared else [(one, 1) for one in streams]
-        )
+        sample(rng, rows=side, columns=side, num_masked=num_masked)
+        for rng in ([shared_rng] if masking.shared else streams)
     ]
-    positions = np.nonzero(np.concatenate(masks))[1]
-    return torch.from_numpy(positions).reshape(len(streams), num_masked)
+    positions = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in masks]))
+    return positions.expand(len(streams), -1).contiguous()

@@ -225,26 +225,35 @@ def contact_sheet(views: Views, *, patch_size: int) -> UInt8[np.ndarray, "rows c
     """
     assert views.global_crops is not None
     crops = _pixels(views.global_crops[:, :MAX_CLIPS])  # (t, b, h, w, 3)
-    height, width = crops.shape[2:4]
+    num_frames, num_clips, side = crops.shape[:3]
     if views.masked is not None:
-        hidden = np.zeros((crops.shape[1], (height // patch_size) * (width // patch_size)), bool)
+        hidden = np.zeros((num_clips, (side // patch_size) ** 2), bool)
         np.put_along_axis(hidden, views.masked[:MAX_CLIPS].cpu().numpy(), True, axis=1)
-        hidden = hidden.reshape(-1, height // patch_size, width // patch_size)
+        hidden = hidden.reshape(num_clips, side // patch_size, side // patch_size)
         crops[:, hidden.repeat(patch_size, axis=1).repeat(patch_size, axis=2)] = _GRAY
-    scale = max(1, round(MIN_SIDE / height))
-    parts = [_enlarge(crops, scale)]
-    if views.local_crops is not None:
-        local = _enlarge(_pixels(views.local_crops[:, :, :MAX_CLIPS]), scale).swapaxes(1, 2)
-        per_row = max(1, round(parts[0].shape[3] / local.shape[4]))
-        missing = -local.shape[2] % per_row
-        local = np.pad(local, [(0, 0)] * 2 + [(0, missing)] + [(0, 0)] * 3, constant_values=_WHITE)
-        parts.append(_tile(local.reshape(*local.shape[:2], -1, per_row, *local.shape[3:])))
-    column_width = max(part.shape[3] for part in parts)
-    parts = [_pad(part, right=column_width - part.shape[3]) for part in parts]
-    columns = _pad(np.concatenate(parts, axis=2), below=3 * GAP)
-    return np.pad(
-        _tile(columns.swapaxes(0, 1)), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=_WHITE
-    )
+    scale = max(1, round(MIN_SIDE / side))
+    large = scale * side + GAP
+    if views.local_crops is None:
+        local, small, per_row, num_rows = np.empty((num_frames, 0)), 0, 0, 0
+    else:
+        local = _pixels(views.local_crops[:, :, :MAX_CLIPS])  # (t, m, b, h, w, 3)
+        small = scale * local.shape[3] + GAP
+        per_row = max(1, round(large / small))
+        num_rows = math.ceil(local.shape[1] / per_row)
+    height, width = large + num_rows * small + 3 * GAP, max(large, per_row * small)
+    sheet = np.full((GAP + num_clips * height, GAP + num_frames * width, 3), _WHITE, np.uint8)
+
+    def show(crop: np.ndarray, top: int, left: int) -> None:
+        pixels = crop.repeat(scale, axis=0).repeat(scale, axis=1)
+        sheet[top : top + len(pixels), left : left + len(pixels)] = pixels
+
+    for frame, clip in np.ndindex(num_frames, num_clips):
+        top, left = GAP + clip * height, GAP + frame * width
+        show(crops[frame, clip], top, left)
+        for number, one in enumerate(local[frame]):
+            row, column = divmod(number, per_row)
+            show(one[clip], top + large + row * small, left + column * small)
+    return sheet
 
 
 def _pixels(
@@ -253,22 +262,6 @@ def _pixels(
     mean, std = (crops.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     levels = ((crops * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return levels.movedim(-3, -1).contiguous().cpu().numpy()
-
-
-def _enlarge(images: np.ndarray, scale: int) -> np.ndarray:
-    """Each pixel as a square of pixels, and a gap to the right of and below each image."""
-    return _pad(images.repeat(scale, axis=-3).repeat(scale, axis=-2), below=GAP, right=GAP)
-
-
-def _pad(images: np.ndarray, *, below: int = 0, right: int = 0) -> np.ndarray:
-    padding = [(0, 0)] * (images.ndim - 3) + [(0, below), (0, right), (0, 0)]
-    return np.pad(images, padding, constant_values=_WHITE)
-
-
-def _tile(images: np.ndarray) -> np.ndarray:
-    """Images in rows and columns (..., rows, columns, height, width, 3) as one image."""
-    *leading, rows, columns, height, width, _ = images.shape
-    return images.swapaxes(-4, -3).reshape(*leading, rows * height, columns * width, 3)
 
 
 class Monitor:

@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 
 from ino.demo.synthetic import SyntheticClip, generate_clip
-from ino.models.backbone import computes_in_bf16
-from ino.models.load import VitBackbone, load_backbone
+from ino.models.backbone import VitBackbone, computes_in_bf16
+from ino.models.load import load_backbone
 from ino.propagate.labels import soften_labels
 from propagation_sides import IDS, NUM_OBJECTS, OurTracker, PlainTracker, Size, propagate_frame
 from report import (

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ino.data.label_maps import write_labels
-from ino.models.load import VitBackbone
+from ino.models.backbone import VitBackbone
 from ino.propagate.features import FeatureExtractor, Precision, input_size
 from ino.propagate.labels import harden_labels
 from ino.propagate.propagator import Propagator

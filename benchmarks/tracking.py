@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 
 from ino.demo.synthetic import generate_clip
-from ino.models.backbone import choose_device
-from ino.models.load import VitBackbone, load_backbone
+from ino.models.backbone import VitBackbone, choose_device
+from ino.models.load import load_backbone
 from ino.propagate.features import input_size
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker

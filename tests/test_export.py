@@ -18,7 +18,8 @@ from ino.data.label_maps import write_labels
 from ino.demo.synthetic import generate_clip, write_videos
 from ino.errors import CheckpointError, ConfigError, OutputError
 from ino.export import WORK, export_files, export_run, round_weights, truncate, write_files
-from ino.models.load import RELEASED_STD, VitBackbone, load_backbone
+from ino.models.backbone import RELEASED_STD, VitBackbone
+from ino.models.load import load_backbone
 from ino.models.vit import build_vit
 from ino.models.weights import is_exported, read_exported, read_weights
 from ino.propagate.propagator import Propagator

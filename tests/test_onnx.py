@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ino import onnx as ino_onnx
 from ino.errors import ConfigError
 from ino.export import truncate
-from ino.models.load import VitBackbone
+from ino.models.backbone import VitBackbone
 from ino.models.vit import build_vit
 from ino.onnx import FeatureGraph, features_onnx, propagation_graph
 from ino.propagate.propagator import Propagator

@@ -259,7 +259,7 @@ def index(
     started = time.perf_counter()
     with _progress("headers", is_kept=False) as advance:
         found = video_index.index_videos(
-            roots, file=file, on_found=lambda number: advance(0, total=number), on_header=advance
+            roots, file=file, on_progress=lambda num_more, total: advance(num_more, total=total)
         )
     seconds = time.perf_counter() - started
     print_table(video_index.summarize(found), Console())

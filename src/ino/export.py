@@ -21,9 +21,9 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from ino import __version__
-from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
+from ino.data.views import IMAGENET_MEAN
 from ino.errors import ConfigError, OutputError
-from ino.models.load import RELEASED_STD
+from ino.models.backbone import std_of_run
 from ino.models.vit import VisionTransformer, interpolate_positions
 from ino.models.weights import (
     CARD,
@@ -141,7 +141,7 @@ def export_run(
     }
     if onnx:
         facts["onnx"] = protocol.as_dict()
-    std = RELEASED_STD if config.get("variant") == "released" else IMAGENET_STD
+    std = std_of_run(config.get("variant"))
     files = export_files(vit, std=std, precision=precision, image_size=image_size, facts=facts)
     if onnx and image_size is not None:
         files[FEATURES_GRAPH] = features_onnx(vit, std=std, image_size=image_size)

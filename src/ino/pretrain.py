@@ -9,8 +9,7 @@ from torch import Tensor
 from ino.data.clips import count_batches
 from ino.data.davis import read_davis
 from ino.errors import ConfigError
-from ino.models.backbone import choose_device
-from ino.models.load import RELEASED_STD, VitBackbone
+from ino.models.backbone import VitBackbone, choose_device, std_of_run
 from ino.models.vit import build_vit
 from ino.models.weights import load_exactly
 from ino.propagate.tracker import Tracker
@@ -18,11 +17,10 @@ from ino.tasks.davis import evaluate_davis
 from ino.tasks.results import sized_protocol
 from ino.train.config import DataConfig, TrainConfig, global_batch_size, resolve
 from ino.train.data import count_epoch_clips, has_shards
-from ino.train.log import check_wandb
 from ino.train.loop import train
 from ino.train.monitors import Evaluate
 
-FOLDER = "evaluations"
+EVALUATIONS = "evaluations"
 
 
 def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
@@ -39,7 +37,6 @@ def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
         InoError: see `train`.
     """
     config = resolve(config)
-    check_wandb(config.run.wandb)
     evaluate = build_evaluation(config, out=out) if config.run.eval_every else None
     return train(config, out=out, resume=resume, evaluate=evaluate)
 
@@ -62,11 +59,9 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
         vit = build_vit(model.arch, patch_size=model.patch_size)
-        folder = out / FOLDER / f"step_{step:08d}"
+        folder = out / EVALUATIONS / f"step_{step:08d}"
         load_exactly(vit, dict(weights), source=folder)
-        backbone = VitBackbone(vit.eval())
-        if config.variant == "released":
-            backbone.std = RELEASED_STD
+        backbone = VitBackbone(vit.eval(), std=std_of_run(config.variant))
         scores = evaluate_davis(
             root,
             out=folder,

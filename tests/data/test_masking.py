@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from ino.data.masking import (
     sample_blockwise_mask,
-    sample_masks,
     sample_num_masked,
     sample_random_mask,
 )
@@ -55,20 +54,3 @@ def test_steps_with_masks_come_with_their_probability():
     assert 78 <= min(masked) < 85
     assert 385 < max(masked) <= 392
     assert np.mean(masked) == pytest.approx(784 * 0.3, rel=0.04)
-
-
-@pytest.mark.parametrize("kind", ["blockwise", "random"])
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_mask_a_clip_or_one_for_all(kind, shared):
-    masks = sample_masks(
-        np.random.default_rng(3),
-        num_clips=3,
-        rows=12,
-        columns=12,
-        num_masked=40,
-        kind=kind,
-        shared=shared,
-    )
-    assert masks.shape == (3, 144)
-    assert masks.sum(axis=1).tolist() == [40, 40, 40]
-    assert (masks == masks[0]).all() == shared

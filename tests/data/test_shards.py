@@ -23,7 +23,6 @@ from ino.data.clips import ClipSampling
 from ino.data.shards import (
     ShardClips,
     ShardCutError,
-    ShardSchedule,
     ShardVideo,
     expand_shards,
     read_shard,
@@ -86,15 +85,17 @@ def clips_of(
     num_clips: int = 2 * NUM_VIDEOS,
     quarantine: Path | None = None,
 ) -> list[list[torch.Tensor]]:
-    schedule = ShardSchedule(
-        num_clips,
-        num_shards=len(shards),
+    data = ShardClips(
+        shards,
+        num_clips=num_clips,
         batch_size=batch_size,
+        sampling=SHORT,
+        seed=seed,
+        quarantine=quarantine,
         rank=rank,
         world_size=world_size,
     )
-    data = ShardClips(shards, schedule=schedule, sampling=SHORT, seed=seed, quarantine=quarantine)
-    schedule.set_position(epoch, first)
+    data.set_position(epoch, first)
     return list(DataLoader(data, batch_size=None, collate_fn=list, num_workers=num_workers))
 
 
@@ -156,21 +157,33 @@ def test_videos_are_counted_by_the_headers_of_members(folder):
 # Which clip comes when
 
 
+def plan(num_clips: int, *, num_shards: int, batch_size: int, **share: int) -> ShardClips:
+    """Of shards that are not there: what is read when."""
+    return ShardClips(
+        [str(number) for number in range(num_shards)],
+        num_clips=num_clips,
+        batch_size=batch_size,
+        sampling=SHORT,
+        seed=0,
+        quarantine=None,
+        **share,
+    )
+
+
 def test_streams_give_each_video_its_turn():
-    schedule = ShardSchedule(640, num_shards=32, batch_size=4)
+    schedule = plan(640, num_shards=32, batch_size=4)
     assert (schedule.num_groups, schedule.num_phases) == (4, 8)
     seen = {schedule.source_of(batch, place) for batch in range(160) for place in range(4)}
     assert seen == {(stream, item) for stream in range(32) for item in range(20)}
-    shards = [str(number) for number in range(32)]
-    dealt = [schedule.shards_of(s, shards, seed=0, epoch=1) for s in range(32)]
-    assert sorted(chain(*dealt)) == sorted(shards)
-    assert dealt != [schedule.shards_of(s, shards, seed=0, epoch=2) for s in range(32)]
+    dealt = [schedule.shards_of(s, epoch=1) for s in range(32)]
+    assert sorted(chain(*dealt)) == sorted(map(str, range(32)))
+    assert dealt != [schedule.shards_of(s, epoch=2) for s in range(32)]
 
 
 @pytest.mark.parametrize("num_shards", [1, 3, 8, 1000])
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
 def test_there_are_never_more_streams_than_shards(num_shards, batch_size):
-    schedule = ShardSchedule(10**6, num_shards=num_shards, batch_size=batch_size)
+    schedule = plan(10**6, num_shards=num_shards, batch_size=batch_size)
     assert 1 <= schedule.num_groups * schedule.num_phases <= min(num_shards, 256)
     assert batch_size % schedule.num_groups == 0
 
@@ -179,10 +192,10 @@ def test_no_two_workers_of_a_cluster_read_one_stream():
     # 8 processes of 8 workers, 4 clips each: 32 x 8 streams.
     owners: dict[int, set[tuple[int, int]]] = {}
     for rank in range(8):
-        schedule = ShardSchedule(10**5, num_shards=999, batch_size=4, rank=rank, world_size=8)
+        schedule = plan(10**5, num_shards=999, batch_size=4, rank=rank, world_size=8)
         for batch in range(64):
-            for place in range(4):
-                stream, _ = schedule.source_of(batch, schedule.first_place + place)
+            for place in schedule.places:
+                stream, _ = schedule.source_of(batch, place)
                 owners.setdefault(stream, set()).add((rank, batch % 8))
     assert len(owners) == 256
     assert {len(who) for who in owners.values()} == {1}
@@ -239,20 +252,18 @@ def test_resuming_gives_the_batches_that_were_left_and_decodes_no_others(
 
 def test_persistent_workers_follow_the_epoch(folder):
     every = expand_shards([f"{folder}/*.tar"])
-    schedule = ShardSchedule(26, num_shards=5, batch_size=2)
-    data = ShardClips(every, schedule=schedule, sampling=SHORT, seed=0, quarantine=None)
+    data = ShardClips(every, num_clips=26, batch_size=2, sampling=SHORT, seed=0, quarantine=None)
     loader = DataLoader(
         data, batch_size=None, collate_fn=list, num_workers=1, persistent_workers=True
     )
     for epoch, batch in ((0, 0), (1, 11)):
-        schedule.set_position(epoch, batch)
-        assert len(schedule) == 2 * (13 - batch)
+        data.set_position(epoch, batch)
         assert as_bytes(list(loader)) == as_bytes(clips_of(every, epoch=epoch, first=batch))
 
 
 def test_too_few_clips_for_a_batch_are_told():
     with pytest.raises(ConfigError, match="7 clips, fewer than the 8 of one step"):
-        ShardSchedule(7, num_shards=2, batch_size=4, world_size=2)
+        plan(7, num_shards=2, batch_size=4, world_size=2)
 
 
 # Faults

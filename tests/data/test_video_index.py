@@ -171,11 +171,11 @@ def index_and_die(videos: Path, file: Path) -> None:
     video_index._SECONDS_BETWEEN_WRITES = -1.0
     numbers = iter(range(5))
 
-    def dying(_: int) -> None:
-        if next(numbers) == 2:
+    def dying(num_more: int, num_videos: int) -> None:
+        if next(numbers) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    index_videos([videos], file=file, on_header=dying)
+    index_videos([videos], file=file, on_progress=dying)
 
 
 def test_processes_that_index_at_once_all_find_everything(videos, tmp_path):

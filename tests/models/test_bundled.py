@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ino.models.load import DEFAULT, FOLDER, bundled_folder, bundled_names, load_backbone
+from ino.models.load import BUNDLED, DEFAULT, bundled_folder, bundled_names, load_backbone
 from ino.tasks.results import fingerprint, sized_protocol
 
 MOST_BYTES = 30e6
@@ -16,7 +16,7 @@ MOST_BYTES = 30e6
 @pytest.mark.parametrize("name", bundled_names())
 @torch.no_grad()
 def test_they_are_whole_and_small(name):
-    files = list((FOLDER / name).iterdir())
+    files = list((BUNDLED / name).iterdir())
     assert {path.name for path in files} == {
         "config.json",
         "model.safetensors",
@@ -34,12 +34,12 @@ def test_they_are_whole_and_small(name):
 
 @pytest.mark.parametrize("name", bundled_names())
 def test_the_card_names_licence_and_data(name):
-    own = json.loads((FOLDER / name / "config.json").read_text())["ino"]
+    own = json.loads((BUNDLED / name / "config.json").read_text())["ino"]
     assert own["license"] and own["data"]
-    with (FOLDER / name / "videos.csv").open(newline="") as file:
+    with (BUNDLED / name / "videos.csv").open(newline="") as file:
         videos = list(csv.DictReader(file))
     assert videos and all(video["source_repo"] and video["licence"] for video in videos)
-    card = (FOLDER / name / "README.md").read_text()
+    card = (BUNDLED / name / "README.md").read_text()
     assert own["license"] in card and own["data"] in card
 
 

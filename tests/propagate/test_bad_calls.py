@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ino.errors import InoError
-from ino.models.load import ColorBackbone
+from ino.models.backbone import ColorBackbone
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ino.models.load import RELEASED_STD, VitBackbone
+from ino.models.backbone import RELEASED_STD, VitBackbone
 from ino.models.vit import VisionTransformer
 from ino.propagate.features import FeatureExtractor
 from ino.propagate.labels import harden_labels, soften_labels

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from ino.errors import ConfigError, MaskError, VideoError
-from ino.models.load import ColorBackbone, load_backbone
+from ino.models.backbone import ColorBackbone
+from ino.models.load import load_backbone
 from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.tracker import Tracker
 from propagate.moving_squares import HEIGHT, WIDTH, iou, moving_squares

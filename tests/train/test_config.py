@@ -6,8 +6,9 @@ import pytest
 
 from ino.errors import ConfigError
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES
+from ino.schema import yaml_names
 from ino.train.config import (
-    FOLDER,
+    RECIPES,
     VARIANTS,
     TrainConfig,
     config_fields,
@@ -15,7 +16,6 @@ from ino.train.config import (
     flatten,
     from_dict,
     load_recipe,
-    recipe_names,
     recipe_values,
     resolve,
     to_dict,
@@ -145,18 +145,21 @@ def test_text_of_the_command_line_means_what_it_means_in_yaml():
 
 def test_fields_have_descriptions_and_are_those_of_a_configuration():
     fields = config_fields()
-    assert list(fields) == list(flatten(to_dict(TrainConfig())))
+    defaults = flatten(to_dict(TrainConfig()))
+    assert list(fields) == list(defaults)
     assert all(field.description.endswith(".") for field in fields.values())
-    assert all(("variant" in f.description) == (f.default is None) for f in fields.values())
+    for name, field in fields.items():
+        assert ("variant" in field.description) == (defaults[name] is None)
     assert get_args(fields["model.arch"].type) == tuple(ARCHITECTURES)
     assert get_args(fields["model.patch_size"].type) == PATCH_SIZES
 
 
 def test_every_recipe_is_valid_and_opens_with_its_command():
-    assert {"ino_vits8_kinetics400", "ino_vits8_charades", "tiny", "demo"} <= set(recipe_names())
-    for name in recipe_names():
+    names = yaml_names(RECIPES)
+    assert {"ino_vits8_kinetics400", "ino_vits8_charades", "tiny", "demo"} <= set(names)
+    for name in names:
         resolve(load_recipe(name))
-        head = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").split("\nvariant")[0]
+        head = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\nvariant")[0]
         assert "ino " in head
         assert name in head
 

@@ -10,10 +10,11 @@ import pytest
 
 from data.video_files import FASTSTART, cut, moving_frames, quarantined, write_video
 from ino.cli import main
+from ino.data.clips import clip_generators
 from ino.data.video_index import default_index
 from ino.pretrain import with_steps
-from ino.train.config import DataConfig
-from ino.train.data import find_source
+from ino.train.config import DataConfig, resolve
+from ino.train.data import _sample_masked, find_source
 from ino.train.loop import train
 from tiny_run import lines_without_times
 
@@ -164,3 +165,14 @@ def test_a_folder_under_the_home_is_found(videos, monkeypatch):
     monkeypatch.setenv("HOME", str(videos.parent))
     source = find_source(DataConfig(root=[f"~/{videos.name}"], index="off"))
     assert len(source.names) == source.num_videos == 5
+
+
+@pytest.mark.parametrize("kind", ["blockwise", "random"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_mask_a_clip_or_one_for_all(config, kind, shared):
+    masking = {"probability": 1.0, "ratio": [0.5, 0.5], "kind": kind, "shared": shared}
+    config = resolve(config.with_values({"masking": masking, "views.global_size": 96}))
+    masked = _sample_masked(config, clip_generators([0, 7], num_clips=3), step=7)
+    assert masked is not None and masked.shape == (3, 72)
+    assert (masked.diff(dim=1) > 0).all() and masked.min() >= 0 and masked.max() < 144
+    assert bool((masked == masked[0]).all()) == shared

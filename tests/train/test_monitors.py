@@ -77,7 +77,9 @@ def test_features_of_equal_pictures_have_no_spread():
 
 
 def monitor() -> CollapseMonitor:
-    return CollapseMonitor(num_classes=64, num_views=16, width=100, first_step=10)
+    return CollapseMonitor(
+        num_classes=64, num_views=16, num_patch_tokens=800, width=100, first_step=10
+    )
 
 
 HEALTHY = {
@@ -114,6 +116,22 @@ def test_each_collapse_is_told_once_an_episode(numbers, words):
     assert not judge.check(20, HEALTHY)
     again = [judge.check(step, collapsed) for step in range(21, 30)]
     assert sum(map(bool, again)) == 1
+
+
+def test_patch_tokens_can_tell_more_than_there_are_views():
+    """2 views of 2 tokens, each with a class of its own: log 4 nats and not log 2."""
+    targets = torch.eye(4).unflatten(0, (2, 1, 2))  # (time, batch, masked, classes)
+    most = math.log(4)
+    assert target_statistics(targets, name="patch")["information_patch"].item() == (
+        pytest.approx(most)
+    )
+    judge = CollapseMonitor(num_classes=9, num_views=2, num_patch_tokens=4, width=100, first_step=0)
+    for information, warns in ((0.019 * most, True), (0.021 * most, False)):
+        found = [judge.check(step, {"information_patch": information}) for step in range(PATIENCE)]
+        assert any(found) == warns
+    # Of class tokens there is one for each view.
+    found = [judge.check(step, {"information_class": 0.019 * most}) for step in range(PATIENCE)]
+    assert not any(found)
 
 
 def test_steps_without_numbers_do_not_end_an_episode():

@@ -12,7 +12,7 @@ from data.video_files import moving_frames, write_video
 from ino.data.views import CropGeometry
 from ino.kernels.crops import PLAIN, Photometric
 from ino.losses import Objective
-from ino.train.config import FOLDER, TrainConfig, flatten, load_recipe, resolve, to_dict
+from ino.train.config import RECIPES, TrainConfig, flatten, load_recipe, resolve, to_dict
 from ino.train.data import find_source, sample_views
 
 PAPER = {
@@ -118,7 +118,7 @@ def test_every_number_is_the_paper_s(config, changes):
 
 def test_the_heads_of_recipes_name_the_published_devices_and_scores():
     for name, devices, score in (("kinetics400", 8, "72.5"), ("charades", 4, "67.0")):
-        head = (FOLDER / f"ino_vits8_{name}.yaml").read_text(encoding="utf-8")
+        head = (RECIPES / f"ino_vits8_{name}.yaml").read_text(encoding="utf-8")
         assert f"--nproc-per-node {devices} " in head and f"{devices} devices of 4 clips" in head
         assert f"J&F {score}" in head
 

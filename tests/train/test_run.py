@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from ino.errors import CheckpointError
-from ino.models.load import DEFAULT, FOLDER
+from ino.models.load import BUNDLED, DEFAULT
 from ino.models.vit import build_vit
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train.config import resolve
@@ -92,7 +92,7 @@ def test_heads_of_other_sizes_start_random(config, tmp_path):
 
 
 def test_an_export_is_told_from_a_run(config):
-    config.init = str(FOLDER / DEFAULT)
+    config.init = str(BUNDLED / DEFAULT)
     with pytest.raises(CheckpointError, match="is an export, which is for inference"):
         build_networks(config, saved=None)
 

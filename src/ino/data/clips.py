@@ -9,8 +9,8 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,60 +31,37 @@ WINDOW = 4
 memory: 5 clips of 4 frames of 256x340 pixels take 5 MiB per visit."""
 
 
-@dataclass(frozen=True)
-class ClipSampling:
+class ClipSampling(NamedTuple):
     """How frames are chosen: every `frame_step`-th of the source, or `fps` per second of its time.
 
     The paper takes 4 frames, every 8th; the released code 4 frames at 8 frames per second, 5 clips
     per video and epoch.
-
-    Attributes:
-        length: frames per clip.
-        frame_step: source frames from one frame to the next; None if `fps` is given.
-        fps: frames per second of the source's time; a source with fewer repeats frames.
-        clips_per_video: clips sampled from each video in an epoch.
-
-    Raises:
-        ConfigError: a value is out of range, or not exactly one of `frame_step` and `fps` is given.
     """
 
     length: int = 4
-    frame_step: int | None = 8
-    fps: float | None = None
+    """Frames per clip."""
+    frame_step: int = 8
+    """Source frames from one frame to the next; 0 where `fps` decides."""
+    fps: float = 0.0
+    """Frames per second of the source's time; a source with fewer repeats frames."""
     clips_per_video: int = 1
-
-    def __post_init__(self) -> None:
-        if (self.frame_step is None) == (self.fps is None):
-            raise ConfigError(
-                f"a clip needs either frame_step or fps, but frame_step is {self.frame_step} and "
-                f"fps is {self.fps}: give one and set the other to null"
-            )
-        for name, value in vars(self).items():
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} of a clip is {value}: give a number above 0")
+    """Clips sampled from each video in an epoch."""
 
 
 def frame_indices(
     num_frames: int, fps: float, *, sampling: ClipSampling, rng: np.random.Generator
 ) -> list[int]:
-    """The frame numbers of one clip, its start uniform over all that fit.
+    """The frame numbers of one clip of a video, its start uniform over all that fit.
 
     With `frame_step` s: start + s k for k = 0 .. length - 1. With `fps` f the source is resampled
     to its frames floor(k fps / f), and a clip is `length` consecutive ones of those.
 
-    Args:
-        num_frames: of the video.
-        fps: frames per second of the video.
-        sampling: length and step.
-        rng: gives one number.
-
     Raises:
         VideoError: the video is too short.
     """
-    if sampling.frame_step is not None:
+    if sampling.frame_step:
         stride, step = 1.0, sampling.frame_step
     else:
-        assert sampling.fps is not None
         stride, step = fps / sampling.fps, 1
     num_positions = math.floor(num_frames / stride)  # frames at which a clip can start
     span = (sampling.length - 1) * step + 1
@@ -144,40 +121,19 @@ def clip_generators(
     """One random number generator for each clip of this process in a step.
 
     Its state depends only on the seed and on the clip's place in the global batch: two processes
-    with one clip each sample the same numbers as one process with two clips.
-
-    Args:
-        seed: of the step; not negative.
-        num_clips: clips of this process.
-        first_clip: place of the first of them among those of all processes.
+    with one clip each sample the same numbers as one process with two clips. `first_clip` is the
+    place of this process's first clip among those of all processes.
     """
     places = range(first_clip, first_clip + num_clips)
     seeds = (np.random.SeedSequence(seed, spawn_key=(1, place)) for place in places)
     return [np.random.default_rng(one) for one in seeds]
 
 
-class PathTable:
-    """Many paths in little memory, which data workers share instead of each having a copy.
-
-    They are kept as one run of bytes: no Python object per path, no reference to be counted.
-    """
-
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __getitem__(self, index: int) -> Path:
-        place = range(len(self))[index]
-        start, end = self._bounds[place : place + 2]
-        return Path(os.fsdecode(self._bytes[start:end].tobytes()))
-
-    def digest(self) -> str:
-        """A hash of the paths and their order, 16 hexadecimal digits."""
-        return hashlib.sha256(self._bounds.tobytes() + self._bytes.tobytes()).hexdigest()[:16]
+def digest_of(paths: Sequence[Path | str]) -> str:
+    """A hash of the paths and their order, 16 hexadecimal digits."""
+    encoded = [os.fsencode(path) for path in paths]
+    bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return hashlib.sha256(bounds.tobytes() + b"".join(encoded)).hexdigest()[:16]
 
 
 class ClipDataset(Dataset[Tensor]):
@@ -204,7 +160,8 @@ class ClipDataset(Dataset[Tensor]):
         quarantine: Path | None,
         visits: bool = False,
     ) -> None:
-        self._videos = PathTable(videos)
+        # One array of bytes, which data workers share: no Python object for each path.
+        self._videos = np.array([os.fsencode(video) for video in videos])
         self._sampling = sampling
         self._seed = seed
         self._quarantine = quarantine
@@ -215,11 +172,6 @@ class ClipDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         """The number of clips per epoch."""
         return len(self._videos) * self._sampling.clips_per_video
-
-    @property
-    def digest(self) -> str:
-        """A hash of the list of videos; see `PathTable.digest`."""
-        return self._videos.digest()
 
     @property
     def num_broken(self) -> int:
@@ -240,7 +192,7 @@ class ClipDataset(Dataset[Tensor]):
             rng = np.random.default_rng([self._seed, epoch, index, attempt])
             try:
                 clip = read_chosen(
-                    self._videos[video],
+                    self._path(video),
                     lambda num_frames, fps, rng=rng: [
                         index
                         for _ in range(self._clips_at_once)
@@ -259,6 +211,9 @@ class ClipDataset(Dataset[Tensor]):
                 return torch.from_numpy(clip)
         raise self._too_many_broken()
 
+    def _path(self, video: int) -> Path:
+        return Path(os.fsdecode(self._videos[video]))
+
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """The video of a clip, then those that may replace it."""
         first = index % len(self._videos)
@@ -270,7 +225,7 @@ class ClipDataset(Dataset[Tensor]):
 
     def _leave_out(self, video: int, error: Exception) -> None:
         self._state[video] = _BROKEN
-        leave_out(self._quarantine, str(self._videos[video]), reason=str(error))
+        leave_out(self._quarantine, str(self._path(video)), reason=str(error))
         if self.num_broken >= _MAX_FAILURES and 2 * self.num_broken > self._num_tried:
             raise self._too_many_broken() from error
 
@@ -319,16 +274,14 @@ class ClipSampler(Sampler[tuple[int, int]]):
     the epoch from the position that was set; moving the position is up to the caller. As the epoch
     is part of each pair, workers may persist.
 
-    Args:
-        num_clips: per epoch, over all processes, before it is cut into batches.
-        batch_size: clips per process.
-        seed: not negative.
-        rank: of this process.
-        world_size: number of processes.
+    `num_clips` counts those of all processes, before they are cut into batches, and `batch_size`
+    those of this process.
 
     Raises:
         ConfigError: there are fewer clips than one global batch needs.
     """
+
+    _clips_per_visit = 1
 
     def __init__(
         self, num_clips: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
@@ -336,32 +289,39 @@ class ClipSampler(Sampler[tuple[int, int]]):
         self.num_clips = num_clips
         self._batch_size = batch_size
         self._seed = seed
-        self._rank = rank
         self._global_batch = batch_size * world_size
+        self._own = slice(rank * batch_size, (rank + 1) * batch_size)
         self._epoch = self._batch = 0
-        self.num_batches = count_batches(num_clips, global_batch=self._global_batch)
+        self.num_batches = count_batches(
+            num_clips, global_batch=self._global_batch, clips_per_visit=self._clips_per_visit
+        )
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at this batch of this epoch, both from 0."""
         self._epoch, self._batch = epoch, batch
 
     def __len__(self) -> int:
-        """The number of clips from the position to the end of the epoch."""
+        """The number of pairs from the position to the end of the epoch."""
         return (self.num_batches - self._batch) * self._batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        return self._pairs(self.num_clips, stream=0, first=self._batch)
+
+    def _pairs(self, num_items: int, *, stream: int, first: int) -> Iterator[tuple[int, int]]:
+        """Those of this process, of the whole global batches of a permutation from the first on."""
         epoch = self._epoch
-        # A spawn key keeps this stream apart from those that clips are sampled from.
-        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(0,))
-        order = np.random.default_rng(seeds).permutation(self.num_clips)
-        batches = order[: self.num_batches * self._global_batch].reshape(
-            self.num_batches, -1, self._batch_size
-        )
-        own = batches[self._batch :, self._rank].ravel()
-        return ((epoch, int(index)) for index in own)
+        order = self._generator(epoch, stream=stream).permutation(num_items)
+        order = order[: num_items // self._global_batch * self._global_batch]
+        own = order.reshape(-1, self._global_batch)[first:, self._own]
+        return ((epoch, int(item)) for item in own.ravel())
+
+    def _generator(self, *place: int, stream: int) -> np.random.Generator:
+        # A spawn key keeps these streams apart from those that clips are sampled from.
+        seeds = np.random.SeedSequence([self._seed, *place], spawn_key=(stream,))
+        return np.random.default_rng(seeds)
 
 
-class VisitSampler(Sampler[tuple[int, int]]):
+class VisitSampler(ClipSampler):
     """The (epoch, video) pairs of one process, and the batches made of the clips of their visits.
 
     Decoding a clip begins at a key frame, which may be hundreds of frames before it, so all clips
@@ -369,47 +329,19 @@ class VisitSampler(Sampler[tuple[int, int]]):
     places of a global batch ("lanes"); a batch takes one clip of each lane, so no video is in a
     batch twice, and the clips of `WINDOW` visits of a lane come in random order. Which clip comes
     where is a function of seed and epoch: it is the same on any number of processes with the same
-    global batch, and after resuming.
-
-    Args:
-        num_videos: over all processes, each visited once per epoch.
-        clips_per_video: clips of a visit.
-        batch_size: clips per process and step.
-        seed: not negative.
-        rank: of this process.
-        world_size: number of processes.
+    global batch, and after resuming. `share` is `batch_size`, `seed`, `rank` and `world_size` of
+    `ClipSampler`.
 
     Raises:
         ConfigError: there are fewer videos than one global batch has clips.
     """
 
-    def __init__(
-        self,
-        num_videos: int,
-        *,
-        clips_per_video: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def __init__(self, num_videos: int, *, clips_per_video: int, **share: int) -> None:
         self._num_videos = num_videos
-        self._clips_per_video = clips_per_video
-        self._batch_size = batch_size
-        self._seed = seed
-        self._first_lane = rank * batch_size
-        self._num_lanes = batch_size * world_size
-        self._epoch = self._batch = 0
-        self.num_clips = num_videos * clips_per_video
-        self.num_batches = count_batches(
-            self.num_clips, global_batch=self._num_lanes, clips_per_visit=clips_per_video
-        )
-        self._visits_per_lane = num_videos // self._num_lanes
+        self._clips_per_visit = clips_per_video
+        super().__init__(num_videos * clips_per_video, **share)
+        self._visits_per_lane = num_videos // self._global_batch
         self._batches_per_window = WINDOW * clips_per_video
-
-    def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Makes the next iteration start at the window of this batch of this epoch, from 0."""
-        self._epoch, self._batch = epoch, batch
 
     @property
     def _num_done(self) -> int:
@@ -421,11 +353,7 @@ class VisitSampler(Sampler[tuple[int, int]]):
         return (self._visits_per_lane - self._num_done) * self._batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self._epoch
-        order = self._generator(epoch).permutation(self._num_videos)
-        visits = order[: self._visits_per_lane * self._num_lanes].reshape(-1, self._num_lanes)
-        lanes = slice(self._first_lane, self._first_lane + self._batch_size)
-        return ((epoch, int(video)) for video in visits[self._num_done :, lanes].ravel())
+        return self._pairs(self._num_videos, stream=1, first=self._num_done)
 
     def batches(self, visits: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
         """The batches from the position to the end of the epoch.
@@ -438,19 +366,17 @@ class VisitSampler(Sampler[tuple[int, int]]):
         while batch < self.num_batches:
             window, num_skipped = divmod(batch, self._batches_per_window)
             num_visits = min(WINDOW, self._visits_per_lane - window * WINDOW)
-            num_clips = num_visits * self._clips_per_video
+            num_clips = num_visits * self._clips_per_visit
             kept = [next(visits) for _ in range(num_visits)]
-            lanes = range(self._first_lane, self._first_lane + self._batch_size)
-            orders = [self._generator(epoch, window, lane).permutation(num_clips) for lane in lanes]
+            orders = [
+                self._generator(epoch, window, lane, stream=1).permutation(num_clips)
+                for lane in range(self._own.start, self._own.stop)
+            ]
             for place in range(num_skipped, num_clips):
                 clips = []
                 for lane, order in enumerate(orders):
-                    visit, clip = divmod(int(order[place]), self._clips_per_video)
+                    visit, clip = divmod(int(order[place]), self._clips_per_visit)
                     frames = kept[visit][lane]
-                    clips.append(frames.unflatten(0, (self._clips_per_video, -1))[clip])
+                    clips.append(frames.unflatten(0, (self._clips_per_visit, -1))[clip])
                 yield clips
                 batch += 1
-
-    def _generator(self, *place: int) -> np.random.Generator:
-        # A spawn key keeps these streams apart from those that clips are sampled from.
-        return np.random.default_rng(np.random.SeedSequence([self._seed, *place], spawn_key=(1,)))

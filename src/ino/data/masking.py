@@ -1,16 +1,14 @@
 """Samples the masked patch positions of the global crops (section 3.3).
 
 The paper masks blockwise, after BEiT and iBOT; the released code samples positions one by one. Both
-mask exactly K positions in every clip of a step, so that all gathers have one size.
+mask exactly K positions in every clip of a step, so that all gathers have one size. The frames of
+a clip share its mask (Eq. 3's m has no frame index).
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
-
-MaskKind = Literal["blockwise", "random"]
 
 # Rectangles are between this and its inverse times as high as wide, as in BEiT.
 _MIN_ASPECT = 0.3
@@ -72,28 +70,3 @@ def _sample_rectangle(
             return height, width
     side = max(1, math.isqrt(missing))
     return min(side, rows), min(side, columns)
-
-
-def sample_masks(
-    rng: np.random.Generator,
-    *,
-    num_clips: int,
-    rows: int,
-    columns: int,
-    num_masked: int,
-    kind: MaskKind,
-    shared: bool,
-) -> Bool[np.ndarray, "clips tokens"]:
-    """One mask per clip, row by row, shared by the clip's frames (Eq. 3's m has no frame index).
-
-    Args:
-        num_masked: positions of each mask, 1 to rows x columns.
-        kind: `blockwise` (`variant: paper`) or `random` (`variant: released`).
-        shared: one mask for all clips, as the released code has it.
-    """
-    sample = sample_blockwise_mask if kind == "blockwise" else sample_random_mask
-    num_masks = 1 if shared else num_clips
-    masks = np.stack(
-        [sample(rng, rows=rows, columns=columns, num_masked=num_masked) for _ in range(num_masks)]
-    )
-    return np.broadcast_to(masks.reshape(num_masks, -1), (num_clips, rows * columns)).copy()

@@ -280,19 +280,21 @@ def _reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or words
 
 
-class ShardSchedule:
-    """The position of a process in an epoch, and which stream gives which clip.
+class ShardClips(IterableDataset[list[Tensor]]):
+    """The batches of one process, from the position that was set to the end of the epoch.
 
     Batch b takes from phase b % num_phases; within a batch, equal parts take from the groups. With
     as many phases as workers, or a multiple, no two workers read the same shard; with as many
     groups as processes, or a multiple, no two processes do.
 
+    A video that is broken or too short is named once in the log and the quarantine; the next usable
+    one of its stream, which also has its own turn, replaces it.
+
     Args:
+        shards: as `expand_shards` gives them; at least one.
         num_clips: per epoch, over all processes.
-        num_shards: at least 1.
         batch_size: clips per process.
-        rank: of this process.
-        world_size: number of processes.
+        quarantine: the file that names what is left out, or None.
 
     Raises:
         ConfigError: there are fewer clips than one global batch needs.
@@ -300,38 +302,35 @@ class ShardSchedule:
 
     def __init__(
         self,
-        num_clips: int,
+        shards: Sequence[str],
         *,
-        num_shards: int,
+        num_clips: int,
         batch_size: int,
+        sampling: ClipSampling,
+        seed: int,
+        quarantine: Path | None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        self._shards = list(shards)
+        self._sampling = sampling
+        self._seed = seed
+        self._quarantine = quarantine
+        self._left_out: set[str] = set()
         self.num_clips = num_clips
-        self.batch_size = batch_size
         self.global_batch = batch_size * world_size
-        self.first_place = rank * batch_size
-        groups = range(1, min(_MAX_GROUPS, num_shards) + 1)
+        self.places = range(rank * batch_size, (rank + 1) * batch_size)
+        groups = range(1, min(_MAX_GROUPS, len(shards)) + 1)
         self.num_groups = max(n for n in groups if self.global_batch % n == 0)
-        max_phases = min(_MAX_STREAMS, num_shards) // self.num_groups
+        max_phases = min(_MAX_STREAMS, len(shards)) // self.num_groups
         self.num_phases = max(n for n in (1, 2, 4, 8) if n <= max_phases)
         self.num_batches = count_batches(num_clips, global_batch=self.global_batch)
-        # Shared with workers that persist from epoch to epoch.
+        # Epoch and batch, shared with workers that persist from epoch to epoch.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """Epoch and batch, both from 0."""
-        epoch, batch = self._position.tolist()
-        return epoch, batch
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at this batch of this epoch, both from 0."""
         self._position.copy_(torch.tensor([epoch, batch]))
-
-    def __len__(self) -> int:
-        """The number of clips of this process from the position to the end of the epoch."""
-        return (self.num_batches - self.position[1]) * self.batch_size
 
     def source_of(self, batch: int, place: int) -> tuple[int, int]:
         """The stream, and the item in it, for a place in a global batch."""
@@ -340,42 +339,12 @@ class ShardSchedule:
         stream = phase * self.num_groups + group
         return stream, (batch // self.num_phases) * per_group + place % per_group
 
-    def shards_of(self, stream: int, shards: Sequence[str], *, seed: int, epoch: int) -> list[str]:
+    def shards_of(self, stream: int, *, epoch: int) -> list[str]:
         """The shards that a stream reads in an epoch, in its order."""
-        seeds = np.random.SeedSequence([seed, epoch], spawn_key=(1,))
-        order = np.random.default_rng(seeds).permutation(len(shards))
-        return [shards[int(place)] for place in order[stream :: self.num_phases * self.num_groups]]
-
-
-class ShardClips(IterableDataset[list[Tensor]]):
-    """The batches of one process, from the schedule's position to the end of the epoch.
-
-    A video that is broken or too short is named once in the log and the quarantine; the next usable
-    one of its stream, which also has its own turn, replaces it.
-
-    Args:
-        shards: as `expand_shards` gives them.
-        schedule: which stream gives which clip.
-        sampling: which frames make a clip.
-        seed: not negative.
-        quarantine: the file that names what is left out, or None.
-    """
-
-    def __init__(
-        self,
-        shards: Sequence[str],
-        *,
-        schedule: ShardSchedule,
-        sampling: ClipSampling,
-        seed: int,
-        quarantine: Path | None,
-    ) -> None:
-        self._shards = list(shards)
-        self._schedule = schedule
-        self._sampling = sampling
-        self._seed = seed
-        self._quarantine = quarantine
-        self._left_out: set[str] = set()
+        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(1,))
+        order = np.random.default_rng(seeds).permutation(len(self._shards))
+        own = order[stream :: self.num_phases * self.num_groups]
+        return [self._shards[int(place)] for place in own]
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         """Yields batches: lists of clips, each uint8 (time, height, width, 3).
@@ -386,22 +355,19 @@ class ShardClips(IterableDataset[list[Tensor]]):
             VideoError: 20 videos in a row, or all of a stream, cannot be used; or a shard cannot be
                 read.
         """
-        schedule = self._schedule
-        epoch, first = schedule.position
+        epoch, first = self._position.tolist()
         worker = get_worker_info()
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         streams: dict[int, _Stream] = {}
-        for batch in range(first + number, schedule.num_batches, num_workers):
+        for batch in range(first + number, self.num_batches, num_workers):
             clips = []
-            for place in range(schedule.first_place, schedule.first_place + schedule.batch_size):
-                stream, item = schedule.source_of(batch, place)
+            for place in self.places:
+                stream, item = self.source_of(batch, place)
                 if stream not in streams:
-                    shards = schedule.shards_of(stream, self._shards, seed=self._seed, epoch=epoch)
-                    streams[stream] = _Stream(self._videos_of(shards))
+                    videos = self._videos_of(self.shards_of(stream, epoch=epoch))
+                    streams[stream] = _Stream(videos)
                 streams[stream].skip_to(item)
-                clips.append(
-                    self._clip(streams[stream], epoch, batch * schedule.global_batch + place)
-                )
+                clips.append(self._clip(streams[stream], epoch, batch * self.global_batch + place))
             yield clips
 
     def _clip(self, stream: "_Stream", epoch: int, index: int) -> Tensor:

@@ -48,6 +48,7 @@ _MAX_THREADS = 32  # folders on a network answer late, not slowly
 _SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_TO_WAIT = 60.0  # for other processes that write the same file
 _APPLICATION_ID = 0x696E6F76  # SQLite's field that tells an application's own files
+_COLUMNS = "path, size, time, num_frames, fps, height, width, seconds"
 _TABLE = """
 CREATE TABLE videos (
     path BLOB PRIMARY KEY, size INTEGER, time INTEGER, num_frames INTEGER, fps REAL, height INTEGER,
@@ -57,8 +58,7 @@ CREATE TABLE videos (
 _LOG = logging.getLogger("ino")
 
 
-@dataclass(frozen=True, slots=True)
-class VideoHeader:
+class VideoHeader(NamedTuple):
     """What is known of a video before it is read.
 
     Attributes:
@@ -148,9 +148,6 @@ def find_videos(roots: Sequence[Path]) -> list[str]:
     - a pattern of images: shots/frame_%05d.jpg;
     - a text file with one path per line, relative to the text file's folder; what follows the path
       after a space or comma (Kinetics: a label) is ignored, and so are lines that begin with #.
-
-    Args:
-        roots: folders, video files, patterns and lists.
 
     Raises:
         VideoError: a root is missing or none of these, a folder cannot be read, or no video was
@@ -266,34 +263,39 @@ def index_videos(
     roots: Sequence[Path],
     *,
     file: Path | None,
-    on_found: Callable[[int], None] = lambda num_videos: None,
-    on_header: Callable[[int], None] = lambda num_more: None,
+    on_progress: Callable[[int, int], None] = lambda num_more, num_videos: None,
 ) -> VideoIndex:
     """The index of all videos of the roots, brought up to date.
 
     Args:
         roots: as `find_videos` takes them.
         file: where the index is kept; None to keep none.
-        on_found: called once, with the number of videos.
-        on_header: called repeatedly, with the number of videos processed since the last call.
+        on_progress: called repeatedly, with the number of videos looked at since the last call, and
+            of all videos.
 
     Raises:
         VideoError: there is no video, or a folder cannot be read.
         OutputError: the file cannot be written, or is not an index.
     """
     names = find_videos(roots)
-    on_found(len(names))
+    on_progress(0, len(names))
     headers: list[VideoHeader] = []
     num_read = 0
     with _records(file, "index") as records:
-        known = _read_known(records)
+        rows = records.execute(f"SELECT {_COLUMNS} FROM videos WHERE fault IS NULL")
+        known = {
+            (key := os.fsdecode(path)): _Found(
+                key, size, changed, VideoHeader(*header), is_new=False
+            )
+            for path, size, changed, *header in rows
+        }
         fresh: list[_Found] = []
         last_write = time.monotonic()
         try:
             for chunk in _look_at_all(names, known):
                 headers += (found.header for found in chunk)
                 fresh += (found for found in chunk if found.is_new)
-                on_header(len(chunk))
+                on_progress(len(chunk), len(names))
                 if time.monotonic() > last_write + _SECONDS_BETWEEN_WRITES:
                     num_read += len(fresh)
                     _write_found(records, fresh)
@@ -362,11 +364,6 @@ def wide_video_remark(
     A crop of the share s of a frame and the aspect a is at most as high as the frame if a >= s W /
     H, and at most as wide if a <= W / (s H). Where no s and a of the ranges fit, torchvision's
     RandomResizedCrop takes the largest centre crop of an allowed aspect, the same one each time.
-
-    Args:
-        index: of the videos.
-        scale: lowest and highest share of a frame's area.
-        ratio: lowest and highest width over height.
     """
     usable = np.setdiff1d(np.arange(len(index)), list(index.faults))
     aspects = index.sizes[usable, 1] / index.sizes[usable, 0]
@@ -391,7 +388,7 @@ class _Found(NamedTuple):
     size: int  # bytes
     time: int  # of the last change, in nanoseconds
     header: VideoHeader
-    is_new: bool
+    is_new: bool = True
 
 
 def _look_at_all(names: Sequence[str], known: dict[str, _Found]) -> Iterator[list[_Found]]:
@@ -418,37 +415,26 @@ def _look_at(names: Sequence[str], known: dict[str, _Found]) -> list[_Found]:
         key = os.path.abspath(name)
         before = known.pop(key, None)
         if before is None or (before.size, before.time) != (size, changed):
-            before = _Found(key, size, changed, read_header(Path(name)), is_new=True)
+            before = _Found(key, size, changed, read_header(Path(name)))
         found.append(before)
     return found
 
 
-def _read_known(records: sqlite3.Connection) -> dict[str, _Found]:
-    rows = records.execute(
-        "SELECT path, size, time, num_frames, fps, height, width, seconds FROM videos "
-        "WHERE fault IS NULL"
-    )
-    return {
-        (key := os.fsdecode(path)): _Found(key, size, changed, VideoHeader(*header), is_new=False)
-        for path, size, changed, *header in rows
-    }
-
-
 def _write_found(records: sqlite3.Connection, fresh: Sequence[_Found]) -> None:
     """Keeps the headers of usable videos; unusable ones are looked at each time."""
-    unusable = (found.key for found in fresh if found.header.fault)
-    usable = (found for found in fresh if not found.header.fault)
+    rows = [
+        (os.fsencode(found.key), found.size, found.time, *found.header[:-1])
+        for found in fresh
+        if not found.header.fault
+    ]
     with records:
-        records.executemany("DELETE FROM videos WHERE path = ?", _keys(unusable))
         records.executemany(
-            "INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", map(_row, usable)
+            "DELETE FROM videos WHERE path = ?",
+            _keys(found.key for found in fresh if found.header.fault),
         )
-
-
-def _row(found: _Found) -> tuple:
-    header = found.header
-    numbers = (header.num_frames, header.fps, header.height, header.width, header.seconds)
-    return os.fsencode(found.key), found.size, found.time, *numbers
+        records.executemany(
+            f"INSERT OR REPLACE INTO videos ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
+        )
 
 
 def _keys(paths: Iterable[str]) -> Iterator[tuple[bytes]]:
@@ -475,11 +461,7 @@ def leave_out(file: Path | None, name: str, *, reason: str) -> bool:
 
 
 def quarantine_all(file: Path, reasons: Mapping[str, str]) -> int:
-    """Adds videos to the quarantine and returns how many of them were new there.
-
-    Args:
-        file: the quarantine, created if missing.
-        reasons: why each video is left out, by its path.
+    """Adds videos, with the reason by path, to the quarantine; returns how many were new there.
 
     Raises:
         OutputError: the file cannot be written.
@@ -580,7 +562,7 @@ def _add_text(records: sqlite3.Connection, text: bytes) -> None:
                 header = VideoHeader(
                     int(num_frames), float(fps), int(height), int(width), float(seconds)
                 )
-                found.append(_Found(str(name), int(size), int(changed), header, is_new=True))
+                found.append(_Found(str(name), int(size), int(changed), header))
             elif "path" in value:
                 reasons[str(value["path"])] = str(value["reason"])
     _write_found(records, found)

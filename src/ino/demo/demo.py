@@ -19,7 +19,8 @@ from rich.console import Console
 from ino.data.davis import VideoSequence, read_davis
 from ino.data.images import read_image
 from ino.demo.synthetic import SyntheticClip, generate_clip, write_davis_layout, write_videos
-from ino.models.load import DEFAULT, Backbone, load_backbone
+from ino.models.backbone import Backbone
+from ino.models.load import DEFAULT, load_backbone
 from ino.propagate.features import FeatureExtractor
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker

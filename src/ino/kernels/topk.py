@@ -44,7 +44,7 @@ from torch import Tensor
 _LOG = logging.getLogger("ino")
 
 DEFAULT_MAX_BYTES = 64 << 20
-"""Bytes of temporary storage for one tile."""
+"""Bytes of temporary storage for one tile, the queries that are compared at a time."""
 
 _BYTES_PER_PAIR = 16
 

@@ -90,6 +90,11 @@ about -127..127. `lab-8bit`: OpenCV's 8-bit Lab, all in 0..255."""
 Triple = tuple[float, float, float]
 
 
+def std_of_run(variant: str | None) -> Triple:
+    """The standard deviation by which the networks of a run of `ino train` are evaluated."""
+    return RELEASED_STD if variant == "released" else IMAGENET_STD
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """The input that a network expects, and the settings that its authors evaluate it with.
@@ -188,13 +193,9 @@ class Backbone(nn.Module, ABC):
 def input_channels(
     frame: UInt8[np.ndarray, "height width 3"], colors: Colors
 ) -> Float32[np.ndarray, "height width 3"]:
-    """The channels that a network sees, before they are normalised.
+    """The channels that a network sees of an RGB frame, before they are normalised.
 
     Lab is OpenCV's, whose tables differ from the closed formula by up to 0.3.
-
-    Args:
-        frame: RGB.
-        colors: of the result.
 
     Raises:
         ConfigError: the colors are unknown.
@@ -214,11 +215,7 @@ class VitBackbone(Backbone):
     def __init__(
         self, vit: VisionTransformer, *, std: Triple = IMAGENET_STD, reading: Reading | None = None
     ) -> None:
-        """Args:
-        vit: the network.
-        std: deviation by which images are normalised where there is no `reading`.
-        reading: how the network is read; None for that of our runs.
-        """
+        """`reading` is by default that of our runs, whose images are normalised by `std`."""
         super().__init__(
             strides=[vit.patch_size] * vit.depth,
             dims=[vit.embed_dim] * vit.depth,

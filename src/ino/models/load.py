@@ -9,12 +9,10 @@ from pathlib import Path
 import timm
 import torch
 
-from ino.data.views import IMAGENET_STD
 from ino.errors import CheckpointError
 from ino.models.backbone import (
     HUBS,
     OUR_LAYER,
-    RELEASED_STD,
     TIMM,
     Backbone,
     ColorBackbone,
@@ -22,6 +20,7 @@ from ino.models.backbone import (
     VitBackbone,
     build_timm,
     split_weights,
+    std_of_run,
 )
 from ino.models.peers import KNOWN, read_release
 from ino.models.vit import ARCHITECTURES, build_vit
@@ -36,10 +35,7 @@ from ino.models.weights import (
     warn_single_network,
 )
 
-__all__ = ["DEFAULT", "FOLDER", "RELEASED_STD", "Backbone", "ColorBackbone", "VitBackbone"]
-__all__ += ["bundled_folder", "bundled_names", "load_backbone"]
-
-FOLDER = Path(__file__).parent.parent / "weights"
+BUNDLED = Path(__file__).parent.parent / "weights"
 """Where the named weights are."""
 
 DEFAULT = "ino_vitt8"
@@ -48,12 +44,12 @@ DEFAULT = "ino_vitt8"
 
 def bundled_names() -> list[str]:
     """Names of the weights that come with ino."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def bundled_folder(name: str) -> Path | None:
     """The folder of the bundled weights of this name; None if there are none."""
-    return FOLDER / name if name in bundled_names() else None
+    return BUNDLED / name if name in bundled_names() else None
 
 
 _RANDOM = "random:"
@@ -130,8 +126,7 @@ def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
     if content.get("format") != FORMAT:
         return read_release(content, source=path, network=network)
     vit = read_vit_backbone(content, source=path, network=network or "student")
-    std = RELEASED_STD if content["config"].get("variant") == "released" else IMAGENET_STD
-    return VitBackbone(vit, std=std).eval()
+    return VitBackbone(vit, std=std_of_run(content["config"].get("variant"))).eval()
 
 
 def _exported(path: Path, *, network: NetworkName | None) -> Backbone:

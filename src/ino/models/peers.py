@@ -2,9 +2,9 @@
 
 ViTs: INO, DINO, iBOT, DINOv2, DINOv3. ResNets that keep their resolution: CRW, VFS, DUL, TimeCycle
 and ContCorr on timm's ResNet-18 and -50 with stages of stride 1 whose convolutions are not dilated;
-MAST and CorrFlow on a ResNet-18 of their own without max-pooling. Each is loaded key by key: a
-tensor that is missing, unknown or of another shape is an error, and what a release is known to hold
-beside the network that inference runs is named here. How they propagate is in `ino.propagate`.
+MAST and CorrFlow on a narrower ResNet-18 without max-pooling. Each is loaded key by key: a tensor
+that is missing, unknown or of another shape is an error, and what a release is known to hold beside
+the network that inference runs is named here. How they propagate is in `ino.propagate`.
 """
 
 import re
@@ -41,7 +41,7 @@ from ino.models.weights import (
     split_network,
 )
 
-Weights = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 KNOWN = (
     "INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, DUL, MAST, CorrFlow, TimeCycle, ContCorr and runs "
@@ -50,7 +50,9 @@ KNOWN = (
 """The kinds of checkpoints that can be read, for messages."""
 
 
-def build_resnet(depth: int, *, unit_stages: Sequence[int], reflect: bool = False) -> ResNet:
+def build_resnet(
+    depth: int, *, unit_stages: Sequence[int], reflect: bool = False, narrow: bool = False
+) -> ResNet:
     """A ResNet without classifier and with random weights.
 
     Args:
@@ -58,22 +60,23 @@ def build_resnet(depth: int, *, unit_stages: Sequence[int], reflect: bool = Fals
         unit_stages: stages, of 1 to 4, all of whose convolutions get stride 1.
         reflect: padded convolutions reflect the image at its border; zeros if not. The max-pooling
             stays as it is.
+        narrow: stage 4 is as wide as stage 3, and there is no max-pooling.
     """
-    resnet = timm.create_model(f"resnet{depth}", num_classes=0)
+    channels = (64, 128, 256, 256 if narrow else 512)
+    resnet = timm.create_model(f"resnet{depth}", num_classes=0, channels=channels)
     assert isinstance(resnet, ResNet)
     for number in unit_stages:
-        for module in stage(resnet, number).modules():
+        for module in resnet.get_submodule(f"layer{number}").modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
     for module in resnet.modules():
         if reflect and isinstance(module, nn.Conv2d) and any(module.padding):
             module.padding_mode = "reflect"
+    if narrow:
+        resnet.maxpool = nn.Identity()
+        block: Any = resnet.get_submodule("layer4.0")
+        block.downsample = None  # nothing changes size there
     return resnet
-
-
-def stage(resnet: ResNet, number: int) -> nn.Module:
-    """Stage 1, 2, 3 or 4."""
-    return resnet.get_submodule(f"layer{number}")
 
 
 class ResNetBackbone(Backbone):
@@ -90,10 +93,9 @@ class ResNetBackbone(Backbone):
         num_stages: int,
         strides: Sequence[int],
         reading: Reading,
-        opening: nn.Module | None = None,
-        closing: nn.Module | None = None,
-        closing_dim: int | None = None,
-        normalize: bool = False,
+        opening: nn.Module,
+        closing: nn.Module,
+        normalize: bool,
     ) -> None:
         """Args:
         resnet: whose stages after `num_stages` are dropped.
@@ -102,12 +104,11 @@ class ResNetBackbone(Backbone):
         reading: of the input.
         opening: what images go through first.
         closing: what the last stage's output goes through.
-        closing_dim: channels that come out of `closing`.
         normalize: features have length 1.
         """
         dims = [int(info["num_chs"]) for info in resnet.feature_info[1 : num_stages + 1]]
-        if closing_dim is not None:
-            dims[-1] = closing_dim
+        if isinstance(closing, nn.Conv2d):
+            dims[-1] = closing.out_channels
         reflects = resnet.conv1.padding_mode == "reflect"  # which needs two features at least
         super().__init__(
             strides=strides,
@@ -116,10 +117,11 @@ class ResNetBackbone(Backbone):
             side_multiple=1,
             smallest_side=strides[-1] + reflects,
         )
-        self.opening = opening or nn.Identity()
+        stages = (resnet.get_submodule(f"layer{number + 1}") for number in range(num_stages))
+        self.opening = opening
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.act1, resnet.maxpool)
-        self.stages = nn.ModuleList(stage(resnet, number + 1) for number in range(num_stages))
-        self.closing = closing or nn.Identity()
+        self.stages = nn.ModuleList(stages)
+        self.closing = closing
         self.normalize = normalize
 
     def read(
@@ -162,83 +164,12 @@ class RectifiedConv(nn.Conv2d):
         return F.relu(super().forward(features))
 
 
-class _TwoConvolutions(nn.Module):
-    """A residual block under the names of MAST's weights."""
-
-    def __init__(self, dim_in: int, dim: int, stride: int) -> None:
-        super().__init__()
-        self.left = nn.Sequential(
-            nn.Conv2d(dim_in, dim, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(dim),
-            nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
-            nn.BatchNorm2d(dim),
-        )
-        self.shortcut = nn.Sequential()
-        if dim_in != dim or stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(dim_in, dim, 1, stride, bias=False), nn.BatchNorm2d(dim)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.left(x) + self.shortcut(x))
-
-
-class MastNetwork(nn.Module):
-    """The network of MAST and CorrFlow under the names of its weights: 64 channels at stride 4."""
-
-    widths = (64, 128, 256, 256)
-    stage_strides = (1, 2, 1, 1)
-
-    def __init__(self) -> None:
-        super().__init__()
-        extraction = nn.Module()
-        extraction.conv1 = nn.Sequential(
-            nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
-        )
-        dim_in = 64
-        for number, (dim, stride) in enumerate(zip(self.widths, self.stage_strides, strict=True)):
-            blocks = [_TwoConvolutions(dim_in, dim, stride), _TwoConvolutions(dim, dim, 1)]
-            extraction.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
-            dim_in = dim
-        self.feature_extraction = extraction
-        self.post_convolution = nn.Conv2d(dim_in, 64, 3, padding=1)
-
-
-class MastBackbone(Backbone):
-    """Stages of MAST's network, the last one through its closing convolution; never normalised."""
-
-    def __init__(self, network: MastNetwork, *, reading: Reading) -> None:
-        super().__init__(
-            strides=(2, 4, 4, 4), dims=(64, 128, 256, 64), reading=reading, side_multiple=1
-        )
-        self.network = network
-
-    def read(
-        self, images: Float[Tensor, "batch 3 height width"], layer: int
-    ) -> Float[Tensor, "batch dim rows columns"]:
-        extraction = self.network.feature_extraction
-        features = extraction.get_submodule("conv1")(images)
-        for number in range(layer):
-            features = extraction.get_submodule(f"layer{number + 1}")(features)
-        return self.network.post_convolution(features) if layer == self.num_layers else features
-
-
-class Part(NamedTuple):
-    """A module before or after the ResNet: the prefix of its tensors' names, what builds it, and
-    the channels of its output if they are not those of its input."""
-
-    prefix: str
-    build: Callable[[], nn.Module]
-    dim: int | None = None
-
-
-def _crw_names(weights: Weights, source: Path) -> Weights:
+def _crw_names(weights: Tensors, source: Path) -> Tensors:
     """Its older networks had padding as a module before each convolution."""
     return {re.sub(r"(conv[12])\.1\.weight$", r"\1.weight", k): w for k, w in weights.items()}
 
 
-def _without_time(weights: Weights, source: Path) -> Weights:
+def _without_time(weights: Tensors, source: Path) -> Tensors:
     """Convolutions without the dimension of time, which is 1 long."""
     for key, value in weights.items():
         if value.ndim == 5 and value.shape[2] != 1:
@@ -250,7 +181,7 @@ def _without_time(weights: Weights, source: Path) -> Weights:
     return {key: w.squeeze(2) if w.ndim == 5 else w for key, w in weights.items()}
 
 
-def _vfs_names(weights: Weights, source: Path) -> Weights:
+def _vfs_names(weights: Tensors, source: Path) -> Tensors:
     """Torchvision's names of tensors that VFS's training names after mmcv's modules."""
     weights = {_torchvision_name(key): value for key, value in weights.items()}
     if "fc.weight" in weights:
@@ -269,28 +200,75 @@ def _torchvision_name(key: str) -> str:
     return re.sub(r"conv(\d)\.bn\.", r"bn\1.", re.sub(r"conv(\d)\.conv\.", r"conv\1.", key))
 
 
+_MAST_NAMES = {
+    "feature_extraction.conv1.0.": "feature_extraction.conv1.",
+    "feature_extraction.conv1.1.": "feature_extraction.bn1.",
+    ".left.0.": ".conv1.",
+    ".left.1.": ".bn1.",
+    ".left.3.": ".conv2.",
+    ".left.4.": ".bn2.",
+    ".shortcut.": ".downsample.",
+}
+
+
+def _mast_names(weights: Tensors, source: Path) -> Tensors:
+    found = {}
+    for key, value in weights.items():
+        for old, new in _MAST_NAMES.items():
+            key = key.replace(old, new)
+        found[key] = value
+    return found
+
+
 class ResNetRelease(NamedTuple):
     """What decides how a release on a ResNet is read.
 
-    `extra` matches names of tensors that it is known to have and inference does not read; `adapt`
-    gives the release's tensors the names and shapes that are read here.
+    Attributes:
+        name: of the method.
+        mark: matches the beginning of a tensor's name that only this release has.
+        num_stages: stages that are read.
+        reading: of the input.
+        prefix: of the names of the ResNet's tensors.
+        extra: matches names of tensors that it is known to have and inference does not read.
+        strides: of the stages.
+        normalize: features have length 1.
+        reflect, narrow: see `build_resnet`.
+        adapt: gives the tensors the names and shapes that are read here.
+        opening, closing: what comes before the ResNet and after its last stage, by the name that
+            the release gives it.
     """
 
     name: str
-    prefix: str
-    extra: str
+    mark: str
     num_stages: int
-    normalize: bool
     reading: Reading
+    prefix: str = ""
+    extra: str = r"(?!)"
+    strides: tuple[int, ...] = (4, 8, 8, 8)
+    normalize: bool = False
     reflect: bool = False
-    adapt: Callable[[Weights, Path], Weights] | None = None
-    opening: Part | None = None
-    closing: Part | None = None
+    narrow: bool = False
+    adapt: Callable[[Tensors, Path], Tensors] = lambda weights, source: weights
+    opening: tuple[str, Callable[[], nn.Module]] = ("opening", nn.Identity)
+    closing: tuple[str, Callable[[], nn.Module]] = ("closing", nn.Identity)
 
 
-PREFIXED = (
+_CORRFLOW = ResNetRelease(
+    name="CorrFlow",
+    mark=r"module\.feature_extraction\.conv1\.0",  # MAST's but for the prefix
+    prefix="feature_extraction.",
+    num_stages=4,
+    strides=(2, 4, 4, 4),
+    narrow=True,
+    reading=Reading(protocol="corrflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    adapt=_mast_names,
+    closing=("post_convolution", lambda: nn.Conv2d(256, 64, 3, padding=1)),
+)
+
+RESNETS = (
     ResNetRelease(
         name="CRW",
+        mark=r"(module\.)?encoder\.model\.conv1",
         prefix="encoder.model.",
         extra=r"selfsim_fc\.\d+\.(weight|bias)",
         num_stages=3,
@@ -301,6 +279,7 @@ PREFIXED = (
     ),
     ResNetRelease(
         name="DUL",
+        mark=r"(module\.)?fast_net\.backbone\.conv1",
         prefix="fast_net.backbone.",
         extra=r"fast_net\.emb_q\..+",
         num_stages=4,
@@ -309,112 +288,82 @@ PREFIXED = (
     ),
     ResNetRelease(
         name="TimeCycle",
+        mark=r"(module\.)?encoderVideo\.conv1",
         prefix="encoderVideo.",
         extra=r"(afterconv3_trans|afterconv4_trans|linear2)\.(weight|bias)",
         num_stages=3,
         normalize=True,
         reading=Reading(protocol="timecycle"),
         adapt=_without_time,
-        closing=Part("afterconv1.", lambda: RectifiedConv(1024, 512), dim=512),
+        closing=("afterconv1", lambda: RectifiedConv(1024, 512)),
     ),
     ResNetRelease(
         name="ContCorr",
+        mark=r"(module\.)?gray_encoder\.conv1",
         prefix="gray_encoder.",
         extra=r"(rgb_encoder|decoder)\..+",
         num_stages=4,
-        normalize=False,
         reading=Reading(
             protocol="contcorr",
             colors="lab-8bit",
             mean=(128.0, 128.0, 128.0),
             std=(128.0, 128.0, 128.0),
         ),
-        opening=Part("normalize.", Renormalize),
+        opening=("normalize", Renormalize),
+    ),
+    ResNetRelease(
+        name="VFS",  # under torchvision's names or those of its training
+        mark=r"(module\.)?(backbone\.conv1\.conv\.|layer1\.0\.conv1\.weight)",
+        extra=r"img_head\..+|iteration",
+        num_stages=3,
+        reading=Reading(protocol="vfs"),
+        adapt=_vfs_names,
+    ),
+    _CORRFLOW,
+    _CORRFLOW._replace(
+        name="MAST",
+        mark=r"feature_extraction\.conv1\.0",
+        reading=Reading(
+            protocol="mast", colors="lab", mean=(50.0, 0.0, 0.0), std=(50.0, 127.0, 127.0)
+        ),
     ),
 )
-"""Releases that are recognized by the prefix of their tensors' names."""
-
-VFS = ResNetRelease(
-    name="VFS",
-    prefix="",
-    extra=r"img_head\..+|iteration",
-    num_stages=3,
-    normalize=False,
-    reading=Reading(protocol="vfs"),
-    adapt=_vfs_names,
-)
-"""ResNet-18 or -50, under torchvision's names or those of its training."""
-
-MAST = Reading(protocol="mast", colors="lab", mean=(50.0, 0.0, 0.0), std=(50.0, 127.0, 127.0))
-CORRFLOW = Reading(protocol="corrflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-_STRIDES = (4, 8, 8, 8)
+"""The releases on a ResNet-18 or -50."""
 
 
-def read_resnet(weights: Weights, *, release: ResNetRelease, source: Path) -> ResNetBackbone:
-    """The backbone of CRW, DUL, TimeCycle, ContCorr or VFS.
+def read_resnet(weights: Tensors, *, release: ResNetRelease, source: Path) -> ResNetBackbone:
+    """The backbone of a release on a ResNet.
 
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    if release.adapt is not None:
-        weights = release.adapt(weights, source)
-    opening = _load_part(release.opening, weights, source=source)
-    closing = _load_part(release.closing, weights, source=source)
-    return ResNetBackbone(
-        _load_resnet(weights, release, source=source),
-        num_stages=release.num_stages,
-        strides=_STRIDES[: release.num_stages],
-        reading=release.reading,
-        opening=opening,
-        closing=closing,
-        closing_dim=release.closing.dim if release.closing else None,
-        normalize=release.normalize,
-    )
-
-
-def read_mast(weights: Weights, *, reading: Reading, source: Path) -> MastBackbone:
-    """The backbone of MAST or CorrFlow, which have the same network.
-
-    Raises:
-        CheckpointError: the tensors are not exactly those of the release.
-    """
-    network = MastNetwork()
-    load_exactly(network, _with_counts(network, weights), source=source)
-    return MastBackbone(network, reading=reading)
-
-
-def _load_resnet(weights: Weights, release: ResNetRelease, *, source: Path) -> ResNet:
-    """The release's ResNet; what is left in `weights` beside it must be known."""
     own = {
         key.removeprefix(release.prefix): value
-        for key, value in weights.items()
+        for key, value in release.adapt(weights, source).items()
         if not re.fullmatch(release.extra, key)
     }
-    depth = 50 if "layer1.0.conv3.weight" in own else 18
     resnet = build_resnet(
-        depth, unit_stages=range(3, release.num_stages + 1), reflect=release.reflect
+        50 if "layer1.0.conv3.weight" in own else 18,
+        unit_stages=range(3, release.num_stages + 1),
+        reflect=release.reflect,
+        narrow=release.narrow,
     )
     if release.num_stages < 4 and not any(key.startswith("layer4.") for key in own):
         resnet.layer4 = nn.Identity()  # left out by code that does not run it
-    load_exactly(resnet, _with_counts(resnet, own), source=source)
-    return resnet
-
-
-def _load_part(part: Part | None, weights: Weights, *, source: Path) -> nn.Module | None:
-    """Builds a part of its tensors, which it takes out of `weights`."""
-    if part is None:
-        return None
-    module = part.build()
-    own = {key: weights.pop(key) for key in list(weights) if key.startswith(part.prefix)}
-    own = {key.removeprefix(part.prefix): value for key, value in own.items()}
-    load_exactly(module, own, source=source)
-    return module
-
-
-def _with_counts(module: nn.Module, weights: Weights) -> Weights:
-    """The weights with batch normalisation's counters, which old files lack and nothing reads."""
-    counts = (name for name in module.state_dict() if name.endswith("num_batches_tracked"))
-    return {name: torch.tensor(0) for name in counts} | weights
+    for name, build in (release.opening, release.closing):
+        resnet.add_module(name, build())
+    # Old files lack the counters of batch normalisation, which nothing reads.
+    counts = [name for name in resnet.state_dict() if name.endswith("num_batches_tracked")]
+    load_exactly(resnet, dict.fromkeys(counts, torch.tensor(0)) | own, source=source)
+    return ResNetBackbone(
+        resnet,
+        num_stages=release.num_stages,
+        strides=release.strides[: release.num_stages],
+        reading=release.reading,
+        opening=resnet.get_submodule(release.opening[0]),
+        closing=resnet.get_submodule(release.closing[0]),
+        normalize=release.normalize,
+    )
 
 
 _INO = Reading(std=RELEASED_STD, protocol="ino-davis", layer=OUR_LAYER)
@@ -433,7 +382,7 @@ _HEAD = re.compile(r"(mlp\.\d+|last_layer2?)\.\w+")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def read_vit(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
+def read_vit(weights: Tensors, *, source: Path) -> VitBackbone:
     """The backbone of INO, DINO or iBOT, or of one of our networks alone.
 
     Raises:
@@ -460,7 +409,7 @@ def is_ino_release(names: Iterable[str]) -> bool:
     return any("headlist." in name for name in names)
 
 
-def read_dinov2(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
+def read_dinov2(weights: Tensors, *, source: Path) -> VitBackbone:
     """The backbone of DINOv2: its networks of small, base and large width without registers.
 
     Raises:
@@ -482,7 +431,7 @@ def read_dinov2(weights: dict[str, Tensor], *, source: Path) -> VitBackbone:
     return VitBackbone(vit, reading=_DINOV2)
 
 
-def read_dinov3(weights: dict[str, Tensor], *, source: Path) -> TimmBackbone:
+def read_dinov3(weights: Tensors, *, source: Path) -> TimmBackbone:
     """The backbone of a ViT of DINOv3, as timm's model whose heads have a query and value bias.
 
     Raises:
@@ -506,9 +455,7 @@ def read_dinov3(weights: dict[str, Tensor], *, source: Path) -> TimmBackbone:
     return backbone
 
 
-def _dinov3_tensors(
-    key: str, value: Tensor, weights: dict[str, Tensor], source: Path
-) -> dict[str, Tensor]:
+def _dinov3_tensors(key: str, value: Tensor, weights: Tensors, source: Path) -> Tensors:
     """The tensors of timm's model that hold one of the release."""
     if key == "storage_tokens":
         return {"reg_token": value}
@@ -543,9 +490,7 @@ def _take_periods(backbone: TimmBackbone, periods: Tensor | None, source: Path) 
     own.copy_(periods)
 
 
-def _build_vit(
-    weights: dict[str, Tensor], *, source: Path, layer_scale: bool = False
-) -> VisionTransformer:
+def _build_vit(weights: Tensors, *, source: Path, layer_scale: bool = False) -> VisionTransformer:
     """A ViT of the sizes that the weights have."""
     for key in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
         if key not in weights:
@@ -567,22 +512,14 @@ def _build_vit(
     )
 
 
-def _depth(weights: dict[str, Tensor]) -> int:
+def _depth(weights: Tensors) -> int:
     """How many blocks the names speak of; 1 at least."""
     found = (_BLOCK.match(name) for name in weights)
     return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
 _READERS: tuple[tuple[str, Callable[..., Backbone]], ...] = (
-    *(
-        (rf"(module\.)?{re.escape(r.prefix)}conv1", partial(read_resnet, release=r))
-        for r in PREFIXED
-    ),
-    # The two have the same names but for the prefix.
-    (r"module\.feature_extraction\.conv1\.0", partial(read_mast, reading=CORRFLOW)),
-    (r"feature_extraction\.conv1\.0", partial(read_mast, reading=MAST)),
-    (r"(module\.)?backbone\.conv1\.conv\.", partial(read_resnet, release=VFS)),
-    (r"(module\.)?layer1\.0\.conv1\.weight", partial(read_resnet, release=VFS)),
+    *((release.mark, partial(read_resnet, release=release)) for release in RESNETS),
     (r"(module\.)?storage_tokens", read_dinov3),
     (r"(module\.)?blocks\.0\.ls1\.gamma", read_dinov2),
     (r"(module\.)?(backbone\.)?(cls_token|pos_embed|patch_embed\.proj\.)", read_vit),

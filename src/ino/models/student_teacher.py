@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ino.models.vit import ProjectionHead, VisionTransformer
 
-Role = Literal["student", "teacher"]
+NetworkName = Literal["student", "teacher"]
 
 
 class Views(NamedTuple):
@@ -145,7 +145,7 @@ class StudentTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, views: Views, *, role: Role) -> Logits:
+    def forward(self, views: Views, *, role: NetworkName) -> Logits:
         """Logits of the student or of the teacher (section 3.1); no gradient into the teacher.
 
         Args:

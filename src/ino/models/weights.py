@@ -20,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import safetensors.torch
@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ino.errors import CheckpointError
+from ino.models.student_teacher import NetworkName
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer, build_vit
 
 FORMAT = "ino-training-run"
@@ -49,8 +50,6 @@ FILES = (CONFIG, WEIGHTS, POSITIONS, CARD, FEATURES_GRAPH, PROPAGATION_GRAPH)
 under `ino`, this package need to build it; the position embeddings as they were trained, where
 timm's were resampled for one size of image. The configuration is written last, so a folder without
 it is not whole."""
-
-NetworkName = Literal["student", "teacher"]
 
 _MAX_HEADER_BYTES = 100_000_000
 """A safetensors file's header is not longer, by its definition."""
@@ -206,12 +205,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 def read_vit_backbone(
     content: Mapping[str, Any], *, source: Path, network: NetworkName = "student"
 ) -> VisionTransformer:
-    """The backbone in a run's checkpoint, in evaluation mode.
-
-    Args:
-        content: of the checkpoint.
-        source: for messages.
-        network: `student`, as the authors evaluate, or `teacher`.
+    """The backbone in the content of a run's checkpoint, in evaluation mode.
 
     Raises:
         CheckpointError: the checkpoint is of another version, or damaged.
@@ -262,13 +256,9 @@ def choose_network(
     usual: NetworkName,
     source: Path,
 ) -> dict[str, Any]:
-    """The weights of one of a file's networks.
+    """The weights of one of a file's networks, which are given as `networks_in` finds them.
 
-    Args:
-        networks: from `networks_in`, at least one.
-        network: the one to return; None for `usual`.
-        usual: the default; if the file does not hold it, the other one is returned.
-        source: for messages.
+    Without `network` it is the usual one, or the other one if the file does not hold that.
 
     Raises:
         CheckpointError: the file holds the other one only.
@@ -295,9 +285,7 @@ def warn_single_network(source: Path | str, network: NetworkName | None) -> None
 
 
 def position_grid_side(backbone: dict[str, Tensor]) -> int | None:
-    """Side of the square grid of a backbone's position embeddings, in positions.
-
-    None if the backbone has no position embeddings.
+    """Side of the square grid of a backbone's position embeddings; None if it has none.
 
     Raises:
         CheckpointError: the grid is not square.
@@ -321,28 +309,33 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path)
     module.load_state_dict(weights)
 
 
+def misfits(module: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """How keys and shapes of weights differ from those of the module; nothing if they are equal."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    return [
+        *(f"missing {name}" for name in expected if name not in found),
+        *(f"unexpected {name}" for name in found if name not in expected),
+        *(
+            f"{name} is {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ),
+    ]
+
+
 def check_exact(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
     """Checks that keys and shapes of weights are exactly those of the module.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape; the message names them.
     """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected == found:
-        return
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} is {found[name]} instead of {expected[name]}"
-        for name in expected
-        if name in found and found[name] != expected[name]
-    ]
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    raise CheckpointError(
-        f"{source} is of another architecture: {'; '.join(problems[:3])}{more}; "
-        "build the model that the weights were trained with"
-    )
+    if problems := misfits(module, weights):
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{source} is of another architecture: {'; '.join(problems[:3])}{more}; "
+            "build the model that the weights were trained with"
+        )
 
 
 class Exported(NamedTuple):
@@ -365,8 +358,7 @@ def is_exported(path: Path) -> bool:
     """Whether a path is the folder of an export, or its file of weights.
 
     Raises:
-        CheckpointError: it is a file of the name that exports give their weights, without a
-            configuration beside it that tells whose they are.
+        CheckpointError: it may be the weights of an export, but no configuration lies beside it.
     """
     try:
         return "ino" in _read_config(_folder(path))
@@ -386,10 +378,7 @@ def exported_weights(path: Path) -> Path:
 
 
 def read_exported(path: Path) -> Exported:
-    """The network of an export, in evaluation mode.
-
-    Args:
-        path: the folder, or its file of weights.
+    """The network of an export, given by its folder or its file of weights.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another version or export.
@@ -475,10 +464,7 @@ def _folder(path: Path) -> Path:
 class NetworkWeights(NamedTuple):
     """Weights of one network under the names of our parameters.
 
-    Attributes:
-        backbone: tensors of the backbone.
-        head: tensors of the head; empty if the file has none.
-        head_fault: why the file's head cannot be used; empty if it can.
+    The head is empty if the file has none; `head_fault` says why a head cannot be used.
     """
 
     backbone: dict[str, Tensor]

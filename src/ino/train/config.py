@@ -6,28 +6,21 @@ a recipe may start from another one (`base: tiny`), and dotted names override si
 Imports nothing heavy, so that the command line can show its options at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from ino.errors import ConfigError
-from ino.schema import Model, checked, named_file, read_yaml, yaml_names, yaml_value
+from ino.schema import Model, checked, named_file, read_yaml, yaml_value
 
 Variant = Literal["paper", "released"]
 
-Count = Annotated[int, Field(gt=0)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+OneOrMore = Annotated[int, Field(gt=0)]
+ZeroOrMore = Annotated[int, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -40,7 +33,7 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+PositiveRange = Annotated[tuple[AboveZero, AboveZero], AfterValidator(_ascending)]
 Names = Annotated[
     list[Annotated[str, Field(min_length=1)]],
     BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
@@ -62,11 +55,11 @@ class ModelConfig(_Section):
     """Side of a patch in pixels."""
     drop_path: Probability = 0.1
     """Probability of dropping the branches of the student's last block; less in earlier ones."""
-    out_dim: Count = 4096
+    out_dim: OneOrMore = 4096
     """Classes of the head."""
-    hidden_dim: Count = 2048
+    hidden_dim: OneOrMore = 2048
     """Width of the head's hidden layers."""
-    bottleneck_dim: Count = 256
+    bottleneck_dim: OneOrMore = 256
     """Width before the head's last layer."""
 
 
@@ -77,23 +70,23 @@ class DataConfig(_Section):
     """Folders, video files, lists of them, or tar shards; a folder of images is one video."""
     clip_length: Annotated[int, Field(ge=2, multiple_of=2)] = 4
     """Frames of a clip (L), an even number."""
-    frame_step: CountOrZero | None = None
+    frame_step: ZeroOrMore | None = None
     """Distance between two frames of a clip, in frames of the video; 0 to use fps instead. Set by
     variant."""
     fps: NotNegative | None = None
     """Frame rate of a clip in frames per second; 0 to use frame_step instead. Set by variant."""
-    clips_per_video: Count = 5
+    clips_per_video: OneOrMore = 5
     """Clips of each video in an epoch."""
     visits: bool = False
     """Decode all clips of a video at once and mix them with those of other videos: faster if a
     video has few key frames."""
-    batch_size: Count = 4
+    batch_size: OneOrMore = 4
     """Clips of each device in a step."""
-    shard_videos: CountOrZero = 0
+    shard_videos: ZeroOrMore = 0
     """Number of videos in all tar shards together; 0 to count them, which needs local files."""
-    num_workers: CountOrZero | Literal["auto"] = "auto"
+    num_workers: ZeroOrMore | Literal["auto"] = "auto"
     """Decoding processes for each device; auto derives their number from that of the cores."""
-    prefetch: Count = 2
+    prefetch: OneOrMore = 2
     """Batches that each of them keeps ready."""
     index: str = "auto"
     """File that caches the headers of the videos; auto is a file in the user's cache folder, off
@@ -112,13 +105,13 @@ class DataConfig(_Section):
 class ViewsConfig(_Section):
     """Crops of each frame and their colors."""
 
-    global_size: Count = 224
+    global_size: OneOrMore = 224
     """Side of the global crop in pixels."""
     global_scale: ShareRange = (0.8, 0.95)
     """Range of the share of the frame's area that it covers."""
-    num_local: CountOrZero = 8
+    num_local: ZeroOrMore = 8
     """Local crops of each frame (M); 0 for none."""
-    local_size: Count = 64
+    local_size: OneOrMore = 64
     """Side of a local crop in pixels."""
     local_scale: ShareRange = (0.05, 0.8)
     """Range of the share of the frame's area that it covers."""
@@ -142,9 +135,7 @@ class ViewsConfig(_Section):
     """Probability of blurring a local crop."""
     blur_sigma: PositiveRange = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels."""
-    color_on_global: Annotated[
-        bool | None, Field(validation_alias=AliasChoices("color_on_global", "colour_on_global"))
-    ] = None
+    color_on_global: bool | None = None
     """Apply flips and color changes to global crops as well. Set by variant."""
 
 
@@ -172,13 +163,13 @@ class LossConfig(_Section):
     """Weight of masked prediction (Eq. 3)."""
     affinity: NotNegative = 1.0
     """Weight of affinity consistency (Eq. 5)."""
-    teacher_temperature: Positive = 0.04
+    teacher_temperature: AboveZero = 0.04
     """Temperature of the teacher's softmax."""
-    student_temperature: Positive = 0.1
+    student_temperature: AboveZero = 0.1
     """Temperature of the student's softmax."""
-    affinity_teacher_temperature: Positive = 0.04
+    affinity_teacher_temperature: AboveZero = 0.04
     """tau_t of Eq. 4."""
-    affinity_student_temperature: Positive = 0.1
+    affinity_student_temperature: AboveZero = 0.1
     """tau_s of Eq. 4."""
     center_momentum: Probability = 0.9
     """Weight of the old center in the new one."""
@@ -201,7 +192,7 @@ class LossConfig(_Section):
 class OptimConfig(_Section):
     """AdamW, its schedules and the teacher's momentum."""
 
-    epochs: Count = 25
+    epochs: OneOrMore = 25
     """Passes over the videos."""
     lr: NotNegative = 3e-4
     """Learning rate for 1024 frames per step over all devices; scaled with the number of frames."""
@@ -217,9 +208,9 @@ class OptimConfig(_Section):
     """Momentum of the teacher at the start; a cosine leads to 1."""
     clip_grad: NotNegative = 3.0
     """Largest norm of each parameter's gradient; 0 for no clipping."""
-    first_epoch: CountOrZero | None = None
+    first_epoch: ZeroOrMore | None = None
     """Epoch at which the schedules start. Set by variant."""
-    freeze_last_layer_epochs: CountOrZero | None = None
+    freeze_last_layer_epochs: ZeroOrMore | None = None
     """Epochs before the head's last layer learns. Set by variant."""
 
 
@@ -228,20 +219,20 @@ class RunConfig(_Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, clips, crops and masks."""
-    max_steps: CountOrZero = 0
+    max_steps: ZeroOrMore = 0
     """Stop after this many steps; 0 for no limit. Schedules stay as they are."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """ddp copies the networks to each device, fsdp shards them over the devices; auto is ddp where
     there are several devices."""
-    devices: CountOrZero = 0
+    devices: ZeroOrMore = 0
     """Processes on each machine; 0 takes the number that torchrun or SLURM started, or else one."""
-    num_nodes: CountOrZero = 0
+    num_nodes: ZeroOrMore = 0
     """Number of machines; 0 takes the number that torchrun or SLURM started, or else one."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto is bf16-mixed on a device that computes in it, else 32-true."""
-    accumulate: Count = 1
+    accumulate: OneOrMore = 1
     """Gradient accumulation: number of parts into which the clips of a step are divided, to save
     memory; a divisor of data.batch_size. Results are the same up to rounding, except that paths are
     dropped in each part independently."""
@@ -250,15 +241,15 @@ class RunConfig(_Section):
     them: less memory, about a quarter more time."""
     compile: bool = False
     """Compile the blocks with torch.compile."""
-    log_every: Count = 10
+    log_every: OneOrMore = 10
     """Steps between two lines of the log."""
-    save_every: Count = 500
+    save_every: OneOrMore = 500
     """Steps between two checkpoints."""
-    keep: Count = 2
+    keep: OneOrMore = 2
     """How many of the newest checkpoints are kept."""
-    pictures_every: CountOrZero = 1000
+    pictures_every: ZeroOrMore = 1000
     """Steps between two pictures of crops and masks, the first at step 0; 0 for no pictures."""
-    eval_every: CountOrZero = 0
+    eval_every: ZeroOrMore = 0
     """Steps between two scores of the student on labelled sequences; 0 for none."""
     eval_root: str = ""
     """Data set to evaluate on, in the layout of DAVIS."""
@@ -270,7 +261,7 @@ class RunConfig(_Section):
     """Sequences of that list to evaluate on; empty for all."""
     eval_protocol: str = "ino-davis"
     """Protocol by which masks are propagated."""
-    eval_short_side: CountOrZero = 0
+    eval_short_side: ZeroOrMore = 0
     """Short side of the frames in pixels; the protocol's radius scales with it. 0 for the
     protocol's own."""
     wandb: str = ""
@@ -397,32 +388,28 @@ def from_dict(values: Any) -> TrainConfig:
     missing = TrainConfig.model_fields.keys() - set(values if isinstance(values, dict) else ())
     if missing:
         raise ConfigError(f"{min(missing)} is missing")
-    return checked(TrainConfig, values)
+    return checked(TrainConfig, nest(flatten(values)))
 
 
 class ConfigField(NamedTuple):
-    """One field of a training run: its type, description and default (None: see `variant`)."""
+    """One field of a training run."""
 
     type: Any
     description: str
-    default: Any
 
 
-def config_fields() -> dict[str, ConfigField]:
+def config_fields(model: type[Model] = TrainConfig, prefix: str = "") -> dict[str, ConfigField]:
     """All fields by dotted name, such as "optim.lr"."""
-    return dict(_fields(TrainConfig))
-
-
-def _fields(model: type[Model], prefix: str = "") -> Iterator[tuple[str, ConfigField]]:
+    fields = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Model):
-            yield from _fields(kind, f"{prefix}{name}.")
+            fields |= config_fields(kind, f"{prefix}{name}.")
         else:
             kind = Annotated[kind, *field.metadata] if field.metadata else kind
-            default = field.get_default(call_default_factory=True)
             description = " ".join((field.description or "").split())
-            yield f"{prefix}{name}", ConfigField(kind, description, default)
+            fields[f"{prefix}{name}"] = ConfigField(kind, description)
+    return fields
 
 
 RENAMED = {"views.colour_on_global": "views.color_on_global"}
@@ -455,27 +442,22 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "recipes"
 """Where the named recipes are."""
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with ino."""
-    return yaml_names(FOLDER)
 
 
 def recipe_values(name: str) -> dict[str, Any]:
     """The values set by a recipe and its base recipes, nested by section, not yet validated.
 
     Args:
-        name: one of `recipe_names()`, or the path of a YAML file. Its key `base` names the recipe
+        name: of a recipe in `RECIPES`, or the path of a YAML file. Its key `base` names the recipe
             that it starts from, a path being relative to the file.
 
     Raises:
         ConfigError: there is no such recipe, it cannot be read, or recipes start from each other.
     """
     values: dict[str, Any] = {}
-    path = named_file(name, FOLDER, what="recipe")
+    path = named_file(name, RECIPES, what="recipe")
     seen = [path.resolve()]
     while True:
         content = read_yaml(path, what="recipe", holds="sections such as model and data")
@@ -486,7 +468,7 @@ def recipe_values(name: str) -> dict[str, Any]:
         if not isinstance(base, str):
             raise ConfigError(f"the recipe {path}: base must name a recipe, but is {base}")
         near = path.parent / base
-        path = near if near.is_file() else named_file(base, FOLDER, what="recipe")
+        path = near if near.is_file() else named_file(base, RECIPES, what="recipe")
         seen.append(path.resolve())
         if seen[-1] in seen[:-1]:
             chain = " -> ".join(one.stem for one in seen)
@@ -497,7 +479,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainC
     """The configuration of a recipe; fields that it leaves out have their defaults.
 
     Args:
-        name: one of `recipe_names()`, or the path of a YAML file.
+        name: of a recipe in `RECIPES`, or the path of a YAML file.
         overrides: values by dotted name, such as {"optim.lr": 0.001}; see `with_values`.
 
     Raises:
@@ -512,7 +494,7 @@ def _holds_text(kind: Any) -> bool:
 
 
 _SAME_NUMBERS = ("run.", "data.num_workers", "data.prefetch", "data.index", "data.batch_size")
-"""Fields that leave a run's numbers as they are; for the batch size see `check_same_batch`."""
+"""Fields that leave a run's numbers as they are; of the batch size, the sum over processes does."""
 _OTHER_NUMBERS = ("run.seed", "run.precision")
 
 
@@ -524,31 +506,6 @@ def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any
         for name in old
         if old[name] != new[name] and (name in _OTHER_NUMBERS or not name.startswith(_SAME_NUMBERS))
     ]
-
-
-def check_same_batch(earlier: TrainConfig, later: TrainConfig, *, run: Path) -> None:
-    """Checks that a resumed run has the same global batch size, on any number of processes.
-
-    Args:
-        earlier: configuration of the run, with `run.devices` and `run.num_nodes` resolved.
-        later: configuration to resume it with, resolved likewise.
-        run: folder of the run, for the message.
-
-    Raises:
-        ConfigError: the global batch size differs; the message names the data.batch_size to pass.
-    """
-    num_old, num_new = global_batch_size(earlier), global_batch_size(later)
-    if num_old == num_new:
-        return
-    per_process = later.data.batch_size
-    num_processes = num_new // per_process
-    advice = f"pass --data.batch_size {num_old // num_processes}"
-    if num_old % num_processes:
-        advice = f"use a number of processes that divides {num_old}"
-    raise ConfigError(
-        f"a step of the run in {run} has {num_old} clips, now it would have {num_new} "
-        f"({num_processes} processes x data.batch_size {per_process}): {advice} to continue it"
-    )
 
 
 def global_batch_size(config: TrainConfig) -> int:

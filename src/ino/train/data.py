@@ -30,13 +30,13 @@ from ino.data.clips import (
     ClipDataset,
     ClipSampler,
     ClipSampling,
-    PathTable,
     VisitSampler,
     choose_usable,
     clip_generators,
+    digest_of,
 )
-from ino.data.masking import sample_masks, sample_num_masked
-from ino.data.shards import ShardClips, ShardSchedule, expand_shards, is_shards, survey_shards
+from ino.data.masking import sample_blockwise_mask, sample_num_masked, sample_random_mask
+from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
 from ino.data.video_index import (
     VideoIndex,
     default_index,
@@ -65,21 +65,18 @@ _LOG = logging.getLogger("ino")
 
 
 class Source(NamedTuple):
-    """The videos of a run.
-
-    Attributes:
-        names: paths of the videos, or of the tar shards that contain them.
-        num_videos: number of usable videos.
-        left_out: for each unusable video or shard, by its path, the reason.
-        summary: one line for the screen.
-        remark: warning about the aspect ratio of the frames; empty for none.
-    """
+    """The videos of a run."""
 
     names: list[str]
+    """Paths of the videos, or of the tar shards that contain them."""
     num_videos: int
+    """Number of usable videos."""
     left_out: dict[str, str]
+    """For each unusable video or shard, by its path, the reason."""
     summary: str
+    """One line for the screen."""
     remark: str = ""
+    """Warning about the aspect ratio of the frames; empty for none."""
 
 
 def has_shards(data: DataConfig) -> bool:
@@ -127,8 +124,8 @@ def sampling_of(data: DataConfig) -> ClipSampling:
     """Which frames make a clip, as a resolved configuration says."""
     return ClipSampling(
         length=data.clip_length,
-        frame_step=data.frame_step or None,
-        fps=data.fps or None,
+        frame_step=data.frame_step or 0,
+        fps=data.fps or 0.0,
         clips_per_video=data.clips_per_video,
     )
 
@@ -152,11 +149,13 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
         task = bar.add_task("", total=None)
 
         def index(file: Path | None) -> VideoIndex:
+            bar.reset(task)
             return index_videos(
                 roots,
                 file=file,
-                on_found=lambda num_videos: bar.update(task, total=num_videos, completed=0),
-                on_header=lambda num_more: bar.advance(task, num_more),
+                on_progress=lambda num_more, num_videos: bar.update(
+                    task, advance=num_more, total=num_videos
+                ),
             )
 
         if name != "auto":
@@ -168,22 +167,19 @@ def _index(roots: list[Path], name: str) -> VideoIndex:
             return index(None)
 
 
-AnySampler = ClipSampler | VisitSampler | ShardSchedule
-
-
 @dataclass(frozen=True)
 class Clips:
     """The clips of one process.
 
     Attributes:
-        loader: yields batches from the position of `sampler` to the end of the epoch.
-        sampler: holds the position in the epoch.
+        loader: yields batches from the position of `order` to the end of the epoch.
+        order: which clips come when; holds the position in the epoch.
         digest: hash of the list of videos.
         left_out: for each unusable video, by its path, the reason.
     """
 
     loader: DataLoader
-    sampler: AnySampler
+    order: ClipSampler | ShardClips
     digest: str
     left_out: dict[str, str]
 
@@ -191,10 +187,7 @@ class Clips:
 def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     """Finds the videos, in the first process only, and builds the data loader of this process.
 
-    Args:
-        config: resolved.
-        fabric: devices and processes.
-        out: folder of the run; videos that turn out to be unusable are recorded there.
+    Videos that turn out to be unusable are recorded in the folder `out` of the run.
 
     Raises:
         InoError: see `find_source`.
@@ -208,9 +201,10 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         Console(stderr=True).print(source.summary + left_out, highlight=False, soft_wrap=True)
         if source.remark:
             _LOG.warning("%s", source.remark)
+    seed = config.run.seed
     settings: dict[str, Any] = {
         "sampling": sampling_of(data),
-        "seed": config.run.seed,
+        "seed": seed,
         "quarantine": out / QUARANTINE_NAME,
     }
     share: dict[str, int] = {
@@ -220,26 +214,22 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     }
     options = _loader_options(config, fabric)
     num_clips = source.num_videos * data.clips_per_video
+    digest = digest_of(source.names)
     if has_shards(data):
-        schedule = ShardSchedule(num_clips, num_shards=len(source.names), **share)
-        dataset = ShardClips(source.names, schedule=schedule, **settings)
-        loader = DataLoader(dataset, batch_size=None, **options)  # it gives whole batches
-        return Clips(loader, schedule, PathTable(source.names).digest(), source.left_out)
-    dataset = ClipDataset(source.names, visits=data.visits, **settings)
-    sampler = (
-        VisitSampler(
-            len(source.names),
-            clips_per_video=data.clips_per_video,
-            seed=config.run.seed,
-            **share,
+        order = ShardClips(source.names, num_clips=num_clips, **settings, **share)
+        loader = DataLoader(order, batch_size=None, **options)  # it gives whole batches
+        return Clips(loader, order, digest, source.left_out)
+    if data.visits:
+        order = VisitSampler(
+            len(source.names), clips_per_video=data.clips_per_video, seed=seed, **share
         )
-        if data.visits
-        else ClipSampler(num_clips, seed=config.run.seed, **share)
-    )
+    else:
+        order = ClipSampler(num_clips, seed=seed, **share)
+    dataset = ClipDataset(source.names, visits=data.visits, **settings)
     loader = DataLoader(
-        dataset, batch_size=data.batch_size, sampler=sampler, drop_last=True, **options
+        dataset, batch_size=data.batch_size, sampler=order, drop_last=True, **options
     )
-    return Clips(loader, sampler, dataset.digest, source.left_out)
+    return Clips(loader, order, digest, source.left_out)
 
 
 def _loader_options(config: TrainConfig, fabric: Fabric) -> dict[str, Any]:
@@ -268,7 +258,7 @@ def record_videos(clips: Clips, out: Path) -> None:
     if clips.left_out:
         quarantine_all(out / QUARANTINE_NAME, clips.left_out)
     path = out / VIDEOS_NAME
-    now = {"clips_an_epoch": clips.sampler.num_clips, "digest": clips.digest}
+    now = {"clips_an_epoch": clips.order.num_clips, "digest": clips.digest}
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -293,13 +283,13 @@ def batches(clips: Clips, *, first_step: int, num_steps: int) -> Iterator[list[T
         TrainingError: decoding processes died more than three times in short succession.
         InoError: an error of the data set, such as too many unusable videos.
     """
-    loader, sampler = clips.loader, clips.sampler
+    loader, order = clips.loader, clips.order
     step, num_deaths, last_death = first_step, 0, first_step
     while step < num_steps:
-        sampler.set_position(*divmod(step, sampler.num_batches))
+        order.set_position(*divmod(step, order.num_batches))
         try:
             read = _read(loader)
-            for batch in sampler.batches(read) if isinstance(sampler, VisitSampler) else read:
+            for batch in order.batches(read) if isinstance(order, VisitSampler) else read:
                 yield batch
                 step += 1
                 if step == num_steps:
@@ -428,19 +418,10 @@ def _sample_masked(
     )
     if not num_masked:
         return None
+    sample = sample_blockwise_mask if masking.kind == "blockwise" else sample_random_mask
     masks = [
-        sample_masks(
-            rng,
-            num_clips=num_clips,
-            rows=side,
-            columns=side,
-            num_masked=num_masked,
-            kind=masking.kind or "blockwise",
-            shared=bool(masking.shared),
-        )
-        for rng, num_clips in (
-            [(shared_rng, len(streams))] if masking.shared else [(one, 1) for one in streams]
-        )
+        sample(rng, rows=side, columns=side, num_masked=num_masked)
+        for rng in ([shared_rng] if masking.shared else streams)
     ]
-    positions = np.nonzero(np.concatenate(masks))[1]
-    return torch.from_numpy(positions).reshape(len(streams), num_masked)
+    positions = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in masks]))
+    return positions.expand(len(streams), -1).contiguous()

@@ -17,7 +17,6 @@ from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ino.errors import ConfigError
 from ino.system import write_text
+from ino.train.config import TrainConfig, global_batch_size
 
 LOG_NAME = "log.jsonl"
 WANDB_ID_NAME = "wandb_id.txt"
@@ -46,13 +46,6 @@ class LogFile:
     """
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        """Args:
-        path: of the file.
-        first_step: the step that comes first, counted from 0.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
         if path.exists():
             write_text(path, "".join(_lines_before(first_step, path)))
         self._path = path
@@ -105,12 +98,7 @@ def check_wandb(project: str) -> None:
 
 
 def _wandb_logger(project: str, folder: Path) -> Any:
-    """Lightning's logger, connected; a run that resumes continues its own run there.
-
-    Raises:
-        ConfigError: Weights & Biases is not installed, or does not take the run.
-    """
-    check_wandb(project)
+    """Lightning's logger, connected; a run that resumes continues its own run there."""
     from lightning.pytorch.loggers import WandbLogger
 
     id_file = folder / WANDB_ID_NAME
@@ -140,31 +128,27 @@ class RunLog:
         self,
         folder: Path,
         *,
+        config: TrainConfig,
         first_step: int,
         num_steps: int,
-        log_every: int,
-        clips_per_step: int,
-        wandb: str,
         enabled: bool,
     ) -> None:
         """Args:
         folder: of the run.
+        config: resolved.
         first_step: the step that comes first, counted from 0.
         num_steps: of the whole run.
-        log_every: steps between lines on the screen and numbers in TensorBoard.
-        clips_per_step: over all processes.
-        wandb: project of Weights & Biases; empty for none.
         enabled: False in all processes but the first, which then write nothing.
 
         Raises:
-            ConfigError: `wandb` is given and not installed, or does not take the run.
+            ConfigError: Weights & Biases does not take the run.
         """
         from lightning.fabric.loggers import TensorBoardLogger  # heavy, and plots do not need it
 
         self._enabled = enabled
-        self._log_every = log_every
+        self._log_every = config.run.log_every
         self._num_steps = num_steps
-        self._clips_per_step = clips_per_step
+        self._clips_per_step = global_batch_size(config)
         self._started = time.perf_counter()
         self._since = (first_step, self._started)
         self._waited = 0.0
@@ -179,6 +163,7 @@ class RunLog:
         )
         self._task = self._progress.add_task("", total=num_steps, completed=first_step)
         if enabled:
+            wandb = config.run.wandb
             self._wandb = _wandb_logger(wandb, folder) if wandb else None
             self._file = LogFile(folder / LOG_NAME, first_step=first_step)
             self._tensorboard: Any = TensorBoardLogger(
@@ -189,12 +174,7 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._progress.stop()
         if self._enabled:
             self._on_tensorboard(lambda board: board.finalize("success"))
@@ -245,17 +225,9 @@ class RunLog:
             self._print(f"step {step} {terms} lr {numbers['lr']:.2e} {speed}, {left} left")
 
     def write_scores(self, scores: Mapping[str, float], *, done: int, is_best: bool) -> None:
-        """Shows on the screen what the student scored.
-
-        Args:
-            scores: percent, by name: `eval_jf`, `eval_j`, `eval_f`.
-            done: steps, by which the folder of the masks and the checkpoint are named.
-            is_best: whether it is kept as best.pt.
-        """
+        """Shows on the screen what the student scored after so many steps, in percent."""
         if self._enabled and scores:
-            found = [
-                f"{title} {scores[name]:.1f}" for name, title in SCORES.items() if name in scores
-            ]
+            found = [f"{SCORES.get(name, name)} {score:.1f}" for name, score in scores.items()]
             kept = ", kept as best.pt" if is_best else ""
             self._print(f"step_{done:08d}: {', '.join(found)}{kept}")
 

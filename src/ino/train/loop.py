@@ -19,7 +19,7 @@ from torch import Tensor
 from ino.errors import TrainingError
 from ino.losses import Targets, Terms
 from ino.models.student_teacher import Views, split_views
-from ino.train.config import TrainConfig, global_batch_size, resolve
+from ino.train.config import TrainConfig, resolve
 from ino.train.data import batches, sample_views, seed_drop_path
 from ino.train.log import RunLog
 from ino.train.monitors import Evaluate, Monitor
@@ -80,11 +80,9 @@ def train(
         log = held.enter_context(
             RunLog(
                 out,
+                config=run.config,
                 first_step=run.first_step,
                 num_steps=run.num_steps,
-                log_every=run.config.run.log_every,
-                clips_per_step=global_batch_size(run.config),
-                wandb=run.config.run.wandb,
                 enabled=run.fabric.is_global_zero,
             )
         )

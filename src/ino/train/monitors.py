@@ -45,7 +45,7 @@ UNIFORM = 0.98
 """Targets count as uniform if their entropy is at least this fraction of its maximum."""
 
 CONSTANT = 0.02
-"""Information, as a share of its maximum, below which all views have the same target."""
+"""Information, as a share of its maximum, below which all tokens have the same target."""
 
 LOW_RANK = 0.03
 """Share of the width below which features count as collapsed."""
@@ -59,17 +59,17 @@ checkpoint with the highest `eval_jf` is kept."""
 
 @torch.no_grad()
 def target_statistics(
-    targets: Float[Tensor, "*views classes"], *, name: str
+    targets: Float[Tensor, "*tokens classes"], *, name: str
 ) -> dict[str, Float[Tensor, ""]]:
     """Entropy and information of target distributions, in nats.
 
     `entropy_NAME` is the mean entropy H(t) of a target: log of the number of classes where it is
     uniform, 0 where it is one class. `information_NAME` is the entropy of the mean target minus
-    `entropy_NAME`, the mutual information of view and class: 0 where all views have the same
-    target, at most the log of the number of views.
+    `entropy_NAME`, the mutual information of token and class: 0 where all tokens have the same
+    target, at most the log of the number of tokens.
 
     Args:
-        targets: the teacher's distributions, each of sum 1.
+        targets: the teacher's distributions, each of sum 1, one for each token.
         name: `class` or `patch`.
     """
     flat = targets.flatten(0, -2).float()
@@ -148,13 +148,15 @@ class CollapseMonitor:
 
     Attributes:
         num_classes: classes of the head.
-        num_views: global crops in a step of this process.
+        num_views: global crops in a step of this process, each with one class token.
+        num_patch_tokens: patch tokens of a step that have targets, at most.
         width: dimension of the backbone's tokens.
         first_step: no warnings before this step, as an untrained network looks collapsed.
     """
 
     num_classes: int
     num_views: int
+    num_patch_tokens: int
     width: int
     first_step: int
     _in_a_row: Counter[str] = field(default_factory=Counter)
@@ -179,7 +181,7 @@ class CollapseMonitor:
 
     def _judge(self, numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         """Each kind of collapse that can be judged: what is seen and what to do, or nothing."""
-        for name in ("class", "patch"):
+        for name, num_tokens in (("class", self.num_views), ("patch", self.num_patch_tokens)):
             is_uniform = False
             if (entropy := numbers.get(f"entropy_{name}")) is not None:
                 most = math.log(self.num_classes)
@@ -191,7 +193,7 @@ class CollapseMonitor:
                 )
                 yield f"uniform {name}", words if is_uniform else ""
             if (information := numbers.get(f"information_{name}")) is not None:
-                most = math.log(min(self.num_views, self.num_classes))
+                most = math.log(min(num_tokens, self.num_classes))
                 is_constant = not is_uniform and information < CONSTANT * most
                 words = (
                     f"the teacher's outputs for {name} tokens are nearly the same whatever it sees "
@@ -220,33 +222,38 @@ def contact_sheet(views: Views, *, patch_size: int) -> UInt8[np.ndarray, "rows c
 
     A column holds the global crop, its masked patches gray, and below it the frame's local crops.
     Small crops are enlarged pixel by pixel.
-
-    Args:
-        views: of a step; masked patches are shown where there are any.
-        patch_size: side of a patch in pixels.
     """
     assert views.global_crops is not None
     crops = _pixels(views.global_crops[:, :MAX_CLIPS])  # (t, b, h, w, 3)
-    height, width = crops.shape[2:4]
+    num_frames, num_clips, side = crops.shape[:3]
     if views.masked is not None:
-        hidden = np.zeros((crops.shape[1], (height // patch_size) * (width // patch_size)), bool)
+        hidden = np.zeros((num_clips, (side // patch_size) ** 2), bool)
         np.put_along_axis(hidden, views.masked[:MAX_CLIPS].cpu().numpy(), True, axis=1)
-        hidden = hidden.reshape(-1, height // patch_size, width // patch_size)
+        hidden = hidden.reshape(num_clips, side // patch_size, side // patch_size)
         crops[:, hidden.repeat(patch_size, axis=1).repeat(patch_size, axis=2)] = _GRAY
-    scale = max(1, round(MIN_SIDE / height))
-    parts = [_enlarge(crops, scale)]
-    if views.local_crops is not None:
-        local = _enlarge(_pixels(views.local_crops[:, :, :MAX_CLIPS]), scale).swapaxes(1, 2)
-        per_row = max(1, round(parts[0].shape[3] / local.shape[4]))
-        missing = -local.shape[2] % per_row
-        local = np.pad(local, [(0, 0)] * 2 + [(0, missing)] + [(0, 0)] * 3, constant_values=_WHITE)
-        parts.append(_tile(local.reshape(*local.shape[:2], -1, per_row, *local.shape[3:])))
-    column_width = max(part.shape[3] for part in parts)
-    parts = [_pad(part, right=column_width - part.shape[3]) for part in parts]
-    columns = _pad(np.concatenate(parts, axis=2), below=3 * GAP)
-    return np.pad(
-        _tile(columns.swapaxes(0, 1)), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=_WHITE
-    )
+    scale = max(1, round(MIN_SIDE / side))
+    large = scale * side + GAP
+    if views.local_crops is None:
+        local, small, per_row, num_rows = np.empty((num_frames, 0)), 0, 0, 0
+    else:
+        local = _pixels(views.local_crops[:, :, :MAX_CLIPS])  # (t, m, b, h, w, 3)
+        small = scale * local.shape[3] + GAP
+        per_row = max(1, round(large / small))
+        num_rows = math.ceil(local.shape[1] / per_row)
+    height, width = large + num_rows * small + 3 * GAP, max(large, per_row * small)
+    sheet = np.full((GAP + num_clips * height, GAP + num_frames * width, 3), _WHITE, np.uint8)
+
+    def show(crop: np.ndarray, top: int, left: int) -> None:
+        pixels = crop.repeat(scale, axis=0).repeat(scale, axis=1)
+        sheet[top : top + len(pixels), left : left + len(pixels)] = pixels
+
+    for frame, clip in np.ndindex(num_frames, num_clips):
+        top, left = GAP + clip * height, GAP + frame * width
+        show(crops[frame, clip], top, left)
+        for number, one in enumerate(local[frame]):
+            row, column = divmod(number, per_row)
+            show(one[clip], top + large + row * small, left + column * small)
+    return sheet
 
 
 def _pixels(
@@ -257,36 +264,18 @@ def _pixels(
     return levels.movedim(-3, -1).contiguous().cpu().numpy()
 
 
-def _enlarge(images: np.ndarray, scale: int) -> np.ndarray:
-    """Each pixel as a square of pixels, and a gap to the right of and below each image."""
-    return _pad(images.repeat(scale, axis=-3).repeat(scale, axis=-2), below=GAP, right=GAP)
-
-
-def _pad(images: np.ndarray, *, below: int = 0, right: int = 0) -> np.ndarray:
-    padding = [(0, 0)] * (images.ndim - 3) + [(0, below), (0, right), (0, 0)]
-    return np.pad(images, padding, constant_values=_WHITE)
-
-
-def _tile(images: np.ndarray) -> np.ndarray:
-    """Images in rows and columns (..., rows, columns, height, width, 3) as one image."""
-    *leading, rows, columns, height, width, _ = images.shape
-    return images.swapaxes(-4, -3).reshape(*leading, rows * height, columns * width, 3)
-
-
 class Monitor:
     """Statistics, pictures and scores of a run. Call it in each step; it acts when they are due."""
 
     def __init__(self, run: Run, *, log: RunLog, evaluate: Evaluate | None) -> None:
-        """Args:
-        run: that is monitored.
-        log: tells which steps are due, and shows pictures and scores.
-        evaluate: scores the student every `run.eval_every` steps; None for never.
-        """
         self._run, self._log, self._evaluate = run, log, evaluate
         config = run.config
+        num_views = config.data.batch_size * config.data.clip_length
+        num_patches = (config.views.global_size // config.model.patch_size) ** 2
         self._collapse = CollapseMonitor(
             num_classes=config.model.out_dim,
-            num_views=config.data.batch_size * config.data.clip_length,
+            num_views=num_views,
+            num_patch_tokens=num_views * max(1, int(num_patches * config.masking.ratio[1])),
             width=run.model.teacher.backbone.embed_dim,
             first_step=int(config.optim.warmup_epochs * run.steps_per_epoch),
         )
@@ -295,10 +284,7 @@ class Monitor:
     def measure(self, step: int, views: Views, targets: Targets) -> dict[str, Tensor]:
         """Statistics of targets and features, on the device, where the step is due; else nothing.
 
-        Args:
-            step: counted from 0.
-            views: of the step; a picture of them is written every `run.pictures_every` steps.
-            targets: of the step.
+        A picture of the views is written every `run.pictures_every` steps.
         """
         run, every = self._run, self._run.config.run.pictures_every
         if every and step % every == 0 and run.fabric.is_global_zero:

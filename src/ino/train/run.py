@@ -37,6 +37,7 @@ from ino.models.weights import (
     check_exact,
     describe,
     list_checkpoints,
+    misfits,
     position_grid_side,
     read_checkpoint,
     read_weights,
@@ -52,7 +53,6 @@ from ino.system import (
 from ino.train.config import (
     ModelConfig,
     TrainConfig,
-    check_same_batch,
     differences,
     from_dict,
     global_batch_size,
@@ -71,6 +71,7 @@ from ino.train.distributed import (
     load_module,
     load_optimizer,
 )
+from ino.train.log import check_wandb
 from ino.train.optim import Schedules, build_optimizer
 
 SAVED_STATUS = 75
@@ -116,9 +117,6 @@ class Run:
     num_steps: int
     steps_per_epoch: int
     first_step: int = 0
-
-
-# Signals
 
 
 @contextmanager
@@ -193,23 +191,14 @@ def stopped_error(run: Run, request: StopRequest) -> StoppedError:
     return StoppedError(f"stopped by {name}; {saved}: pass --resume to continue", status=status)
 
 
-# Start
-
-
 def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
     """Builds everything a run needs: devices, folder, data, networks, optimizer and schedules.
 
-    The newest whole checkpoint is restored if the run is resumed.
-
-    Args:
-        config: resolved.
-        out: folder of the run.
-        resume: see `ino.train.loop.train`.
-        held: holds the lock of the folder until it is closed.
-
-    Raises:
-        InoError: see `ino.train.loop.train`.
+    The newest whole checkpoint is restored if the run is resumed. The configuration must be
+    resolved; `held` holds the lock of the folder until it is closed. For the rest see
+    `ino.train.loop.train`.
     """
+    check_wandb(config.run.wandb)
     fabric = build_fabric(config.run)
     launch(fabric)
     devices, num_nodes = count_processes(config.run)
@@ -243,7 +232,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     )
-    steps_per_epoch = clips.sampler.num_batches
+    steps_per_epoch = clips.order.num_batches
     num_steps = config.optim.epochs * steps_per_epoch
     run = Run(
         config=config,
@@ -265,9 +254,8 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         num_steps=min(num_steps, config.run.max_steps or num_steps),
         steps_per_epoch=steps_per_epoch,
     )
-    broadcast_from_first(
-        fabric, prepare
-    )  # after the networks: what cannot be built leaves no folder behind
+    # After the networks: what cannot be built leaves no folder behind.
+    broadcast_from_first(fabric, prepare)
     if fabric.is_global_zero:
         precision = fabric.strategy.precision.precision
         Console(stderr=True).print(f"on {fabric.device}, precision {precision}", highlight=False)
@@ -278,34 +266,32 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     return run
 
 
-# The folder of a run
-
-
 def _check_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:
-    """Checks that a run can begin or continue there; creates nothing.
-
-    Raises:
-        OutputError: the folder holds something and `resume` is off, or there is a file.
-        ConfigError: the run in the folder was configured otherwise; the message names the field.
-    """
+    """Checks that a run can begin there, or continue with this configuration; creates nothing."""
     if not (resume and _holds_run(out)):
         check_new_folder(out, advice=_advice(out))
         return
-    earlier = read_config(out)
-    for name, old, new in differences(earlier, config):
+    before = read_config(out)
+    for name, old, new in differences(before, config):
         raise ConfigError(
             f"the run in {out} has {name} {old}, now it is {new}; resume with the same "
             "configuration or choose another --out"
         )
-    check_same_batch(earlier, config, run=out)
+    num_old, num_new = global_batch_size(before), global_batch_size(config)
+    if num_old != num_new:
+        per_process = config.data.batch_size
+        num_processes = num_new // per_process
+        advice = f"pass --data.batch_size {num_old // num_processes}"
+        if num_old % num_processes:
+            advice = f"use a number of processes that divides {num_old}"
+        raise ConfigError(
+            f"a step of the run in {out} has {num_old} clips, now it would have {num_new} "
+            f"({num_processes} processes x data.batch_size {per_process}): {advice} to continue it"
+        )
 
 
 def _prepare_folder(config: TrainConfig, *, out: Path, resume: bool, origin: Origin) -> None:
-    """Creates the folder, which was checked, with its configuration.
-
-    Raises:
-        OutputError: it cannot be written, or holds something by now.
-    """
+    """Creates the folder, which was checked, with its configuration."""
     if resume and _holds_run(out):
         remove_leftovers(out)
         for path in (out / "checkpoints").glob(".*.pt"):  # half written, also by another machine
@@ -368,9 +354,6 @@ def read_config(out: Path) -> TrainConfig:
     )
 
 
-# Networks, random or from weights
-
-
 def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentTeacher, Origin]:
     """The student and teacher that a run starts with, and where their weights come from.
 
@@ -397,12 +380,7 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
 
 
 def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeacher:
-    """Student and teacher with equal random weights.
-
-    Args:
-        config: of the networks.
-        side: side of the grid of position embeddings; None for the usual one.
-    """
+    """Student and teacher with equal random weights; `side` is that of the grid of positions."""
     backbone = build_vit(
         config.arch,
         patch_size=config.patch_size,
@@ -449,28 +427,12 @@ def _fill(network: Network, weights: NetworkWeights, source: Path) -> list[str]:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; its weights are {describe(backbone)}") from error
     network.backbone.load_state_dict(backbone)
-    if fault := weights.head_fault or _misfit(network.head, weights.head):
+    fault = weights.head_fault if weights.head else "there is none"
+    if fault := fault or next(iter(misfits(network.head, weights.head)), ""):
         notes.append(f"the head of {source} is not used, {fault}: it starts random")
     else:
         network.head.load_state_dict(weights.head)
     return notes
-
-
-def _misfit(head: nn.Module, weights: dict[str, Tensor]) -> str:
-    """Why weights are not those of the head; empty where they are."""
-    if not weights:
-        return "there is none"
-    own = head.state_dict()
-    for name, value in own.items():
-        if name not in weights:
-            return f"{name} is missing"
-        if weights[name].shape != value.shape:
-            return f"{name} is {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
-    extra = weights.keys() - own.keys()
-    return f"{min(extra)} is no part of ours" if extra else ""
-
-
-# Checkpoints
 
 
 def newest_checkpoint(out: Path) -> Path | None:
@@ -526,13 +488,9 @@ def save_checkpoint(run: Run, *, step: int, must: bool) -> None:
 
     All processes must call it: shards are gathered, and the first process writes.
 
-    Args:
-        run: to save.
-        step: number of steps done, which names the file.
-        must: whether failing to write (full disk) ends the run. If False, it only warns.
-
     Raises:
-        OutputError: `must` is set and the file cannot be written; earlier checkpoints stay.
+        OutputError: the file cannot be written (full disk) and `must` is set; otherwise this only
+            warns. Earlier checkpoints stay.
     """
     content, failure = _collect(run, step=step), ""
     try:
@@ -556,10 +514,7 @@ def save_best(run: Run, *, step: int, score: float) -> bool:
     """Writes the state to checkpoints/best.pt if no earlier one of the run scored as high.
 
     All processes must call it; the score of the first one decides. `run.keep` does not count it,
-    and a run does not resume from it.
-
-    Returns:
-        Whether this process wrote it.
+    and a run does not resume from it. Tells whether this process wrote it.
 
     Raises:
         OutputError: it cannot be written; the earlier one stays.

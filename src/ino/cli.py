@@ -420,6 +420,7 @@ def segment(
     mask: Annotated[list[str], Parameter(metavar="[FRAME=]PNG...")],
     resize_mask: bool = False,
     overlay: bool = True,
+    fps: float | None = None,
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
@@ -431,22 +432,28 @@ def segment(
 
     Args:
         video: Video file or folder of images.
-        mask: Indexed PNG of frame 0, FRAME=PNG for another frame, or a folder of FRAME.png.
+        mask: Indexed PNG of the first frame, FRAME=PNG for another one (its number from 0, or its
+            name in a folder of images), or a folder of FRAME.png.
         resize_mask: Fit masks to the size of the video.
         overlay: Write overlay.mp4.
+        fps: Frames per second of the overlay (default: those of the video).
         correct: Later masks also correct the objects of earlier ones.
         both_ways: Also propagate masks backward: the nearest mask decides, and holds all visible
             objects.
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
     """
-    from ino.data.label_maps import read_labels
-    from ino.data.video import read_info
+    from ino.data.label_maps import describe_objects, read_mask
+    from ino.data.video import frame_names, read_info
     from ino.propagate.tracker import Tracker
     from ino.tasks.segment import mask_paths, resize_masks, segment_video, video_name
 
-    paths = mask_paths(mask)
-    masks = {number: read_labels(path) for number, path in paths.items()}
+    names = frame_names(video)
+    paths = mask_paths(mask, names)
+    masks = {number: read_mask(path) for number, path in paths.items()}
+    for number, labels in masks.items():
+        frame = number if names is None else names[number]
+        print(f"mask of frame {frame}: {describe_objects(labels)}")
     tracker, settings = tracking.load(Tracker)
     settings |= {
         "video": str(video),
@@ -466,6 +473,7 @@ def segment(
             tracker=tracker,
             settings=settings,
             overlay=overlay,
+            fps=fps,
             correct=correct,
             both_ways=both_ways,
             check_every=check_every,

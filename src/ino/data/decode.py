@@ -260,7 +260,7 @@ class VideoFile:
 
         The matrix takes a column and a row to (a column + c row, b column + d row).
         """
-        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
         if a * d == b * c:
             if self._matrix_works:
                 _LOG.warning(

@@ -146,7 +146,8 @@ def _count_pages(image: Image.Image) -> int:
 
 def _is_deep(image: Image.Image) -> bool:
     """Whether an image has more than 8 bits, or real numbers."""
-    modes = [image.mode, *(str(tile[3]) for tile in image.tile)]
+    tiles = getattr(image, "tile", ())
+    modes = [image.mode, *(str(tile[3]) for tile in tiles)]
     return image.mode == "F" or image.mode == "I" or any("16" in mode for mode in modes)
 
 

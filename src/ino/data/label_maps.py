@@ -140,8 +140,8 @@ def _bit_depth(path: Path) -> int:
 def _is_reordered(image: Image.Image) -> bool:
     """Whether a palette has black among the indices that occur, and another color at 0."""
     palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
-    used = [index for _, index in image.getcolors() or () if index < len(palette)]
-    return bool(palette[0].any()) and not palette[used].any(axis=1).all()
+    used = np.unique(np.asarray(image))
+    return bool(palette[0].any()) and not palette[used[used < len(palette)]].any(axis=1).all()
 
 
 def _labels_of_drawing(image: Image.Image, path: Path) -> np.ndarray:

@@ -65,6 +65,19 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
+def frame_names(path: Path) -> list[str] | None:
+    """The names without suffix of a folder's or pattern's images, in their order; None for a file,
+    whose frames have numbers only.
+
+    Raises:
+        VideoError: the folder cannot be read or holds no image.
+    """
+    images = open_sequence(path)
+    if images is None or path.is_file():
+        return None
+    return [Path(name).stem for name in images.names]
+
+
 def read_info(path: Path) -> VideoInfo:
     """Length, rate and size of a video, from its header and its first frame.
 

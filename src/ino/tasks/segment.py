@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
+import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -18,6 +20,7 @@ from ino.data.video import (
     VideoInfo,
     VideoWriter,
     count_frames,
+    frame_names,
     in_background,
     read_clip,
     read_frames,
@@ -42,34 +45,70 @@ def video_name(video: Path) -> str:
     return video.resolve().stem if video.name in ("", "..") else video.stem
 
 
-def mask_paths(given: Sequence[str]) -> dict[int, Path]:
-    """Files of masks by frame number from `PNG`, `FRAME=PNG` and folders of `FRAME.png`.
+def mask_paths(given: Sequence[str], names: Sequence[str] | None = None) -> dict[int, Path]:
+    """Files of masks by the position of their frame, from 0.
+
+    Args:
+        given: `PNG`, for the frame of that name, else for the first; `FRAME=PNG`; and folders of
+            `FRAME.png`.
+        names: those of the video's images, if it consists of images, by which frames are found: as
+            they are, else by the number they end with. None where FRAME is a position.
 
     Raises:
-        MaskError: something names no file, or two files are for one frame.
+        MaskError: something names no file or no frame, or two files are for one frame.
     """
     paths: dict[int, Path] = {}
-    for frame, path in _frames_and_masks(given):
-        if frame in paths:
-            raise MaskError(f"{paths[frame]} and {path} are both for frame {frame}; give one")
-        paths[frame] = path
+    for text in given:
+        frame, separator, name = text.rpartition("=")
+        if not text or (separator and not name):
+            raise MaskError(f"--mask {text!r} names no file: give PNG, FRAME=PNG or a folder")
+        folder = Path(text)
+        if separator and (frame.isdecimal() or frame in (names or ())):
+            found = [(_position(frame, names, of=text), Path(name))]
+        elif folder.is_dir():
+            files = [path for path in folder.glob("*.png") if not path.name.startswith(".")]
+            if names is None:
+                files = [path for path in files if path.stem.isdecimal()]
+            if not files:
+                raise MaskError(f"{folder} holds no masks named as frames, such as 00000.png")
+            found = [(_position(path.stem, names, of=str(path)), path) for path in files]
+        else:
+            stem = folder.stem
+            is_named = names is not None and stem in names
+            found = [(_position(stem, names, of=text) if is_named else 0, folder)]
+            if names is None and stem.isdecimal() and int(stem):
+                _LOG.warning(
+                    f"{text} is taken for frame 0; give {int(stem)}={text} for frame {stem}"
+                )
+        for position, path in found:
+            if position in paths:
+                place = position if names is None else names[position]
+                raise MaskError(
+                    f"{paths[position]} and {path} are both for frame {place}; give one"
+                )
+            paths[position] = path
     return dict(sorted(paths.items()))
 
 
-def _frames_and_masks(given: Sequence[str]) -> Iterator[tuple[int, Path]]:
-    for text in given:
-        frame, separator, name = text.partition("=")
-        if not text or (separator and not name):
-            raise MaskError(f"--mask {text!r} names no file: give PNG, FRAME=PNG or a folder")
-        if separator and frame.isdecimal():
-            yield int(frame), Path(name)
-        elif (folder := Path(text)).is_dir():
-            numbered = sorted(path for path in folder.glob("*.png") if path.stem.isdecimal())
-            if not numbered:
-                raise MaskError(f"{folder} holds no masks named by frame numbers, as 00000.png")
-            yield from ((int(path.stem), path) for path in numbered)
-        else:
-            yield 0, Path(text)
+def _position(frame: str, names: Sequence[str] | None, *, of: str) -> int:
+    """Where the frame of a name or number is."""
+    if names is None:
+        return int(frame)
+    if frame in names:
+        return names.index(frame)
+    numbers = [_last_number(name) for name in names]
+    wanted = _last_number(frame)
+    if wanted is not None and numbers.count(wanted) == 1:
+        return numbers.index(wanted)
+    raise MaskError(
+        f"{of} is for frame {frame}, but the video has no frame of that name: its frames are "
+        f"{names[0]} to {names[-1]}"
+    )
+
+
+def _last_number(name: str) -> int | None:
+    digits = re.search(r"(\d+)\D*$", name)
+    return int(digits[1]) if digits else None
 
 
 def segment_video(
@@ -80,6 +119,7 @@ def segment_video(
     tracker: Tracker,
     settings: Mapping[str, Any] | None = None,
     overlay: bool = True,
+    fps: float | None = None,
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
@@ -88,17 +128,19 @@ def segment_video(
 ) -> int:
     """Propagates masks through a video, writes them to a folder, and returns the number of frames.
 
-    Writes `masks/00000.png` and so on (indexed, DAVIS palette), `overlay.mp4` and `settings.json`.
-    Nothing is written before the first mask is known to fit.
+    Writes `masks/00000.png` and so on (indexed, DAVIS palette), under the names of the frames where
+    the video consists of images, `overlay.mp4` and `settings.json`. Nothing is written before the
+    first mask is known to fit.
 
     Args:
         video: a video file or a folder of images.
-        masks: frame number, from 0, to label map (see `Tracker.track`).
+        masks: position of the frame, from 0, to label map (see `Tracker.track`).
         out: folder of the results.
         tracker: propagates the masks.
         settings: stored beside the protocol and the choices below, such as the name of the weights;
             unless they name `masks`, the numbers of the masks' frames are stored.
         overlay: write the video with masks drawn over it.
+        fps: frames per second of the overlay; None for those of the video.
         correct: later masks also correct the objects of earlier ones.
         both_ways: each frame gets its labels from the nearest mask, before or after it; each mask
             holds all visible objects.
@@ -115,7 +157,10 @@ def segment_video(
     """
     if check_every < 0:
         raise ConfigError(f"check_every is 0 (never) or more frames, but it is {check_every}")
-    info = read_info(video)
+    info, names = read_info(video), frame_names(video)
+    fps = info.fps if fps is None else fps
+    if overlay and not 0 < fps < math.inf:
+        raise ConfigError(f"fps is {fps}; give more than 0 frames per second")
     _check_sizes(masks, info)
     if both_ways:
         if skipped := ["--correct"] * correct + ["--check-every"] * (check_every > 0):
@@ -136,17 +181,20 @@ def segment_video(
         write_text(out / "settings.json", settings_text(tracker.protocol, stored))
         movie = out / "overlay.mp4"
         in_order = overlay and not both_ways
-        with VideoWriter(movie, fps=info.fps) if in_order else nullcontext() as writer:
-            done, broken = _write(chain([first], results), folder, writer, on_frame)
-    _remove_stale(folder, done)
+        with VideoWriter(movie, fps=fps) if in_order else nullcontext() as writer:
+            done, broken = _write(chain([first], results), folder, names, writer, on_frame)
+    written = {_mask_name(number, names) for number in done}
+    for path in folder.glob("*.png"):  # of an earlier, longer result that this one overwrites
+        if path.name not in written:
+            path.unlink()
     if check_every:
         _report_survival(done, out / "survival.json")
     if broken is not None:
         raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
     if overlay and both_ways:  # masks came in another order than frames
-        with VideoWriter(movie, fps=info.fps) as writer:
+        with VideoWriter(movie, fps=fps) as writer:
             for index, frame in enumerate(read_frames(video)):
-                writer.write(draw_overlay(frame, read_labels(folder / f"{index:05d}.png")))
+                writer.write(draw_overlay(frame, read_labels(folder / _mask_name(index, names))))
     return len(done)
 
 
@@ -215,6 +263,11 @@ class _Frames(Sequence[np.ndarray]):
         self._video = video
         # Read once, so that a video that breaks off is refused before anything is written.
         self._num_frames = sum(1 for _ in read_frames(video))
+        if self._num_frames != (num_stored := count_frames(video)):
+            raise VideoError(
+                f"{video} holds {num_stored} frames, of which {self._num_frames} can be decoded: "
+                "repair it, or leave out --both-ways"
+            )
         self._first = -1
         self._kept = np.empty(0)
 
@@ -230,14 +283,18 @@ class _Frames(Sequence[np.ndarray]):
 
 
 def _write(
-    results: Iterable[_Labeled], folder: Path, writer: VideoWriter | None, on_frame: OnFrame
+    results: Iterable[_Labeled],
+    folder: Path,
+    names: Sequence[str] | None,
+    writer: VideoWriter | None,
+    on_frame: OnFrame,
 ) -> tuple[dict[int, dict[int, float] | None], VideoError | None]:
     """Writes masks and gives, by frame number, the survival of objects; and why they end, if the
     video broke off."""
     done: dict[int, dict[int, float] | None] = {}
     try:
         for number, frame, labels, survival in results:
-            write_labels(folder / f"{number:05d}.png", labels)
+            write_labels(folder / _mask_name(number, names), labels)
             if writer is not None:
                 writer.write(draw_overlay(frame, labels))
             done[number] = survival
@@ -247,11 +304,8 @@ def _write(
     return done, None
 
 
-def _remove_stale(folder: Path, done: Collection[int]) -> None:
-    """Removes the masks of an earlier, longer result that this one overwrites."""
-    for path in folder.glob("*.png"):
-        if path.stem.isdecimal() and int(path.stem) not in done:
-            path.unlink()
+def _mask_name(number: int, names: Sequence[str] | None) -> str:
+    return f"{number:05d}.png" if names is None else f"{names[number]}.png"
 
 
 def _report_survival(done: Mapping[int, Mapping[int, float] | None], path: Path) -> None:

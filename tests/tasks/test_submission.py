@@ -3,6 +3,7 @@
 import re
 import shutil
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest

@@ -128,7 +128,7 @@ def test_parts_follow_what_they_are_on(tmp_path, exact):
     labels = {number: np.roll(first, 8 * number, axis=1) for number in range(4)}
     write_part_video(tmp_path, "videos1", sliding(4), labels)
     protocol = exact.protocol.model_copy(update={"mask_down": "nearest", "mask_up": "nearest"})
-    tracker = LabelTracker(exact.backbone, protocol, input_size=80)
+    tracker = LabelTracker(load_backbone("color"), protocol, input_size=80)
     scores = evaluate_vip(tmp_path, out=tmp_path / "out", tracker=tracker)
     assert scores.mean_iou == 1
     assert scores.num_frames == 4

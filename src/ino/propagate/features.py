@@ -86,7 +86,8 @@ class FeatureExtractor:
             )
         if check_layer := getattr(backbone, "check_layer", None):
             check_layer(protocol.layer)
-        self.stride = layer_stride(backbone, protocol.layer)
+        layer, strides = protocol.layer, getattr(backbone, "strides", ())
+        self.stride = strides[layer - 1] if layer and layer <= len(strides) else backbone.stride
         self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
         self._colors: Colors = getattr(backbone, "colors", "rgb")
         multiple = protocol.size_multiple or self.stride
@@ -154,12 +155,6 @@ class FeatureExtractor:
             return cropped, cropped
         height, width = (round(side) for side in _scaled_sides(size, protocol=rule))
         return (height, width), cropped
-
-
-def layer_stride(backbone: FeatureBackbone, layer: int | None) -> int:
-    """The stride of a layer in pixels; that of the last layer for None or an unknown layer."""
-    strides = getattr(backbone, "strides", ())
-    return strides[layer - 1] if layer is not None and layer <= len(strides) else backbone.stride
 
 
 def input_size(

@@ -255,7 +255,11 @@ class Tracker:
 
 
 class Session:
-    """The state of a `Tracker` in one video; the first frame is number 0."""
+    """The state of a `Tracker` in one video; the first frame is number 0.
+
+    It is apart from the tracker, so that a `start` that is refused leaves the video before it as it
+    was, and a result of `track` that is not used up goes on after another `start`.
+    """
 
     def __init__(self, extractor: FeatureExtractor, protocol: Protocol, *, screening: bool) -> None:
         """A session that has seen no frame, see `Tracker` for the options."""

@@ -34,6 +34,9 @@ JOINT_NAMES = (
 )
 """In the order of the joints."""
 
+RELEASED_RULE = PckRule()
+"""What counts in the released codes."""
+
 
 @dataclass(frozen=True)
 class JointMaps:
@@ -61,8 +64,8 @@ def evaluate_jhmdb(
     out: Path,
     tracker: LabelTracker,
     split: int = 1,
-    maps: JointMaps | None = None,
-    rule: PckRule | None = None,
+    maps: JointMaps = JointMaps(),
+    rule: PckRule = RELEASED_RULE,
     **options: Unpack[RunOptions],
 ) -> "PoseScores":
     """Propagates the first joints of each test video and scores the result.
@@ -85,7 +88,6 @@ def evaluate_jhmdb(
         ConfigError: see `ino.tasks.results.propagated`.
         OutputError: the same.
     """
-    maps, rule = maps or JointMaps(), rule or PckRule()
     videos = read_jhmdb(root, split=split)
     for video in videos:
         annotated_joints(video)  # a broken file is told before hours of work
@@ -113,11 +115,10 @@ def propagate_joints(
     predictions: Path,
     *,
     tracker: LabelTracker,
-    maps: JointMaps | None = None,
+    maps: JointMaps = JointMaps(),
     on_frame: OnFrame = lambda: None,
 ) -> None:
     """Propagates the joints of the first frame, into `predictions`/ACTION/VIDEO.npy."""
-    maps = maps or JointMaps()
     truth, size = annotated_joints(video), image_size(video.frames[0])
 
     def first(grid: tuple[int, int]) -> Tensor:
@@ -210,7 +211,7 @@ def maps_to_joints(
 
 
 def score_jhmdb(
-    predictions: Path, videos: Sequence[PoseVideo], *, rule: PckRule | None = None
+    predictions: Path, videos: Sequence[PoseVideo], *, rule: PckRule = RELEASED_RULE
 ) -> "PoseScores":
     """PCK over all videos.
 
@@ -220,13 +221,12 @@ def score_jhmdb(
         predictions: folder with ACTION/VIDEO.npy, an array of frames x 15 x 2 each: column and row
             in pixels from 0, NaN where a joint was lost.
         videos: from `ino.data.jhmdb.read_jhmdb`.
-        rule: what counts; as in the released codes where None.
+        rule: what counts, by default as in the released codes.
 
     Raises:
         DatasetError: joints or predictions are missing, broken or of another shape.
         ConfigError: no joint counts.
     """
-    rule = rule or PckRule()
     errors = []
     for video in videos:
         truth = annotated_joints(video)

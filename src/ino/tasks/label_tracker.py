@@ -47,7 +47,7 @@ class LabelTracker:
         Raises:
             ConfigError: the input size is below 1, or see `Tracker`.
         """
-        self.backbone, self.protocol, self.input_size = backbone, protocol, input_size
+        self.protocol, self.input_size = protocol, input_size
         if input_size is not None:
             if input_size < 1:
                 raise ConfigError(f"the input size is {input_size}; it must be 1 pixel or more")
@@ -56,7 +56,7 @@ class LabelTracker:
         self._extractor = FeatureExtractor(
             backbone, protocol=protocol, device=device, precision=precision
         )
-        self.device = self._extractor.device
+        self.device, self.stride = self._extractor.device, self._extractor.stride
 
     def track(
         self,

@@ -22,7 +22,6 @@ from ino.data.label_maps import BACKGROUND, read_raw_labels, write_labels
 from ino.data.vip import PARTS, read_vip
 from ino.errors import DatasetError, MaskError
 from ino.metrics import Confusion, class_iou, count_labels
-from ino.propagate.features import layer_stride
 from ino.propagate.labels import harden_labels, soften_labels
 from ino.tables import percent, print_table, write_json
 from ino.tasks.davis import sequence_is_whole
@@ -107,7 +106,7 @@ def propagate_parts(
             labels = harden_labels(
                 soft,
                 ids=ids,
-                stride=layer_stride(tracker.backbone, protocol.layer),
+                stride=tracker.stride,
                 size=size,
                 method=protocol.mask_up,
                 normalize=protocol.normalize_output,

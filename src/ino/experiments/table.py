@@ -195,7 +195,6 @@ def _draw(plots: Sequence[Plot], rows: Sequence[TableRow], path: Path) -> None:
         looks = {"color": "#D55E00", "fillstyle": "none", "label": "published"}
         axes.plot([x for x, _ in known], [y for _, y in known], "o", **looks)
         axes.margins(x=0.15)
-        axes.autoscale_view()
         axes.set_xticks([x for x, _ in points])
         axes.set_xlabel(plot.title, parse_math=False)
         axes.grid(color="0.92")

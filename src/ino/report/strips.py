@@ -226,15 +226,12 @@ def _named_folders(results: Sequence[str | Path]) -> dict[str, Path]:
     """The folders of masks by the names of their methods."""
     if not results:
         raise ConfigError("no result is given: give at least one folder of masks")
-    given = [
-        # A folder may have = in its name.
-        ("", result) if Path(result).is_dir() else str(result).partition("=")[::2]
-        for result in results
-    ]
+    # A folder may have = in its name.
+    given = [("", one) if Path(one).is_dir() else str(one).partition("=")[::2] for one in results]
     paths = [Path(path or name) for name, path in given]
-    names = [name or end for (name, _), end in zip(given, distinct_names(paths), strict=True)]
     folders: dict[str, Path] = {}
-    for name, path in zip(names, paths, strict=True):
+    for (name, _), path, end in zip(given, paths, distinct_names(paths), strict=True):
+        name = name or end
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder: give folders of masks or of results")
         if name in folders:

@@ -189,7 +189,9 @@ def test_a_recipe_without_end(tmp_path):
 
 
 def test_what_is_no_number_is_no_collapse():
-    monitor = CollapseMonitor(num_classes=8, num_views=4, width=16, first_step=0)
+    monitor = CollapseMonitor(
+        num_classes=8, num_views=4, num_patch_tokens=16, width=16, first_step=0
+    )
     numbers = dict.fromkeys(("entropy_class", "information_class", "rank_patch"), float("nan"))
     assert not [words for step in range(9) for words in monitor.check(step, numbers)]
 

@@ -164,62 +164,6 @@ class RectifiedConv(nn.Conv2d):
         return F.relu(super().forward(features))
 
 
-def _crw_names(weights: Tensors, source: Path) -> Tensors:
-    """Its older networks had padding as a module before each convolution."""
-    return {re.sub(r"(conv[12])\.1\.weight$", r"\1.weight", k): w for k, w in weights.items()}
-
-
-def _without_time(weights: Tensors, source: Path) -> Tensors:
-    """Convolutions without the dimension of time, which is 1 long."""
-    for key, value in weights.items():
-        if value.ndim == 5 and value.shape[2] != 1:
-            raise CheckpointError(
-                f"{source}: {key} is {tuple(value.shape)}, expected a third dimension of 1; give "
-                "the release of TimeCycle"
-            )
-    # Its last convolution has two further dimensions of 1 for space, which stay.
-    return {key: w.squeeze(2) if w.ndim == 5 else w for key, w in weights.items()}
-
-
-def _vfs_names(weights: Tensors, source: Path) -> Tensors:
-    """Torchvision's names of tensors that VFS's training names after mmcv's modules."""
-    weights = {_torchvision_name(key): value for key, value in weights.items()}
-    if "fc.weight" in weights:
-        raise CheckpointError(
-            f"{source} is a ResNet with a classifier (fc), which VFS does not have; read it by "
-            "timm:resnet50@FILE or timm:resnet18@FILE"
-        )
-    return weights
-
-
-def _torchvision_name(key: str) -> str:
-    if not key.startswith("backbone."):
-        return key
-    key = key.removeprefix("backbone.").replace("downsample.conv.", "downsample.0.")
-    key = key.replace("downsample.bn.", "downsample.1.")
-    return re.sub(r"conv(\d)\.bn\.", r"bn\1.", re.sub(r"conv(\d)\.conv\.", r"conv\1.", key))
-
-
-_MAST_NAMES = {
-    "feature_extraction.conv1.0.": "feature_extraction.conv1.",
-    "feature_extraction.conv1.1.": "feature_extraction.bn1.",
-    ".left.0.": ".conv1.",
-    ".left.1.": ".bn1.",
-    ".left.3.": ".conv2.",
-    ".left.4.": ".bn2.",
-    ".shortcut.": ".downsample.",
-}
-
-
-def _mast_names(weights: Tensors, source: Path) -> Tensors:
-    found = {}
-    for key, value in weights.items():
-        for old, new in _MAST_NAMES.items():
-            key = key.replace(old, new)
-        found[key] = value
-    return found
-
-
 class ResNetRelease(NamedTuple):
     """What decides how a release on a ResNet is read.
 
@@ -233,7 +177,7 @@ class ResNetRelease(NamedTuple):
         strides: of the stages.
         normalize: features have length 1.
         reflect, narrow: see `build_resnet`.
-        adapt: gives the tensors the names and shapes that are read here.
+        rename: patterns in the names of tensors and what replaces them, one after the other.
         opening, closing: what comes before the ResNet and after its last stage, by the name that
             the release gives it.
     """
@@ -248,7 +192,7 @@ class ResNetRelease(NamedTuple):
     normalize: bool = False
     reflect: bool = False
     narrow: bool = False
-    adapt: Callable[[Tensors, Path], Tensors] = lambda weights, source: weights
+    rename: tuple[tuple[str, str], ...] = ()
     opening: tuple[str, Callable[[], nn.Module]] = ("opening", nn.Identity)
     closing: tuple[str, Callable[[], nn.Module]] = ("closing", nn.Identity)
 
@@ -261,7 +205,15 @@ _CORRFLOW = ResNetRelease(
     strides=(2, 4, 4, 4),
     narrow=True,
     reading=Reading(protocol="corrflow", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-    adapt=_mast_names,
+    rename=(
+        (r"\.conv1\.0\.", ".conv1."),
+        (r"\.conv1\.1\.", ".bn1."),
+        (r"\.left\.0\.", ".conv1."),
+        (r"\.left\.1\.", ".bn1."),
+        (r"\.left\.3\.", ".conv2."),
+        (r"\.left\.4\.", ".bn2."),
+        (r"\.shortcut\.", ".downsample."),
+    ),
     closing=("post_convolution", lambda: nn.Conv2d(256, 64, 3, padding=1)),
 )
 
@@ -275,7 +227,8 @@ RESNETS = (
         normalize=True,
         reading=Reading(protocol="crw"),
         reflect=True,
-        adapt=_crw_names,
+        # Its older networks had padding as a module before each convolution.
+        rename=((r"(conv[12])\.1\.weight$", r"\1.weight"),),
     ),
     ResNetRelease(
         name="DUL",
@@ -294,7 +247,6 @@ RESNETS = (
         num_stages=3,
         normalize=True,
         reading=Reading(protocol="timecycle"),
-        adapt=_without_time,
         closing=("afterconv1", lambda: RectifiedConv(1024, 512)),
     ),
     ResNetRelease(
@@ -317,7 +269,13 @@ RESNETS = (
         extra=r"img_head\..+|iteration",
         num_stages=3,
         reading=Reading(protocol="vfs"),
-        adapt=_vfs_names,
+        rename=(
+            (r"^backbone\.", ""),
+            (r"downsample\.conv\.", "downsample.0."),
+            (r"downsample\.bn\.", "downsample.1."),
+            (r"conv(\d)\.conv\.", r"conv\1."),
+            (r"conv(\d)\.bn\.", r"bn\1."),
+        ),
     ),
     _CORRFLOW,
     _CORRFLOW._replace(
@@ -337,11 +295,20 @@ def read_resnet(weights: Tensors, *, release: ResNetRelease, source: Path) -> Re
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    own = {
-        key.removeprefix(release.prefix): value
-        for key, value in release.adapt(weights, source).items()
-        if not re.fullmatch(release.extra, key)
-    }
+    own: Tensors = {}
+    for key, value in weights.items():
+        if re.fullmatch(release.extra, key):
+            continue
+        for pattern, replacement in release.rename:
+            key = re.sub(pattern, replacement, key)
+        # TimeCycle's convolutions have a dimension of time, which is 1 long.
+        has_time = value.ndim == 5 and value.shape[2] == 1
+        own[key.removeprefix(release.prefix)] = value.squeeze(2) if has_time else value
+    if "fc.weight" in own:
+        raise CheckpointError(
+            f"{source} is a ResNet with a classifier (fc), which {release.name} does not have; "
+            "read it by timm:resnet50@FILE or timm:resnet18@FILE"
+        )
     resnet = build_resnet(
         50 if "layer1.0.conv3.weight" in own else 18,
         unit_stages=range(3, release.num_stages + 1),

@@ -494,13 +494,13 @@ def _holds_text(kind: Any) -> bool:
 
 
 _SAME_NUMBERS = ("run.", "data.num_workers", "data.prefetch", "data.index", "data.batch_size")
-"""Fields that leave a run's numbers as they are; of the batch size, the sum over processes does."""
+"""Fields that leave a run's numbers as they are, if its global batch size stays the same."""
 _OTHER_NUMBERS = ("run.seed", "run.precision")
 
 
-def differences(earlier: TrainConfig, later: TrainConfig) -> list[tuple[str, Any, Any]]:
+def differences(first: TrainConfig, second: TrainConfig) -> list[tuple[str, Any, Any]]:
     """The fields that differ and that affect results, as (name, old value, new value)."""
-    old, new = flatten(to_dict(earlier)), flatten(to_dict(later))
+    old, new = flatten(to_dict(first)), flatten(to_dict(second))
     return [
         (name, old[name], new[name])
         for name in old

@@ -207,7 +207,7 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         "seed": seed,
         "quarantine": out / QUARANTINE_NAME,
     }
-    share: dict[str, int] = {
+    share: dict[str, Any] = {
         "batch_size": data.batch_size,
         "rank": fabric.global_rank,
         "world_size": fabric.world_size,

@@ -37,6 +37,7 @@ from ino.models.weights import (
     check_exact,
     describe,
     list_checkpoints,
+    load_exactly,
     misfits,
     position_grid_side,
     read_checkpoint,
@@ -423,10 +424,9 @@ def _fill(network: Network, weights: NetworkWeights, source: Path) -> list[str]:
         backbone["mask_token"] = network.backbone.mask_token.data
         notes.append(f"{source} has no mask token: it starts random")
     try:
-        check_exact(network.backbone, backbone, source=source)
+        load_exactly(network.backbone, backbone, source=source)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; its weights are {describe(backbone)}") from error
-    network.backbone.load_state_dict(backbone)
     fault = weights.head_fault if weights.head else "there is none"
     if fault := fault or next(iter(misfits(network.head, weights.head)), ""):
         notes.append(f"the head of {source} is not used, {fault}: it starts random")

@@ -111,7 +111,7 @@ def test_a_data_set_without_sequences_is_refused(data, tmp_path, capsys):
 def test_missing_wandb_is_told_before_the_first_step(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ino.train.log.find_spec", lambda name: None)
     assert run(data, tmp_path / "run", "--run.wandb", "ino") == 2
-    assert "install ino[wandb]" in capsys.readouterr().err
+    assert "uv sync --extra wandb" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -49,8 +49,8 @@ def check_onnx() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"--onnx needs {' and '.join(missing)}, which is not installed: install ino[onnx] or "
-            "leave --onnx out"
+            f"--onnx needs {' and '.join(missing)}, which is not installed: run "
+            "`uv sync --extra onnx` in the checkout of ino, or leave --onnx out"
         )
 
 

@@ -172,7 +172,7 @@ def test_a_variable_that_would_fill_the_memory(root, monkeypatch):
 
 def test_without_scipy_the_way_to_it_is_told(root, monkeypatch):
     monkeypatch.setattr(jhmdb, "_load", import_missing)
-    with pytest.raises(ConfigError, match=r"pip install 'ino\[jhmdb\]'"):
+    with pytest.raises(ConfigError, match="uv sync --extra jhmdb"):
         read_joints(read_jhmdb(root)[0].joints)
 
 

@@ -86,7 +86,7 @@ def read_joints(path: Path) -> Float[np.ndarray, "frames 15 2"]:
         names, positions = _child().submit(_load, path, _MAX_BYTES).result()
     except ImportError as error:
         raise ConfigError(
-            "JHMDB needs the library scipy: install it with pip install 'ino[jhmdb]'"
+            "JHMDB needs the library scipy: run `uv sync --extra jhmdb` in the checkout of ino"
         ) from error
     except (ValueError, BrokenProcessPool) as error:
         if isinstance(error, BrokenProcessPool):

@@ -102,7 +102,8 @@ def expand_shards(roots: Sequence[str]) -> list[str]:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise ConfigError(
-            "shards need the library webdataset: install it with pip install 'ino[shards]'"
+            "shards need the library webdataset: run `uv sync --extra shards` in the checkout "
+            "of ino"
         ) from error
     found: set[str] = set()
     for root in roots:

@@ -92,8 +92,8 @@ def check_wandb(project: str) -> None:
     """
     if project and find_spec("wandb") is None:
         raise ConfigError(
-            f"run.wandb is {project}, but Weights & Biases is not installed; install ino[wandb] or "
-            "leave run.wandb out"
+            f"run.wandb is {project}, but Weights & Biases is not installed: run "
+            "`uv sync --extra wandb` in the checkout of ino, or leave run.wandb out"
         )
 
 

@@ -89,7 +89,7 @@ def test_options_may_come_twice(frames, clip):
     later = ["--mask", f"2={frames.parent / 'later.png'}", "--set", "topk=3"]
     assert run(*segment(frames, *later)) == 0
     out = frames.parent / "out"
-    assert set(np.unique(read_labels(out / "masks" / "00002.png"))) == {0, 1, 2, 9}
+    assert set(np.unique(read_labels(out / "masks" / "2.png"))) == {0, 1, 2, 9}
     protocol = json.loads((out / "settings.json").read_text())["protocol"]
     assert (protocol["short_side"], protocol["topk"]) == (None, 3)
 

@@ -202,7 +202,7 @@ def test_a_video_cut_in_half_keeps_what_was_done(tmp_path, capsys, clip):
     [
         (np.ones((24, 32), np.uint8), "24x32 but the frames are 48x64.*--resize-mask"),
         (np.zeros((48, 64), np.uint8), "no object"),
-        (np.full((48, 64, 3), (7, 99, 200), np.uint8), "indexed"),
+        (np.full((48, 64, 3), (7, 99, 200), np.uint8), "no black or transparent background"),
         (np.arange(48 * 64, dtype=np.uint16).reshape(48, 64), "254"),
     ],
     ids=["size", "empty", "rgb", "many"],

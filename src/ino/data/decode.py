@@ -230,6 +230,10 @@ class VideoFile:
         self._incomplete.update(frame.pts for frame in frames if frame.is_corrupt)
         return frames
 
+    def is_whole(self, frame: av.VideoFrame) -> bool:
+        """Whether nothing of a decoded frame is known to be missing."""
+        return not frame.is_corrupt and frame.pts not in self._incomplete
+
     @property
     def damage(self) -> str:
         """What was lost, once `decoded` has ended, in a few words; empty for a healthy file."""
@@ -627,8 +631,7 @@ def _decode_from(
             if not missing:  # the decoder holds all that is wanted: flush it, decode no more
                 frames += file.stream.decode(None)
             for frame in frames:
-                is_whole = not frame.is_corrupt and frame.pts not in file._incomplete
-                if frame.pts in numbers and is_whole:
+                if frame.pts in numbers and file.is_whole(frame):
                     found[numbers[frame.pts]] = file.to_rgb(frame)
             if not missing:
                 break
@@ -648,11 +651,16 @@ def _read_through(
     with file.reopened() as fresh:
         for index, frame in enumerate(fresh.decoded()):
             if index in missing:
+                if not fresh.is_whole(frame):
+                    raise VideoError(
+                        f"frame {index} of {file.path} is incomplete: copy the file again or "
+                        "repair it"
+                    )
                 found[index] = fresh.to_rgb(frame)
                 missing.remove(index)
             if not missing and not to_the_end:
                 break
-        if damage := fresh.damage:
+        if to_the_end and (damage := fresh.damage):
             raise VideoError(f"{file.path} is damaged: {damage}; copy it again or repair it")
     if missing:
         raise VideoError(

@@ -186,10 +186,12 @@ def _scaled(values: np.ndarray, span: tuple[float, float] | None) -> np.ndarray:
 def _opened(source: Path | io.BytesIO, path: Path) -> Iterator[Image.Image]:
     """An open image. What goes wrong inside, too, is told as a VideoError: on damaged files Pillow
     raises whatever its parsers do."""
+    is_open = False
     try:
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
             raise VideoError(f"{path} is not a regular file: give an image")
         with Image.open(source) as image:
+            is_open = True
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError(
                     f"{path} has {image.height}x{image.width} pixels, more than can be worked on "
@@ -201,14 +203,15 @@ def _opened(source: Path | io.BytesIO, path: Path) -> Iterator[Image.Image]:
     except OSError as error:
         if error.errno is not None and not isinstance(error, FileNotFoundError):
             raise  # a fault of the machine, not of the file
-        raise _broken(path, error) from error
+        raise _broken(path, error, is_open=is_open) from error
     except Exception as error:
-        raise _broken(path, error) from error
+        raise _broken(path, error, is_open=is_open) from error
 
 
-def _broken(path: Path, error: Exception) -> VideoError:
+def _broken(path: Path, error: Exception, *, is_open: bool) -> VideoError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return VideoError(f"{path} cannot be read as an image ({reason}): copy it again or remove it")
+    what = "is broken" if is_open else "cannot be read as an image"
+    return VideoError(f"{path} {what} ({reason}): copy it again or remove it")
 
 
 class ImageSequence:

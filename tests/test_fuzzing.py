@@ -86,7 +86,8 @@ def read_video(path: Path) -> None:
     """All ways to read it; where fewer frames come than the header tells, something is said."""
     read_header(path)
     with VideoFile(path, num_threads=1) as file:
-        stated = file.stream.frames if file.has_frame_per_packet and "mp4" in file.formats else 0
+        is_told = file.has_frame_per_packet and "mp4" in file.formats
+        stated = file.stated_num_frames() if is_told else 0
     read_info(path)
     num_frames = sum(1 for _ in read_frames(path))
     assert num_frames >= stated or WARNED.messages, f"{num_frames} of {stated} frames, no word"
@@ -105,7 +106,7 @@ def read_mask_both_ways(path: Path) -> None:
 
 def read_tar(path: Path) -> None:
     for video in read_shard(str(path)):
-        video.read(lambda num_frames, fps: [0, num_frames - 1])
+        video.read_chosen(lambda num_frames, fps: [0, num_frames - 1])
 
 
 def read_zip(path: Path) -> None:
@@ -200,7 +201,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "animation.webp": (make_animation, read_images),
     "mask.png": (make_mask, read_mask_both_ways),
     "checkpoint.pth": (make_checkpoint, lambda path: read_weights(path) and None),
-    "model.safetensors": (make_safetensors, lambda path: read_weights(path) and None),
+    "vit.safetensors": (make_safetensors, lambda path: read_weights(path) and None),
     "recipe.yaml": (make_recipe, lambda path: load_recipe(str(path), {}) and None),
     "videos.tar": (make_tar, read_tar),
     "joints.mat": (make_matlab, lambda path: read_joints(path) is None or None),

@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all, output folders, the lock of a folder, usable cores.
+"""Files that appear whole or not at all or are read whole, output folders, the lock of a folder,
+usable cores.
 
 Nothing here knows what is in a file: the caller writes to the temporary path that it is given.
 """
 
+import errno
 import os
 import re
 import secrets
 import socket
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -74,6 +77,23 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8, whole or not at all (see `atomic_path`)."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_file(path: Path, *, max_bytes: int = 1 << 28) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        OSError: it cannot be read, is larger than `max_bytes`, or is a device or a pipe, which may
+            have no end; `strerror` says which.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a device or a pipe and not a file", str(path))
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it holds more than {max_bytes} bytes", str(path))
+    return content
 
 
 def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ino.data.images import list_images
+from ino.data.names import check_name, read_lines
 from ino.errors import ConfigError, DatasetError, VideoError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def read_jhmdb(root: Path, *, split: int = 1) -> list[PoseVideo]:
         split: 1, 2 or 3.
 
     Raises:
-        DatasetError: the lists, frames or joints of a video are missing.
+        DatasetError: the lists, frames or joints of a video are missing, or a list holds what is no
+            name.
     """
     found = []
     for action, name in _read_lists(root, split):
@@ -151,7 +153,7 @@ def _read_lists(root: Path, split: int) -> list[tuple[str, str]]:
         pairs = [pair for path in official for pair in _official_list(path, split)]
         source = root / "splits"
     elif single.is_file():
-        pairs = [_ends(line, single) for line in _lines(single)]
+        pairs = [_ends(line, single) for line in read_lines(single)]
         source = single
     else:
         raise DatasetError(
@@ -165,7 +167,7 @@ def _read_lists(root: Path, split: int) -> list[tuple[str, str]]:
 
 def _official_list(path: Path, split: int) -> Iterator[tuple[str, str]]:
     action = path.name.removesuffix(f"_test_split{split}.txt")
-    for line in _lines(path):
+    for line in read_lines(path):
         words = line.split()
         if len(words) != 2 or words[1] not in ("1", _TEST):
             raise DatasetError(
@@ -173,7 +175,8 @@ def _official_list(path: Path, split: int) -> Iterator[tuple[str, str]]:
                 "copy the lists again"
             )
         if words[1] == _TEST:
-            yield action, words[0].removesuffix(".avi")
+            name = words[0].removesuffix(".avi")
+            yield check_name(action, source=path), check_name(name, source=path)
 
 
 def _ends(line: str, path: Path) -> tuple[str, str]:
@@ -183,13 +186,9 @@ def _ends(line: str, path: Path) -> tuple[str, str]:
         for folder in (_JOINT_FOLDER, _FRAME_FOLDER):
             if folder in parts[:-2]:
                 start = parts.index(folder)
-                return parts[start + 1], parts[start + 2]
+                action, name, *_ = parts[start + 1 :]
+                return check_name(action, source=path), check_name(name, source=path)
     raise DatasetError(
         f"{path} has the line {line!r}, but a path with {_JOINT_FOLDER}/<action>/<video> or "
         f"{_FRAME_FOLDER}/<action>/<video> is needed: copy the list again"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -38,7 +38,8 @@ from ino.data.decode import NOMINAL_FPS, VideoFile
 from ino.data.images import IMAGE_SUFFIXES, is_pattern, open_sequence
 from ino.data.video import VIDEO_SUFFIXES, is_video
 from ino.errors import OutputError, VideoError
-from ino.system import available_cores, write_text
+from ino.schema import parse_json
+from ino.system import available_cores, read_file, write_text
 
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(VIDEO_SUFFIXES))
 # A video's name may hold spaces and commas; a label after it is set off by one.
@@ -208,7 +209,7 @@ def _has_suffix(name: str, suffixes: frozenset[str]) -> bool:
 
 def _read_list(path: Path) -> Iterator[Path]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_file(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VideoError(
             f"{path} is neither a video ({_listed(VIDEO_SUFFIXES)}) nor a text file that lists "
@@ -251,12 +252,22 @@ class VideoIndex:
 
 
 def default_index(roots: Sequence[Path]) -> Path:
-    """Where the index of these roots is kept: in the user's cache folder, XDG_CACHE_HOME if set."""
+    """Where the index of these roots is kept: in the user's cache folder, XDG_CACHE_HOME if set.
+
+    Raises:
+        OutputError: the user has no home folder.
+    """
     # Absolute, or the same words in two folders would share a file.
     name = "\n".join(sorted({str(root.absolute()) for root in roots}))
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "ino" / f"index-{digest}.sqlite"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OutputError(
+            "there is no home folder to keep the index in: set HOME or XDG_CACHE_HOME, or "
+            "name a file with --index (for ino train, --data.index)"
+        ) from error
+    return cache / "ino" / f"index-{digest}.sqlite"
 
 
 def index_videos(
@@ -556,7 +567,7 @@ def _add_text(records: sqlite3.Connection, text: bytes) -> None:
     reasons: dict[str, str] = {}
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            value = json.loads(line)
+            value = parse_json(line.decode())
             if isinstance(value, list):
                 name, size, changed, num_frames, fps, height, width, seconds, _ = value
                 header = VideoHeader(

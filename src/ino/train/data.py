@@ -49,6 +49,7 @@ from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
 from ino.models.student_teacher import Views
+from ino.schema import read_json
 from ino.system import available_cores, write_text
 from ino.train.config import DataConfig, TrainConfig, ViewsConfig
 from ino.train.distributed import broadcast_from_first
@@ -260,7 +261,7 @@ def record_videos(clips: Clips, out: Path) -> None:
     path = out / VIDEOS_NAME
     now = {"clips_an_epoch": clips.order.num_clips, "digest": clips.digest}
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     except (OSError, ValueError):
         before = now
     if before != now:

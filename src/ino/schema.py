@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ino.errors import ConfigError
 from ino.system import read_file
 
-_MAX_YAML = 1 << 22  # bytes; pure Python reads a mebibyte in ten seconds
+_MAX_YAML = 1 << 18  # bytes, which take seconds
 _MAX_DEPTH = 64  # lists and maps in each other, far from Python's limit of recursion
 
 

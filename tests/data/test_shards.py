@@ -141,7 +141,7 @@ def test_braces_and_stars_name_shards(folder):
 
 
 def test_without_the_library_the_way_to_it_is_told(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    monkeypatch.setitem(sys.modules, "braceexpand", None)
     with pytest.raises(ConfigError, match=r"pip install 'ino\[shards\]'"):
         expand_shards([f"{folder}/00.tar"])
 

@@ -149,7 +149,8 @@ def _load(path: Path, max_bytes: int) -> tuple[list[str], np.ndarray | None]:
             raise ValueError("pos_img is too large")
         return list(shapes), loadmat(io.BytesIO(content), variable_names=["pos_img"])["pos_img"]
     except Exception as error:  # scipy raises nearly anything for a damaged file
-        raise ValueError(str(error) or type(error).__name__) from None
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(reason) from None
 
 
 def _check_unpacked(content: bytes, max_bytes: int) -> None:

@@ -36,7 +36,7 @@ from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
 from ino.data.images import is_image, natural_key, read_image
 from ino.data.names import check_name
 from ino.data.video import VIDEO_SUFFIXES
-from ino.data.video_index import leave_out
+from ino.data.video_index import MACHINE_ERRORS, leave_out
 from ino.errors import ConfigError, VideoError
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -187,6 +187,8 @@ def _count_videos(shard: str) -> tuple[int, str]:
         for _ in _group(shard, _headers(shard)):
             num_videos += 1
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        if getattr(error, "errno", None) in MACHINE_ERRORS:
+            raise _unreadable(shard, error) from error
         return num_videos, _breaks_off(shard, num_videos, error)
     return num_videos, "" if num_videos else _holds_none(shard)
 
@@ -262,10 +264,7 @@ def read_shard(shard: str) -> Iterator[ShardVideo]:
             raise ShardCutError(_breaks_off(shard, num_given, error)) from error
         except OSError as error:
             if not tries_left:
-                raise VideoError(
-                    f"the shard {shard} cannot be read ({_reason_of(error)}): see that it is there "
-                    "and can be reached, then resume"
-                ) from error
+                raise _unreadable(shard, error) from error
     if not num_given:
         raise ShardCutError(_holds_none(shard))
 
@@ -331,6 +330,13 @@ def _group(shard: str, members: Iterable[tuple[str, bytes]]) -> Iterator[ShardVi
         else:
             yield video(name, [(path.name, content)])
     yield from sequence()
+
+
+def _unreadable(shard: str, error: Exception) -> VideoError:
+    return VideoError(
+        f"the shard {shard} cannot be read ({_reason_of(error)}): see that it is there and can be "
+        "reached, then resume"
+    )
 
 
 def _breaks_off(shard: str, num_videos: int, error: Exception) -> str:

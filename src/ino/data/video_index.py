@@ -15,6 +15,7 @@ write-ahead log does not work on network file systems.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -56,6 +57,9 @@ CREATE TABLE videos (
     width INTEGER, seconds REAL, fault TEXT
 ) WITHOUT ROWID
 """  # paths are bytes, as not all of them are text
+MACHINE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO})
+"""Errors of the system that say nothing about the file that was read."""
+
 _LOG = logging.getLogger("ino")
 
 
@@ -81,7 +85,10 @@ class VideoHeader(NamedTuple):
 def read_header(path: Path) -> VideoHeader:
     """The header of a video file, a folder of images or an image sequence.
 
-    Raises nothing: if the video is missing, empty, not a video or cut short, `fault` says so.
+    If the video is missing, empty, not a video or cut short, `fault` says so.
+
+    Raises:
+        VideoError: the machine is at fault, see `check_machine`.
     """
     try:
         sequence = open_sequence(path)
@@ -99,9 +106,42 @@ def read_header(path: Path) -> VideoHeader:
         with VideoFile(path, num_threads=1) as file:
             return _header_of(file)
     except VideoError as error:
+        check_machine(path, error)
         return VideoHeader(fault=str(error))
     except OSError as error:
+        check_machine(path, error)
         return VideoHeader(fault=f"{path} cannot be read: {error.strerror or error}")
+
+
+def check_machine(path: Path, error: Exception) -> None:
+    """Checks that it is the video's fault that it could not be read, by reading its bytes.
+
+    Args:
+        path: of the video.
+        error: why it could not be read.
+
+    Raises:
+        VideoError: too many files are open, the disk or the network that it is on fails, or its
+            handle is stale.
+    """
+    cause: BaseException | None = error
+    try:
+        while cause is not None:
+            # A damaged video can have FFmpeg's I/O error, a file that can be read cannot.
+            if getattr(cause, "errno", None) in MACHINE_ERRORS - {errno.EIO}:
+                raise cause
+            cause = cause.__cause__
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(1 << 22):
+                    pass
+    except OSError as fault:
+        if fault.errno in MACHINE_ERRORS:
+            advice = "allow more with ulimit -n" if fault.errno == errno.EMFILE else "see to that"
+            raise VideoError(
+                f"{path} cannot be read ({fault.strerror}), which is no fault of the video: "
+                f"{advice} and start again"
+            ) from fault
 
 
 def _header_of(file: VideoFile) -> VideoHeader:

@@ -7,6 +7,7 @@ batch, and a run that resumes, see the same views.
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -300,6 +301,11 @@ def batches(clips: Clips, *, first_step: int, num_steps: int) -> Iterator[list[T
             kind = type(error)
             raise kind(str(error).rpartition(f"{kind.__name__}: ")[2]) from error
         except (RuntimeError, OSError, EOFError) as error:
+            if os.strerror(errno.EMFILE) in str(error) or "ancdata" in str(error):
+                raise TrainingError(
+                    f"too many files are open at step {step}: allow more with ulimit -n or lower "
+                    "data.num_workers, and resume"
+                ) from error
             if loader.num_workers == 0 or not _is_death(error):
                 raise
             num_deaths = num_deaths + 1 if step - last_death < _QUIET_BATCHES else 1

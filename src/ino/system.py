@@ -104,6 +104,8 @@ def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> Non
     """
     try:
         if not path.exists():
+            if path.is_symlink():
+                raise OutputError(f"{path} is a link that leads nowhere: choose another --out")
             return
         if not path.is_dir():
             raise OutputError(f"{path} is a file, but a folder is written: choose another --out")

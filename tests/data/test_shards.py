@@ -29,7 +29,7 @@ from ino.data.shards import (
     survey_shards,
 )
 from ino.data.video import read_clip
-from ino.errors import ConfigError, VideoError
+from ino.errors import ConfigError, DatasetError, VideoError
 
 SHORT = ClipSampling(length=2, frame_step=2)
 NUM_VIDEOS = 13
@@ -327,6 +327,65 @@ def test_many_broken_videos_in_a_row_stop_the_run(tmp_path):
     shard = str(write_tar(tmp_path / "0.tar", [(f"{n}.mp4", b"none") for n in range(25)]))
     with pytest.raises(VideoError, match="20 videos in a row cannot be used"):
         clips_of([shard])
+
+
+def test_no_name_of_a_file_runs_a_command(folder, contents, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pipe:touch made;.tar", "a::pipe:touch made;.tar", "s3:.tar"):
+        write_tar(tmp_path / name, [("0.mp4", contents[0])])
+    shards = expand_shards(["*.tar"])
+    assert len(shards) == 3
+    assert expand_shards(["a::pipe:touch made;.tar"]) == ["a::pipe:touch made;.tar"]
+    assert survey_shards(shards, num_stated=0)[1] == 3
+    assert [len(list(read_shard(shard))) for shard in shards] == [1, 1, 1]
+    with pytest.raises(VideoError, match="cannot be read"):
+        list(read_shard("s3://none; touch made; .tar"))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["../a.mp4", "/a.mp4", "a/../b.mp4", "a\\b.mp4", "\x1b[31m.mp4"])
+def test_names_in_a_shard_stay_in_their_folder(contents, tmp_path, name):
+    shard = str(write_tar(tmp_path / "0.tar", [(name, contents[0])]))
+    for look in (lambda: survey_shards([shard], num_stated=0), lambda: list(read_shard(shard))):
+        with pytest.raises(DatasetError, match=r"the shard .*0\.tar holds '.*not the name of one"):
+            look()
+    assert list(read_shard(str(write_tar(tmp_path / "1.tar", [("./a/b.mp4", contents[0])]))))
+
+
+@pytest.mark.parametrize("kind", ["video", "images", "long name", "negative"])
+def test_members_that_would_fill_the_memory(contents, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(shards_module, "_MAX_MEMBER", 1 << 16)
+    monkeypatch.setattr(shards_module, "_MAX_HEADER", 1 << 16)
+    shard, most = tmp_path / "0.tar.gz", 1 << 16
+    with tarfile.open(shard, "w:gz") as archive:
+        sizes = {"images": most // 2, "negative": 0}
+        members = [("0.mp4", contents[0]), ("a/0.png", b""), ("a/1.png", b""), ("a/2.png", b"")]
+        for name, content in members[: 4 if kind == "images" else 1]:
+            info = tarfile.TarInfo(name)
+            content = content or bytes(sizes["images"])
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        bad = tarfile.TarInfo("big.mp4")
+        bad.size = 1 << 24
+        if kind == "long name":
+            bad.type = tarfile.GNUTYPE_LONGNAME
+        if kind == "negative":
+            archive.fileobj.write(bad.tobuf().replace(b"00100000000", b"-0000000777"))
+        elif kind != "images":
+            archive.addfile(bad, io.BytesIO(bytes(bad.size)))
+    num_videos = 0
+    with pytest.raises(ShardCutError, match="breaks off after 1 whole videos"):
+        for _ in read_shard(str(shard)):
+            num_videos += 1
+    assert num_videos == 1
+
+
+@pytest.mark.parametrize(
+    "root", ["{0..9999999999}.tar", "{a,b}" * 20 + ".tar", "{a.tar", "{0..9}" * 6 + ".tar"]
+)
+def test_braces_that_stand_for_too_much(root):
+    with pytest.raises(ConfigError, match=r"more than 100000 shards|braces of .* do not match"):
+        expand_shards([root])
 
 
 # Over a network

@@ -42,7 +42,7 @@ from ino.errors import ConfigError, VideoError
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _REMOTE = re.compile(r"pipe:|(https?|ftps|sftp|scp|s3|gs|htgs|hf|ais)://")
 _RANGE = re.compile(r"(-?\d{1,99})\.\.(-?\d{1,99})")  # of a name with braces
-_MAX_SHARDS = 1_000_000
+_MAX_SHARDS = 100_000
 _MAX_MEMBER = 1 << 30  # bytes of a video, which is in memory as a whole
 _MAX_HEADER = 1 << 20  # bytes of a member's name and attributes
 _NUM_TRIES = 3  # of a shard that comes over a network
@@ -103,7 +103,7 @@ def expand_shards(roots: Sequence[str]) -> list[str]:
     """The shards that the roots name, sorted; {000..099} counts up, * stands for what is there.
 
     Raises:
-        ConfigError: the library is missing, or a root is no shard or names over a million.
+        ConfigError: the library is missing, or a root is no shard or names over 100,000.
         VideoError: a file does not exist.
     """
     found: set[str] = set()

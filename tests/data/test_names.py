@@ -56,6 +56,7 @@ def jhmdb_action(root, name):
 
 
 def jhmdb_paths(root, name):
+    name = name.replace("a\\b", "a\0b")  # in these paths a \\ separates too
     (root / "testlist_split1.txt").write_text(f"/far/Rename_Images/run/{name}\n")
     read_jhmdb(root)
 

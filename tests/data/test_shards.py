@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,6 +332,7 @@ def test_many_broken_videos_in_a_row_stop_the_run(tmp_path):
 
 def test_no_name_of_a_file_runs_a_command(folder, contents, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards_module, "_NUM_TRIES", 1)
     for name in ("pipe:touch made;.tar", "a::pipe:touch made;.tar", "s3:.tar"):
         write_tar(tmp_path / name, [("0.mp4", contents[0])])
     shards = expand_shards(["*.tar"])
@@ -354,35 +356,36 @@ def test_names_in_a_shard_stay_in_their_folder(contents, tmp_path, name):
 
 @pytest.mark.parametrize("kind", ["video", "images", "long name", "negative"])
 def test_members_that_would_fill_the_memory(contents, tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(shards_module, "_MAX_MEMBER", 1 << 16)
-    monkeypatch.setattr(shards_module, "_MAX_HEADER", 1 << 16)
-    shard, most = tmp_path / "0.tar.gz", 1 << 16
-    with tarfile.open(shard, "w:gz") as archive:
-        sizes = {"images": most // 2, "negative": 0}
-        members = [("0.mp4", contents[0]), ("a/0.png", b""), ("a/1.png", b""), ("a/2.png", b"")]
-        for name, content in members[: 4 if kind == "images" else 1]:
+    most = 1 << 16
+    monkeypatch.setattr(shards_module, "_MAX_MEMBER", most)
+    monkeypatch.setattr(shards_module, "_MAX_HEADER", most)
+    with tarfile.open(tmp_path / "0.tar.gz", "w:gz") as archive:
+
+        def add(name: str, content: bytes, **fields: Any) -> None:
             info = tarfile.TarInfo(name)
-            content = content or bytes(sizes["images"])
             info.size = len(content)
+            for field, value in fields.items():
+                setattr(info, field, value)
             archive.addfile(info, io.BytesIO(content))
-        bad = tarfile.TarInfo("big.mp4")
-        bad.size = 1 << 24
-        if kind == "long name":
-            bad.type = tarfile.GNUTYPE_LONGNAME
-        if kind == "negative":
-            archive.fileobj.write(bad.tobuf().replace(b"00100000000", b"-0000000777"))
-        elif kind != "images":
-            archive.addfile(bad, io.BytesIO(bytes(bad.size)))
-    num_videos = 0
+
+        add("0.mp4", contents[0])
+        match kind:
+            case "video":
+                add("big.mp4", bytes(most + 1))
+            case "images":
+                for number in range(3):
+                    add(f"a/{number}.png", bytes(most // 2))
+            case "long name":
+                add("long", bytes(most + 1), type=tarfile.GNUTYPE_LONGNAME)
+            case "negative":
+                add("1.mp4", contents[1], pax_headers={"size": "-1024"})
+    videos = read_shard(str(tmp_path / "0.tar.gz"))
+    assert next(videos).name.endswith("0.mp4")
     with pytest.raises(ShardCutError, match="breaks off after 1 whole videos"):
-        for _ in read_shard(str(shard)):
-            num_videos += 1
-    assert num_videos == 1
+        next(videos)
 
 
-@pytest.mark.parametrize(
-    "root", ["{0..9999999999}.tar", "{a,b}" * 20 + ".tar", "{a.tar", "{0..9}" * 6 + ".tar"]
-)
+@pytest.mark.parametrize("root", ["{0..9999999999}.tar", "{a.tar", "{0..9}" * 6 + ".tar"])
 def test_braces_that_stand_for_too_much(root):
     with pytest.raises(ConfigError, match=r"more than 100000 shards|braces of .* do not match"):
         expand_shards([root])

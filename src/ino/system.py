@@ -86,14 +86,12 @@ def read_file(path: Path, *, max_bytes: int = 1 << 28) -> bytes:
         OSError: it cannot be read, is larger than `max_bytes`, or is a device or a pipe, which may
             have no end; `strerror` says which.
     """
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):
         raise OSError(errno.EINVAL, "it is a device or a pipe and not a file", str(path))
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
+    if state.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"it holds more than {max_bytes} bytes", str(path))
-    return content
+    return path.read_bytes()
 
 
 def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> None:

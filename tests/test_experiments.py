@@ -855,3 +855,19 @@ def test_what_was_killed_goes_on_and_ends_as_if_nothing_had_been(tmp_path, data)
     assert first.stat().st_mtime_ns == finished
     assert mask.stat().st_mtime_ns == written
     assert (killed / "table.json").read_text() == (whole / "table.json").read_text()
+
+
+def test_an_experiment_file_names_no_command(file):
+    pipe = {"data.root": "pipe:touch x"}
+    trained = {"about": "trained", "train": pipe}
+    for changes in (
+        {"train": pipe},
+        {"rows": {"a": trained}},
+        {"train": {"data": {"root": ["pipe:x"]}}},
+    ):
+        with pytest.raises(ConfigError, match=r"file\.yaml has a command in data\.root"):
+            read_experiment(str(file(**changes)))
+    rows = {"a": {"about": "trained", "train": {"optim.lr": 0.1}}}
+    grid = {"data.root": [["a.mp4"], ["pipe:touch x"]]}
+    with pytest.raises(ConfigError, match=r"file\.yaml has a command in data\.root"):
+        read_experiment(str(file(rows=rows, grid=grid)))

@@ -1,13 +1,16 @@
 """What is wrong with a file or a value is said in one sentence that names it."""
 
+import json
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
 from ino.errors import ConfigError
-from ino.schema import Model, checked, read_yaml, yaml_value
+from ino.schema import Model, checked, parse_json, read_json, read_yaml, yaml_value
 
 
 class Row(Model):
@@ -124,3 +127,58 @@ def test_texts_mean_what_yaml_1_2_says(text, value):
     found = yaml_value(text)
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &x {b: 1}\nc:\n  <<: {b: 2}", "merge key <<"),
+        ("a: &x [*x]", "alias"),
+        ("a: " + "[" * 65 + "]" * 65, "more than 64 levels"),
+        ("a: " + "{b: " * 100_000, "more than 64 levels|more than 262144 bytes"),
+        ('a: "b\\0"', "NUL"),
+        ("a: b\0", "special characters"),
+        ("a: 1\n" * 60_000, "more than 262144 bytes"),
+    ],
+)
+def test_hostile_yaml_is_refused_at_once(tmp_path, text, words):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"the table .*a\.yaml.*({words})"):
+        read_yaml(path, what="table")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "64 levels"),
+        ("[" * 65 + "]" * 65, "64 levels"),
+        ('{"a":' * 65 + "1" + "}" * 65, "64 levels"),
+        ("[1e400]", "1e400 is no finite number"),
+        ("[-1e400]", "no finite number"),
+        ("NaN", "NaN is no finite number"),
+        ("Infinity", "no finite number"),
+        ('["a\\u0000"]', "NUL"),
+        ("9" * 5000, "digits"),
+        ("[1", "delimiter"),
+    ],
+)
+def test_hostile_json_is_a_value_error(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_json(text)
+
+
+def test_json_is_read_as_it_is(tmp_path):
+    value = {"a": [1, 0.5, None, "é", True], "b": json.loads("[" * 62 + "]" * 62)}
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert read_json(tmp_path / "a.json") == value
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full", "pipe"])
+def test_devices_and_pipes_are_not_read(tmp_path, device):
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / device
+    with pytest.raises(OSError, match="a device or a pipe"):
+        read_json(path)
+    with pytest.raises(ConfigError, match="cannot be read: it is a device or a pipe"):
+        read_yaml(Path(path), what="table")

@@ -220,3 +220,12 @@ def test_cores_are_those_that_the_system_grants(monkeypatch):
     assert 1 <= granted <= os.cpu_count()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert available_cores() == 1
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="is a link that leads nowhere"):
+        new_folder(tmp_path / "loop")
+    for path in (tmp_path / "loop" / "a", tmp_path / ("d" * 300)):
+        with pytest.raises(OutputError, match=r"cannot write to the folder"):
+            new_folder(path)

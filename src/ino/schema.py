@@ -1,4 +1,5 @@
-"""YAML files and options as pydantic models, with errors that name the key, the rule and the value.
+"""YAML files and options as pydantic models, with errors that name the key, the rule and the value;
+and the one reader of JSON.
 
 Recipes, protocols and experiment files are children of `Model`: ranges and choices are types,
 combinations are validators, descriptions are the attributes' docstrings. YAML is read as version
@@ -6,6 +7,8 @@ combinations are validators, descriptions are the attributes' docstrings. YAML i
 """
 
 import difflib
+import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +18,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ino.errors import ConfigError
+from ino.system import read_file
+
+_MAX_YAML = 1 << 18  # bytes, which take seconds
+_MAX_DEPTH = 64  # lists and maps in each other, far from Python's limit of recursion
 
 
 class Model(BaseModel):
@@ -145,12 +152,20 @@ class _Loader(yaml.SafeLoader):
     """Plain YAML 1.2: no aliases, no merge keys, no key twice."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise _fault(f"alias *{event.anchor} is not allowed: write the value out", event)
-        return super().compose_node(parent, index)
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise _fault(f"it is more than {_MAX_DEPTH} levels deep", self.peek_event())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+            raise _fault("a text holds the character NUL", node)
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -199,7 +214,7 @@ def read_yaml(path: Path, *, what: str, holds: str = "keys and values") -> dict[
             holds no keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(read_file(path, max_bytes=_MAX_YAML).decode("utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
@@ -212,6 +227,47 @@ def read_yaml(path: Path, *, what: str, holds: str = "keys and values") -> dict[
     if not isinstance(content, dict):
         raise ConfigError(f"the {what} {path} must hold {holds}")
     return content
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, see `parse_json`.
+
+    Raises:
+        OSError: it cannot be read, see `ino.system.read_file`.
+        ValueError: it is not such JSON.
+    """
+    return parse_json(read_file(path).decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text of at most 64 levels, whose numbers are finite, without NUL.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if "\\u0000" in text:
+        raise ValueError("a text holds the character NUL")
+    try:
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError(f"it is more than {_MAX_DEPTH} levels deep") from None
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    if level:
+        raise ValueError(f"it is more than {_MAX_DEPTH} levels deep")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
 
 
 def yaml_value(text: str) -> Any:

@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all, output folders, the lock of a folder, usable cores.
+"""Files that appear whole or not at all or are read whole, output folders, the lock of a folder,
+usable cores.
 
 Nothing here knows what is in a file: the caller writes to the temporary path that it is given.
 """
 
+import errno
 import os
 import re
 import secrets
 import socket
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -76,6 +79,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_file(path: Path, *, max_bytes: int = 1 << 28) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        OSError: it cannot be read, is larger than `max_bytes`, or is a device or a pipe, which may
+            have no end; `strerror` says which.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):
+        raise OSError(errno.EINVAL, "it is a device or a pipe and not a file", str(path))
+    if state.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"it holds more than {max_bytes} bytes", str(path))
+    return path.read_bytes()
+
+
 def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> None:
     """Checks whether `new_folder` may use `path`, without creating anything.
 
@@ -84,6 +102,8 @@ def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> Non
     """
     try:
         if not path.exists():
+            if path.is_symlink():
+                raise OutputError(f"{path} is a link that leads nowhere: choose another --out")
             return
         if not path.is_dir():
             raise OutputError(f"{path} is a file, but a folder is written: choose another --out")

@@ -1,9 +1,12 @@
 """Clips hold the right frames, repeat exactly, and broken videos stop nothing but themselves."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import pickle
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from ino.data.clips import (
     frame_indices,
 )
 from ino.data.video import read_clip
-from ino.data.video_index import find_videos
+from ino.data.video_index import find_videos, index_videos
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, VideoError
 from ino.kernels.crops import Photometric
@@ -428,3 +431,36 @@ def test_digests_tell_lists_apart():
     digests = {digest_of(paths) for paths in ([], ["ab", "c"], ["a", "bc"], ["c", "ab"])}
     assert len(digests) == 4
     assert digest_of(PATHS) == digest_of([Path(path) for path in PATHS])
+
+
+def test_too_many_open_files_stop_the_run_and_are_no_broken_video(good, tmp_path):
+    quarantine = tmp_path / "quarantine.sqlite"
+    dataset = ClipDataset(find_videos([good]), sampling=SHORT, seed=0, quarantine=quarantine)
+    held = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 512), hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(
+            VideoError, match=r"Too many open files.*no fault of the video: .*ulimit"
+        ):
+            dataset[0, 0]
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert dataset.num_broken == 0
+    assert not quarantine.exists()
+    dataset[0, 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that gives EIO is made of /proc")
+def test_a_failing_disk_stops_the_run(good, tmp_path):
+    (tmp_path / "bad.mp4").symlink_to("/proc/self/mem")
+    dataset = ClipDataset([tmp_path / "bad.mp4"], sampling=SHORT, seed=0, quarantine=None)
+    with pytest.raises(VideoError, match=r"Input/output error.*no fault of the video"):
+        dataset[0, 0]
+    with pytest.raises(VideoError, match="no fault of the video"):
+        index_videos([tmp_path], file=None)

@@ -165,9 +165,18 @@ def crash(*_):
 
 
 def test_a_variable_that_would_fill_the_memory(root, monkeypatch):
-    monkeypatch.setattr(jhmdb, "_MAX_BYTES", 3 * 15 * 2 * 8 - 1)
-    with pytest.raises(DatasetError, match="too large"):
-        read_joints(read_jhmdb(root)[0].joints)
+    path = read_jhmdb(root)[0].joints
+    monkeypatch.setattr(jhmdb, "_MAX_BYTES", 10_000)
+    savemat(path, {"pos_img": np.ones((2, 15, 100), dtype=np.uint8)})  # 24,000 bytes as float64
+    with pytest.raises(DatasetError, match="pos_img is too large"):
+        read_joints(path)
+    savemat(path, {"other": np.zeros(9000), "pos_img": np.ones((2, 15, 1))}, do_compression=True)
+    assert path.stat().st_size < 1000
+    with pytest.raises(DatasetError, match="it unpacks to more than 10000 bytes"):
+        read_joints(path)
+    savemat(path, {"other": np.zeros(9000)})
+    with pytest.raises(DatasetError, match="it holds more than 10000 bytes"):
+        read_joints(path)
 
 
 def test_without_scipy_the_way_to_it_is_told(root, monkeypatch):

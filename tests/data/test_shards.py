@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from ino.data.shards import (
     survey_shards,
 )
 from ino.data.video import read_clip
-from ino.errors import ConfigError, VideoError
+from ino.errors import ConfigError, DatasetError, VideoError
 
 SHORT = ClipSampling(length=2, frame_step=2)
 NUM_VIDEOS = 13
@@ -141,7 +142,7 @@ def test_braces_and_stars_name_shards(folder):
 
 
 def test_without_the_library_the_way_to_it_is_told(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    monkeypatch.setitem(sys.modules, "braceexpand", None)
     with pytest.raises(ConfigError, match="uv sync --extra shards"):
         expand_shards([f"{folder}/00.tar"])
 
@@ -327,6 +328,67 @@ def test_many_broken_videos_in_a_row_stop_the_run(tmp_path):
     shard = str(write_tar(tmp_path / "0.tar", [(f"{n}.mp4", b"none") for n in range(25)]))
     with pytest.raises(VideoError, match="20 videos in a row cannot be used"):
         clips_of([shard])
+
+
+def test_no_name_of_a_file_runs_a_command(folder, contents, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards_module, "_NUM_TRIES", 1)
+    for name in ("pipe:touch made;.tar", "a::pipe:touch made;.tar", "s3:.tar"):
+        write_tar(tmp_path / name, [("0.mp4", contents[0])])
+    shards = expand_shards(["*.tar"])
+    assert len(shards) == 3
+    assert expand_shards(["a::pipe:touch made;.tar"]) == ["a::pipe:touch made;.tar"]
+    assert survey_shards(shards, num_stated=0)[1] == 3
+    assert [len(list(read_shard(shard))) for shard in shards] == [1, 1, 1]
+    with pytest.raises(VideoError, match="cannot be read"):
+        list(read_shard("s3://none; touch made; .tar"))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["../a.mp4", "/a.mp4", "a/../b.mp4", "a\\b.mp4", "\x1b[31m.mp4"])
+def test_names_in_a_shard_stay_in_their_folder(contents, tmp_path, name):
+    shard = str(write_tar(tmp_path / "0.tar", [(name, contents[0])]))
+    for look in (lambda: survey_shards([shard], num_stated=0), lambda: list(read_shard(shard))):
+        with pytest.raises(DatasetError, match=r"the shard .*0\.tar holds '.*not the name of one"):
+            look()
+    assert list(read_shard(str(write_tar(tmp_path / "1.tar", [("./a/b.mp4", contents[0])]))))
+
+
+@pytest.mark.parametrize("kind", ["video", "images", "long name", "negative"])
+def test_members_that_would_fill_the_memory(contents, tmp_path, monkeypatch, kind):
+    most = 1 << 16
+    monkeypatch.setattr(shards_module, "_MAX_MEMBER", most)
+    monkeypatch.setattr(shards_module, "_MAX_HEADER", most)
+    with tarfile.open(tmp_path / "0.tar.gz", "w:gz") as archive:
+
+        def add(name: str, content: bytes, **fields: Any) -> None:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            archive.addfile(info, io.BytesIO(content))
+
+        add("0.mp4", contents[0])
+        match kind:
+            case "video":
+                add("big.mp4", bytes(most + 1))
+            case "images":
+                for number in range(3):
+                    add(f"a/{number}.png", bytes(most // 2))
+            case "long name":
+                add("long", bytes(most + 1), type=tarfile.GNUTYPE_LONGNAME)
+            case "negative":
+                add("1.mp4", contents[1], pax_headers={"size": "-1024"})
+    videos = read_shard(str(tmp_path / "0.tar.gz"))
+    assert next(videos).name.endswith("0.mp4")
+    with pytest.raises(ShardCutError, match="breaks off after 1 whole videos"):
+        next(videos)
+
+
+@pytest.mark.parametrize("root", ["{0..9999999999}.tar", "{a.tar", "{0..9}" * 6 + ".tar"])
+def test_braces_that_stand_for_too_much(root):
+    with pytest.raises(ConfigError, match=r"more than 100000 shards|braces of .* do not match"):
+        expand_shards([root])
 
 
 # Over a network

@@ -275,6 +275,21 @@ def test_indices_of_different_folders_have_different_places(tmp_path, monkeypatc
     assert default_index([Path("a"), Path("b")]) != one
 
 
+def test_without_a_home_folder_a_sentence_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["uid not found"])
+    with pytest.raises(OutputError, match="set HOME or XDG_CACHE_HOME"):
+        default_index([Path("a")])
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "pipe"])
+def test_a_list_is_no_device(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(VideoError, match="neither a video"):
+        find_videos([tmp_path / name])
+
+
 def test_what_is_too_short_or_broken_is_left_out_with_the_reason(videos):
     (videos / "zero.mp4").touch()
     index = index_videos([videos], file=None)

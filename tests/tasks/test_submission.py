@@ -1,7 +1,10 @@
 """A submission to YouTube-VOS, whole and with every fault in turn."""
 
+import io
+import os
 import re
 import shutil
+import tracemalloc
 import zipfile
 from functools import partial
 
@@ -13,6 +16,7 @@ from ino.data.label_maps import read_labels, write_labels
 from ino.data.ytvos import read_ytvos_split
 from ino.demo.synthetic import generate_clip
 from ino.errors import MaskError, OutputError
+from ino.tasks import submission
 from ino.tasks.submission import SubmissionReport, check_submission, pack_submission
 from synthetic_ytvos import write_ytvos_layout
 
@@ -305,3 +309,54 @@ def test_what_is_no_submission_at_all(work):
     (work / "cut.zip").write_bytes(pack(work).read_bytes()[:-40])
     with pytest.raises(MaskError, match="not a whole zip"):
         check(work, "cut.zip")
+
+
+def test_names_that_lead_elsewhere(work):
+    path = pack(work)
+    with zipfile.ZipFile(path, "a") as packed:
+        for name in (
+            "../evil.png",
+            "Annotations/../../evil.png",
+            "/evil",
+            "Annotations/\x1b[31m.png",
+        ):
+            packed.writestr(name, b"x")
+    kind, count, sentence = the_fault(check(work, "one.zip"))
+    assert (kind, count) == ("names that are none", 4)
+    assert "one.zip holds '..'" in sentence
+    (work / "masks" / "a1" / "\x1b[31m.png").write_bytes(b"x")
+    kind, _, sentence = the_fault(check(work))
+    assert kind == "names that are none"
+    assert sentence.isprintable()
+
+
+@pytest.mark.parametrize("kind", ["large", "header lies", "bzip2", "pixels"])
+def test_a_mask_that_would_fill_the_memory(work, monkeypatch, kind):
+    monkeypatch.setattr(submission, "_MAX_BYTES", 1 << 20)
+    name = "Annotations/a1/00005.png"
+    content = bytes(1 << 26)
+    if kind == "pixels":
+        file = io.BytesIO()
+        Image.new("P", (1 << 13, 1 << 13)).save(file, "PNG")
+        content = file.getvalue()
+    with zipfile.ZipFile(pack(work)) as whole, zipfile.ZipFile(work / "two.zip", "w") as packed:
+        for entry in whole.infolist():
+            if entry.filename != name:
+                packed.writestr(entry, whole.read(entry))
+        method = zipfile.ZIP_BZIP2 if kind == "bzip2" else zipfile.ZIP_DEFLATED
+        packed.writestr(name, content, method)
+        if kind == "header lies":
+            packed.getinfo(name).file_size = 100
+    tracemalloc.start()
+    found, _, sentence = the_fault(check(work, "two.zip"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 24
+    assert found == ("another size" if kind == "pixels" else "broken masks")
+    assert "a1/00005.png" in sentence
+
+
+def test_a_submission_is_no_pipe(work):
+    os.mkfifo(work / "pipe.zip")
+    with pytest.raises(MaskError, match=r"pipe\.zip is a device or a pipe"):
+        check(work, "pipe.zip")

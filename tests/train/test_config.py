@@ -213,3 +213,25 @@ def test_a_file_that_cannot_be_used(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_recipe(str(path))
+
+
+def test_a_recipe_names_no_command(tmp_path):
+    path = tmp_path / "own.yaml"
+    for roots in ('"pipe:touch x"', '[a.tar, "pipe:touch x"]'):
+        path.write_text(f"base: tiny\ndata: {{root: {roots}}}")
+        with pytest.raises(
+            ConfigError, match=r"own\.yaml has a command in data\.root \('pipe:touch"
+        ):
+            load_recipe(str(path))
+    path.write_text("data.root: 'pipe:touch x'")
+    (tmp_path / "child.yaml").write_text("base: own.yaml\ndata: {root: a.tar}")
+    with pytest.raises(ConfigError, match="has a command"):
+        load_recipe(str(tmp_path / "child.yaml"))
+    # Who gives the command line may run commands anyway.
+    assert load_recipe("tiny", {"data.root": ["pipe:cat x"]}).data.root == ["pipe:cat x"]
+
+
+@pytest.mark.parametrize("field", ["num_workers", "prefetch"])
+def test_processes_and_their_batches_are_bounded(field):
+    with pytest.raises(ConfigError, match=rf"data\.{field} must be at most 256"):
+        load_recipe("tiny", {f"data.{field}": 257})

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ino.data.video import read_chosen
-from ino.data.video_index import VideoIndex, leave_out
+from ino.data.video_index import VideoIndex, check_machine, leave_out
 from ino.errors import ConfigError, VideoError
 
 _NUM_CANDIDATES = 100  # videos that may replace one; known broken ones cost nothing
@@ -182,7 +182,8 @@ class ClipDataset(Dataset[Tensor]):
         """The clip of an (epoch, index) pair; with `visits`, all clips of a video, concatenated.
 
         Raises:
-            VideoError: 20 videos in a row, or most of the videos tried, cannot be used.
+            VideoError: 20 videos in a row, or most of the videos tried, cannot be used; or the
+                machine is at fault, see `check_machine`.
         """
         epoch, index = key
         num_failures = 0
@@ -202,6 +203,7 @@ class ClipDataset(Dataset[Tensor]):
                     ],
                 )
             except (VideoError, OSError) as error:
+                check_machine(self._path(video), error)
                 num_failures += 1
                 self._leave_out(video, error)
                 if num_failures == _MAX_FAILURES:

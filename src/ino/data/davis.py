@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ino.data.images import natural_key
+from ino.data.names import check_name, read_lines
 from ino.errors import DatasetError
 
 
@@ -47,7 +48,7 @@ def read_davis(
 
     Raises:
         DatasetError: the list, the frames of a sequence or the annotation of its first frame are
-            missing, or an annotation belongs to no frame.
+            missing, an annotation belongs to no frame, or the list holds what is no name.
     """
     names = _read_list(root, year=year, split=split, resolution=resolution)
     if sequences is not None:
@@ -76,16 +77,14 @@ def _read_list(root: Path, *, year: int, split: str, resolution: str) -> list[st
             f"{candidates[0]} does not exist: expected the list of the {split} sequences; "
             f"{root} has {', '.join(lists) or 'no lists'}"
         )
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    names = [name for name in dict.fromkeys(map(_sequence_name, lines)) if name]
+    names = dict.fromkeys(map(_sequence_name, read_lines(path)))
     if not names:
         raise DatasetError(f"{path} is empty: expected the name of a sequence on each line")
-    return names
+    return [check_name(name, source=path) for name in names]
 
 
 def _sequence_name(line: str) -> str:
     """A line is a name, or the files `/JPEGImages/480p/bear/00000.jpg /Annotations/...`."""
-    line = line.strip()
     return Path(line.split()[0]).parent.name if "/" in line else line
 
 

@@ -4,8 +4,11 @@ Jhuang et al., "Towards understanding action recognition", ICCV 2013: 15 joints 
 every frame of short clips. Puppet masks and action labels are not read.
 """
 
+import io
 import math
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,7 +20,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ino.data.images import list_images
+from ino.data.names import check_name, read_lines
 from ino.errors import ConfigError, DatasetError, VideoError
+from ino.system import read_file
 
 if TYPE_CHECKING:
     from loky import ProcessPoolExecutor
@@ -27,7 +32,8 @@ _JOINT_FOLDER = "joint_positions"
 _FRAME_FOLDER = "Rename_Images"
 _TEST = "2"
 """The second word of a line of the official lists, for a test video; 1: training."""
-_MAX_BYTES = 1 << 28  # of `pos_img` in memory
+_MAX_BYTES = 1 << 28  # of a file, of what it unpacks to, and of `pos_img` in memory
+_COMPRESSED = 15  # MATLAB's number of an element that is packed by zlib
 _SECONDS_IDLE = 10  # after which the child process ends
 
 
@@ -54,7 +60,8 @@ def read_jhmdb(root: Path, *, split: int = 1) -> list[PoseVideo]:
         split: 1, 2 or 3.
 
     Raises:
-        DatasetError: the lists, frames or joints of a video are missing.
+        DatasetError: the lists, frames or joints of a video are missing, or a list holds what is no
+            name.
     """
     found = []
     for action, name in _read_lists(root, split):
@@ -128,19 +135,41 @@ def _load(path: Path, max_bytes: int) -> tuple[list[str], np.ndarray | None]:
     """The names of a file's variables, and `pos_img` if it is there; runs in the child process.
 
     Raises:
-        ValueError: the file cannot be read, or `pos_img` would take more than `max_bytes`.
+        ValueError: the file cannot be read, or more than `max_bytes` would be in memory.
     """
     from scipy.io import loadmat, whosmat
 
     try:
-        shapes = {name: shape for name, shape, _ in whosmat(path)}
+        content = read_file(path, max_bytes=max_bytes)
+        _check_unpacked(content, max_bytes)
+        shapes = {name: shape for name, shape, _ in whosmat(io.BytesIO(content))}
         if "pos_img" not in shapes:
             return list(shapes), None
         if 8 * math.prod(shapes["pos_img"]) > max_bytes:  # a few damaged bytes must not fill memory
             raise ValueError("pos_img is too large")
-        return list(shapes), loadmat(path, variable_names=["pos_img"])["pos_img"]
+        return list(shapes), loadmat(io.BytesIO(content), variable_names=["pos_img"])["pos_img"]
     except Exception as error:  # scipy raises nearly anything for a damaged file
-        raise ValueError(str(error) or type(error).__name__) from None
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(reason) from None
+
+
+def _check_unpacked(content: bytes, max_bytes: int) -> None:
+    """Unpacks the elements of a MATLAB file piece by piece, and counts their bytes.
+
+    Raises:
+        ValueError: they are more than `max_bytes`.
+    """
+    order, place, num_bytes = "<" if content[126:128] == b"IM" else ">", 128, 0
+    while place + 8 <= len(content):
+        kind, size = struct.unpack(f"{order}II", content[place : place + 8])
+        place += 8
+        packed, unpacker = content[place : place + size], zlib.decompressobj()
+        while kind == _COMPRESSED and packed and not unpacker.eof:
+            num_bytes += len(unpacker.decompress(packed, 1 << 20))
+            packed = unpacker.unconsumed_tail
+            if num_bytes > max_bytes:
+                raise ValueError(f"it unpacks to more than {max_bytes} bytes")
+        place += size
 
 
 def _read_lists(root: Path, split: int) -> list[tuple[str, str]]:
@@ -151,7 +180,7 @@ def _read_lists(root: Path, split: int) -> list[tuple[str, str]]:
         pairs = [pair for path in official for pair in _official_list(path, split)]
         source = root / "splits"
     elif single.is_file():
-        pairs = [_ends(line, single) for line in _lines(single)]
+        pairs = [_ends(line, single) for line in read_lines(single)]
         source = single
     else:
         raise DatasetError(
@@ -165,7 +194,7 @@ def _read_lists(root: Path, split: int) -> list[tuple[str, str]]:
 
 def _official_list(path: Path, split: int) -> Iterator[tuple[str, str]]:
     action = path.name.removesuffix(f"_test_split{split}.txt")
-    for line in _lines(path):
+    for line in read_lines(path):
         words = line.split()
         if len(words) != 2 or words[1] not in ("1", _TEST):
             raise DatasetError(
@@ -173,7 +202,8 @@ def _official_list(path: Path, split: int) -> Iterator[tuple[str, str]]:
                 "copy the lists again"
             )
         if words[1] == _TEST:
-            yield action, words[0].removesuffix(".avi")
+            name = words[0].removesuffix(".avi")
+            yield check_name(action, source=path), check_name(name, source=path)
 
 
 def _ends(line: str, path: Path) -> tuple[str, str]:
@@ -183,13 +213,9 @@ def _ends(line: str, path: Path) -> tuple[str, str]:
         for folder in (_JOINT_FOLDER, _FRAME_FOLDER):
             if folder in parts[:-2]:
                 start = parts.index(folder)
-                return parts[start + 1], parts[start + 2]
+                action, name, *_ = parts[start + 1 :]
+                return check_name(action, source=path), check_name(name, source=path)
     raise DatasetError(
         f"{path} has the line {line!r}, but a path with {_JOINT_FOLDER}/<action>/<video> or "
         f"{_FRAME_FOLDER}/<action>/<video> is needed: copy the list again"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]

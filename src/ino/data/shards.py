@@ -1,8 +1,9 @@
 """Training clips from videos in tar files ("shards"), read in order from a disk, HTTP or a pipe.
 
-The library webdataset opens and reads the tar files. A video is a member with a video's suffix, or
-two or more images that directly follow one another in one folder of the tar file; other members
-(labels, captions) are skipped.
+The library webdataset opens what is not a file of this machine. A video is a member with a video's
+suffix, or two or more images that directly follow one another in one folder of the tar file; other
+members (labels, captions) are skipped. Only a root that begins with `pipe:` runs a command: names
+of files and addresses never reach a shell.
 
 The order is ours. Neither webdataset nor litdata can resume at any step, with any number of
 workers, with the batches that an uninterrupted run has (webdataset keeps no position; litdata
@@ -21,8 +22,9 @@ import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,11 +34,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ino.data.clips import ClipSampling, count_batches, frame_indices
 from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
 from ino.data.images import is_image, natural_key, read_image
+from ino.data.names import check_name
 from ino.data.video import VIDEO_SUFFIXES
-from ino.data.video_index import leave_out
+from ino.data.video_index import MACHINE_ERRORS, leave_out
 from ino.errors import ConfigError, VideoError
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_REMOTE = re.compile(r"pipe:|(https?|ftps|sftp|scp|s3|gs|htgs|hf|ais)://")
+_RANGE = re.compile(r"(-?\d{1,99})\.\.(-?\d{1,99})")  # of a name with braces
+_MAX_SHARDS = 100_000
+_MAX_MEMBER = 1 << 30  # bytes of a video, which is in memory as a whole
+_MAX_HEADER = 1 << 20  # bytes of a member's name and attributes
 _NUM_TRIES = 3  # of a shard that comes over a network
 _MAX_GROUPS = 64
 _MAX_STREAMS = 256
@@ -88,23 +96,16 @@ def is_shards(root: str) -> bool:
 
 
 def _is_remote(shard: str) -> bool:
-    return "://" in shard or shard.startswith("pipe:")
+    return _REMOTE.match(shard) is not None
 
 
 def expand_shards(roots: Sequence[str]) -> list[str]:
     """The shards that the roots name, sorted; {000..099} counts up, * stands for what is there.
 
     Raises:
-        ConfigError: the library is missing, or a root is no shard.
+        ConfigError: the library is missing, or a root is no shard or names over 100,000.
         VideoError: a file does not exist.
     """
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError as error:
-        raise ConfigError(
-            "shards need the library webdataset: run `uv sync --extra shards` in the checkout "
-            "of ino"
-        ) from error
     found: set[str] = set()
     for root in roots:
         if not is_shards(root):
@@ -112,11 +113,13 @@ def expand_shards(roots: Sequence[str]) -> list[str]:
                 f"{root} is no shard, but others of data.root are: give either shards "
                 f"({', '.join(_SUFFIXES)}, http://, s3://, pipe:) or folders, videos and lists"
             )
-        for shard in expand_urls(root):
-            if _is_remote(shard):
+        for shard in _expand(root):
+            if _is_remote(root):
                 found.add(shard)
                 continue
             files = glob.glob(shard) if "*" in shard else [shard]  # noqa: PTH207, of text
+            # A file may be named like an address or a command.
+            files = [f"./{file}" if _is_remote(file) else file for file in files]
             missing = [file for file in files if not Path(file).is_file()]
             if missing or not files:
                 raise VideoError(
@@ -124,6 +127,27 @@ def expand_shards(roots: Sequence[str]) -> list[str]:
                 )
             found.update(files)
     return sorted(found)
+
+
+def _expand(root: str) -> list[str]:
+    """The names that the braces of a root stand for."""
+    try:
+        from braceexpand import braceexpand  # comes with webdataset
+    except ImportError as error:
+        raise ConfigError(
+            "shards need the library webdataset: install it with pip install 'ino[shards]'"
+        ) from error
+    # The library makes a list of each range before the first name.
+    is_long = any(
+        abs(int(last) - int(first)) >= _MAX_SHARDS for first, last in _RANGE.findall(root)
+    )
+    try:
+        names = [] if is_long else list(islice(braceexpand(root), _MAX_SHARDS + 1))
+    except ValueError as error:
+        raise ConfigError(f"the braces of {root} do not match: check data.root") from error
+    if not 0 < len(names) <= _MAX_SHARDS:
+        raise ConfigError(f"{root} stands for more than {_MAX_SHARDS} shards: check data.root")
+    return names
 
 
 def survey_shards(
@@ -162,7 +186,9 @@ def _count_videos(shard: str) -> tuple[int, str]:
     try:
         for _ in _group(shard, _headers(shard)):
             num_videos += 1
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        if getattr(error, "errno", None) in MACHINE_ERRORS:
+            raise _unreadable(shard, error) from error
         return num_videos, _breaks_off(shard, num_videos, error)
     return num_videos, "" if num_videos else _holds_none(shard)
 
@@ -170,12 +196,51 @@ def _count_videos(shard: str) -> tuple[int, str]:
 def _headers(shard: str) -> Iterator[tuple[str, bytes]]:
     """Names of a local tar file's members, with no content."""
     num_bytes = Path(shard).stat().st_size
-    with tarfile.open(shard) as archive:
-        for member in archive:
-            if shard.endswith(".tar") and member.offset_data + member.size > num_bytes:
+    with tarfile.open(shard, tarinfo=_Member) as archive:
+        for member in cast(Iterable[_Member], archive):
+            is_sparse = member.sparse is not None
+            end = member.offset_data + (0 if is_sparse else member.size)
+            if shard.endswith(".tar") and end > num_bytes:
                 raise tarfile.ReadError("unexpected end of data")
-            if member.isreg() and _is_part_of_video(member.name):
+            if member.is_part_of_video(shard):
                 yield member.name, b""
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar file, whose size is checked before it is read."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "size" and value < 0:  # the library would read the same header for ever
+            raise tarfile.ReadError(f"a member of {value} bytes")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        # A file of which no video is made is skipped; long names are read whole by the library.
+        if not member.isreg() and member.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+    def is_part_of_video(self, shard: str) -> bool:
+        """Whether it is a video or a frame.
+
+        Raises:
+            tarfile.ReadError: it would not fit in memory.
+            DatasetError: its name leads out of its folder.
+        """
+        path = PurePosixPath(self.name)
+        # What webdataset's writers call its own notes.
+        if not self.isreg() or re.match(r"__[^/]*__($|/)", self.name):
+            return False
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+        if not is_video and not is_image(Path(self.name)):
+            return False
+        for part in path.parts:
+            check_name(part, source=f"the shard {shard}")
+        if self.size > _MAX_MEMBER:
+            raise tarfile.ReadError(f"{self.name} has {self.size} bytes, above {_MAX_MEMBER}")
+        return True
 
 
 def read_shard(shard: str) -> Iterator[ShardVideo]:
@@ -184,6 +249,7 @@ def read_shard(shard: str) -> Iterator[ShardVideo]:
     Raises:
         ShardCutError: the shard ends too early, is no tar file, or holds no video.
         VideoError: it cannot be read.
+        DatasetError: a name in it leads out of its folder.
     """
     num_given = 0
     num_tries = _NUM_TRIES if _is_remote(shard) else 1
@@ -198,46 +264,49 @@ def read_shard(shard: str) -> Iterator[ShardVideo]:
             raise ShardCutError(_breaks_off(shard, num_given, error)) from error
         except OSError as error:
             if not tries_left:
-                raise VideoError(
-                    f"the shard {shard} cannot be read ({_reason_of(error)}): see that it is there "
-                    "and can be reached, then resume"
-                ) from error
+                raise _unreadable(shard, error) from error
     if not num_given:
         raise ShardCutError(_holds_none(shard))
 
 
 def _members(shard: str) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of a tar file's members that are part of a video."""
-    from webdataset.gopen import gopen
-    from webdataset.tariterators import tar_file_iterator
-
-    stream: Any = gopen(f"pipe:aws s3 cp {shard} -" if shard.startswith("s3://") else shard, "rb")
+    stream = _opened(shard)
     try:
-        for member in tar_file_iterator(stream, select_files=_is_part_of_video):
-            yield member["fname"], member["data"]
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
+            for member in cast(Iterable[_Member], archive):
+                if member.is_part_of_video(shard) and (content := archive.extractfile(member)):
+                    yield member.name, content.read()
+                # Or all of them would stay in memory.
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
         # A tar file that ends between two members looks whole: only the sender's exit status, known
         # once everything was read, tells.
         while stream.read(1 << 16):
             pass
         stream.close()
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         stream.close()  # raises an OSError if the transport failed and not the file
-        raise tarfile.ReadError(str(error).partition(" @ ")[0]) from error
+        raise tarfile.ReadError(str(error)) from error
     finally:
         with contextlib.suppress(OSError):  # a sender that was not read to its end complains
             stream.close()
 
 
-def _is_part_of_video(name: str) -> bool:
-    path = PurePosixPath(name)
-    is_video = path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
-    return is_video or is_image(Path(name))
+def _opened(shard: str) -> Any:
+    """The stream of a shard."""
+    if not _is_remote(shard):
+        return Path(shard).open("rb")
+    from webdataset.gopen import Pipe, gopen
+
+    if shard.startswith("s3://"):
+        return Pipe(["aws", "s3", "cp", shard, "-"], mode="rb", ignore_status=[141])
+    return gopen(shard, "rb")
 
 
 def _group(shard: str, members: Iterable[tuple[str, bytes]]) -> Iterator[ShardVideo]:
     """Videos, the images of one folder together."""
     images: list[tuple[str, bytes]] = []
-    folder = ""
+    folder, num_bytes = "", 0
 
     def video(name: str, files: list[tuple[str, bytes]]) -> ShardVideo:
         return ShardVideo(f"{shard}/{name}", Path(PurePosixPath(shard).name) / name, tuple(files))
@@ -251,13 +320,23 @@ def _group(shard: str, members: Iterable[tuple[str, bytes]]) -> Iterator[ShardVi
         is_frame = is_image(Path(name))
         if not is_frame or str(path.parent) != folder:
             yield from sequence()
-            images = []
+            images, num_bytes = [], 0
         if is_frame:
+            num_bytes += len(content)
+            if num_bytes > _MAX_MEMBER:
+                raise tarfile.ReadError(f"the images of one folder have over {_MAX_MEMBER} bytes")
             folder = str(path.parent)
             images.append((path.name, content))
         else:
             yield video(name, [(path.name, content)])
     yield from sequence()
+
+
+def _unreadable(shard: str, error: Exception) -> VideoError:
+    return VideoError(
+        f"the shard {shard} cannot be read ({_reason_of(error)}): see that it is there and can be "
+        "reached, then resume"
+    )
 
 
 def _breaks_off(shard: str, num_videos: int, error: Exception) -> str:

@@ -15,6 +15,7 @@ write-ahead log does not work on network file systems.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -38,7 +39,8 @@ from ino.data.decode import NOMINAL_FPS, VideoFile
 from ino.data.images import IMAGE_SUFFIXES, is_pattern, open_sequence
 from ino.data.video import VIDEO_SUFFIXES, is_video
 from ino.errors import OutputError, VideoError
-from ino.system import available_cores, write_text
+from ino.schema import parse_json
+from ino.system import available_cores, read_file, write_text
 
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(VIDEO_SUFFIXES))
 # A video's name may hold spaces and commas; a label after it is set off by one.
@@ -55,6 +57,9 @@ CREATE TABLE videos (
     width INTEGER, seconds REAL, fault TEXT
 ) WITHOUT ROWID
 """  # paths are bytes, as not all of them are text
+MACHINE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO})
+"""Errors of the system that say nothing about the file that was read."""
+
 _LOG = logging.getLogger("ino")
 
 
@@ -80,7 +85,10 @@ class VideoHeader(NamedTuple):
 def read_header(path: Path) -> VideoHeader:
     """The header of a video file, a folder of images or an image sequence.
 
-    Raises nothing: if the video is missing, empty, not a video or cut short, `fault` says so.
+    If the video is missing, empty, not a video or cut short, `fault` says so.
+
+    Raises:
+        VideoError: the machine is at fault, see `check_machine`.
     """
     try:
         sequence = open_sequence(path)
@@ -98,9 +106,42 @@ def read_header(path: Path) -> VideoHeader:
         with VideoFile(path, num_threads=1) as file:
             return _header_of(file)
     except VideoError as error:
+        check_machine(path, error)
         return VideoHeader(fault=str(error))
     except OSError as error:
+        check_machine(path, error)
         return VideoHeader(fault=f"{path} cannot be read: {error.strerror or error}")
+
+
+def check_machine(path: Path, error: Exception) -> None:
+    """Checks that it is the video's fault that it could not be read, by reading its bytes.
+
+    Args:
+        path: of the video.
+        error: why it could not be read.
+
+    Raises:
+        VideoError: too many files are open, the disk or the network that it is on fails, or its
+            handle is stale.
+    """
+    cause: BaseException | None = error
+    try:
+        while cause is not None:
+            # A damaged video can have FFmpeg's I/O error, a file that can be read cannot.
+            if getattr(cause, "errno", None) in MACHINE_ERRORS - {errno.EIO}:
+                raise cause
+            cause = cause.__cause__
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(1 << 22):
+                    pass
+    except OSError as fault:
+        if fault.errno in MACHINE_ERRORS:
+            advice = "allow more with ulimit -n" if fault.errno == errno.EMFILE else "see to that"
+            raise VideoError(
+                f"{path} cannot be read ({fault.strerror}), which is no fault of the video: "
+                f"{advice} and start again"
+            ) from fault
 
 
 def _header_of(file: VideoFile) -> VideoHeader:
@@ -208,7 +249,7 @@ def _has_suffix(name: str, suffixes: frozenset[str]) -> bool:
 
 def _read_list(path: Path) -> Iterator[Path]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_file(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VideoError(
             f"{path} is neither a video ({_listed(VIDEO_SUFFIXES)}) nor a text file that lists "
@@ -251,12 +292,22 @@ class VideoIndex:
 
 
 def default_index(roots: Sequence[Path]) -> Path:
-    """Where the index of these roots is kept: in the user's cache folder, XDG_CACHE_HOME if set."""
+    """Where the index of these roots is kept: in the user's cache folder, XDG_CACHE_HOME if set.
+
+    Raises:
+        OutputError: the user has no home folder.
+    """
     # Absolute, or the same words in two folders would share a file.
     name = "\n".join(sorted({str(root.absolute()) for root in roots}))
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "ino" / f"index-{digest}.sqlite"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OutputError(
+            "there is no home folder to keep the index in: set HOME or XDG_CACHE_HOME, or "
+            "name a file with --index (for ino train, --data.index)"
+        ) from error
+    return cache / "ino" / f"index-{digest}.sqlite"
 
 
 def index_videos(
@@ -556,7 +607,7 @@ def _add_text(records: sqlite3.Connection, text: bytes) -> None:
     reasons: dict[str, str] = {}
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            value = json.loads(line)
+            value = parse_json(line.decode())
             if isinstance(value, list):
                 name, size, changed, num_frames, fps, height, width, seconds, _ = value
                 header = VideoHeader(

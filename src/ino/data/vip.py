@@ -7,6 +7,7 @@ Zhou et al., "Adaptive temporal encoding network for video instance-level human 
 from pathlib import Path
 
 from ino.data.davis import VideoSequence, read_sequence
+from ino.data.names import check_name, read_lines
 from ino.errors import DatasetError
 
 PARTS = (
@@ -29,7 +30,7 @@ def read_vip(root: Path, *, split: str = "val") -> list[VideoSequence]:
 
     Raises:
         DatasetError: the list, the frames of a video or the annotation of its first frame are
-            missing, or an annotation belongs to no frame.
+            missing, an annotation belongs to no frame, or the list holds what is no name.
     """
     folder = root / "VIP_Fine" if (root / "VIP_Fine").is_dir() else root
     path = folder / "lists" / f"{split}_videos.txt"
@@ -38,11 +39,12 @@ def read_vip(root: Path, *, split: str = "val") -> list[VideoSequence]:
             f"{path} does not exist: expected the list of the {split} videos; give the folder "
             "that holds Images, Annotations and lists"
         )
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split()
-    names = list(dict.fromkeys(line.rstrip("/").split("/")[-1] for line in lines))
+    words = [word for line in read_lines(path) for word in line.split()]
+    names = dict.fromkeys(word.rstrip("/").split("/")[-1] for word in words)
     if not names:
         raise DatasetError(f"{path} is empty: expected the name of a video on each line")
     frames, annotations = folder / "Images", folder / "Annotations" / "Category_ids"
     return [
-        read_sequence(name, frames / name, annotations / name, needs_first=True) for name in names
+        read_sequence(name, frames / name, annotations / name, needs_first=True)
+        for name in [check_name(name, source=path) for name in names]
     ]

@@ -5,7 +5,6 @@ appear; every frame of JPEGImages in `train`) and `meta.json`, which must agree 
 The folder of all frames beside it is optional. No frame is decoded here, only annotations.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,10 @@ import numpy as np
 from ino.data.davis import VideoSequence, read_sequence
 from ino.data.images import list_images
 from ino.data.label_maps import VOID, read_labels
+from ino.data.names import check_name
 from ino.errors import DatasetError, VideoError
+from ino.schema import parse_json, read_json
+from ino.system import read_file
 
 _NUM_THREADS = 8
 _ADVICE = "copy the split again, or delete meta.json to go by the folders alone"
@@ -132,9 +134,9 @@ def seen_categories(
 def _read_categories(path: Path) -> frozenset[str]:
     expected = "expected one category per line, or a meta.json with the category of each object"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
-            videos = json.loads(text)["videos"].values()
+            videos = parse_json(text)["videos"].values()
             names = [one["category"] for video in videos for one in video["objects"].values()]
         else:
             lines = (line.partition("#")[0].strip() for line in text.splitlines())
@@ -144,7 +146,7 @@ def _read_categories(path: Path) -> frozenset[str]:
         found = frozenset(names)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): {expected}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path} does not tell which categories are seen: {expected}") from error
     if not found:
         raise DatasetError(f"{path} is empty: {expected}")
@@ -192,19 +194,25 @@ def _read_meta(path: Path) -> _Meta | None:
     if not path.is_file():
         return None
     try:
-        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
+        videos = read_json(path)["videos"]
         return {
-            str(name): {
-                int(label): _Object(_category(one), tuple(map(str, one.get("frames") or ())))
+            check_name(name, source=path): {
+                int(label): _Object(_category(one), _frames(one, path))
                 for label, one in video["objects"].items()
             }
             for name, video in videos.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"{path} is not the meta.json of YouTube-VOS, in which each of `videos` has `objects` "
             "with a number each: copy it again, or delete it to go by the folders alone"
         ) from error
+
+
+def _frames(listed: Mapping[str, Iterable[object]], path: Path) -> tuple[str, ...]:
+    return tuple(check_name(str(frame), source=path) for frame in listed.get("frames") or ())
 
 
 def _category(listed: Mapping[str, object]) -> str | None:

@@ -10,7 +10,6 @@ So the same command resumes an experiment that was stopped, and several processe
     DIR/.locks/LABEL[/seed_N]/       held by the process that works on the row
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ino.errors import OutputError
 from ino.experiments.rows import Row
 from ino.models.weights import NetworkName, list_checkpoints
 from ino.propagate.protocols import Protocol
+from ino.schema import read_json
 from ino.system import folder_lock
 from ino.tasks.results import fingerprint, read_finished, settings_text
 from ino.train.config import TrainConfig
@@ -99,9 +99,9 @@ class Trial:
         """Scores in percent, by their names in the table; None until they are there. A damaged
         file is made again."""
         try:
-            text = (self.folder / one.folder / "done.json").read_text(encoding="utf-8")
-            return {name: float(value) for name, value in json.loads(text)["scores"].items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            scores = read_json(self.folder / one.folder / "done.json")["scores"]
+            return {name: float(value) for name, value in scores.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def read_state(self) -> "State":

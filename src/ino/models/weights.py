@@ -10,7 +10,6 @@ import argparse
 import errno
 import hashlib
 import io
-import json
 import logging
 import math
 import pickle
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from ino.errors import CheckpointError
 from ino.models.student_teacher import NetworkName
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer, build_vit
+from ino.schema import read_json
 
 FORMAT = "ino-training-run"
 VERSION = 1
@@ -449,8 +449,8 @@ def _read_tensors(path: Path, *, sha256: str | None) -> dict[str, Tensor]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no configuration")

@@ -33,6 +33,7 @@ from ino.report.strips import (
     read_mask,
     save_picture,
 )
+from ino.schema import read_json
 from ino.system import atomic_path, new_folder, write_text
 from ino.tables import markdown, percent
 from ino.tasks.davis import DavisScores, read_davis_scores
@@ -349,8 +350,8 @@ def _common_settings(a: Path, b: Path) -> dict[str, Any]:
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "settings.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise OutputError(f"{path} is broken: evaluate again, or remove it") from error

@@ -246,7 +246,8 @@ def score_jhmdb(
 
 def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        predicted = np.load(path, allow_pickle=False)
+        # Mapped, so that a header that claims terabytes takes no memory.
+        predicted = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DatasetError(
             f"{path} cannot be read as an array ({error}): write the predicted joints of the "

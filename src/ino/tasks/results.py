@@ -29,6 +29,7 @@ from ino.models.load import bundled_folder
 from ino.models.weights import exported_weights, find_checkpoint, is_exported
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
+from ino.schema import read_json
 from ino.system import folder_lock, new_folder, remove_leftovers, write_text
 
 OnFrame = Callable[[], None]
@@ -215,8 +216,8 @@ def check_settings(
         OutputError: they are others, or the file is broken; the message names the first.
     """
     try:
-        stored = _flat(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        stored = _flat(read_json(path))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{path} is broken, so what made the results beside it cannot be told: choose another "
             "--out or pass --overwrite in place of --resume"
@@ -293,8 +294,8 @@ def read_means(path: Path) -> dict[str, float] | None:
     Scores that are null are left out. None if the file is missing or damaged.
     """
     try:
-        means = json.loads(path.read_text(encoding="utf-8"))["global"]
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        means = read_json(path)["global"]
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     if not isinstance(means, dict):
         return None

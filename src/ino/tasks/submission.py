@@ -20,9 +20,10 @@ from PIL import Image
 
 from ino.data.images import image_size
 from ino.data.label_maps import davis_palette
+from ino.data.names import check_name
 from ino.data.ytvos import YtvosSplit, YtvosVideo
-from ino.errors import MaskError, OutputError
-from ino.system import atomic_path, available_cores
+from ino.errors import DatasetError, MaskError, OutputError
+from ino.system import atomic_path, available_cores, read_file
 
 TOP = "Annotations"
 """The one folder at the top of a submission."""
@@ -31,6 +32,7 @@ _NUM_SHOWN = 3
 """Sentences that are shown of each kind of finding; the others are counted."""
 
 _MAX_WORKERS = 8
+_MAX_BYTES = 1 << 26  # of a mask's file, unpacked
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 _YTVOS_COLORS = bytes.fromhex(
@@ -143,31 +145,49 @@ def check_submission(
     """
     report = SubmissionReport()
     if predictions.is_dir():
-        _check_files(_folder_files(predictions), split, report, on_video)
+        _check_files(_folder_files(predictions, report), split, report, on_video)
         return report
+    if not predictions.is_file():
+        found = "is a device or a pipe" if predictions.exists() else "does not exist"
+        raise MaskError(f"{predictions} {found}: give a zip file or a folder")
     try:
-        with zipfile.ZipFile(predictions) as packed:
-            if files := _packed_files(packed, predictions, split, report):
-                _check_files(files, split, report, on_video)
-    except FileNotFoundError as error:
-        raise MaskError(f"{predictions} does not exist: give a zip file or a folder") from error
-    except (OSError, zipfile.BadZipFile) as error:
+        packed = zipfile.ZipFile(predictions)
+    except _UNREADABLE as error:
         raise MaskError(
             f"{predictions} is not a whole zip file ({error}): pack the masks again"
         ) from error
+    with packed:
+        if files := _packed_files(packed, predictions, split, report):
+            _check_files(files, split, report, on_video)
     return report
 
 
-def _folder_files(folder: Path) -> _Files:
+def _only_names(paths: Iterable[str], source: Path, report: SubmissionReport) -> list[str]:
+    """The paths that are made of names; the others are faults."""
+    good, faults = [], []
+    for path in paths:
+        try:
+            for name in path.split("/"):
+                check_name(name, source=source)
+            good.append(path)
+        except DatasetError as error:
+            faults.append(str(error))
+    if faults:
+        report.faults.append(Finding("names that are none", faults[0], len(faults)))
+    return good
+
+
+def _folder_files(folder: Path, report: SubmissionReport) -> _Files:
     """By path below the folder of videos; hidden files are not packed by us, so they are left
     out."""
     top = folder / TOP if (folder / TOP).is_dir() else folder
     if (top / "settings.json").is_file() and (top / "predictions").is_dir():
         raise MaskError(f"{folder} holds all results: check {folder / 'predictions'} or its zip")
+    found = (path for path in sorted(top.rglob("*")) if path.is_file())
+    paths = [path.relative_to(top).as_posix() for path in found if not path.name.startswith(".")]
     return {
-        path.relative_to(top).as_posix(): path.read_bytes
-        for path in sorted(top.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
+        path: partial(read_file, top / path, max_bytes=_MAX_BYTES)
+        for path in _only_names(paths, folder, report)
     }
 
 
@@ -176,6 +196,7 @@ def _packed_files(
 ) -> _Files:
     """By path below `Annotations`; none, and a fault, where the whole zip file is built wrong."""
     names = [one.filename for one in packed.infolist() if not one.is_dir()]
+    names = _only_names(names, path, report)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         sentence = (
             f"{path} holds {twice[0]} more than once, and which one counts is not known: pack each "
@@ -186,7 +207,7 @@ def _packed_files(
         for name in sorted(set(names) - set(inside)):
             sentence = f"{path} holds {name}: expected {TOP}/ alone at the top; leave it out"
             report.faults.append(Finding("other files", sentence))
-        return {name.removeprefix(f"{TOP}/"): partial(packed.read, name) for name in inside}
+        return {name.removeprefix(f"{TOP}/"): partial(_unpack, packed, name) for name in inside}
     expected = f"expected {TOP}/{split.videos[0].name}/{split.videos[0].submitted[0]}.png"
     if nested := [name for name in names if name.lower().endswith(".zip")]:
         found = f"holds the zip file {nested[0]}: {expected}; hand in that file itself"
@@ -198,6 +219,21 @@ def _packed_files(
         found = f"is empty: {expected}"
     report.faults.append(Finding("not built as a submission", f"{path} {found}"))
     return {}
+
+
+def _unpack(packed: zipfile.ZipFile, name: str) -> bytes:
+    """A file of a zip file.
+
+    Raises:
+        ValueError: it is too large, or packed otherwise than zip files of masks are.
+    """
+    entry = packed.getinfo(name)
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is packed by another method than deflate")
+    if entry.file_size > _MAX_BYTES:
+        raise ValueError(f"it unpacks to {entry.file_size} bytes, above {_MAX_BYTES}")
+    with packed.open(entry) as file:
+        return file.read(entry.file_size)  # without a number, more than that is unpacked
 
 
 def _check_files(
@@ -281,7 +317,8 @@ def _check_mask(
     name = f"{video.name}/{frame}.png"
     try:
         with Image.open(io.BytesIO(read())) as image:
-            image.load()
+            if (image.height, image.width) == size:  # pixels of another size may fill the memory
+                image.load()
     except Image.UnidentifiedImageError:  # its own words name an object of Python, not the file
         fault = Finding("broken masks", f"{name} is not an image: write it again")
     except _UNREADABLE as error:

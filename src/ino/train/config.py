@@ -84,9 +84,9 @@ class DataConfig(_Section):
     """Clips of each device in a step."""
     shard_videos: ZeroOrMore = 0
     """Number of videos in all tar shards together; 0 to count them, which needs local files."""
-    num_workers: ZeroOrMore | Literal["auto"] = "auto"
+    num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Decoding processes for each device; auto derives their number from that of the cores."""
-    prefetch: OneOrMore = 2
+    prefetch: Annotated[int, Field(gt=0, le=256)] = 2
     """Batches that each of them keeps ready."""
     index: str = "auto"
     """File that caches the headers of the videos; auto is a file in the user's cache folder, off
@@ -454,7 +454,8 @@ def recipe_values(name: str) -> dict[str, Any]:
             that it starts from, a path being relative to the file.
 
     Raises:
-        ConfigError: there is no such recipe, it cannot be read, or recipes start from each other.
+        ConfigError: there is no such recipe, it cannot be read, it names a command to run, or
+            recipes start from each other.
     """
     values: dict[str, Any] = {}
     path = named_file(name, RECIPES, what="recipe")
@@ -462,6 +463,7 @@ def recipe_values(name: str) -> dict[str, Any]:
     while True:
         content = read_yaml(path, what="recipe", holds="sections such as model and data")
         base = content.pop("base", None)
+        refuse_commands(content, where=f"the recipe {path}")
         values = flatten(content) | values
         if base is None:
             return nest(values)
@@ -473,6 +475,25 @@ def recipe_values(name: str) -> dict[str, Any]:
         if seen[-1] in seen[:-1]:
             chain = " -> ".join(one.stem for one in seen)
             raise ConfigError(f"the recipe {name} starts from itself: {chain}")
+
+
+def refuse_commands(values: Mapping[str, Any], *, where: str) -> None:
+    """Checks that values out of a file name no command as the source of videos.
+
+    Args:
+        values: fields of a run, nested or by dotted name.
+        where: the file, such as "the recipe FILE".
+
+    Raises:
+        ConfigError: a root of `data.root` begins with `pipe:`; only the command line may have that.
+    """
+    roots = flatten(values).get("data.root")
+    for root in roots if isinstance(roots, list) else [roots]:
+        if isinstance(root, str) and root.startswith("pipe:"):
+            raise ConfigError(
+                f"{where} has a command in data.root ({root[:80]!r}), which no file may run: if "
+                "you trust it, give it on the command line with --data.root"
+            )
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:

@@ -7,6 +7,7 @@ batch, and a run that resumes, see the same views.
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -49,6 +50,7 @@ from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
 from ino.models.student_teacher import Views
+from ino.schema import read_json
 from ino.system import available_cores, write_text
 from ino.train.config import DataConfig, TrainConfig, ViewsConfig
 from ino.train.distributed import broadcast_from_first
@@ -260,7 +262,7 @@ def record_videos(clips: Clips, out: Path) -> None:
     path = out / VIDEOS_NAME
     now = {"clips_an_epoch": clips.order.num_clips, "digest": clips.digest}
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     except (OSError, ValueError):
         before = now
     if before != now:
@@ -299,6 +301,11 @@ def batches(clips: Clips, *, first_step: int, num_steps: int) -> Iterator[list[T
             kind = type(error)
             raise kind(str(error).rpartition(f"{kind.__name__}: ")[2]) from error
         except (RuntimeError, OSError, EOFError) as error:
+            if os.strerror(errno.EMFILE) in str(error) or "ancdata" in str(error):
+                raise TrainingError(
+                    f"too many files are open at step {step}: allow more with ulimit -n or lower "
+                    "data.num_workers, and resume"
+                ) from error
             if loader.num_workers == 0 or not _is_death(error):
                 raise
             num_deaths = num_deaths + 1 if step - last_death < _QUIET_BATCHES else 1

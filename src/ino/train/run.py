@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
-import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricModule
 from rich.console import Console
@@ -43,6 +42,7 @@ from ino.models.weights import (
     read_checkpoint,
     read_weights,
 )
+from ino.schema import read_yaml
 from ino.system import (
     atomic_path,
     check_new_folder,
@@ -338,9 +338,8 @@ def read_config(out: Path) -> TrainConfig:
     """
     path = out / CONFIG_NAME
     try:
-        return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    # ValueError is also that of text that is not UTF-8.
-    except (FileNotFoundError, yaml.YAMLError, ValueError, ConfigError, RecursionError):
+        return from_dict(read_yaml(path, what="configuration"))
+    except ConfigError:
         fault = "is damaged" if path.exists() else "is gone"
     checkpoint = newest_intact_checkpoint(out)
     try:

@@ -17,10 +17,13 @@ from ino.schema import checked
 Size = tuple[int, int]
 """Height and width, pixels."""
 
-MaskDown = Literal["bilinear-align-corners", "linear", "nearest", "strided", "averaged-ids"]
+MaskDown = Literal[
+    "bilinear-align-corners", "linear", "nearest", "nearest-or-most", "strided", "averaged-ids"
+]
 """One-hot maps to the feature grid: bilinearly with corners aligned; bilinearly as OpenCV does,
-corners not aligned; the label map by nearest neighbor; its pixel at the top left of each feature;
-or bilinearly averaged numbers of the objects, fractions cut off."""
+corners not aligned; the label map by nearest neighbor; the same, where an object that would be lost
+gets the feature that holds most of it; the pixel at the top left of each feature; or bilinearly
+averaged numbers of the objects, fractions cut off."""
 
 MaskUp = Literal["bilinear-stride", "bilinear", "bilinear-align-corners", "nearest"]
 """Channels to pixels: bilinearly to stride times the grid and, after the argmax, by nearest
@@ -295,7 +298,14 @@ _TIMECYCLE = _like(
 )
 
 # Ours, not a published one: for features of little training, which go wrong where they look far.
-_INO_NEAR = _like(_DINOV3, name="ino-near", short_side=480, radius=6, mask_up="bilinear")
+_INO_NEAR = _like(
+    _DINOV3,
+    name="ino-near",
+    short_side=480,
+    radius=6,
+    mask_down="nearest-or-most",
+    mask_up="bilinear",
+)
 
 PROTOCOLS = {
     protocol.name: protocol

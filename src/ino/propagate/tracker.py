@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 
+import cv2
 import numpy as np
 import torch
 
@@ -26,6 +27,8 @@ from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
 
 _LOG = logging.getLogger("ino")
+HALF = 0.5
+"""An object with a smaller share of every feature has none of its own."""
 
 
 class Tracker:
@@ -149,7 +152,7 @@ class Tracker:
 
         The labels of the last frame are propagated back to the object's reference frame in one
         step and compared with the mask that was given there. A low value means that the object was
-        lost or is not visible.
+        lost or is not visible; it is 0 where the last label map has no pixel of the object.
         """
         return self._running().survival()
 
@@ -160,6 +163,7 @@ class Tracker:
         *,
         num_frames: int | None = None,
         correct: bool = False,
+        name: str = "",
     ) -> Iterator[np.ndarray]:
         """One label map per frame, of the frame's size; zeros before the first mask.
 
@@ -167,7 +171,8 @@ class Tracker:
         number. After each result, `confidence` and `survival` describe that frame. An object enters
         with the first mask that contains its id. The first mask is returned unchanged if the
         protocol's `keep_given` is set, which it is not in crw and dul. Void pixels (255) become
-        background, also in the result.
+        background, also in the result. A warning names the first object that is too small for the
+        features, vanishes or fills a frame, once per object.
 
         Args:
             frames: uint8 RGB frames, height x width x 3, all of one size.
@@ -176,6 +181,7 @@ class Tracker:
             num_frames: length of the video where it is known, so that a mask beyond its end is
                 found at once.
             correct: later masks also correct the objects of earlier ones, see `add`.
+            name: of the video, for warnings.
 
         Raises:
             MaskError: there is no mask, or one is malformed, without objects, of another size than
@@ -192,7 +198,7 @@ class Tracker:
         entering = _entering_objects(masks, correct=correct)
         if num_frames is not None:
             _check_end(masks, num_frames)
-        return self._stream(frames, masks, entering, correct=correct)
+        return self._stream(frames, masks, entering, correct=correct, name=name)
 
     def track_both_ways(
         self, frames: Sequence[np.ndarray], masks: Mapping[int, np.ndarray]
@@ -236,8 +242,9 @@ class Tracker:
         entering: Mapping[int, list[int]],
         *,
         correct: bool,
+        name: str,
     ) -> Iterator[np.ndarray]:
-        session = self._session = self._new_session()
+        session = self._session = self._new_session(name)
         for index, frame in enumerate(frames):
             mask, new_ids = masks.get(index), entering.get(index, [])
             corrects = correct and mask is not None and index != min(masks)
@@ -245,8 +252,8 @@ class Tracker:
             yield session.add(masks[index]) if corrects else labels
         _check_end(masks, session.frame + 1)
 
-    def _new_session(self) -> "Session":
-        return Session(self._extractor, self.protocol, screening=self._screening)
+    def _new_session(self, name: str = "") -> "Session":
+        return Session(self._extractor, self.protocol, screening=self._screening, name=name)
 
     def _running(self) -> "Session":
         if self._session is None:
@@ -261,8 +268,17 @@ class Session:
     was, and a result of `track` that is not used up goes on after another `start`.
     """
 
-    def __init__(self, extractor: FeatureExtractor, protocol: Protocol, *, screening: bool) -> None:
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        protocol: Protocol,
+        *,
+        screening: bool,
+        name: str,
+    ) -> None:
         """A session that has seen no frame, see `Tracker` for the options."""
+        self._name = name
+        self._warned: set[int] = set()
         self._extractor = extractor
         self._protocol = protocol
         self._propagator = Propagator(protocol, screening=screening)
@@ -277,6 +293,7 @@ class Session:
         self._predicted = np.empty((0, 0), dtype=np.uint8)
         self._given = np.empty((0, 0), dtype=np.uint8)
         self._given_ids: list[int] = []
+        self._num_pixels = np.zeros(256)  # of each label
 
     @property
     def frame(self) -> int:
@@ -312,7 +329,8 @@ class Session:
         labels = self._advance(features, mask if new_ids else None, entering)
         if is_first and self._protocol.keep_given:
             assert mask is not None
-            return mask
+            labels = mask
+        self._inspect(labels)
         return labels
 
     def add(self, mask: np.ndarray) -> np.ndarray:
@@ -333,17 +351,19 @@ class Session:
         given = [BACKGROUND, *objects] if {BACKGROUND, *objects} >= set(self._ids) else objects
         channels = [self._ids.index(label) for label in given]
         resized = resize_mask(mask, whole=self._whole, size=self._compared)
-        self._soft = self._propagator.add(self._soften(resized, given), channels=channels)
+        grid = (self._soft.shape[0], self._soft.shape[1])
+        soft = self._soften_given(resized, given, grid=grid)
+        self._soft = self._propagator.add(soft, channels=channels)
         if self._protocol.feedback == "hard":
             # Soft labels are those of the reduced mask now, which would change other objects.
             labels = _without(self._predicted, given)
         else:
             labels = self._harden()
         labels = self._settle(labels, resized, given)
-        if not self._protocol.keep_given:
-            return labels
-        # What was drawn stays as it was drawn.
-        return np.where(np.isin(mask, given), mask, _without(labels, objects))
+        if self._protocol.keep_given:  # what was drawn stays as it was drawn
+            labels = np.where(np.isin(mask, given), mask, _without(labels, objects))
+        self._inspect(labels)
+        return labels
 
     def confidence(self) -> np.ndarray:
         """See `Tracker.confidence`."""
@@ -363,7 +383,11 @@ class Session:
         if not self._ids:
             return {}
         found = self._propagator.survival()
-        return {self._ids[channel]: value for channel, value in found.items() if channel}
+        return {
+            self._ids[channel]: value if self._num_pixels[self._ids[channel]] else 0.0
+            for channel, value in found.items()
+            if channel
+        }
 
     def _advance(
         self, features: torch.Tensor, mask: np.ndarray | None, entering: Sequence[int]
@@ -379,12 +403,31 @@ class Session:
         if mask is not None:
             self._given = np.where(np.isin(mask, entering), mask, self._given)
             mask = resize_mask(mask, whole=self._whole, size=self._compared)
-            new = self._soften(mask, entering, grid=(features.shape[0], features.shape[1]))
+            new = self._soften_given(mask, entering, grid=(features.shape[0], features.shape[1]))
             if self._protocol.feedback == "hard":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
         self._soft = self._propagator.step(features, new)
         self._predicted = self._harden()
         return self._settle(self._predicted, mask, entering)
+
+    def _inspect(self, labels: np.ndarray) -> None:
+        """Warns of objects that a label map has lost, or that fill it."""
+        self._num_pixels = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
+        for label in self._ids[1:]:
+            if not self._num_pixels[label]:
+                self._warn(
+                    label,
+                    "has no pixel: it left the view or was lost; mark it again where it is seen",
+                )
+            elif self._num_pixels[label] == labels.size:
+                self._warn(label, "fills the frame, and the background has no pixel")
+
+    def _warn(self, label: int, what: str) -> None:
+        """Once per object."""
+        if label not in self._warned:
+            self._warned.add(label)
+            video = f"{self._name}: " if self._name else ""
+            _LOG.warning("%sobject %d in frame %d %s", video, label, self.frame, what)
 
     def _harden(self) -> np.ndarray:
         return harden_labels(
@@ -416,6 +459,20 @@ class Session:
             method=self._protocol.mask_down,
             device=self._extractor.device,
         )
+
+    def _soften_given(
+        self, mask: np.ndarray, ids: Sequence[int], *, grid: tuple[int, int]
+    ) -> torch.Tensor:
+        """Labels of a given mask; warns of objects that have less than half of every feature."""
+        soft = self._soften(mask, ids, grid=grid)
+        for label, largest in zip(ids, soft.amax(dim=(0, 1)).tolist(), strict=True):
+            if label != BACKGROUND and largest < HALF:
+                self._warn(
+                    label,
+                    "is too small for the features, so it is likely to be lost: a larger "
+                    "short_side helps (--set short_side=...)",
+                )
+        return soft
 
 
 def object_ids(mask: np.ndarray, index: int) -> list[int]:

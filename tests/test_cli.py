@@ -27,6 +27,7 @@ from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.models.load import DEFAULT
 from ino.propagate.protocols import PROTOCOLS
 from ino.tasks.segment import video_name
+from processes import held_elsewhere
 from synthetic_ytvos import write_ytvos_layout
 
 OPTIONS = Path(__file__).parent / "cli_options.txt"
@@ -202,7 +203,7 @@ def test_a_video_cut_in_half_keeps_what_was_done(tmp_path, capsys, clip):
     [
         (np.ones((24, 32), np.uint8), "24x32 but the frames are 48x64.*--resize-mask"),
         (np.zeros((48, 64), np.uint8), "no object"),
-        (np.full((48, 64, 3), (7, 99, 200), np.uint8), "indexed"),
+        (np.full((48, 64, 3), (7, 99, 200), np.uint8), "which of its 1 colors is no object"),
         (np.arange(48 * 64, dtype=np.uint16).reshape(48, 64), "254"),
     ],
     ids=["size", "empty", "rgb", "many"],
@@ -259,6 +260,18 @@ def test_an_output_folder_that_holds_something(tmp_path, capsys, video, mask):
     assert (out / "mine.txt").read_text() == "keep"
 
 
+def test_two_segmentations_into_one_folder(tmp_path, capsys, video, mask):
+    out = tmp_path / "out"
+    with held_elsewhere(out):
+        for options in ((), ("--overwrite",)):
+            message = refused(
+                capsys, "segment", video, "--mask", mask, "--out", out, *FAST, *options
+            )
+            assert "another ino segment is writing into" in message
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert run("segment", video, "--mask", mask, "--out", out, *FAST) == 0
+
+
 def test_a_disk_that_fills(tmp_path, capsys, video, mask, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
@@ -267,7 +280,7 @@ def test_a_disk_that_fills(tmp_path, capsys, video, mask, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_space)
     message = refused(capsys, "segment", video, "--mask", mask, "--out", out, *FAST)
     assert "No space left on device" in message
-    assert [p for p in out.rglob("*") if p.is_file()] == []
+    assert [p.name for p in out.rglob("*") if p.is_file()] == [".lock"]
 
 
 @pytest.mark.parametrize("fault", ["frames", "size", "ids", "sequence"])
@@ -636,3 +649,48 @@ def test_public_names_are_there_and_come_late():
 def test_the_version_is_told(capsys):
     assert run("--version") == 0
     assert re.search(r"\d+\.\d+\.\d+", capsys.readouterr().out)
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    now = iter([0.0, 4.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(now))
+    with cli._progress("frames", 30) as advance:
+        for _ in range(4):
+            advance()
+    assert capsys.readouterr().err == "frames: 2 of 30\nframes: 4 of 30\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of files are bytes there")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict", "latin-1:strict"])
+def test_names_that_no_screen_shows(tmp_path, video, mask, encoding):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for name in ("été \N{CJK UNIFIED IDEOGRAPH-65E5}.mp4", os.fsdecode(b"caf\xe9\x1b[31m.mp4")):
+        (folder / name).write_bytes(video.read_bytes())
+    (folder / os.fsdecode(b"br\xe9k.mp4")).write_bytes(bytes(100))
+    out = tmp_path / os.fsdecode(b"o\xe9")
+    commands = [["index", folder, "--index", tmp_path / "index"]]
+    for number, path in enumerate(sorted(folder.iterdir())):
+        commands.append(["segment", path, "--mask", mask, "--out", out / str(number), *FAST])
+    code = (
+        "import sys; from ino.cli import main\n"
+        "while sys.argv[1:]:\n"
+        "    end = sys.argv.index('END')\n"
+        "    print('status', main(sys.argv[1:end]))\n"
+        "    del sys.argv[1:end + 1]\n"
+    )
+    arguments = [str(word) for command in commands for word in (*command, "END")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    status = re.findall(rb"status (\d)", done.stdout)
+    assert status == [b"0", b"2", b"0", b"0"], done.stderr
+    assert rb"br\xe9k.mp4 cannot be read" in done.stdout
+    assert rb"br\xe9k.mp4 cannot be read" in done.stderr
+    assert rb"o\xe9/2" in done.stdout
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["1", "2"]

@@ -16,6 +16,7 @@ def draw_overlay(
     labels: np.ndarray,
     *,
     opacity: float = 0.5,
+    caption: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A copy of the frame with each object tinted and outlined in its color of the DAVIS palette.
 
@@ -25,6 +26,7 @@ def draw_overlay(
         frame: RGB.
         labels: uint8, of the frame's height and width.
         opacity: of the tint, 0 (outlines only) to 1 (flat colors).
+        caption: written at the bottom left, such as the number of the frame.
 
     Raises:
         MaskError: the labels are of another type or size than the frame.
@@ -48,4 +50,16 @@ def draw_overlay(
             (labels == label).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
         cv2.drawContours(result, contours, -1, color=palette[label].tolist(), thickness=thickness)
+    place = (4 * thickness, len(labels) - 5 * thickness)
+    for color, width in (((0, 0, 0), 3 * thickness), ((255, 255, 255), thickness)):
+        cv2.putText(
+            result,
+            caption,
+            place,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.5 * thickness,
+            color,
+            width,
+            cv2.LINE_AA,
+        )
     return result

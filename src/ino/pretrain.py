@@ -53,8 +53,11 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         raise ConfigError("run.eval_every is set, but not run.eval_root, the folder of a data set")
     root, sequences = Path(run.eval_root), run.eval_sequences or None
     protocol = sized_protocol(run.eval_protocol, short_side=run.eval_short_side or None)
-    if not read_davis(root, year=run.eval_year, split=run.eval_split, sequences=sequences):
-        raise ConfigError(f"run.eval_root {root} lists no sequence in {run.eval_split}.txt")
+    found = read_davis(root, year=run.eval_year, split=run.eval_split, sequences=sequences)
+    if not any(map(has_truth, found)):
+        raise ConfigError(
+            f"run.eval_root {root} lists no sequence with later annotations in {run.eval_split}.txt"
+        )
     model = config.model
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
@@ -72,6 +75,7 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
             settings={"weights": f"student after {step} steps", "root": str(root)},
             overwrite=True,
         )
+        assert scores is not None
         named = {"eval_jf": scores.jf_mean, "eval_j": scores.j_mean, "eval_f": scores.f_mean}
         return {name: 100 * value for name, value in named.items()}
 

@@ -581,3 +581,56 @@ def test_a_later_mask_replaces_the_objects_that_it_holds(fine_tracker, video):
     assert not (result == 4).any()
     assert (result == 2).any()
     assert not (fine_tracker.step(frames[2]) == 4).any()
+
+
+def noise(num_frames: int, *, seed: int = 0) -> list[np.ndarray]:
+    """A still video of 64 x 80 pixels."""
+    frame = np.random.default_rng(seed).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    return [frame] * num_frames
+
+
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_an_object_of_three_pixels_is_named_once_and_never_survives(backbone, caplog):
+    mask = np.zeros((64, 80), dtype=np.uint8)
+    mask[20:40, 20:40] = 1
+    mask[49, 49:52] = 7
+    protocol = get_protocol("dino", layer=1, short_side=64, size_multiple=None)
+    tracker = Tracker(backbone, protocol=protocol)
+    *_, last = tracker.track(noise(4), {0: mask}, name="bear")
+    assert 7 not in last and 1 in last
+    (line,) = warnings(caplog)
+    assert line.startswith("bear: object 7 in frame 0 is too small") and "short_side" in line
+    survival = tracker.survival()
+    assert survival[7] == 0.0 and survival[1] > 0.9
+
+
+def test_ino_near_keeps_a_still_object_of_three_pixels(backbone, caplog):
+    mask = np.zeros((64, 80), dtype=np.uint8)
+    mask[20:40, 20:40] = 1
+    mask[49, 49:52] = 7
+    mask[49, 58:61] = 8
+    protocol = get_protocol("ino-near", layer=1, short_side=64, size_multiple=None)
+    tracker = Tracker(backbone, protocol=protocol)
+    *_, last = tracker.track(noise(6), {0: mask})
+    assert warnings(caplog) == []
+    assert (last[mask == 7] == 7).all() and (last[mask == 8] == 8).all()
+    assert min(tracker.survival().values()) == 1.0
+
+
+def test_an_object_that_vanishes_or_fills_the_frame_is_named_once(tracker, video, caplog):
+    gray = np.full((64, 80, 3), 90, dtype=np.uint8)
+    red, mask = gray.copy(), np.zeros((64, 80), dtype=np.uint8)
+    red[16:32, 16:32], mask[16:32, 16:32] = (230, 20, 20), 1
+    *_, last = tracker.track([red, red, gray, gray], {0: mask})
+    assert not last.any()
+    (line,) = warnings(caplog)
+    assert line.startswith("object 1 in frame 2 has no pixel")
+    assert tracker.survival() == {1: 0.0}
+    caplog.clear()
+    list(tracker.track(video[0][:3], {0: np.ones((HEIGHT, WIDTH), dtype=np.uint8)}))
+    assert warnings(caplog) == [
+        "object 1 in frame 0 fills the frame, and the background has no pixel"
+    ]

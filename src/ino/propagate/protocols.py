@@ -320,9 +320,12 @@ PROTOCOLS = {
 def get_protocol(name: str, /, **overrides: Any) -> Protocol:
     """The protocol of that name, with single fields replaced.
 
+    The radius is scaled with `short_side`, so that the window covers the same part of the frame.
+
     Args:
         name: one of `PROTOCOLS`.
-        overrides: values by field of `Protocol`; None is a value, not "as it was".
+        overrides: values by field of `Protocol`; None is a value, not "as it was". A `radius` given
+            here is taken as it is.
 
     Raises:
         ConfigError: the name or a field is unknown, a value is out of range, or values do not go
@@ -332,7 +335,12 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
         raise ConfigError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
     if "name" in overrides:
         raise ConfigError("name is no field that can be replaced: choose a protocol by its name")
-    return checked(Protocol, dict(PROTOCOLS[name]) | overrides, where=f"protocol {name}")
+    where, usual = f"protocol {name}", PROTOCOLS[name]
+    protocol = checked(Protocol, dict(usual) | overrides, where=where)
+    if "radius" in overrides or None in (usual.radius, usual.short_side, protocol.short_side):
+        return protocol
+    radius = max(1, round(usual.radius * protocol.short_side / usual.short_side))
+    return checked(Protocol, dict(protocol) | {"radius": radius}, where=where)
 
 
 def describe_protocol(protocol: Protocol) -> str:

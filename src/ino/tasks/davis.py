@@ -34,6 +34,7 @@ from ino.tasks.results import (
     propagated,
 )
 from ino.tasks.scoring import FramesToScore, score_sequences
+from ino.tasks.submission import pack_submission
 
 
 def evaluate_davis(
@@ -46,12 +47,16 @@ def evaluate_davis(
     resolution: str = "480p",
     sequences: Sequence[str] | None = None,
     **options: Unpack[RunOptions],
-) -> "DavisScores":
+) -> "DavisScores | None":
     """Propagates the first masks of a DAVIS split and scores the result.
 
     Writes `predictions/SEQUENCE/FRAME.png`, `finished.txt` with the sequences that are done, the
     CSV files of the official evaluation, `scores.json` and `settings.json`. A run that was killed
     can be resumed.
+
+    Where no later frames are annotated, as in test-dev and the challenges, nothing is scored and
+    the result is None: `submission.zip` is for the server, and is written where all sequences of
+    the list are done.
 
     Args:
         root: the data set.
@@ -71,6 +76,10 @@ def evaluate_davis(
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     for sequence in found:
         _given(sequence)  # what cannot be propagated is told before anything is written
+    is_scored = any(map(has_truth, found))
+    if is_scored:  # so is what cannot be scored
+        for sequence in found:
+            _check_truth(sequence)
     with propagated(
         found,
         out=out,
@@ -81,6 +90,11 @@ def evaluate_davis(
         is_whole=sequence_is_whole,
         **options,
     ) as (predictions, _):
+        if not is_scored:
+            if sequences is None:
+                asked = {one.name: [frame.stem for frame in one.frames] for one in found}
+                pack_submission(predictions, asked, out / "submission.zip", top="")
+            return None
         scores = score_davis(
             predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
         )
@@ -130,6 +144,19 @@ def _given(sequence: VideoSequence) -> dict[int, Path]:
             f"of {sequence.name} again"
         )
     return {first: path}
+
+
+def has_truth(sequence: VideoSequence) -> bool:
+    """Whether a frame is annotated between the first and the last one, which are not scored."""
+    return len(sequence.annotations) > 2
+
+
+def _check_truth(sequence: VideoSequence) -> None:
+    if not has_truth(sequence):
+        raise DatasetError(
+            f"{sequence.name} has {len(sequence.annotations)} annotated frames, but at least 3 are "
+            "needed, for the first and the last one are left out of the scores"
+        )
 
 
 def score_davis(
@@ -188,12 +215,8 @@ def _frames_to_score(
     sequence: VideoSequence, predictions: Path, *, one_object: bool
 ) -> FramesToScore:
     """The scored frames; reads the first annotation, whose objects are those of the sequence."""
+    _check_truth(sequence)
     scored = list(sequence.annotations.values())[1:-1]
-    if not scored:
-        raise DatasetError(
-            f"{sequence.name} has {len(sequence.annotations)} annotated frames, but at least 3 are "
-            "needed, for the first and the last one are left out of the scores"
-        )
     first = sequence.annotations[0]
     raw = read_raw_labels(first)
     truth = resolve_void(raw)

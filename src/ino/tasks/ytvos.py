@@ -169,7 +169,8 @@ def finish_split(
     predictions = out / "predictions"
     submission = out / "submission.zip" if split.is_whole else None
     if submission is not None:
-        pack_submission(predictions, split.videos, submission)
+        asked = {video.name: video.submitted for video in split.videos}
+        pack_submission(predictions, asked, submission)
     report = check_submission(submission or predictions, split)
     if report.num_faults:
         raise MaskError(

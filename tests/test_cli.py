@@ -638,8 +638,15 @@ def test_public_names_are_there_and_come_late():
     import ino
 
     names = [name for name in dir(ino) if not name.startswith("_")]
-    assert len(names) == 16
-    assert all(getattr(ino, name).__module__.startswith("ino.") for name in names)
+    assert len(names) == 20
+    assert {"InoError", "train", "load_recipe", "list_protocols", "list_weights"} <= {*names}
+    named = [getattr(ino, name) for name in names if name != "train"]
+    assert all(one.__module__.startswith("ino.") for one in named)
+    assert callable(ino.train)
+    assert "ino_vitt8" in ino.list_weights() and "ino-near" in ino.list_protocols()
+    with pytest.raises(ino.InoError, match="no recipe"):
+        ino.load_recipe("nothing")
+    assert (Path(ino.__file__).parent / "py.typed").is_file()
     with pytest.raises(AttributeError):
         _ = ino.nothing
     code = "import sys, ino; sys.exit('torch' in sys.modules)"
@@ -694,3 +701,23 @@ def test_names_that_no_screen_shows(tmp_path, video, mask, encoding):
     assert rb"o\xe9/2" in done.stdout
     assert b"\x1b" not in done.stdout + done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["1", "2"]
+
+
+def test_programs_may_give_paths_as_text(tmp_path, video, mask, davis):
+    import ino
+
+    write_labels(str(tmp_path / "copy.png"), torch.from_numpy(read_labels(mask)).long())
+    labels = ino.read_labels(str(tmp_path / "copy.png"))
+    np.testing.assert_array_equal(labels, read_labels(mask))
+    assert len(list(ino.read_frames(str(video)))) == 6
+    with ino.VideoWriter(str(tmp_path / "copy.mp4"), fps=5.0) as writer:
+        writer.write(next(ino.read_frames(str(video))))
+    tracker = ino.Tracker("color", protocol=ino.get_protocol("ino-davis", short_side=None))
+    out = str(tmp_path / "out")
+    assert ino.segment_video(str(video), {0: labels > 0}, out=out, tracker=tracker) == 6
+    scores = ino.evaluate_davis(str(davis), out=str(tmp_path / "davis_out"), tracker=tracker)
+    assert ino.score_davis(str(tmp_path / "davis_out" / "predictions"), str(davis)) == scores
+    write_ytvos_layout({"a": generate_clip(1, num_frames=4)}, tmp_path / "ytvos")
+    split = ino.read_ytvos_split(str(tmp_path / "ytvos"))
+    assert ino.check_submission(str(tmp_path), split).num_faults
+    assert ino.load_recipe(str(Path(ino.__file__).parent / "recipes" / "tiny.yaml"))

@@ -242,8 +242,10 @@ def train(
 
     from ino.pretrain import pretrain
 
-    checkpoint = pretrain(config, out=out or Path("runs") / Path(recipe).stem, resume=resume)
+    out = out or Path("runs") / Path(recipe).stem
+    checkpoint = pretrain(config, out=out, resume=resume)
     rank_zero_only(_say)(f"last checkpoint: {checkpoint}")
+    rank_zero_only(_say)(f"next: ino segment VIDEO --mask FIRST.png --weights {out}")
 
 
 def index(
@@ -873,8 +875,9 @@ class _Lines:
     def __call__(self, num: int = 1, *, total: int | None = None) -> None:
         self._done += num
         self._total = total or self._total
-        if num and time.monotonic() - self._last >= SECONDS_PER_LINE:
-            self._last = time.monotonic()
+        now = time.monotonic()
+        if num and now - self._last >= SECONDS_PER_LINE:
+            self._last = now
             known = f" of {self._total}" if self._total else ""
             print(f"{self._what}: {self._done}{known}", file=sys.stderr, flush=True)
 

@@ -1,10 +1,12 @@
 """Label maps drawn over frames. Pictures to look at, not to score."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from ino.data.label_maps import VOID, davis_palette
+from ino.data.label_maps import VOID, as_labels, davis_palette
 from ino.errors import ConfigError, MaskError
 
 PIXELS_PER_LINE = 480
@@ -13,7 +15,7 @@ PIXELS_PER_LINE = 480
 
 def draw_overlay(
     frame: UInt8[np.ndarray, "height width 3"],
-    labels: np.ndarray,
+    labels: Any,
     *,
     opacity: float = 0.5,
     caption: str = "",
@@ -24,7 +26,7 @@ def draw_overlay(
 
     Args:
         frame: RGB.
-        labels: uint8, of the frame's height and width.
+        labels: a label map of the frame's height and width.
         opacity: of the tint, 0 (outlines only) to 1 (flat colors).
         caption: written at the bottom left, such as the number of the frame.
 
@@ -34,10 +36,11 @@ def draw_overlay(
     """
     if not 0 <= opacity <= 1:
         raise ConfigError(f"the opacity of an overlay must be 0 to 1, but is {opacity}")
-    if labels.dtype != np.uint8 or labels.shape != frame.shape[:2]:
+    labels = as_labels(labels, "the label map of an overlay")
+    if labels.shape != frame.shape[:2]:
         raise MaskError(
-            f"labels must be uint8 {frame.shape[0]}x{frame.shape[1]} as the frame is, but they are "
-            f"{labels.dtype} of shape {labels.shape}; give labels of the frame's size"
+            f"labels must be {frame.shape[0]}x{frame.shape[1]} as the frame is, but they are "
+            f"{labels.shape[0]}x{labels.shape[1]}; give labels of the frame's size"
         )
     palette = davis_palette()
     marked = (labels != 0) & (labels != VOID)

@@ -317,6 +317,11 @@ PROTOCOLS = {
 """The protocols by name."""
 
 
+def list_protocols() -> list[str]:
+    """The names that `get_protocol` and `Tracker` take."""
+    return list(PROTOCOLS)
+
+
 def get_protocol(name: str, /, **overrides: Any) -> Protocol:
     """The protocol of that name, with single fields replaced.
 
@@ -337,7 +342,7 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
         raise ConfigError("name is no field that can be replaced: choose a protocol by its name")
     where, usual = f"protocol {name}", PROTOCOLS[name]
     protocol = checked(Protocol, dict(usual) | overrides, where=where)
-    if "radius" in overrides or None in (usual.radius, usual.short_side, protocol.short_side):
+    if "radius" in overrides or not (usual.radius and usual.short_side and protocol.short_side):
         return protocol
     radius = max(1, round(usual.radius * protocol.short_side / usual.short_side))
     return checked(Protocol, dict(protocol) | {"radius": radius}, where=where)

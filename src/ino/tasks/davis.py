@@ -38,9 +38,9 @@ from ino.tasks.submission import pack_submission
 
 
 def evaluate_davis(
-    root: Path,
+    root: Path | str,
     *,
-    out: Path,
+    out: Path | str,
     tracker: Tracker,
     year: int = 2017,
     split: str = "val",
@@ -73,6 +73,7 @@ def evaluate_davis(
         ConfigError: see `ino.tasks.results.propagated`.
         OutputError: the same.
     """
+    root, out = Path(root), Path(out)
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     for sequence in found:
         _given(sequence)  # what cannot be propagated is told before anything is written
@@ -160,8 +161,8 @@ def _check_truth(sequence: VideoSequence) -> None:
 
 
 def score_davis(
-    predictions: Path,
-    root: Path,
+    predictions: Path | str,
+    root: Path | str,
     *,
     year: int = 2017,
     split: str = "val",
@@ -196,6 +197,7 @@ def score_davis(
         MaskError: predictions are missing, broken, of another size than the annotation, or hold
             objects that the sequence does not have.
     """
+    predictions, root = Path(predictions), Path(root)
     if year not in (2016, 2017):
         raise ConfigError(f"DAVIS has the years 2016 and 2017, but year is {year}")
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ino.data.images import is_pattern
-from ino.data.label_maps import read_labels, write_labels
+from ino.data.label_maps import as_labels, read_labels, write_labels
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
@@ -112,10 +112,10 @@ def _last_number(name: str) -> int | None:
 
 
 def segment_video(
-    video: Path,
-    masks: Mapping[int, np.ndarray],
+    video: Path | str,
+    masks: Mapping[int, Any],
     *,
-    out: Path,
+    out: Path | str,
     tracker: Tracker,
     settings: Mapping[str, Any] | None = None,
     overlay: bool = True,
@@ -158,6 +158,8 @@ def segment_video(
     """
     if check_every < 0:
         raise ConfigError(f"check_every is 0 (never) or more frames, but it is {check_every}")
+    video, out = Path(video), Path(out)
+    masks = {index: as_labels(mask, f"the mask of frame {index}") for index, mask in masks.items()}
     info, names = read_info(video), frame_names(video)
     fps = info.fps if fps is None else fps
     if overlay and not 0 < fps < math.inf:

@@ -128,7 +128,7 @@ class SubmissionReport:
 
 
 def check_submission(
-    predictions: Path,
+    predictions: Path | str,
     split: YtvosSplit,
     *,
     on_video: Callable[[], None] = lambda: None,
@@ -148,7 +148,7 @@ def check_submission(
     Raises:
         MaskError: there is no such file or folder, or the file is not a zip file.
     """
-    report = SubmissionReport()
+    report, predictions = SubmissionReport(), Path(predictions)
     if predictions.is_dir():
         _check_files(_folder_files(predictions), split, report, on_video)
         return report

@@ -55,9 +55,9 @@ def test_no_object_leaves_the_frame(frame):
     assert not np.shares_memory(result, frame)
 
 
-@pytest.mark.parametrize("labels", [np.zeros((40, 59), np.uint8), np.zeros((40, 60), np.int64)])
+@pytest.mark.parametrize("labels", [np.zeros((40, 59), np.uint8), np.zeros((40, 60), np.float32)])
 def test_labels_of_another_size_or_type_are_refused(frame, labels):
-    with pytest.raises(MaskError, match="labels must be uint8 40x60"):
+    with pytest.raises(MaskError, match=r"labels must be 40x60|must be uint8 height"):
         draw_overlay(frame, labels)
 
 

@@ -73,7 +73,9 @@ def print_table(
         has_total: print the last row below a line, as a total.
         caption: printed below the table.
     """
-    headings, *body = ([_shown_lines(text) for text in row] for row in rows)
+    headings, *body = rows
+    headings = [_shown_lines(heading) for heading in headings]
+    body = [[shown(text) for text in row] for row in body]
     width = max(1, console.width // 6)
     body = [
         [_wrap(text, width) if 0 < index < num_texts else text for index, text in enumerate(row)]

@@ -109,6 +109,7 @@ def evaluate(
                 year=year,
                 settings={"weights": row.weights, "network": row.network, "root": str(root)},
             )
+            assert found is not None
             scores[side][row.name] = found
             seconds = time.perf_counter() - started
             line = f"{row.name} at {side}: J&F {100 * found.jf_mean:.1f} in {seconds:.0f} s"

@@ -45,7 +45,9 @@ class Size:
 
     def protocol(self) -> Protocol:
         """ino-davis, at the size of the frames."""
-        return get_protocol("ino-davis", short_side=min(self.frame), num_context=self.num_context)
+        return get_protocol(
+            "ino-davis", short_side=min(self.frame), radius=40, num_context=self.num_context
+        )
 
     def grid(self, *, stride: int) -> tuple[int, int]:
         """Rows and columns of the feature map."""

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine["gpu"] = torch.cuda.get_device_name()
     size = QUICK if options.quick else FULL
     clip = generate_clip(0, **size, num_objects=2)
-    protocol = get_protocol("ino-davis", short_side=size["height"])
+    protocol = get_protocol("ino-davis", short_side=size["height"], radius=40)
     backbone = load_backbone(BACKBONE)
     assert isinstance(backbone, VitBackbone)
     tracker = Tracker(backbone, protocol=protocol, device=device, precision=options.precision)

@@ -27,6 +27,7 @@ from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.models.load import DEFAULT
 from ino.propagate.protocols import PROTOCOLS
 from ino.tasks.segment import video_name
+from processes import held_elsewhere
 from synthetic_ytvos import write_ytvos_layout
 
 OPTIONS = Path(__file__).parent / "cli_options.txt"
@@ -259,6 +260,18 @@ def test_an_output_folder_that_holds_something(tmp_path, capsys, video, mask):
     assert (out / "mine.txt").read_text() == "keep"
 
 
+def test_two_segmentations_into_one_folder(tmp_path, capsys, video, mask):
+    out = tmp_path / "out"
+    with held_elsewhere(out):
+        for options in ((), ("--overwrite",)):
+            message = refused(
+                capsys, "segment", video, "--mask", mask, "--out", out, *FAST, *options
+            )
+            assert "another ino segment is writing into" in message
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert run("segment", video, "--mask", mask, "--out", out, *FAST) == 0
+
+
 def test_a_disk_that_fills(tmp_path, capsys, video, mask, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
@@ -267,7 +280,7 @@ def test_a_disk_that_fills(tmp_path, capsys, video, mask, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_space)
     message = refused(capsys, "segment", video, "--mask", mask, "--out", out, *FAST)
     assert "No space left on device" in message
-    assert [p for p in out.rglob("*") if p.is_file()] == []
+    assert [p.name for p in out.rglob("*") if p.is_file()] == [".lock"]
 
 
 @pytest.mark.parametrize("fault", ["frames", "size", "ids", "sequence"])
@@ -625,8 +638,15 @@ def test_public_names_are_there_and_come_late():
     import ino
 
     names = [name for name in dir(ino) if not name.startswith("_")]
-    assert len(names) == 16
-    assert all(getattr(ino, name).__module__.startswith("ino.") for name in names)
+    assert len(names) == 20
+    assert {"InoError", "train", "load_recipe", "list_protocols", "list_weights"} <= {*names}
+    named = [getattr(ino, name) for name in names if name != "train"]
+    assert all(one.__module__.startswith("ino.") for one in named)
+    assert callable(ino.train)
+    assert "ino_vitt8" in ino.list_weights() and "ino-near" in ino.list_protocols()
+    with pytest.raises(ino.InoError, match="no recipe"):
+        ino.load_recipe("nothing")
+    assert (Path(ino.__file__).parent / "py.typed").is_file()
     with pytest.raises(AttributeError):
         _ = ino.nothing
     code = "import sys, ino; sys.exit('torch' in sys.modules)"
@@ -636,3 +656,68 @@ def test_public_names_are_there_and_come_late():
 def test_the_version_is_told(capsys):
     assert run("--version") == 0
     assert re.search(r"\d+\.\d+\.\d+", capsys.readouterr().out)
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    now = iter([0.0, 4.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(now))
+    with cli._progress("frames", 30) as advance:
+        for _ in range(4):
+            advance()
+    assert capsys.readouterr().err == "frames: 2 of 30\nframes: 4 of 30\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of files are bytes there")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict", "latin-1:strict"])
+def test_names_that_no_screen_shows(tmp_path, video, mask, encoding):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for name in ("été \N{CJK UNIFIED IDEOGRAPH-65E5}.mp4", os.fsdecode(b"caf\xe9\x1b[31m.mp4")):
+        (folder / name).write_bytes(video.read_bytes())
+    (folder / os.fsdecode(b"br\xe9k.mp4")).write_bytes(bytes(100))
+    out = tmp_path / os.fsdecode(b"o\xe9")
+    commands = [["index", folder, "--index", tmp_path / "index"]]
+    for number, path in enumerate(sorted(folder.iterdir())):
+        commands.append(["segment", path, "--mask", mask, "--out", out / str(number), *FAST])
+    code = (
+        "import sys; from ino.cli import main\n"
+        "while sys.argv[1:]:\n"
+        "    end = sys.argv.index('END')\n"
+        "    print('status', main(sys.argv[1:end]))\n"
+        "    del sys.argv[1:end + 1]\n"
+    )
+    arguments = [str(word) for command in commands for word in (*command, "END")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    status = re.findall(rb"status (\d)", done.stdout)
+    assert status == [b"0", b"2", b"0", b"0"], done.stderr
+    assert rb"br\xe9k.mp4 cannot be read" in done.stdout
+    assert rb"br\xe9k.mp4 cannot be read" in done.stderr
+    assert rb"o\xe9/2" in done.stdout
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["1", "2"]
+
+
+def test_programs_may_give_paths_as_text(tmp_path, video, mask, davis):
+    import ino
+
+    write_labels(str(tmp_path / "copy.png"), torch.from_numpy(read_labels(mask)).long())
+    labels = ino.read_labels(str(tmp_path / "copy.png"))
+    np.testing.assert_array_equal(labels, read_labels(mask))
+    assert len(list(ino.read_frames(str(video)))) == 6
+    with ino.VideoWriter(str(tmp_path / "copy.mp4"), fps=5.0) as writer:
+        writer.write(next(ino.read_frames(str(video))))
+    tracker = ino.Tracker("color", protocol=ino.get_protocol("ino-davis", short_side=None))
+    out = str(tmp_path / "out")
+    assert ino.segment_video(str(video), {0: labels > 0}, out=out, tracker=tracker) == 6
+    scores = ino.evaluate_davis(str(davis), out=str(tmp_path / "davis_out"), tracker=tracker)
+    assert ino.score_davis(str(tmp_path / "davis_out" / "predictions"), str(davis)) == scores
+    write_ytvos_layout({"a": generate_clip(1, num_frames=4)}, tmp_path / "ytvos")
+    split = ino.read_ytvos_split(str(tmp_path / "ytvos"))
+    assert ino.check_submission(str(tmp_path), split).num_faults
+    assert ino.load_recipe(str(Path(ino.__file__).parent / "recipes" / "tiny.yaml"))

@@ -55,12 +55,19 @@ def test_no_object_leaves_the_frame(frame):
     assert not np.shares_memory(result, frame)
 
 
-@pytest.mark.parametrize("labels", [np.zeros((40, 59), np.uint8), np.zeros((40, 60), np.int64)])
+@pytest.mark.parametrize("labels", [np.zeros((40, 59), np.uint8), np.zeros((40, 60), np.float32)])
 def test_labels_of_another_size_or_type_are_refused(frame, labels):
-    with pytest.raises(MaskError, match="labels must be uint8 40x60"):
+    with pytest.raises(MaskError, match=r"labels must be 40x60|must be uint8 height"):
         draw_overlay(frame, labels)
 
 
 def test_opacity_out_of_range_is_refused(frame, labels):
     with pytest.raises(ConfigError, match=r"opacity of an overlay must be 0 to 1, but is 1\.5"):
         draw_overlay(frame, labels, opacity=1.5)
+
+
+def test_a_caption_is_written_at_the_bottom_left():
+    frame, labels = np.full((120, 160, 3), 90, np.uint8), np.zeros((120, 160), np.uint8)
+    np.testing.assert_array_equal(draw_overlay(frame, labels), frame)
+    rows, columns = np.nonzero((draw_overlay(frame, labels, caption="00007") != 90).any(axis=-1))
+    assert len(rows) and rows.min() > 90 and columns.max() < 80

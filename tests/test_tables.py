@@ -1,13 +1,15 @@
 """Tables on the screen, as CSV, Markdown and JSON."""
 
+import csv
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ino.tables import fraction, markdown, percent, print_table, write_csv, write_json
+from ino.tables import fraction, markdown, percent, print_table, shown, write_csv, write_json
 
 ROWS = [
     ["row", "what", "J&F", "$f$"],
@@ -25,11 +27,11 @@ def printed(rows, *, width=100, **options) -> str:
 
 @pytest.mark.parametrize("has_total", [False, True])
 def test_texts_are_no_markup(has_total):
-    shown = printed(ROWS, num_texts=2, has_total=has_total, caption="in [percent]")
+    screen = printed(ROWS, num_texts=2, has_total=has_total, caption="in [percent]")
     for row in ROWS:
-        assert all(word in shown for text in row for word in text.split()), row
-    assert "in [percent]" in shown
-    lines = [line for line in shown.splitlines() if line.strip(" ─")]
+        assert all(word in screen for text in row for word in text.split()), row
+    assert "in [percent]" in screen
+    lines = [line for line in screen.splitlines() if line.strip(" ─")]
     assert len(lines) == 6  # the second column is wrapped at words: two lines of the first row
     assert lines[-2].split() == ["mean", "46.3", "1.0"]
 
@@ -42,8 +44,8 @@ def test_numbers_are_aligned_to_the_right():
 
 def test_long_labels_are_folded_and_short_ones_are_whole():
     assert "paragliding-launch" in printed([["a", "b"], ["paragliding-launch", "1"]], width=60)
-    shown = printed([["a", "b"], ["x" * 70, "1"]], width=60)
-    assert shown.count("x") == 70
+    screen = printed([["a", "b"], ["x" * 70, "1"]], width=60)
+    assert screen.count("x") == 70
 
 
 def test_markdown():
@@ -62,3 +64,31 @@ def test_files(tmp_path):
     content = json.loads((tmp_path / "a.json").read_text())
     assert list(content) == ["software", "a"]
     assert content["a"] == {"b": None, "c": [1.5, str(tmp_path)]}
+
+
+HOSTILE = "a\x1b[31m\n\u202eb\udce9 [red]x[/red] <b>$_é|"
+
+
+def test_what_is_shown_is_one_line_without_control_characters():
+    assert shown(HOSTILE) == r"a\x1b[31m\n\u202eb\xe9 [red]x[/red] <b>$_é|"
+    assert shown(Path("a\tb")) == r"a\tb"
+    assert shown("été 日本　語 👩‍👧") == "été 日本　語 👩‍👧"
+
+
+def test_tables_show_hostile_names_as_they_are(tmp_path):
+    screen = io.StringIO()
+    console = Console(file=screen, width=200, force_terminal=True)
+    print_table([["name", "J&F"], [HOSTILE, "1.0"]], console, caption="a\x1b[31m[b]")
+    assert r"a\x1b[31m\n\u202eb\xe9 [red]x[/red] <b>$_é|" in screen.getvalue()
+    assert r"a\x1b[31m[b]" in screen.getvalue()
+    assert "\x1b[31m" not in screen.getvalue()
+    text = markdown([["name", "J&F"], [HOSTILE, "1.0"]])
+    assert text.splitlines()[2] == (r"| a\\x1b[31m\\n\\u202eb\\xe9 [red]x[/red] \<b>$_é\| | 1.0 |")
+    path = tmp_path / "a.csv"
+    write_csv(path, [["=1+1", "-0.25"], ["-", "@x"], [HOSTILE, "+a"], ["\t=1", None]])
+    assert list(csv.reader(path.open(encoding="utf-8"))) == [
+        ["'=1+1", "-0.25"],
+        ["-", "'@x"],
+        [shown(HOSTILE), "'+a"],
+        [r"\t=1", ""],
+    ]

@@ -13,8 +13,10 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.data.video import read_frames as read_frames
     from ino.data.ytvos import read_ytvos_split as read_ytvos_split
     from ino.errors import InoError as InoError
+    from ino.models.load import list_weights as list_weights
     from ino.models.load import load_backbone as load_backbone
     from ino.propagate.protocols import get_protocol as get_protocol
+    from ino.propagate.protocols import list_protocols as list_protocols
     from ino.propagate.tracker import Tracker as Tracker
     from ino.tasks.davis import evaluate_davis as evaluate_davis
     from ino.tasks.davis import score_davis as score_davis
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.tasks.ytvos import evaluate_ytvos as evaluate_ytvos
     from ino.tasks.ytvos import score_ytvos as score_ytvos
     from ino.train.config import TrainConfig as TrainConfig
+    from ino.train.config import load_recipe as load_recipe
 
 __version__ = "0.1.0"
 
@@ -35,7 +38,10 @@ _MODULES = {
     "evaluate_davis": "ino.tasks.davis",
     "evaluate_ytvos": "ino.tasks.ytvos",
     "get_protocol": "ino.propagate.protocols",
+    "list_protocols": "ino.propagate.protocols",
+    "list_weights": "ino.models.load",
     "load_backbone": "ino.models.load",
+    "load_recipe": "ino.train.config",
     "read_frames": "ino.data.video",
     "read_labels": "ino.data.label_maps",
     "read_ytvos_split": "ino.data.ytvos",
@@ -47,10 +53,12 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "train":  # also a folder of modules, which can be called (see its docstring)
+        return import_module("ino.train")
     if name not in _MODULES:
         raise AttributeError(f"module 'ino' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_MODULES, "__version__"])
+    return sorted([*_MODULES, "train", "__version__"])

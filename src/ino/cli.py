@@ -8,6 +8,7 @@ that help and wrong arguments are answered without loading them. The options of 
 import difflib
 import errno
 import inspect
+import io
 import json
 import logging
 import os
@@ -30,10 +31,14 @@ from rich.console import Console
 
 from ino import __version__
 from ino.errors import ConfigError, InoError, MaskError, StoppedError, VideoError
+from ino.tables import print_table, shown
 
 _LOG = logging.getLogger("ino")
 
 T = TypeVar("T")
+
+SECONDS_PER_LINE = 10.0
+"""Between two lines of progress where there is no terminal for a bar."""
 
 Network = Literal["student", "teacher"]
 Precision = Literal["fp32", "bf16"]
@@ -100,7 +105,7 @@ class Tracking:
 
         size = getattr(tracker, "input_size", None)
         input_size = f"; input {size}x{size}" if size else ""
-        print(f"weights {self.weights}; protocol {describe_protocol(tracker.protocol)}{input_size}")
+        _say(f"weights {self.weights}; protocol {describe_protocol(tracker.protocol)}{input_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +175,11 @@ class Work:
     devices: Annotated[str | None, Parameter(metavar="NAME,...")] = None
 
 
+def _say(text: object) -> None:
+    """Prints one line."""
+    print(shown(text), flush=True)
+
+
 def _field_and_value(text: str) -> tuple[str, Any]:
     """A field of a protocol and its value from FIELD=VALUE."""
     from ino.schema import yaml_value
@@ -199,7 +209,7 @@ def demo(
     from ino.demo.demo import run_demo
 
     report = run_demo(out, seed=seed, num_steps=steps, overwrite=overwrite)
-    print(f"open {report}")
+    _say(f"open {report}")
 
 
 def train(
@@ -232,8 +242,10 @@ def train(
 
     from ino.pretrain import pretrain
 
-    checkpoint = pretrain(config, out=out or Path("runs") / Path(recipe).stem, resume=resume)
-    rank_zero_only(print)(f"last checkpoint: {checkpoint}")
+    out = out or Path("runs") / Path(recipe).stem
+    checkpoint = pretrain(config, out=out, resume=resume)
+    rank_zero_only(_say)(f"last checkpoint: {checkpoint}")
+    rank_zero_only(_say)(f"next: ino segment VIDEO --mask FIRST.png --weights {out}")
 
 
 def index(
@@ -253,7 +265,6 @@ def index(
         broken: File to write the broken videos to, one per line.
     """
     from ino.data import video_index
-    from ino.tables import print_table
 
     file = index or video_index.default_index(roots)
     started = time.perf_counter()
@@ -264,15 +275,15 @@ def index(
     seconds = time.perf_counter() - started
     print_table(video_index.summarize(found), Console())
     for reason in list(found.faults.values())[:3]:
-        print(f"broken: {reason}")
+        _say(f"broken: {reason}")
     if len(found.faults) > 3:
-        print(f"and {len(found.faults) - 3} more" + ("" if broken else "; see --broken FILE"))
+        _say(f"and {len(found.faults) - 3} more" + ("" if broken else "; see --broken FILE"))
     if broken:
         video_index.write_faults(found, broken)
     if remark := video_index.wide_video_remark(found):
-        print(remark)
+        _say(remark)
     headers = "header" if found.num_read == 1 else "headers"
-    print(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}", flush=True)
+    _say(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}")
     if len(found.faults) == len(found):
         raise VideoError(f"none of the videos can be used ({len(found)}): give others")
 
@@ -347,7 +358,7 @@ def plot(runs: list[Path], /, *, out: Path = Path("curves.png")) -> None:
     """
     from ino.report.curves import plot_runs
 
-    print(f"curves in {plot_runs(runs, out=out)}")
+    _say(f"curves in {plot_runs(runs, out=out)}")
 
 
 def _image_size(_: Any, tokens: Sequence[Any]) -> tuple[int, int]:
@@ -410,7 +421,7 @@ def export(
         overwrite=overwrite,
     )
     for path in written:
-        print(f"{path} ({decimal(path.stat().st_size)})")
+        _say(f"{path} ({decimal(path.stat().st_size)})")
 
 
 def segment(
@@ -453,7 +464,7 @@ def segment(
     masks = {number: read_mask(path) for number, path in paths.items()}
     for number, labels in masks.items():
         frame = number if names is None else names[number]
-        print(f"mask of frame {frame}: {describe_objects(labels)}")
+        _say(f"mask of frame {frame}: {describe_objects(labels)}")
     tracker, settings = tracking.load(Tracker)
     settings |= {
         "video": str(video),
@@ -480,7 +491,7 @@ def segment(
             overwrite=overwrite,
             on_frame=advance,
         )
-    print(f"{count} masks in {out / 'masks'}")
+    _say(f"{count} masks in {out / 'masks'}")
 
 
 def davis(
@@ -496,9 +507,18 @@ def davis(
         root: Folder that holds JPEGImages.
     """
     from ino.propagate.tracker import Tracker
-    from ino.tasks.davis import evaluate_davis
+    from ino.tasks.davis import DavisScores, evaluate_davis
 
-    _evaluate("davis", evaluate_davis, root, results, tracking, Tracker, **vars(chosen))
+    def remarks(scores: DavisScores | None, out: Path) -> Iterator[str]:
+        if scores is None:
+            yield f"no scores: later frames of {chosen.split} are not annotated; " + (
+                f"the server of DAVIS scores {out / 'submission.zip'}"
+                if chosen.sequences is None
+                else "submission.zip for the server of DAVIS needs all sequences"
+            )
+
+    choice = vars(chosen)
+    _evaluate("davis", evaluate_davis, root, results, tracking, Tracker, remarks=remarks, **choice)
 
 
 def ytvos(
@@ -529,7 +549,7 @@ def ytvos(
                 f"no scores: {root / split / 'Annotations'} holds only the frames that objects "
                 "enter with; the server of YouTube-VOS scores submission.zip"
             )
-        yield result.report.summary(result.submission or out / "predictions")
+        yield from result.report.summary(result.submission or out / "predictions").split("\n")
         if result.submission is None:
             yield "no submission.zip: it needs all videos; continue with --resume, without --videos"
 
@@ -616,8 +636,8 @@ def _evaluate(
         scores.print_table(Console())
     tracking.print_choices(tracker)
     for remark in remarks(result, out):
-        print(remark)
-    print(f"results in {out}")
+        _say(remark)
+    _say(f"results in {out}")
 
 
 def suite(
@@ -686,7 +706,6 @@ def compare(
         frames: Frames shown of each sequence.
     """
     from ino.report.comparison import compare_evaluations
-    from ino.tables import print_table
 
     out = out or Path(f"{a.name}_and_{b.name}")
     comparison = compare_evaluations(
@@ -694,8 +713,8 @@ def compare(
     )
     print_table(comparison.lines(), Console(), caption="percent")
     for note in comparison.notes():
-        print(note)
-    print(f"look at {out / 'comparison.html'}")
+        _say(note)
+    _say(f"look at {out / 'comparison.html'}")
 
 
 def strips(
@@ -741,7 +760,7 @@ def strips(
         resolution=resolution,
         height=height,
     )
-    print(f"strips in {path}")
+    _say(f"strips in {path}")
 
 
 def score(
@@ -788,7 +807,7 @@ def score(
     if out is not None:
         new_folder(out, overwrite=True)
         scores.write(out, split=split, protocol=None)
-        print(f"results in {out}")
+        _say(f"results in {out}")
 
 
 def check(
@@ -810,7 +829,8 @@ def check(
     data = read_ytvos_split(root, split=split, videos=videos)
     with _progress("videos", len(data.videos)) as advance:
         report = check_submission(predictions, data, on_video=advance)
-    print(report.summary(predictions))
+    for line in report.summary(predictions).split("\n"):
+        _say(line)
     if report.num_faults:
         raise MaskError(
             f"{predictions} cannot be handed in ({report.counts()}): mend what is listed above and "
@@ -822,13 +842,16 @@ def check(
 def _progress(
     what: str, total: int | None = None, *, is_kept: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Shows a bar once what it yields is called, after each of the `total` (0 or None: unknown)."""
+    """Shows a bar once what it yields is called, after each of the `total` (0 or None: unknown);
+    without a terminal, a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    hidden = not is_kept and not console.is_interactive  # its end would write an empty line
-    bar = Progress(*columns, console=console, transient=not is_kept, disable=hidden)
+    if not console.is_interactive:
+        yield _Lines(what, total)
+        return
+    bar = Progress(*columns, console=console, transient=not is_kept)
     task = bar.add_task(what, total=total or None)
 
     def advance(num: int = 1, *, total: int | None = None) -> None:
@@ -840,6 +863,23 @@ def _progress(
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+class _Lines:
+    """Progress without a terminal: a line every `SECONDS_PER_LINE`."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._last = time.monotonic()
+
+    def __call__(self, num: int = 1, *, total: int | None = None) -> None:
+        self._done += num
+        self._total = total or self._total
+        now = time.monotonic()
+        if num and now - self._last >= SECONDS_PER_LINE:
+            self._last = now
+            known = f" of {self._total}" if self._total else ""
+            print(f"{self._what}: {self._done}{known}", file=sys.stderr, flush=True)
 
 
 def build_app(arguments: Sequence[str] = ()) -> App:
@@ -985,6 +1025,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to be resumed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a letter that a screen cannot show becomes another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not _LOG.handlers:
         _LOG.addHandler(_Screen())
         _LOG.propagate = False
@@ -1092,4 +1135,4 @@ class _Screen(logging.StreamHandler):
         super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"ino: {' '.join(super().format(record).split())}"
+        return f"ino: {shown(' '.join(super().format(record).split()))}"

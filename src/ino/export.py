@@ -44,6 +44,7 @@ from ino.models.weights import (
 from ino.onnx import ImageSize, check_onnx, check_size, features_onnx, propagation_graph
 from ino.propagate.protocols import get_protocol
 from ino.system import atomic_path, new_folder
+from ino.tables import markdown_cell, shown
 from ino.tasks.results import sized_protocol
 
 Precision = Literal["fp32", "fp16"]
@@ -305,9 +306,14 @@ def _model_card(
         values = [training.get(section, {}).get(field) for section, _, field in found]
         if None not in values:
             rows[words] = ", ".join(map(str, values))
-    page = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    page = Environment(
+        undefined=StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
     page.filters["one_line"] = lambda text: " ".join(text.split())
-    page.filters["cell"] = lambda text: " ".join(text.split()).replace("|", "\\|")
+    page.filters["cell"] = lambda text: markdown_cell(" ".join(text.split()))
     template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
     return page.from_string(template).render(
         own={"onnx": None, **config["ino"]},

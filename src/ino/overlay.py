@@ -1,10 +1,12 @@
 """Label maps drawn over frames. Pictures to look at, not to score."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from ino.data.label_maps import VOID, davis_palette
+from ino.data.label_maps import VOID, as_labels, davis_palette
 from ino.errors import ConfigError, MaskError
 
 PIXELS_PER_LINE = 480
@@ -13,9 +15,10 @@ PIXELS_PER_LINE = 480
 
 def draw_overlay(
     frame: UInt8[np.ndarray, "height width 3"],
-    labels: np.ndarray,
+    labels: Any,
     *,
     opacity: float = 0.5,
+    caption: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A copy of the frame with each object tinted and outlined in its color of the DAVIS palette.
 
@@ -23,8 +26,9 @@ def draw_overlay(
 
     Args:
         frame: RGB.
-        labels: uint8, of the frame's height and width.
+        labels: a label map of the frame's height and width.
         opacity: of the tint, 0 (outlines only) to 1 (flat colors).
+        caption: written at the bottom left, such as the number of the frame.
 
     Raises:
         MaskError: the labels are of another type or size than the frame.
@@ -32,10 +36,11 @@ def draw_overlay(
     """
     if not 0 <= opacity <= 1:
         raise ConfigError(f"the opacity of an overlay must be 0 to 1, but is {opacity}")
-    if labels.dtype != np.uint8 or labels.shape != frame.shape[:2]:
+    labels = as_labels(labels, "the label map of an overlay")
+    if labels.shape != frame.shape[:2]:
         raise MaskError(
-            f"labels must be uint8 {frame.shape[0]}x{frame.shape[1]} as the frame is, but they are "
-            f"{labels.dtype} of shape {labels.shape}; give labels of the frame's size"
+            f"labels must be {frame.shape[0]}x{frame.shape[1]} as the frame is, but they are "
+            f"{labels.shape[0]}x{labels.shape[1]}; give labels of the frame's size"
         )
     palette = davis_palette()
     marked = (labels != 0) & (labels != VOID)
@@ -48,4 +53,16 @@ def draw_overlay(
             (labels == label).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
         cv2.drawContours(result, contours, -1, color=palette[label].tolist(), thickness=thickness)
+    place = (4 * thickness, len(labels) - 5 * thickness)
+    for color, width in (((0, 0, 0), 3 * thickness), ((255, 255, 255), thickness)):
+        cv2.putText(
+            result,
+            caption,
+            place,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.5 * thickness,
+            color,
+            width,
+            cv2.LINE_AA,
+        )
     return result

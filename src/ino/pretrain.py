@@ -13,7 +13,7 @@ from ino.models.backbone import VitBackbone, choose_device, std_of_run
 from ino.models.vit import build_vit
 from ino.models.weights import load_exactly
 from ino.propagate.tracker import Tracker
-from ino.tasks.davis import evaluate_davis
+from ino.tasks.davis import evaluate_davis, has_truth
 from ino.tasks.results import sized_protocol
 from ino.train.config import DataConfig, TrainConfig, global_batch_size, resolve
 from ino.train.data import count_epoch_clips, has_shards
@@ -23,7 +23,7 @@ from ino.train.monitors import Evaluate
 EVALUATIONS = "evaluations"
 
 
-def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
+def pretrain(config: TrainConfig, *, out: Path | str, resume: bool = False) -> Path:
     """Trains as `ino.train.loop.train` does, and returns the path of the last checkpoint.
 
     If `run.eval_every` is above 0, the student is evaluated on the sequences of `run.eval_root`
@@ -36,7 +36,7 @@ def pretrain(config: TrainConfig, *, out: Path, resume: bool = False) -> Path:
         ConfigError: `run.eval_every` is set but `run.eval_root` is not, or the protocol is invalid.
         InoError: see `train`.
     """
-    config = resolve(config)
+    config, out = resolve(config), Path(out)
     evaluate = build_evaluation(config, out=out) if config.run.eval_every else None
     return train(config, out=out, resume=resume, evaluate=evaluate)
 
@@ -53,8 +53,11 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         raise ConfigError("run.eval_every is set, but not run.eval_root, the folder of a data set")
     root, sequences = Path(run.eval_root), run.eval_sequences or None
     protocol = sized_protocol(run.eval_protocol, short_side=run.eval_short_side or None)
-    if not read_davis(root, year=run.eval_year, split=run.eval_split, sequences=sequences):
-        raise ConfigError(f"run.eval_root {root} lists no sequence in {run.eval_split}.txt")
+    found = read_davis(root, year=run.eval_year, split=run.eval_split, sequences=sequences)
+    if not any(map(has_truth, found)):
+        raise ConfigError(
+            f"run.eval_root {root} lists no sequence with later annotations in {run.eval_split}.txt"
+        )
     model = config.model
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
@@ -72,6 +75,7 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
             settings={"weights": f"student after {step} steps", "root": str(root)},
             overwrite=True,
         )
+        assert scores is not None
         named = {"eval_jf": scores.jf_mean, "eval_j": scores.j_mean, "eval_f": scores.f_mean}
         return {name: 100 * value for name, value in named.items()}
 

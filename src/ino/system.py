@@ -94,7 +94,10 @@ def read_file(path: Path, *, max_bytes: int = 1 << 28) -> bytes:
     return path.read_bytes()
 
 
-def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> None:
+_ADVICE = "choose another --out or pass --overwrite"
+
+
+def check_new_folder(path: Path, *, overwrite: bool = False, advice: str = _ADVICE) -> None:
     """Checks whether `new_folder` may use `path`, without creating anything.
 
     Raises:
@@ -114,9 +117,7 @@ def check_new_folder(path: Path, *, overwrite: bool = False, advice: str) -> Non
         raise OutputError(f"{path} is not empty: {advice}")
 
 
-def new_folder(
-    path: Path, *, overwrite: bool = False, advice: str = "choose another --out or pass --overwrite"
-) -> Path:
+def new_folder(path: Path, *, overwrite: bool = False, advice: str = _ADVICE) -> Path:
     """The folder `path`, created with its parents if needed, empty (but for hidden files) and
     writable.
 

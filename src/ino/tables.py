@@ -1,4 +1,5 @@
-"""Writes tables of strings to the screen, CSV and Markdown, and results to JSON.
+"""Writes tables of strings to the screen, CSV and Markdown, and results to JSON; `shown` makes any
+text fit to be shown.
 
 A table is a list of rows, of which the first holds the headings. `percent` and `fraction` format
 numbers.
@@ -8,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -22,6 +24,24 @@ from ino import __version__
 from ino.system import atomic_path, write_text
 
 Rows = Iterable[Sequence[str]]
+
+_UNSHOWN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""Control characters, breaks of lines, changes of direction, and what is no character."""
+
+
+def shown(text: object) -> str:
+    """The text of names, messages and paths as it is shown anywhere, on one line: characters that
+    would control a terminal or an editor, and bytes that are no text, are escaped (\\x1b)."""
+    return _UNSHOWN.sub(_escaped, str(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def percent(value: float | None) -> str:
@@ -54,6 +74,8 @@ def print_table(
         caption: printed below the table.
     """
     headings, *body = rows
+    headings = [_shown_lines(heading) for heading in headings]
+    body = [[shown(text) for text in row] for row in body]
     width = max(1, console.width // 6)
     body = [
         [_wrap(text, width) if 0 < index < num_texts else text for index, text in enumerate(row)]
@@ -64,7 +86,7 @@ def print_table(
         box=SIMPLE_HEAD,
         collapse_padding=True,
         show_footer=has_total,
-        caption=Text(caption) if caption else None,
+        caption=Text(_shown_lines(caption)) if caption else None,
     )
     for index, heading in enumerate(headings):
         is_text = index < num_texts
@@ -81,6 +103,10 @@ def print_table(
     console.print(table)
 
 
+def _shown_lines(text: str) -> str:
+    return "\n".join(map(shown, text.split("\n")))
+
+
 def _wrap(text: str, width: int) -> str:
     return fill(text, width=width, break_long_words=False, break_on_hyphens=False)
 
@@ -89,15 +115,37 @@ def markdown(rows: Rows, *, num_texts: int = 1) -> str:
     """The table as Markdown, numbers aligned to the right."""
     headings, *body = rows
     alignment = ["---"] * num_texts + ["---:"] * (len(headings) - num_texts)
-    return "".join(f"| {' | '.join(row)} |\n" for row in [headings, alignment, *body])
+    return "".join(
+        f"| {' | '.join(map(markdown_cell, row))} |\n" for row in [headings, alignment, *body]
+    )
+
+
+def markdown_cell(text: str) -> str:
+    """A text for a cell of a table in Markdown, in which it is not read as anything else."""
+    return re.sub(r"[|<`\\]", r"\\\g<0>", shown(text))
 
 
 def write_csv(path: Path, rows: Rows) -> None:
-    """Writes the table as CSV, whole or not at all; raises OutputError where that is impossible."""
+    """Writes the table as CSV, whole or not at all; raises OutputError where that is impossible.
+
+    A text that spreadsheets would run, for it begins with one of = + - @ and is no number, gets an
+    apostrophe in front.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(_as_cell, row) for row in rows)
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def _as_cell(value: object) -> str:
+    text = "" if value is None else shown(value)
+    if not text.lstrip().startswith(("=", "+", "-", "@")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return text if text == "-" else f"'{text}"
+    return text
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

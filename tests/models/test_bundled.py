@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from ino.models.load import BUNDLED, DEFAULT, bundled_folder, bundled_names, load_backbone
+from ino.models.load import BUNDLED, DEFAULT, bundled_folder, list_weights, load_backbone
 from ino.tasks.results import fingerprint, sized_protocol
 
 MOST_BYTES = 30e6
 
 
-@pytest.mark.parametrize("name", bundled_names())
+@pytest.mark.parametrize("name", list_weights())
 @torch.no_grad()
 def test_they_are_whole_and_small(name):
     files = list((BUNDLED / name).iterdir())
@@ -32,7 +32,7 @@ def test_they_are_whole_and_small(name):
     assert fingerprint(name).keys() == {"checkpoint", "sha256"}
 
 
-@pytest.mark.parametrize("name", bundled_names())
+@pytest.mark.parametrize("name", list_weights())
 def test_the_card_names_licence_and_data(name):
     own = json.loads((BUNDLED / name / "config.json").read_text())["ino"]
     assert own["license"] and own["data"]
@@ -44,5 +44,5 @@ def test_the_card_names_licence_and_data(name):
 
 
 def test_the_default_is_there_and_other_names_are_not():
-    assert DEFAULT in bundled_names()
+    assert DEFAULT in list_weights()
     assert bundled_folder("color") is None

@@ -21,8 +21,15 @@ CALLS = {
     "Tracker(color, protocol='ino-davis', precision='fp8')": "precision is 'fp8'; give fp32 or",
     "Tracker(color, protocol='ino-davis', device='x')": "device 'x' cannot be used here",
     "Tracker(color, protocol='ino-davis', device=None)": "device 'None' cannot be used here",
-    "Tracker(color, protocol=None)": "protocol is None; give a name",
-    "Tracker('color', protocol='ino-davis')": "backbone is str, but a network",
+    "Tracker(color, protocol=5)": "protocol is 5; give a name",
+    "Tracker(5, protocol='ino-davis')": "backbone is int, but a network",
+    "Tracker('colour')": "'?colour'?",
+    "tracker.remove(9)": "there is no object 9 to remove; the objects are 1",
+    "tracker.remove(0)": "there is no object 0 to remove",
+    "tracker.start(frame, mask.astype(np.int64) * 300)": "numbers from 0 to 300, but objects are",
+    "tracker.start(frame, mask - 1.0)": "mask of frame 0 must be .* but it is float64",
+    "tracker._extractor(frame[0])": "the frame must be uint8 .* but it is uint8 of shape",
+    "Tracker(Flat(), protocol='crw').start(frame, mask)": "a backbone must give features of shape",
     "tracker.start(frame.tolist(), mask)": "frame 0 must be uint8 .* but it is list and no array",
     "tracker.start(None, mask)": "but it is NoneType and no array",
     "tracker.start(frame, mask.tolist())": "mask of frame 0 must be .* but it is list",
@@ -50,6 +57,15 @@ color = load_backbone("color")
 tracker, other = (Tracker(color, protocol="ino-davis") for _ in range(2))
 tracker.start(frame, mask)
 found = {}
+
+
+class Flat:
+    stride, mean, std = 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def __call__(self, images, *, layer):
+        return images[0]
+
+
 for call in json.load(sys.stdin):
     try:
         list(eval(call))

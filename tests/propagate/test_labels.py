@@ -116,3 +116,23 @@ def test_an_enlarged_mask_returns_to_the_video_s_size(factor):
     large = resize_mask(mask, whole=whole, size=whole)
     np.testing.assert_array_equal(large, np.kron(mask, np.ones((factor, factor), np.uint8)))
     np.testing.assert_array_equal(restore_mask(large, whole=whole, size=(6, 7)), mask)
+
+
+def test_nearest_or_most_keeps_what_nearest_loses_and_is_equal_elsewhere():
+    labels = np.zeros((32, 32), dtype=np.uint8)
+    labels[:16, :16] = 1  # four features of 8 x 8
+    labels[17, 17:20] = 2
+    labels[18, 21] = 3  # in the same feature, which is the only one of object 2
+    ids = [0, 1, 2, 3]
+    plain = soften_labels(labels, ids=ids, grid=(4, 4), method="nearest")
+    kept = soften_labels(labels, ids=ids, grid=(4, 4), method="nearest-or-most")
+    assert not plain[..., 2:].any()
+    assert kept[..., 2].nonzero().tolist() == [[2, 2]]
+    assert not kept[..., 3].any()
+    np.testing.assert_array_equal(kept[..., 1], plain[..., 1])
+    alone = np.where(labels == 1, labels, 0)
+    nearest, most = (
+        soften_labels(alone, ids=[0, 1], grid=(4, 4), method=method)
+        for method in ("nearest", "nearest-or-most")
+    )
+    np.testing.assert_array_equal(nearest, most)

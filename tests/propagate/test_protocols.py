@@ -66,6 +66,7 @@ def test_ino_near_differs_from_dinov3_in_size_radius_and_outlines():
         "name": "ino-near",
         "short_side": 480,
         "radius": 6,
+        "mask_down": "nearest-or-most",
         "mask_up": "bilinear",
     }
 
@@ -196,3 +197,21 @@ def test_a_protocol_in_one_line():
     )
     changed = describe_protocol(get_protocol("ino-davis", short_side=240, feedback="hard"))
     assert changed.endswith(", with short_side 240 in place of 480, feedback hard in place of soft")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "radius"),
+    [
+        ("ino-davis", {"short_side": 240}, 20),
+        ("ino-davis", {"short_side": 240, "radius": 40}, 40),
+        ("ino-davis", {"short_side": None}, 40),
+        ("dinov3", {"short_side": 96}, 1),
+        ("crw", {"short_side": 240}, 12),  # has no size of its own
+        ("timecycle", {"short_side": 160}, None),
+    ],
+)
+def test_the_radius_follows_the_short_side(name, changes, radius):
+    protocol = get_protocol(name, **changes)
+    assert protocol.radius == radius
+    words = f"radius {radius} in place of {get_protocol(name).radius}"
+    assert (words in describe_protocol(protocol)) == (radius != get_protocol(name).radius)

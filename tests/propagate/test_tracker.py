@@ -1,8 +1,10 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from ino.errors import ConfigError, MaskError, VideoError
+from ino.errors import ConfigError, InoError, MaskError, VideoError
 from ino.models.backbone import ColorBackbone
 from ino.models.load import load_backbone
 from ino.propagate.protocols import PROTOCOLS, get_protocol
@@ -206,7 +208,7 @@ def test_a_mask_of_another_size(tracker, video):
         ({0: np.full((45, 69), 255, np.uint8)}, "the mask of frame 0 holds no object"),
         ({-1: np.ones((45, 69), np.uint8)}, "frame -1, but frames are counted from 0"),
         ({0: np.ones((45, 69, 3), np.uint8)}, "it is uint8 of shape (45, 69, 3)"),
-        ({0: np.ones((45, 69), np.int64)}, "it is int64 of shape (45, 69)"),
+        ({0: np.ones((45, 69), np.float64)}, "it is float64 of shape (45, 69)"),
     ],
 )
 def test_masks_that_cannot_be_used_are_refused_at_once(tracker, video, masks, message):
@@ -581,3 +583,134 @@ def test_a_later_mask_replaces_the_objects_that_it_holds(fine_tracker, video):
     assert not (result == 4).any()
     assert (result == 2).any()
     assert not (fine_tracker.step(frames[2]) == 4).any()
+
+
+def noise(num_frames: int, *, seed: int = 0) -> list[np.ndarray]:
+    """A still video of 64 x 80 pixels."""
+    frame = np.random.default_rng(seed).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    return [frame] * num_frames
+
+
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_an_object_of_three_pixels_is_named_once_and_never_survives(backbone, caplog):
+    mask = np.zeros((64, 80), dtype=np.uint8)
+    mask[20:40, 20:40] = 1
+    mask[49, 49:52] = 7
+    protocol = get_protocol("dino", layer=1, short_side=64, size_multiple=None)
+    tracker = Tracker(backbone, protocol=protocol)
+    *_, last = tracker.track(noise(4), {0: mask}, name="bear")
+    assert 7 not in last and 1 in last
+    (line,) = warnings(caplog)
+    assert line.startswith("bear: object 7 in frame 0 is too small") and "short_side" in line
+    survival = tracker.survival()
+    assert survival[7] == 0.0 and survival[1] > 0.9
+
+
+def test_ino_near_keeps_a_still_object_of_three_pixels(backbone, caplog):
+    mask = np.zeros((64, 80), dtype=np.uint8)
+    mask[20:40, 20:40] = 1
+    mask[49, 49:52] = 7
+    mask[49, 58:61] = 8
+    protocol = get_protocol("ino-near", layer=1, short_side=64, size_multiple=None)
+    tracker = Tracker(backbone, protocol=protocol)
+    *_, last = tracker.track(noise(6), {0: mask})
+    assert warnings(caplog) == []
+    assert (last[mask == 7] == 7).all() and (last[mask == 8] == 8).all()
+    assert min(tracker.survival().values()) == 1.0
+
+
+def test_an_object_that_vanishes_or_fills_the_frame_is_named_once(tracker, video, caplog):
+    gray = np.full((64, 80, 3), 90, dtype=np.uint8)
+    red, mask = gray.copy(), np.zeros((64, 80), dtype=np.uint8)
+    red[16:32, 16:32], mask[16:32, 16:32] = (230, 20, 20), 1
+    *_, last = tracker.track([red, red, gray, gray], {0: mask})
+    assert not last.any()
+    (line,) = warnings(caplog)
+    assert line.startswith("object 1 in frame 2 has no pixel")
+    assert tracker.survival() == {1: 0.0}
+    caplog.clear()
+    list(tracker.track(video[0][:3], {0: np.ones((HEIGHT, WIDTH), dtype=np.uint8)}))
+    assert warnings(caplog) == [
+        "object 1 in frame 0 fills the frame, and the background has no pixel"
+    ]
+
+
+def test_the_protocol_that_suits_the_weights_is_taken():
+    assert Tracker("ino_vitt8").protocol == get_protocol(load_backbone("ino_vitt8").protocol)
+    assert Tracker(load_backbone("color")).protocol.name == "ino-davis"
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint16", "torch", "torch64"])
+def test_masks_and_frames_of_other_kinds(tracker, video, kind):
+    frames, labels = video
+    expected = list(tracker.track(frames, {0: labels[0]}))
+    if kind.startswith("torch"):
+        mask = torch.from_numpy(labels[0])
+        mask = mask.long() if kind == "torch64" else mask
+        given = torch.from_numpy(np.stack(frames))
+    else:
+        mask, given = labels[0].astype(kind), frames
+    np.testing.assert_array_equal(list(tracker.track(given, {0: mask})), expected)
+    both = dict(tracker.track_both_ways(given, {0: mask}))
+    np.testing.assert_array_equal([both[index] for index in sorted(both)], expected)
+    tracker.start(given[0], mask)
+    np.testing.assert_array_equal(tracker.step(given[1]), expected[1])
+
+
+def test_a_mask_of_truth_values_is_one_object(tracker, video):
+    frames, labels = video
+    expected = list(tracker.track(frames[:3], {0: (labels[0] == 1).astype(np.uint8)}))
+    found = list(tracker.track(frames[:3], {0: labels[0] == 1}))
+    np.testing.assert_array_equal(found, expected)
+    assert found[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("protocol", ["ino-davis", "mast"])
+def test_a_removed_object_is_background_and_its_number_is_free(backbone, video, protocol):
+    frames, labels = video
+    tracker = Tracker(backbone, protocol=get_protocol(protocol, layer=1, short_side=4 * HEIGHT))
+    *_, plain = tracker.track(frames[:4], {0: labels[0]})
+    tracker.start(frames[0], labels[0])
+    tracker.step(frames[1])
+    assert set(np.unique(tracker.remove(1))) == {0, 2}
+    results = [tracker.step(frame) for frame in frames[2:4]]
+    np.testing.assert_array_equal(results[-1], np.where(plain == 1, 0, plain))
+    assert set(tracker.survival()) == {2}
+    again = tracker.add(np.where(labels[3] == 1, labels[3], 0).astype(np.uint8))
+    assert set(np.unique(again)) == {0, 1, 2}
+    assert {0, 1, 2} >= set(np.unique(tracker.step(frames[4]))) > {0}
+    with pytest.raises(MaskError, match="no object 7"):
+        tracker.remove(7)
+
+
+def test_two_threads_need_a_tracker_each(backbone, video):
+    frames, labels = video
+    within, leave = threading.Event(), threading.Event()
+
+    class Slow(type(backbone)):
+        def forward(self, images, *, layer):
+            within.set()
+            leave.wait(10)
+            return super().forward(images, layer=layer)
+
+    network = Slow()
+    protocol = get_protocol("ino-ytvos", layer=1, radius=3)
+    shared, other = (Tracker(network, protocol=protocol) for _ in range(2))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(shared.start(frames[0], labels[0])))
+    thread.start()
+    within.wait(10)
+    try:
+        with pytest.raises(InoError, match="a Tracker for each"):
+            shared.start(frames[1], labels[1])
+        with pytest.raises(InoError, match="a Tracker for each"):
+            next(shared.track(frames, {0: labels[0]}))
+    finally:
+        leave.set()
+        thread.join()
+    np.testing.assert_array_equal(results[0], labels[0])
+    np.testing.assert_array_equal(other.start(frames[0], labels[0]), labels[0])
+    np.testing.assert_array_equal(shared.start(frames[0], labels[0]), labels[0])

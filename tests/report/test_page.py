@@ -2,6 +2,7 @@
 
 import base64
 import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -96,3 +97,22 @@ def test_what_cannot_be_written_is_told(values, tmp_path):
 def test_plots_need_nothing_else():
     content = base64.b64decode(figure_uri(Figure()).partition(",")[2]).decode()
     assert "<svg" in content and 'href="http' not in content and "Date" not in content
+
+
+def test_hostile_names_are_shown_on_a_page(tmp_path):
+    path = tmp_path / "page.html"
+    name = "a\x1b[31m<b>\u202e$\udce9"
+    lines = [["", name, "b", "difference"], [name, "1.0", "2.0", "-1.0"]]
+    comparison = SimpleNamespace(name_a=name, name_b="b", notes=lambda: [name])
+    write_page(
+        path,
+        "comparison.html",
+        title=name,
+        comparison=comparison,
+        lines=lines,
+        scatter=Figure(),
+        ends=[[], []],
+    )
+    text = path.read_text(encoding="utf-8")
+    assert "\x1b" not in text and "\u202e" not in text and "<b>" not in text
+    assert r"a\x1b[31m&lt;b&gt;\u202e$\xe9" in text

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -540,3 +541,51 @@ def test_files_of_other_scores_are_refused(tmp_path, content):
     with pytest.raises(OutputError, match="does not hold scores on DAVIS"):
         read_davis_scores(path)
     assert read_means(path) is None
+
+
+def test_a_split_without_later_annotations_gives_masks_and_a_zip_for_the_server(tmp_path, capsys):
+    root, out = tmp_path / "davis", tmp_path / "out"
+    clips = {f"s{seed}": generate_clip(seed, num_frames=4, height=32, width=48) for seed in (0, 1)}
+    write_davis_layout(clips, root)
+    for path in (root / "Annotations").rglob("*.png"):
+        if path.stem != "00000":
+            path.unlink()
+    arguments = ("evaluate", "davis", "--root", root, "--out", out, "--weights", "color", *FAST)
+    assert run(*arguments) == 0
+    shown = capsys.readouterr().out
+    assert "no scores: later frames of val are not annotated" in shown
+    assert "the server of DAVIS" in shown
+    with zipfile.ZipFile(out / "submission.zip") as packed:  # sequences are at its top
+        assert packed.namelist() == [f"s{s}/{frame:05d}.png" for s in (0, 1) for frame in range(4)]
+        mask = np.array(Image.open(packed.open("s1/00003.png")))
+    np.testing.assert_array_equal(mask, np.array(Image.open(out / "predictions/s1/00003.png")))
+    (out / "submission.zip").unlink()
+    assert run(*arguments, "--resume") == 0
+    assert (out / "submission.zip").is_file()
+    assert run(*arguments, "--overwrite", "--sequences", "s0") == 0
+    assert "needs all sequences" in capsys.readouterr().out
+
+
+def test_a_sequence_that_cannot_be_scored_is_told_before_the_work(tmp_path, capsys, propagated):
+    root = tmp_path / "davis"
+    clips = {f"s{seed}": generate_clip(seed, num_frames=4, height=32, width=48) for seed in (0, 1)}
+    write_davis_layout(clips, root)
+    for path in (root / "Annotations/480p/s1").glob("*.png"):
+        if path.stem != "00000":
+            path.unlink()
+    out = tmp_path / "out"
+    arguments = ("evaluate", "davis", "--root", root, "--out", out, "--weights", "color", *FAST)
+    assert "s1 has 1 annotated frames" in refused(capsys, *arguments)
+    assert propagated == [] and not out.exists()
+
+
+@pytest.mark.parametrize("year", [2016, 2017])
+def test_probability_maps_are_refused(tmp_path, year):
+    boxes = moving_boxes(4, 1, seed=3)
+    add_sequence(tmp_path / "davis", "bear", boxes, year=year)
+    folder = tmp_path / "predicted" / "bear"
+    write_maps(folder, boxes)
+    soft = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8)
+    Image.fromarray(soft).save(folder / "00002.png")
+    with pytest.raises(MaskError, match=r"00002\.png holds \d+ levels .* probability map"):
+        score_davis(tmp_path / "predicted", tmp_path / "davis", year=year)

@@ -52,7 +52,8 @@ def check(work, name="masks", *, videos=None, **options) -> SubmissionReport:
 
 def pack(work, name="one.zip"):
     path = work / name
-    pack_submission(work / "masks", read_ytvos_split(work / "data").videos, path)
+    videos = read_ytvos_split(work / "data").videos
+    pack_submission(work / "masks", {video.name: video.submitted for video in videos}, path)
     return path
 
 

@@ -7,6 +7,7 @@ palettes in any order and as color images; `read_mask` takes these, too, and say
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,14 +52,14 @@ def resolve_void(labels: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray,
     return marked.astype(np.uint8)
 
 
-def read_labels(path: Path) -> UInt8[np.ndarray, "height width"]:
+def read_labels(path: Path | str) -> UInt8[np.ndarray, "height width"]:
     """The label map of an indexed or 8-bit grey PNG, 255 resolved by `resolve_void`.
 
     Raises:
         MaskError: the file is missing, broken, not a PNG, a color image, or holds more than
             254 objects.
     """
-    return resolve_void(read_raw_labels(path))
+    return resolve_void(read_raw_labels(Path(path)))
 
 
 def read_raw_labels(path: Path) -> UInt8[np.ndarray, "height width"]:
@@ -201,22 +202,48 @@ def is_whole_png(path: Path, *, size: tuple[int, int]) -> bool:
         return False
 
 
-def write_labels(path: Path, labels: np.ndarray) -> None:
+def as_labels(labels: Any, name: str = "the mask") -> UInt8[np.ndarray, "height width"]:
+    """A label map given as an array of numpy or a tensor of torch, of bool or any integer type.
+
+    Raises:
+        MaskError: it is none, or holds a number that is not 0..255.
+    """
+    found = labels.detach().cpu().numpy() if hasattr(labels, "detach") else labels
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "bui":
+        raise MaskError(
+            f"{name} must be uint8 height x width, one object number per pixel, but it is "
+            f"{kind_of(labels)}"
+        )
+    if found.dtype.kind != "b" and found.size and not 0 <= found.min() <= found.max() <= VOID:
+        raise MaskError(
+            f"{name} holds numbers from {found.min()} to {found.max()}, but objects are numbered "
+            "from 1 to 254, 0 is background and 255 void"
+        )
+    return found.astype(np.uint8, copy=False)
+
+
+def kind_of(given: Any) -> str:
+    """What was given in place of an image, in words."""
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return f"{given.dtype} of shape {tuple(given.shape)}"
+    return f"{type(given).__name__} and no array of numpy"
+
+
+def write_labels(path: Path | str, labels: Any) -> None:
     """Writes an indexed PNG with the DAVIS palette, whole or not at all.
 
     Args:
         path: where the file will be, in a folder that exists.
-        labels: uint8, height x width.
+        labels: height x width, see `as_labels`.
 
     Raises:
         MaskError: the labels are of another type or shape.
         OutputError: the file cannot be written.
     """
-    if labels.dtype != np.uint8 or labels.ndim != 2 or labels.size == 0:
-        raise MaskError(
-            f"cannot write {path}: a label map is uint8 height x width, but this array is "
-            f"{labels.dtype} of shape {labels.shape}"
-        )
+    path = Path(path)
+    labels = as_labels(labels, f"cannot write {path}: a label map")
+    if labels.size == 0:
+        raise MaskError(f"cannot write {path}: a label map has pixels, but this one has none")
     image = Image.fromarray(labels)
     image.putpalette(davis_palette().tobytes())
     with atomic_path(path) as temporary:

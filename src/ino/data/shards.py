@@ -135,7 +135,8 @@ def _expand(root: str) -> list[str]:
         from braceexpand import braceexpand  # comes with webdataset
     except ImportError as error:
         raise ConfigError(
-            "shards need the library webdataset: install it with pip install 'ino[shards]'"
+            "shards need the library webdataset: run `uv sync --extra shards` in the checkout "
+            "of ino"
         ) from error
     # The library makes a list of each range before the first name.
     is_long = any(

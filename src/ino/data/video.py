@@ -106,7 +106,7 @@ def count_frames(path: Path) -> int:
         return file.count_frames()
 
 
-def read_frames(path: Path) -> Iterator[np.ndarray]:
+def read_frames(path: Path | str) -> Iterator[np.ndarray]:
     """Every frame of a video, uint8 RGB (height, width, 3), one at a time in constant memory.
 
     Of a damaged video the frames that can be decoded are given, and a warning at the end says how
@@ -116,6 +116,7 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
         VideoError: `path` is missing or not a video; or the video breaks off, after all frames
             that can be decoded were given.
     """
+    path = Path(path)
     images = open_sequence(path)
     if images is not None:
         for index in range(len(images)):
@@ -183,8 +184,8 @@ class VideoWriter:
         OutputError: the file cannot be written, no frame came, or frames differ in size.
     """
 
-    def __init__(self, path: Path, *, fps: float) -> None:
-        self._path = path
+    def __init__(self, path: Path | str, *, fps: float) -> None:
+        self._path = path = Path(path)
         if not 0 < fps < math.inf:
             raise OutputError(f"cannot write {path} at {fps} frames per second: give more than 0")
         # NTSC rates are multiples of 1 / 1001; a time lapse may have a frame an hour.

@@ -154,7 +154,7 @@ def _read_categories(path: Path) -> frozenset[str]:
 
 
 def read_ytvos_split(
-    root: Path, *, split: str = "valid", videos: Sequence[str] | None = None
+    root: Path | str, *, split: str = "valid", videos: Sequence[str] | None = None
 ) -> YtvosSplit:
     """The videos of a split, in the order of their names, checked against its meta.json.
 
@@ -170,6 +170,7 @@ def read_ytvos_split(
         DatasetError: folders or files are missing, or meta.json is broken or disagrees with them.
         MaskError: an annotation cannot be read.
     """
+    root = Path(root)
     folder = root / split
     for needed in (folder / "JPEGImages", folder / "Annotations"):
         if not needed.is_dir():

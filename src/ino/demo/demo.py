@@ -127,6 +127,7 @@ def run_demo(
             scores = evaluate_davis(
                 held_out, out=folder, tracker=tracker, settings={"weights": name}
             )
+            assert scores is not None
             methods.append(Method(name, about, scores, folder / "predictions"))
 
     with _stage("plot", seconds, console):

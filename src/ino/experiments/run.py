@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ino.errors import ConfigError, InoError, StoppedError
 from ino.experiments.plan import Plan, plan_experiment
@@ -31,7 +31,7 @@ from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
 from ino.pretrain import pretrain
 from ino.system import available_cores, write_text
-from ino.tables import write_json
+from ino.tables import shown, write_json
 from ino.tasks.results import open_folder, propagate_unfinished, read_means
 
 _KILLED = "its process ended without a word: it was killed, or the memory did not suffice"
@@ -87,7 +87,7 @@ def run_experiment(
         _share(plan, jobs=jobs, devices=names)
     write_tables(plan)
     print_rows(plan)
-    print(f"results in {out}")
+    print(shown(f"results in {out}"))
     return int(any(trial.read_state().kind in ("failed", "waiting") for trial in plan.chosen))
 
 
@@ -128,7 +128,7 @@ def _take(trial: Trial, plan: Plan, device: str, workers: int | None) -> bool:
         if not is_free or trial.read_state().kind != "waiting":
             return False
         _do(trial, device, workers)
-    print(f"{trial.name}: {trial.read_state().words}", file=sys.stderr, flush=True)
+    print(shown(f"{trial.name}: {trial.read_state().words}"), file=sys.stderr, flush=True)
     write_tables(plan)
     return True
 
@@ -174,12 +174,16 @@ def _evaluate(trial: Trial, one: Evaluation, device: str, workers: int | None) -
             raise
 
     console = Console(stderr=True)
-    columns = (trial.name, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     # Where nobody sees it move, the bar would leave an empty line.
     hidden = not console.is_interactive
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         propagate_unfinished(
-            bar.track(row.read()), predictions, propagate=propagate, is_whole=row.is_whole
+            bar.track(row.read(), description=shown(trial.name)),
+            predictions,
+            propagate=propagate,
+            is_whole=row.is_whole,
         )
     row.score(out, one.protocol, workers)
     means = read_means(out / "scores.json") or {}
@@ -204,7 +208,7 @@ def _share(plan: Plan, *, jobs: int, devices: Sequence[str]) -> None:
             for trial in list(untold):
                 state = trial.read_state()
                 if state.kind in ("done", "failed"):
-                    print(f"{trial.name}: {state.words}", file=sys.stderr, flush=True)
+                    print(shown(f"{trial.name}: {state.words}"), file=sys.stderr, flush=True)
                     untold.remove(trial)
     finally:
         started = [child for child in children if child.pid is not None]

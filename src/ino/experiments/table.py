@@ -18,7 +18,7 @@ from rich.console import Console
 from ino.experiments.plan import Plan
 from ino.experiments.rows import ROWS, Plot
 from ino.system import atomic_path, write_text
-from ino.tables import markdown, print_table, write_csv, write_json
+from ino.tables import markdown, markdown_cell, print_table, shown, write_csv, write_json
 
 _CAPTION = "percent; in brackets what was published, and measured minus published"
 _OTHER_ENDINGS = (
@@ -142,7 +142,7 @@ def print_rows(plan: Plan, *, with_done: bool = False) -> None:
     lines, num_texts = table_lines(rows)
     print_table(lines, Console(), num_texts=num_texts, caption=_CAPTION)
     for note in note_lines(rows, with_done=with_done):
-        print(note)
+        print(shown(note))
 
 
 def write_tables(plan: Plan) -> None:
@@ -155,8 +155,8 @@ def write_tables(plan: Plan) -> None:
     # Again where another process has finished a row meanwhile, and written it before this one.
     while rows != (rows := table_rows(plan)):
         lines, num_texts = table_lines(rows)
-        notes = "".join(f"- {note}\n" for note in note_lines(rows))
-        title = f"# {plan.title}\n\n" if plan.title else ""
+        notes = "".join(f"- {markdown_cell(note)}\n" for note in note_lines(rows))
+        title = f"# {shown(plan.title)}\n\n" if plan.title else ""
         text = f"{title}{markdown(lines, num_texts=num_texts)}\nP{_CAPTION[1:]}.\n"
         write_text(plan.out / "table.md", text + (f"\n{notes}" if notes else ""))
         write_json(plan.out / "table.json", {"title": plan.title, "rows": rows})

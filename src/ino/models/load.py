@@ -42,14 +42,14 @@ DEFAULT = "ino_vitt8"
 """What `ino segment` takes unless told."""
 
 
-def bundled_names() -> list[str]:
-    """Names of the weights that come with ino."""
+def list_weights() -> list[str]:
+    """Names of the weights that come with ino, which `load_backbone` and `Tracker` take."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def bundled_folder(name: str) -> Path | None:
     """The folder of the bundled weights of this name; None if there are none."""
-    return BUNDLED / name if name in bundled_names() else None
+    return BUNDLED / name if name in list_weights() else None
 
 
 _RANDOM = "random:"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ino.data.label_maps import kind_of
 from ino.errors import ConfigError, InoError, VideoError
 from ino.models.backbone import Colors, choose_device, input_channels
 from ino.propagate.protocols import Protocol, Size
@@ -49,6 +50,21 @@ def check_finite(features: Float[Tensor, "rows cols d"], image: str) -> None:
             f"the network's features of {image} hold values that are no finite numbers: the "
             "weights are broken, or too large for the precision; try precision fp32 or others"
         )
+
+
+def as_frame(frame: object, name: str = "the frame") -> UInt8[np.ndarray, "height width 3"]:
+    """An image given as an array of numpy or a tensor of torch.
+
+    Raises:
+        VideoError: it is none, or not uint8 height x width x 3.
+    """
+    found = frame.numpy(force=True) if isinstance(frame, Tensor) else frame
+    is_array = isinstance(found, np.ndarray)
+    if not is_array or found.ndim != 3 or found.shape[2] != 3 or found.dtype != np.uint8:
+        raise VideoError(
+            f"{name} must be uint8 height x width x 3 (RGB), but it is {kind_of(frame)}"
+        )
+    return found
 
 
 class FeatureExtractor:
@@ -106,14 +122,18 @@ class FeatureExtractor:
         self._std = torch.tensor(backbone.std, device=self.device).view(3, 1, 1)
 
     @torch.no_grad()
-    def __call__(self, frame: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "rows cols d"]:
+    def __call__(self, frame: np.ndarray | Tensor) -> Float[Tensor, "rows cols d"]:
         """Features, channels last, L2-normalised unless the protocol takes them as they are.
 
+        Args:
+            frame: uint8 RGB, height x width x 3.
+
         Raises:
-            ConfigError: the backbone has no such layer as the protocol reads.
-            VideoError: the frame is too small.
+            ConfigError: the backbone has no such layer as the protocol reads, or gives something
+                else than features (batch, dim, rows, columns).
+            VideoError: the frame is no RGB image, or too small.
         """
-        return self.read(self.prepare(frame))
+        return self.read(self.prepare(as_frame(frame)))
 
     @torch.no_grad()
     def read(self, image: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "rows cols d"]:
@@ -121,8 +141,13 @@ class FeatureExtractor:
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):
-            features = self._backbone(image, layer=self._protocol.layer)[0]
-        features = features.float().permute(1, 2, 0)
+            features = self._backbone(image, layer=self._protocol.layer)
+        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
+            raise ConfigError(
+                "a backbone must give features of shape 1 x dim x rows x columns for an image, but "
+                f"this one gave {kind_of(features)}"
+            )
+        features = features[0].float().permute(1, 2, 0)
         if self._protocol.normalize_features:
             features = F.normalize(features, dim=-1)
         return features.contiguous()

@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+from ino.data.label_maps import BACKGROUND
 from ino.propagate.protocols import MaskDown, MaskUp, Size
 
 MIN_SPAN = 1e-5
@@ -91,11 +92,14 @@ def soften_labels(
         # The stride: a grid of n features covers n - 1 strides and a part of one, or a whole one.
         row, column = (-(-side // count) for side, count in zip(labels.shape, grid, strict=True))
         labels = labels[::row, ::column]
-    if method == "nearest":
+    if method in ("nearest", "nearest-or-most"):
         # Pillow's own, as in the released codes: it takes the pixel at the center of each feature.
-        labels = np.asarray(
+        nearest = np.array(
             Image.fromarray(labels).resize((columns, rows), Image.Resampling.NEAREST)
         )
+        if method == "nearest-or-most":
+            _keep_small(nearest, labels, ids)
+        labels = nearest
     channels = []
     for label in ids:
         one_hot = (labels == label).astype(np.float32)
@@ -108,6 +112,24 @@ def soften_labels(
             )[0, 0]
         channels.append(channel)
     return torch.stack(channels, dim=-1)
+
+
+def _keep_small(
+    reduced: UInt8[np.ndarray, "rows columns"],
+    labels: UInt8[np.ndarray, "height width"],
+    ids: Sequence[int],
+) -> None:
+    """Gives each object that is not in the reduced map the feature that holds most of it, unless
+    that is the only one of another object."""
+    for label in ids:
+        if label == BACKGROUND or (reduced == label).any():
+            continue
+        held = (labels == label).astype(np.float32)
+        held = cv2.resize(held, reduced.shape[::-1], interpolation=cv2.INTER_AREA)
+        num_features = np.bincount(reduced.ravel(), minlength=256)
+        held[(num_features[reduced] == 1) & (reduced != BACKGROUND)] = 0
+        if held.any():
+            reduced.ravel()[held.argmax()] = label
 
 
 def _average_ids(

@@ -114,7 +114,7 @@ class Propagator:
 
         The labels of the last frame are propagated to the reference frame in one step, without a
         window unless the protocol's `matching` is window, and compared there with the reference
-        labels. Each position belongs to its largest channel. J is 1 if a channel is empty in both.
+        labels. Each position belongs to its largest channel. J is 0 if a channel is empty in both.
         """
         latest = self.memory.latest
         found = {}
@@ -128,7 +128,7 @@ class Propagator:
             for channel in reference.channels:
                 ours, theirs = returned == channel, given == channel
                 union = int((ours | theirs).sum())
-                found[channel] = int((ours & theirs).sum()) / union if union else 1.0
+                found[channel] = int((ours & theirs).sum()) / union if union else 0.0
         return found
 
     def _enter(self, frame: MemoryFrame, new: Tensor, channels: list[int]) -> None:

@@ -17,10 +17,13 @@ from ino.schema import checked
 Size = tuple[int, int]
 """Height and width, pixels."""
 
-MaskDown = Literal["bilinear-align-corners", "linear", "nearest", "strided", "averaged-ids"]
+MaskDown = Literal[
+    "bilinear-align-corners", "linear", "nearest", "nearest-or-most", "strided", "averaged-ids"
+]
 """One-hot maps to the feature grid: bilinearly with corners aligned; bilinearly as OpenCV does,
-corners not aligned; the label map by nearest neighbor; its pixel at the top left of each feature;
-or bilinearly averaged numbers of the objects, fractions cut off."""
+corners not aligned; the label map by nearest neighbor; the same, where an object that would be lost
+gets the feature that holds most of it; the pixel at the top left of each feature; or bilinearly
+averaged numbers of the objects, fractions cut off."""
 
 MaskUp = Literal["bilinear-stride", "bilinear", "bilinear-align-corners", "nearest"]
 """Channels to pixels: bilinearly to stride times the grid and, after the argmax, by nearest
@@ -295,7 +298,14 @@ _TIMECYCLE = _like(
 )
 
 # Ours, not a published one: for features of little training, which go wrong where they look far.
-_INO_NEAR = _like(_DINOV3, name="ino-near", short_side=480, radius=6, mask_up="bilinear")
+_INO_NEAR = _like(
+    _DINOV3,
+    name="ino-near",
+    short_side=480,
+    radius=6,
+    mask_down="nearest-or-most",
+    mask_up="bilinear",
+)
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -307,12 +317,20 @@ PROTOCOLS = {
 """The protocols by name."""
 
 
+def list_protocols() -> list[str]:
+    """The names that `get_protocol` and `Tracker` take."""
+    return list(PROTOCOLS)
+
+
 def get_protocol(name: str, /, **overrides: Any) -> Protocol:
     """The protocol of that name, with single fields replaced.
 
+    The radius is scaled with `short_side`, so that the window covers the same part of the frame.
+
     Args:
         name: one of `PROTOCOLS`.
-        overrides: values by field of `Protocol`; None is a value, not "as it was".
+        overrides: values by field of `Protocol`; None is a value, not "as it was". A `radius` given
+            here is taken as it is.
 
     Raises:
         ConfigError: the name or a field is unknown, a value is out of range, or values do not go
@@ -322,7 +340,12 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
         raise ConfigError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
     if "name" in overrides:
         raise ConfigError("name is no field that can be replaced: choose a protocol by its name")
-    return checked(Protocol, dict(PROTOCOLS[name]) | overrides, where=f"protocol {name}")
+    where, usual = f"protocol {name}", PROTOCOLS[name]
+    protocol = checked(Protocol, dict(usual) | overrides, where=where)
+    if "radius" in overrides or not (usual.radius and usual.short_side and protocol.short_side):
+        return protocol
+    radius = max(1, round(usual.radius * protocol.short_side / usual.short_side))
+    return checked(Protocol, dict(protocol) | {"radius": radius}, where=where)
 
 
 def describe_protocol(protocol: Protocol) -> str:

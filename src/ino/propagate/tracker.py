@@ -5,16 +5,27 @@ Videos are read and written in `ino.data`; the numbers that decide the result ar
 
 import itertools
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
-from ino.data.label_maps import BACKGROUND, VOID
-from ino.errors import ConfigError, MaskError, VideoError
+from ino.data.label_maps import BACKGROUND, VOID, as_labels
+from ino.errors import ConfigError, InoError, MaskError, VideoError
 from ino.models.backbone import computes_in_bf16
-from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
+from ino.models.load import load_backbone
+from ino.propagate.features import (
+    FeatureBackbone,
+    FeatureExtractor,
+    Precision,
+    as_frame,
+    check_finite,
+)
 from ino.propagate.labels import (
     harden_labels,
     label_confidence,
@@ -25,7 +36,11 @@ from ino.propagate.labels import (
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
 
+Image = np.ndarray | torch.Tensor
+
 _LOG = logging.getLogger("ino")
+HALF = 0.5
+"""An object with a smaller share of every feature has none of its own."""
 
 
 class Tracker:
@@ -34,17 +49,22 @@ class Tracker:
     `track` takes a whole video and all its masks. `start`, `step` and `add` take one frame after
     the other, for programs that show results as they come and let people correct them:
 
-        tracker = Tracker(load_backbone("ino_vitt8"), protocol="ino-near")
+        tracker = Tracker("ino_vitt8")
         labels = tracker.start(first_frame, mask)
         for frame in other_frames:
             labels = tracker.step(frame)
+
+    Frames are uint8 RGB, height x width x 3, and masks are label maps of bool or any integer type;
+    both may be arrays of numpy or tensors of torch. A tracker works for one thread at a time and
+    raises InoError where another one calls it meanwhile. Threads that work side by side need a
+    tracker each, which may share a backbone.
     """
 
     def __init__(
         self,
-        backbone: FeatureBackbone,
+        backbone: FeatureBackbone | str | Path,
         *,
-        protocol: Protocol | str,
+        protocol: Protocol | str | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
         screening: bool | None = None,
@@ -52,8 +72,9 @@ class Tracker:
         """Creates a tracker; moves the backbone to `device` and puts it into evaluation mode.
 
         Args:
-            backbone: for instance from `ino.models.load.load_backbone`.
-            protocol: a Protocol (see `get_protocol`), or the name of one, such as "ino-davis".
+            backbone: for instance from `ino.models.load.load_backbone`, or what that takes.
+            protocol: a Protocol (see `get_protocol`), or the name of one, such as "ino-davis"; None
+                for the one that suits the weights.
             device: where everything is computed; "auto" takes CUDA, else MPS, else the CPU.
             precision: of the network; bf16 is faster on hardware that supports it, but rounds the
                 features.
@@ -63,13 +84,20 @@ class Tracker:
         Raises:
             ConfigError: the protocol, the device or the precision is unknown, or the backbone does
                 not fit the protocol.
+            CheckpointError: see `load_backbone`.
         """
-        self.protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-        if not isinstance(self.protocol, Protocol):
+        if isinstance(backbone, str | Path):
+            backbone = load_backbone(backbone)
+        if protocol is None:
+            protocol = getattr(backbone, "protocol", None)
+        if isinstance(protocol, str):
+            protocol = get_protocol(protocol)
+        if not isinstance(protocol, Protocol):
             raise ConfigError(
-                f"the protocol is {self.protocol!r}; give a name such as ino-davis, or what "
+                f"the protocol is {protocol!r}; give a name such as ino-davis, or what "
                 "get_protocol gives"
             )
+        self.protocol = protocol
         self.precision: Precision = precision
         self._extractor = FeatureExtractor(
             backbone, protocol=self.protocol, device=device, precision=precision
@@ -78,25 +106,41 @@ class Tracker:
             screening = computes_in_bf16(self._extractor.device)
         self._screening = screening
         self._session: Session | None = None
+        self._busy = threading.Lock()
 
-    def start(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raises InoError where another thread is within."""
+        if not self._busy.acquire(blocking=False):
+            raise InoError(
+                "two threads use this tracker at once: make a Tracker for each of them, over the "
+                "same backbone"
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def start(self, frame: Image, mask: Image) -> np.ndarray:
         """Starts a new video with its first frame and mask, and returns that frame's label map.
 
         Args:
             frame: uint8 RGB, height x width x 3.
-            mask: uint8, height x width, 0 background, 1 to 254 objects, 255 void.
+            mask: height x width, 0 background, 1 to 254 objects, 255 void.
 
         Raises:
             MaskError: the mask is malformed, without objects or of another size.
             VideoError: the frame is not an RGB image, or too small.
             InoError: the network's features of it are no finite numbers.
         """
-        session = self._new_session()
-        labels = session.step(frame, mask, object_ids(mask, 0))
-        self._session = session
+        mask = _as_mask(mask, 0)
+        with self._alone():
+            session = self._new_session()
+            labels = session.step(frame, mask, object_ids(mask, 0))
+            self._session = session
         return labels
 
-    def step(self, frame: np.ndarray) -> np.ndarray:
+    def step(self, frame: Image) -> np.ndarray:
         """The label map of the next frame.
 
         Raises:
@@ -104,9 +148,10 @@ class Tracker:
             MaskError: there was no `start`.
             InoError: the network's features of it are no finite numbers.
         """
-        return self._running().step(frame)
+        with self._alone():
+            return self._running().step(frame)
 
-    def add(self, mask: np.ndarray, *, frame: int | None = None) -> np.ndarray:
+    def add(self, mask: Image, *, frame: int | None = None) -> np.ndarray:
         """Adds or corrects objects in the last frame by a mask, and returns its new label map.
 
         Objects that are not known yet are added. A known object is corrected: from now on this
@@ -133,7 +178,20 @@ class Tracker:
                     f"{frame} {when}; add masks when their frame was the last, or give all of them "
                     "to track(..., correct=True)"
                 )
-        return session.add(mask)
+        with self._alone():
+            return session.add(_as_mask(mask, session.frame))
+
+    def remove(self, label: int) -> np.ndarray:
+        """Removes an object, and returns the last label map without it.
+
+        Where it was, and where it would be in later frames, is background. A mask that holds the
+        number again, given to `add`, introduces another object.
+
+        Raises:
+            MaskError: there is no object of that number.
+        """
+        with self._alone():
+            return self._running().remove(label)
 
     def confidence(self) -> np.ndarray:
         """The confidence of the last frame's label map: largest soft label / sum, at each pixel.
@@ -142,24 +200,27 @@ class Tracker:
         `normalize_output` rescales the channels, so at some pixels it may be the confidence of
         another label than that of the label map.
         """
-        return self._running().confidence()
+        with self._alone():
+            return self._running().confidence()
 
     def survival(self) -> dict[int, float]:
         """Cycle consistency of each object, by its id: J, 0..1.
 
         The labels of the last frame are propagated back to the object's reference frame in one
         step and compared with the mask that was given there. A low value means that the object was
-        lost or is not visible.
+        lost or is not visible; it is 0 where the last label map has no pixel of the object.
         """
-        return self._running().survival()
+        with self._alone():
+            return self._running().survival()
 
     def track(
         self,
-        frames: Iterable[np.ndarray],
-        masks: Mapping[int, np.ndarray],
+        frames: Iterable[Image],
+        masks: Mapping[int, Image],
         *,
         num_frames: int | None = None,
         correct: bool = False,
+        name: str = "",
     ) -> Iterator[np.ndarray]:
         """One label map per frame, of the frame's size; zeros before the first mask.
 
@@ -167,15 +228,17 @@ class Tracker:
         number. After each result, `confidence` and `survival` describe that frame. An object enters
         with the first mask that contains its id. The first mask is returned unchanged if the
         protocol's `keep_given` is set, which it is not in crw and dul. Void pixels (255) become
-        background, also in the result.
+        background, also in the result. A warning names the first object that is too small for the
+        features, vanishes or fills a frame, once per object.
 
         Args:
             frames: uint8 RGB frames, height x width x 3, all of one size.
-            masks: frame number, from 0, to label map: uint8, height x width, 0 background, 1 to
-                254 objects, 255 void. Ids need not be consecutive.
+            masks: frame number, from 0, to label map: height x width, 0 background, 1 to 254
+                objects, 255 void. Ids need not be consecutive.
             num_frames: length of the video where it is known, so that a mask beyond its end is
                 found at once.
             correct: later masks also correct the objects of earlier ones, see `add`.
+            name: of the video, for warnings.
 
         Raises:
             MaskError: there is no mask, or one is malformed, without objects, of another size than
@@ -189,13 +252,14 @@ class Tracker:
             raise VideoError(
                 f"frames are {type(frames).__name__}, but something to iterate over is needed"
             )
+        masks = _as_masks(masks)
         entering = _entering_objects(masks, correct=correct)
         if num_frames is not None:
             _check_end(masks, num_frames)
-        return self._stream(frames, masks, entering, correct=correct)
+        return self._stream(frames, masks, entering, correct=correct, name=name)
 
     def track_both_ways(
-        self, frames: Sequence[np.ndarray], masks: Mapping[int, np.ndarray]
+        self, frames: Sequence[Image] | Image, masks: Mapping[int, Image]
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Frame number and label map of every frame, propagated forward or backward from the
         nearest mask.
@@ -211,17 +275,19 @@ class Tracker:
             MaskError: as `track`.
             VideoError: as `track`.
         """
-        if not isinstance(frames, Sequence | np.ndarray):
+        if not isinstance(frames, Sequence | np.ndarray | torch.Tensor):
             raise VideoError(
                 f"frames are {type(frames).__name__}, but a sequence, such as a list, is needed"
             )
+        masks = _as_masks(masks)
         _entering_objects(masks, correct=True)
         _check_end(masks, len(frames))
         numbers = sorted(masks)
         # From each mask to half of the way to the next.
         edges = [0, *((a + b) // 2 + 1 for a, b in itertools.pairwise(numbers)), len(frames)]
         for number, (first, end) in zip(numbers, itertools.pairwise(edges), strict=True):
-            _check_mask_size(masks[number], number, _frame_size(frames[number], number, None))
+            frame = as_frame(frames[number], f"frame {number}")
+            _check_mask_size(masks[number], number, _frame_size(frame, number, None))
             for path in (range(number, end), range(number, first - 1, -1)):
                 chosen = (frames[index] for index in path)
                 results = self.track(chosen, {0: masks[number]})
@@ -231,22 +297,26 @@ class Tracker:
 
     def _stream(
         self,
-        frames: Iterable[np.ndarray],
+        frames: Iterable[Image],
         masks: Mapping[int, np.ndarray],
         entering: Mapping[int, list[int]],
         *,
         correct: bool,
+        name: str,
     ) -> Iterator[np.ndarray]:
-        session = self._session = self._new_session()
+        session = self._session = self._new_session(name)
         for index, frame in enumerate(frames):
             mask, new_ids = masks.get(index), entering.get(index, [])
             corrects = correct and mask is not None and index != min(masks)
-            labels = session.step(frame, mask, () if corrects else new_ids)
-            yield session.add(masks[index]) if corrects else labels
+            with self._alone():
+                labels = session.step(frame, mask, () if corrects else new_ids)
+                if corrects:
+                    labels = session.add(masks[index])
+            yield labels
         _check_end(masks, session.frame + 1)
 
-    def _new_session(self) -> "Session":
-        return Session(self._extractor, self.protocol, screening=self._screening)
+    def _new_session(self, name: str = "") -> "Session":
+        return Session(self._extractor, self.protocol, screening=self._screening, name=name)
 
     def _running(self) -> "Session":
         if self._session is None:
@@ -261,8 +331,17 @@ class Session:
     was, and a result of `track` that is not used up goes on after another `start`.
     """
 
-    def __init__(self, extractor: FeatureExtractor, protocol: Protocol, *, screening: bool) -> None:
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        protocol: Protocol,
+        *,
+        screening: bool,
+        name: str,
+    ) -> None:
         """A session that has seen no frame, see `Tracker` for the options."""
+        self._name = name
+        self._warned: set[int] = set()
         self._extractor = extractor
         self._protocol = protocol
         self._propagator = Propagator(protocol, screening=screening)
@@ -277,6 +356,8 @@ class Session:
         self._predicted = np.empty((0, 0), dtype=np.uint8)
         self._given = np.empty((0, 0), dtype=np.uint8)
         self._given_ids: list[int] = []
+        self._labels = np.empty((0, 0), dtype=np.uint8)
+        self._num_pixels = np.zeros(256)  # of each label
 
     @property
     def frame(self) -> int:
@@ -284,7 +365,7 @@ class Session:
         return self._num_frames - 1
 
     def step(
-        self, frame: np.ndarray, mask: np.ndarray | None = None, new_ids: Sequence[int] = ()
+        self, frame: Image, mask: np.ndarray | None = None, new_ids: Sequence[int] = ()
     ) -> np.ndarray:
         """The label map of the next frame; zeros before the first mask.
 
@@ -293,6 +374,7 @@ class Session:
             mask: a label map of the frame's size that introduces `new_ids`; None if none enter.
             new_ids: the objects of the mask that are not known yet.
         """
+        frame = as_frame(frame, f"frame {self._num_frames}")
         size = _frame_size(frame, self._num_frames, self._size)
         if mask is not None:
             _check_mask_size(mask, self._num_frames, size)
@@ -312,7 +394,8 @@ class Session:
         labels = self._advance(features, mask if new_ids else None, entering)
         if is_first and self._protocol.keep_given:
             assert mask is not None
-            return mask
+            labels = mask
+        self._inspect(labels)
         return labels
 
     def add(self, mask: np.ndarray) -> np.ndarray:
@@ -333,17 +416,31 @@ class Session:
         given = [BACKGROUND, *objects] if {BACKGROUND, *objects} >= set(self._ids) else objects
         channels = [self._ids.index(label) for label in given]
         resized = resize_mask(mask, whole=self._whole, size=self._compared)
-        self._soft = self._propagator.add(self._soften(resized, given), channels=channels)
+        grid = (self._soft.shape[0], self._soft.shape[1])
+        soft = self._soften_given(resized, given, grid=grid)
+        self._soft = self._propagator.add(soft, channels=channels)
         if self._protocol.feedback == "hard":
             # Soft labels are those of the reduced mask now, which would change other objects.
             labels = _without(self._predicted, given)
         else:
             labels = self._harden()
         labels = self._settle(labels, resized, given)
-        if not self._protocol.keep_given:
-            return labels
-        # What was drawn stays as it was drawn.
-        return np.where(np.isin(mask, given), mask, _without(labels, objects))
+        if self._protocol.keep_given:  # what was drawn stays as it was drawn
+            labels = np.where(np.isin(mask, given), mask, _without(labels, objects))
+        self._inspect(labels)
+        return labels
+
+    def remove(self, label: int) -> np.ndarray:
+        """See `Tracker.remove`. The object's channel stays, as one more of the background."""
+        if label == BACKGROUND or label not in self._ids:
+            objects = ", ".join(str(one) for one in sorted(self._ids) if one) or "none"
+            raise MaskError(f"there is no object {label!r} to remove; the objects are {objects}")
+        self._ids[self._ids.index(label)] = BACKGROUND
+        self._given_ids = [one for one in self._given_ids if one != label]
+        self._given, self._predicted, self._labels = (
+            _without(one, [label]) for one in (self._given, self._predicted, self._labels)
+        )
+        return self._labels
 
     def confidence(self) -> np.ndarray:
         """See `Tracker.confidence`."""
@@ -363,7 +460,11 @@ class Session:
         if not self._ids:
             return {}
         found = self._propagator.survival()
-        return {self._ids[channel]: value for channel, value in found.items() if channel}
+        return {
+            self._ids[channel]: value if self._num_pixels[self._ids[channel]] else 0.0
+            for channel, value in found.items()
+            if self._ids[channel] != BACKGROUND
+        }
 
     def _advance(
         self, features: torch.Tensor, mask: np.ndarray | None, entering: Sequence[int]
@@ -379,12 +480,34 @@ class Session:
         if mask is not None:
             self._given = np.where(np.isin(mask, entering), mask, self._given)
             mask = resize_mask(mask, whole=self._whole, size=self._compared)
-            new = self._soften(mask, entering, grid=(features.shape[0], features.shape[1]))
+            new = self._soften_given(mask, entering, grid=(features.shape[0], features.shape[1]))
             if self._protocol.feedback == "hard":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
         self._soft = self._propagator.step(features, new)
         self._predicted = self._harden()
         return self._settle(self._predicted, mask, entering)
+
+    def _inspect(self, labels: np.ndarray) -> None:
+        """Keeps a label map, and warns of objects that it has lost, or that fill it."""
+        self._labels = labels
+        self._num_pixels = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
+        for label in self._ids:
+            if label == BACKGROUND:
+                continue
+            if not self._num_pixels[label]:
+                self._warn(
+                    label,
+                    "has no pixel: it left the view or was lost; mark it again where it is seen",
+                )
+            elif self._num_pixels[label] == labels.size:
+                self._warn(label, "fills the frame, and the background has no pixel")
+
+    def _warn(self, label: int, what: str) -> None:
+        """Once per object."""
+        if label not in self._warned:
+            self._warned.add(label)
+            video = f"{self._name}: " if self._name else ""
+            _LOG.warning("%sobject %d in frame %d %s", video, label, self.frame, what)
 
     def _harden(self) -> np.ndarray:
         return harden_labels(
@@ -417,18 +540,27 @@ class Session:
             device=self._extractor.device,
         )
 
+    def _soften_given(
+        self, mask: np.ndarray, ids: Sequence[int], *, grid: tuple[int, int]
+    ) -> torch.Tensor:
+        """Labels of a given mask; warns of objects that have less than half of every feature."""
+        soft = self._soften(mask, ids, grid=grid)
+        for label, largest in zip(ids, soft.amax(dim=(0, 1)).tolist(), strict=True):
+            if label != BACKGROUND and largest < HALF:
+                self._warn(
+                    label,
+                    "is too small for the features, so it is likely to be lost: a larger "
+                    "short_side helps (--set short_side=...)",
+                )
+        return soft
+
 
 def object_ids(mask: np.ndarray, index: int) -> list[int]:
     """The ids of the objects in the mask of frame `index`, ascending, without background and void.
 
     Raises:
-        MaskError: it is no label map, or holds no object.
+        MaskError: it holds no object.
     """
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.uint8:
-        raise MaskError(
-            f"the mask of frame {index} must be uint8 height x width, one object number per pixel, "
-            f"but it is {_kind(mask)}"
-        )
     counts = np.bincount(mask.ravel(), minlength=256)
     ids = [int(label) for label in np.flatnonzero(counts) if label not in (BACKGROUND, VOID)]
     if not ids:
@@ -439,20 +571,29 @@ def object_ids(mask: np.ndarray, index: int) -> list[int]:
     return ids
 
 
-def _entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict[int, list[int]]:
-    """The ids that each mask introduces, ascending, by the number of its frame.
+def _as_mask(mask: object, index: int) -> np.ndarray:
+    return as_labels(mask, f"the mask of frame {index}")
 
-    Unless masks `correct` known objects, one that introduces none gives a warning.
-    """
+
+def _as_masks(masks: Mapping[int, Image]) -> dict[int, np.ndarray]:
+    """The masks as label maps, by the numbers of their frames."""
     if not isinstance(masks, Mapping):
         raise MaskError(
             f"masks are {type(masks).__name__}, but they must be given by the number of their "
             "frame, as in {0: mask}"
         )
-    if not masks:
-        raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
     for index in masks:
         _check_number(index)
+    return {index: _as_mask(mask, index) for index, mask in masks.items()}
+
+
+def _entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict[int, list[int]]:
+    """The ids that each mask introduces, ascending, by the number of its frame.
+
+    Unless masks `correct` known objects, one that introduces none gives a warning.
+    """
+    if not masks:
+        raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
     known: set[int] = set()
     entering = {}
     for index in sorted(masks):
@@ -495,11 +636,6 @@ def _check_mask_size(mask: np.ndarray, index: int, size: Size) -> None:
 
 def _frame_size(frame: np.ndarray, index: int, size: Size | None) -> Size:
     """The frame's height and width, which must be `size` unless that is None."""
-    is_array = isinstance(frame, np.ndarray)
-    if not is_array or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise VideoError(
-            f"frame {index} must be uint8 height x width x 3 (RGB), but it is {_kind(frame)}"
-        )
     found = (frame.shape[0], frame.shape[1])
     if size is not None and found != size:
         raise VideoError(
@@ -507,12 +643,6 @@ def _frame_size(frame: np.ndarray, index: int, size: Size | None) -> Size:
             f"{size[0]}x{size[1]}; give a video of one size"
         )
     return found
-
-
-def _kind(given: object) -> str:
-    if isinstance(given, np.ndarray):
-        return f"{given.dtype} of shape {given.shape}"
-    return f"{type(given).__name__} and no array of numpy"
 
 
 def _without(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:

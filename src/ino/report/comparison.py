@@ -6,6 +6,7 @@ not computed; other data sets are not covered.
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from ino.report.strips import (
 )
 from ino.schema import read_json
 from ino.system import atomic_path, new_folder, write_text
-from ino.tables import markdown, percent
+from ino.tables import markdown, markdown_cell, percent, shown
 from ino.tasks.davis import DavisScores, read_davis_scores
 
 HEIGHT = 180
@@ -167,7 +168,7 @@ def compare_evaluations(
         scatter=scatter,
         ends=[[strips[gap.name] for gap in gaps] for gaps in ends],
     )
-    notes = "".join(f"\n{note}\n" for note in comparison.notes())
+    notes = "".join(f"\n{markdown_cell(note)}\n" for note in comparison.notes())
     write_text(out / "table.md", markdown(comparison.lines()) + notes)
     content = {
         "a": {"name": name_a, "folder": str(a), "J&F": comparison.a.jf_mean},
@@ -290,7 +291,7 @@ def _name_point(axes: Axes, gap: Gap, *, height: float) -> None:
     if not 25 < across < 75:  # there it would leave the picture
         side = 1 if across < 50 else -1
     axes.annotate(
-        f"{gap.name} {100 * gap.difference:+.1f}",
+        f"{shown(gap.name)} {100 * gap.difference:+.1f}",
         xy=(across, 100 * gap.a),
         xytext=(across + 2.2 * side, height),
         ha="left" if side > 0 else "right",
@@ -328,7 +329,8 @@ def _gap_strips(
 def _write_strips(groups: dict[str, StripGroup], folder: Path) -> None:
     """Writes NN_SEQUENCE.png, and removes those of an older result that this one overwrites."""
     new_folder(folder, overwrite=True)
-    paths = [folder / f"{i:02d}_{name}.png" for i, name in enumerate(groups, start=1)]
+    names = [re.sub(r"[/\\]", "_", name) for name in groups]
+    paths = [folder / f"{i:02d}_{name}.png" for i, name in enumerate(names, start=1)]
     for path, group in zip(paths, groups.values(), strict=True):
         save_picture(draw_strips([group]), path)
     for stale in {*folder.glob("[0-9][0-9]*_*.png")} - {*paths}:

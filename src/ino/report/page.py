@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ino.system import write_text
+from ino.tables import shown
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -57,6 +58,7 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("ino.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

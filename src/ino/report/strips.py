@@ -20,6 +20,7 @@ from ino.data.label_maps import read_labels
 from ino.errors import ConfigError, MaskError
 from ino.overlay import draw_overlay
 from ino.system import atomic_path
+from ino.tables import shown
 
 GAP = 4
 """Pixels between the frames of a strip."""
@@ -146,7 +147,7 @@ def mask_strips(
         strips.append(strip(name, paths, (remarks or {}).get(name, "")))
     given = min(sequence.annotations)
     columns = [f"frame {_number(sequence, t)}{', given' if t == given else ''}" for t in chosen]
-    return StripGroup(title, columns, strips)
+    return StripGroup(shown(title), [shown(column) for column in columns], strips)
 
 
 def draw_strips(groups: Sequence[StripGroup]) -> UInt8[np.ndarray, "height width 3"]:
@@ -216,7 +217,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     parts = [path.resolve().parts for path in paths]
     names: list[str] = []
     for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(one[-length:]) for one in parts]
+        names = [shown("/".join(one[-length:])) for one in parts]
         if len(set(names)) == len(set(parts)):
             break
     return names
@@ -231,7 +232,7 @@ def _named_folders(results: Sequence[str | Path]) -> dict[str, Path]:
     paths = [Path(path or name) for name, path in given]
     folders: dict[str, Path] = {}
     for (name, _), path, end in zip(given, paths, distinct_names(paths), strict=True):
-        name = name or end
+        name = shown(name) or end
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder: give folders of masks or of results")
         if name in folders:

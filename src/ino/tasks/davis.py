@@ -34,24 +34,29 @@ from ino.tasks.results import (
     propagated,
 )
 from ino.tasks.scoring import FramesToScore, score_sequences
+from ino.tasks.submission import pack_submission
 
 
 def evaluate_davis(
-    root: Path,
+    root: Path | str,
     *,
-    out: Path,
+    out: Path | str,
     tracker: Tracker,
     year: int = 2017,
     split: str = "val",
     resolution: str = "480p",
     sequences: Sequence[str] | None = None,
     **options: Unpack[RunOptions],
-) -> "DavisScores":
+) -> "DavisScores | None":
     """Propagates the first masks of a DAVIS split and scores the result.
 
     Writes `predictions/SEQUENCE/FRAME.png`, `finished.txt` with the sequences that are done, the
     CSV files of the official evaluation, `scores.json` and `settings.json`. A run that was killed
     can be resumed.
+
+    Where no later frames are annotated, as in test-dev and the challenges, nothing is scored and
+    the result is None: `submission.zip` is for the server, and is written where all sequences of
+    the list are done.
 
     Args:
         root: the data set.
@@ -68,9 +73,14 @@ def evaluate_davis(
         ConfigError: see `ino.tasks.results.propagated`.
         OutputError: the same.
     """
+    root, out = Path(root), Path(out)
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     for sequence in found:
         _given(sequence)  # what cannot be propagated is told before anything is written
+    is_scored = any(map(has_truth, found))
+    if is_scored:  # so is what cannot be scored
+        for sequence in found:
+            _check_truth(sequence)
     with propagated(
         found,
         out=out,
@@ -81,6 +91,11 @@ def evaluate_davis(
         is_whole=sequence_is_whole,
         **options,
     ) as (predictions, _):
+        if not is_scored:
+            if sequences is None:
+                asked = {one.name: [frame.stem for frame in one.frames] for one in found}
+                pack_submission(predictions, asked, out / "submission.zip", top="")
+            return None
         scores = score_davis(
             predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
         )
@@ -132,9 +147,22 @@ def _given(sequence: VideoSequence) -> dict[int, Path]:
     return {first: path}
 
 
+def has_truth(sequence: VideoSequence) -> bool:
+    """Whether a frame is annotated between the first and the last one, which are not scored."""
+    return len(sequence.annotations) > 2
+
+
+def _check_truth(sequence: VideoSequence) -> None:
+    if not has_truth(sequence):
+        raise DatasetError(
+            f"{sequence.name} has {len(sequence.annotations)} annotated frames, but at least 3 are "
+            "needed, for the first and the last one are left out of the scores"
+        )
+
+
 def score_davis(
-    predictions: Path,
-    root: Path,
+    predictions: Path | str,
+    root: Path | str,
     *,
     year: int = 2017,
     split: str = "val",
@@ -169,6 +197,7 @@ def score_davis(
         MaskError: predictions are missing, broken, of another size than the annotation, or hold
             objects that the sequence does not have.
     """
+    predictions, root = Path(predictions), Path(root)
     if year not in (2016, 2017):
         raise ConfigError(f"DAVIS has the years 2016 and 2017, but year is {year}")
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
@@ -188,12 +217,8 @@ def _frames_to_score(
     sequence: VideoSequence, predictions: Path, *, one_object: bool
 ) -> FramesToScore:
     """The scored frames; reads the first annotation, whose objects are those of the sequence."""
+    _check_truth(sequence)
     scored = list(sequence.annotations.values())[1:-1]
-    if not scored:
-        raise DatasetError(
-            f"{sequence.name} has {len(sequence.annotations)} annotated frames, but at least 3 are "
-            "needed, for the first and the last one are left out of the scores"
-        )
     first = sequence.annotations[0]
     raw = read_raw_labels(first)
     truth = resolve_void(raw)

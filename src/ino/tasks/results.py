@@ -52,15 +52,15 @@ def sized_protocol(
     radius: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Protocol:
-    """A named protocol for another input size; its radius is scaled with the short side.
+    """A named protocol for another input size; its radius is scaled with the short side, see
+    `get_protocol`.
 
     Args:
         name: one of `ino.propagate.protocols`.
         short_side: pixels; None for the protocol's own size.
         layer: block whose features are read; None for the protocol's own.
         radius: feature positions, taken as it is; None: scaled with `short_side`.
-        overrides: other fields. None is a value here, and `short_side` given here does not scale
-            the radius.
+        overrides: other fields. None is a value here.
 
     Raises:
         ConfigError: the name or a field is unknown, one is given twice, or a value is out of range.
@@ -70,11 +70,7 @@ def sized_protocol(
     given = {field: value for field, value in given.items() if value is not None}
     if twice := [field for field in given if field in chosen]:
         raise ConfigError(f"{twice[0]} is given twice, by itself and under set; keep one")
-    usual, fields = get_protocol(name), chosen | given
-    if short_side is not None and usual.radius is not None and usual.short_side is not None:
-        get_protocol(name, short_side=short_side)  # checked before it is used
-        fields.setdefault("radius", max(1, round(usual.radius * short_side / usual.short_side)))
-    return get_protocol(name, **fields)
+    return get_protocol(name, **chosen, **given)
 
 
 def settings_text(protocol: Protocol, settings: Mapping[str, Any] | None) -> str:
@@ -313,7 +309,8 @@ def propagate_masks(
 ) -> None:
     """Propagates annotations through a video, into `folder`/FRAME.png for the frames `wanted`.
 
-    Frames are read, propagated and written in a thread each, at most a few of them ahead.
+    Frames are read, propagated and written in a thread each, at most a few of them ahead. Warnings
+    about objects name the video as `folder` does.
 
     Args:
         frames: images of one size.
@@ -329,7 +326,8 @@ def propagate_masks(
     """
     masks = {number: read_labels(path) for number, path in annotations.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with closing(in_background(_track(frames, masks, tracker))) as results:
+    tracked = _track(frames, masks, tracker, name=folder.name)
+    with closing(in_background(tracked)) as results:
         for path, labels in zip(frames, results, strict=True):
             if path.stem in wanted:
                 write_labels(folder / f"{path.stem}.png", labels)
@@ -337,11 +335,11 @@ def propagate_masks(
 
 
 def _track(
-    frames: Sequence[Path], masks: Mapping[int, np.ndarray], tracker: Tracker
+    frames: Sequence[Path], masks: Mapping[int, np.ndarray], tracker: Tracker, *, name: str
 ) -> Generator[np.ndarray]:
     size = image_size(frames[0])
     with closing(in_background(read_image(path, size=size) for path in frames)) as images:
-        yield from tracker.track(images, masks, num_frames=len(frames))
+        yield from tracker.track(images, masks, num_frames=len(frames), name=name)
 
 
 def masks_are_whole(folder: Path, frames: Iterable[str], *, size: tuple[int, int]) -> bool:

@@ -26,6 +26,9 @@ _FRAMES_PER_TASK = 16
 _FRAMES_PER_WORKER = 300
 """Frames that are worth another process, whose start takes about half a second."""
 
+_MORE_LABELS = 20
+"""A mask with more labels than the annotation and these is taken for a probability map."""
+
 _IDLE_SECONDS = 10
 """After which a worker ends by itself, for its parent may have been killed."""
 
@@ -161,12 +164,24 @@ def read_pair(predicted: Path, annotated: Path) -> tuple[np.ndarray, np.ndarray]
     return prediction, truth
 
 
+def _check_levels(prediction: np.ndarray, truth: np.ndarray, path: Path) -> None:
+    """Refuses a probability map, which has many more levels than there are objects."""
+    levels, objects = (np.count_nonzero(np.bincount(one.ravel())) for one in (prediction, truth))
+    if levels > objects + _MORE_LABELS:
+        raise MaskError(
+            f"{path} holds {levels} levels where the annotation has {objects} labels, as a "
+            "probability map does: write a mask with one object number per pixel, for instance 1 "
+            "where the probability is above one half"
+        )
+
+
 def _score_frames(frames: FramesToScore) -> Float[np.ndarray, "2 objects frames"]:
     """One frame in memory at a time."""
     num_objects = max(frames.objects)
     scores = np.empty((2, num_objects, len(frames.pairs)))
     for number, (annotated, predicted) in enumerate(frames.pairs):
         prediction, truth = read_pair(predicted, annotated)
+        _check_levels(prediction, truth, predicted)
         if frames.is_binary:
             truth = resolve_void(truth)
         if frames.one_object:

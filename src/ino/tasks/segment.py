@@ -6,7 +6,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ino.data.images import is_pattern
-from ino.data.label_maps import read_labels, write_labels
+from ino.data.label_maps import as_labels, read_labels, write_labels
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
@@ -29,7 +29,7 @@ from ino.data.video import (
 from ino.errors import ConfigError, MaskError, VideoError
 from ino.overlay import draw_overlay
 from ino.propagate.tracker import Tracker
-from ino.system import new_folder, write_text
+from ino.system import check_new_folder, folder_lock, new_folder, write_text
 from ino.tasks.results import OnFrame, settings_text
 
 _LOG = logging.getLogger("ino")
@@ -112,10 +112,10 @@ def _last_number(name: str) -> int | None:
 
 
 def segment_video(
-    video: Path,
-    masks: Mapping[int, np.ndarray],
+    video: Path | str,
+    masks: Mapping[int, Any],
     *,
-    out: Path,
+    out: Path | str,
     tracker: Tracker,
     settings: Mapping[str, Any] | None = None,
     overlay: bool = True,
@@ -153,10 +153,13 @@ def segment_video(
         ConfigError: `check_every` is below 0.
         VideoError: the video cannot be read, or breaks off; the masks up to there are kept.
         MaskError: see `Tracker.track`.
-        OutputError: the folder holds something and `overwrite` is off, or cannot be written.
+        OutputError: the folder holds something and `overwrite` is off, it cannot be written, or
+            another process writes into it.
     """
     if check_every < 0:
         raise ConfigError(f"check_every is 0 (never) or more frames, but it is {check_every}")
+    video, out = Path(video), Path(out)
+    masks = {index: as_labels(mask, f"the mask of frame {index}") for index, mask in masks.items()}
     info, names = read_info(video), frame_names(video)
     fps = info.fps if fps is None else fps
     if overlay and not 0 < fps < math.inf:
@@ -172,8 +175,11 @@ def segment_video(
         frames = _propagate_forward(
             video, info, masks, tracker, correct=correct, check_every=check_every
         )
-    with closing(in_background(frames)) as results:
+    with ExitStack() as stack:
+        results = stack.enter_context(closing(in_background(frames)))
         first = next(results)  # raises what is wrong with masks before anything is written
+        check_new_folder(out, overwrite=overwrite)  # before a lock is left in it
+        stack.enter_context(folder_lock(out, command="ino segment"))
         folder = new_folder(out, overwrite=overwrite) / "masks"
         folder.mkdir(exist_ok=True)
         choices = {"correct": correct, "both_ways": both_ways, "check_every": check_every}
@@ -183,19 +189,20 @@ def segment_video(
         in_order = overlay and not both_ways
         with VideoWriter(movie, fps=fps) if in_order else nullcontext() as writer:
             done, broken = _write(chain([first], results), folder, names, writer, on_frame)
-    written = {_mask_name(number, names) for number in done}
-    for path in folder.glob("*.png"):  # of an earlier, longer result that this one overwrites
-        if path.name not in written:
-            path.unlink()
-    if check_every:
-        _report_survival(done, out / "survival.json")
-    if broken is not None:
-        raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
-    if overlay and both_ways:  # masks came in another order than frames
-        with VideoWriter(movie, fps=fps) as writer:
-            for index, frame in enumerate(read_frames(video)):
-                writer.write(draw_overlay(frame, read_labels(folder / _mask_name(index, names))))
-    return len(done)
+        written = {_mask_name(number, names) for number in done}
+        for path in folder.glob("*.png"):  # of an earlier, longer result that this one overwrites
+            if path.name not in written:
+                path.unlink()
+        if check_every:
+            _report_survival(done, out / "survival.json")
+        if broken is not None:
+            raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
+        if overlay and both_ways:  # masks came in another order than frames
+            with VideoWriter(movie, fps=fps) as writer:
+                for index, frame in enumerate(read_frames(video)):
+                    path = folder / _mask_name(index, names)
+                    writer.write(draw_overlay(frame, read_labels(path), caption=path.stem))
+        return len(done)
 
 
 class _Labeled(NamedTuple):
@@ -294,9 +301,10 @@ def _write(
     done: dict[int, dict[int, float] | None] = {}
     try:
         for number, frame, labels, survival in results:
-            write_labels(folder / _mask_name(number, names), labels)
+            path = folder / _mask_name(number, names)
+            write_labels(path, labels)
             if writer is not None:
-                writer.write(draw_overlay(frame, labels))
+                writer.write(draw_overlay(frame, labels, caption=path.stem))
             done[number] = survival
             on_frame()
     except VideoError as error:

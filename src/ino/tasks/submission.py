@@ -24,6 +24,7 @@ from ino.data.names import check_name
 from ino.data.ytvos import YtvosSplit, YtvosVideo
 from ino.errors import DatasetError, MaskError, OutputError
 from ino.system import atomic_path, available_cores, read_file
+from ino.tables import shown
 
 TOP = "Annotations"
 """The one folder at the top of a submission."""
@@ -53,27 +54,32 @@ _Files = Mapping[str, Callable[[], bytes]]
 """How to read each file, by its name."""
 
 
-def pack_submission(predictions: Path, videos: Iterable[YtvosVideo], path: Path) -> None:
-    """Writes `Annotations/<video>/<frame>.png` for every frame that is asked for.
+def pack_submission(
+    predictions: Path, frames: Mapping[str, Iterable[str]], path: Path, *, top: str = TOP
+) -> None:
+    """Writes `<top>/<video>/<frame>.png` for every frame that is asked for.
 
     The same masks always give the same bytes: order and dates are fixed, and PNG files are stored
     as they are, for they are compressed already. Files that are not asked for stay out.
 
     Args:
         predictions: folder with one folder per video.
-        videos: in the order of the file.
+        frames: names of the frames by video, in the order of the file.
         path: of the zip file, which appears whole or not at all; an older one is replaced.
+        top: folder in the zip file that holds all videos; empty for none, as the server of DAVIS
+            wants it.
 
     Raises:
         OutputError: a mask is missing or the file cannot be written.
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as packed:
-        for video in videos:
-            for frame in video.submitted:
-                mask = predictions / video.name / f"{frame}.png"
+        for video, names in frames.items():
+            for frame in names:
+                mask = predictions / video / f"{frame}.png"
                 if not mask.is_file():
                     raise OutputError(f"cannot write {path}: {mask} is missing; predict it first")
-                entry = zipfile.ZipInfo(f"{TOP}/{video.name}/{frame}.png", date_time=_DATE)
+                name = f"{video}/{frame}.png"
+                entry = zipfile.ZipInfo(f"{top}/{name}" if top else name, date_time=_DATE)
                 entry.external_attr = 0o644 << 16
                 packed.writestr(entry, mask.read_bytes())
 
@@ -119,11 +125,12 @@ class SubmissionReport:
 
     def summary(self, checked: Path) -> str:
         """The findings and, in the last line, what was checked."""
-        return "\n".join([*self.lines(), f"checked {checked}: {self.counts()}"])
+        lines = [*self.lines(), f"checked {checked}: {self.counts()}"]
+        return "\n".join(map(shown, lines))
 
 
 def check_submission(
-    predictions: Path,
+    predictions: Path | str,
     split: YtvosSplit,
     *,
     on_video: Callable[[], None] = lambda: None,
@@ -143,7 +150,7 @@ def check_submission(
     Raises:
         MaskError: there is no such file or folder, or the file is not a zip file.
     """
-    report = SubmissionReport()
+    report, predictions = SubmissionReport(), Path(predictions)
     if predictions.is_dir():
         _check_files(_folder_files(predictions, report), split, report, on_video)
         return report

@@ -60,13 +60,13 @@ class YtvosResult:
 
 
 def evaluate_ytvos(
-    root: Path,
+    root: Path | str,
     *,
-    out: Path,
+    out: Path | str,
     tracker: Tracker,
     split: str = "valid",
     videos: Sequence[str] | None = None,
-    seen: Path | None = None,
+    seen: Path | str | None = None,
     **options: Unpack[RunOptions],
 ) -> YtvosResult:
     """Propagates the given masks of a split, packs, checks and scores the result.
@@ -90,6 +90,7 @@ def evaluate_ytvos(
         OutputError: the same.
         MaskError: the written masks are not a valid submission, as something has changed them.
     """
+    out = Path(out)
     found = read_ytvos_split(root, split=split, videos=videos)
     warning = ""
     if found.frames_folder == found.folder:
@@ -148,7 +149,7 @@ def finish_split(
     out: Path,
     *,
     protocol: Protocol,
-    seen: Path | None = None,
+    seen: Path | str | None = None,
     workers: int | None = None,
 ) -> tuple[SubmissionReport, Path | None, "YtvosScores | None"]:
     """Packs, checks and scores the masks of a split that are all there.
@@ -169,7 +170,8 @@ def finish_split(
     predictions = out / "predictions"
     submission = out / "submission.zip" if split.is_whole else None
     if submission is not None:
-        pack_submission(predictions, split.videos, submission)
+        asked = {video.name: video.submitted for video in split.videos}
+        pack_submission(predictions, asked, submission)
     report = check_submission(submission or predictions, split)
     if report.num_faults:
         raise MaskError(
@@ -184,7 +186,11 @@ def finish_split(
 
 
 def score_ytvos(
-    predictions: Path, split: YtvosSplit, *, seen: Path | None = None, workers: int | None = None
+    predictions: Path | str,
+    split: YtvosSplit,
+    *,
+    seen: Path | str | None = None,
+    workers: int | None = None,
 ) -> "YtvosScores":
     """J and F of every object of a split whose later frames are annotated.
 
@@ -201,6 +207,7 @@ def score_ytvos(
         MaskError: predictions are missing, broken, of another size than the annotation, or hold
             objects that the video does not have.
     """
+    predictions, seen = Path(predictions), None if seen is None else Path(seen)
     scored = [video for video in split.videos if video.has_truth]
     if not scored:
         raise DatasetError(

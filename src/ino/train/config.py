@@ -496,7 +496,7 @@ def refuse_commands(values: Mapping[str, Any], *, where: str) -> None:
             )
 
 
-def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """The configuration of a recipe; fields that it leaves out have their defaults.
 
     Args:
@@ -506,7 +506,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> TrainC
     Raises:
         ConfigError: see `recipe_values`; or a key is unknown or a value breaks a rule.
     """
-    config = checked(TrainConfig, recipe_values(name), where=f"the recipe {name}")
+    config = checked(TrainConfig, recipe_values(str(name)), where=f"the recipe {name}")
     return config.with_values(overrides) if overrides else config
 
 

@@ -52,6 +52,7 @@ from ino.kernels.crops import PLAIN, Photometric
 from ino.models.student_teacher import Views
 from ino.schema import read_json
 from ino.system import available_cores, write_text
+from ino.tables import shown
 from ino.train.config import DataConfig, TrainConfig, ViewsConfig
 from ino.train.distributed import broadcast_from_first
 
@@ -200,7 +201,8 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     if fabric.is_global_zero:
         num = len(source.left_out)
         left_out = f", {num} left out ({QUARANTINE_NAME} says why)" if num else ""
-        Console(stderr=True).print(source.summary + left_out, highlight=False, soft_wrap=True)
+        line = shown(source.summary + left_out)
+        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
         if source.remark:
             _LOG.warning("%s", source.remark)
     seed = config.run.seed

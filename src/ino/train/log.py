@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ino.errors import ConfigError
 from ino.system import write_text
+from ino.tables import shown
 from ino.train.config import TrainConfig, global_batch_size
 
 LOG_NAME = "log.jsonl"
@@ -256,7 +257,7 @@ class RunLog:
         return {name: float(f"{value:.4g}") for name, value in found.items()}
 
     def _print(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False, soft_wrap=True)
+        self._progress.console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
 
     def _on_tensorboard(self, act: Callable[[Any], None]) -> None:
         """Does something with TensorBoard's logger, which is dropped once it has failed."""

@@ -490,28 +490,31 @@ def _build_vit(weights: Tensors, *, source: Path, layer_scale: bool = False) -> 
     )
 
 
-_TIMM_MODELS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101"),
-    *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
-    *("vit_small_patch8_224", "vit_base_patch8_224", "vit_small_patch32_224"),
-    *("vit_small_patch14_reg4_dinov2", "vit_base_patch14_reg4_dinov2"),
-    *("vit_large_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"),
-    "vit_giant_patch14_dinov2",
-)
-"""The models that messages suggest, where they fit."""
+_TIMM_MODELS = {
+    (64, 3, 7, 7): ("resnet18", "resnet34", "resnet50", "resnet101"),
+    (192, 3, 16, 16): ("vit_tiny_patch16_224",),
+    (384, 3, 8, 8): ("vit_small_patch8_224",),
+    (384, 3, 16, 16): ("vit_small_patch16_224",),
+    (768, 3, 8, 8): ("vit_base_patch8_224",),
+    (768, 3, 16, 16): ("vit_base_patch16_224",),
+    (1024, 3, 16, 16): ("vit_large_patch16_224",),
+    (384, 3, 14, 14): ("vit_small_patch14_reg4_dinov2",),
+    (768, 3, 14, 14): ("vit_base_patch14_reg4_dinov2",),
+    (1024, 3, 14, 14): ("vit_large_patch14_reg4_dinov2",),
+    (1536, 3, 14, 14): ("vit_giant_patch14_reg4_dinov2", "vit_giant_patch14_dinov2"),
+}
+"""The models that messages suggest, where they fit, by the shape of their first convolution."""
 
 
 def timm_advice(weights: Tensors, *, source: Path) -> str:
     """The end of a sentence: the model of timm that these weights can be loaded into, if any."""
-    for name in _TIMM_MODELS:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0)
-        sizes = {tuple(value.shape) for value in model.state_dict().values()}
-        if not sizes & {tuple(value.shape) for value in weights.values() if value.ndim == 4}:
-            continue
-        with suppress(CheckpointError):
-            if not misfits(model, timm_tensors(model, weights, name=name, path=source)):
-                return f"; read it by timm:{name}@{source}"
+    for shape in dict.fromkeys(tuple(value.shape) for value in weights.values()):
+        for name in _TIMM_MODELS.get(shape, ()):
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=0)
+            with suppress(CheckpointError):
+                if not misfits(model, timm_tensors(model, weights, name=name, path=source)):
+                    return f"; read it by timm:{name}@{source}"
     return ""
 
 

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeGuard, get_args
 
 import safetensors.torch
 import torch
@@ -199,7 +199,7 @@ def vit_prefix(names: Iterable[str], *, source: Path) -> str | None:
     return found[0] if found else None
 
 
-def are_tensors(weights: Any) -> bool:
+def are_tensors(weights: Any) -> TypeGuard[dict[str, Tensor]]:
     """Whether something holds tensors by name and nothing else."""
     return isinstance(weights, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()

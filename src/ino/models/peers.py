@@ -490,7 +490,7 @@ def _build_vit(weights: Tensors, *, source: Path, layer_scale: bool = False) -> 
     )
 
 
-_TIMM_MODELS = {
+_TIMM_MODELS: dict[tuple[int, ...], tuple[str, ...]] = {
     (64, 3, 7, 7): ("resnet18", "resnet34", "resnet50", "resnet101"),
     (192, 3, 16, 16): ("vit_tiny_patch16_224",),
     (384, 3, 8, 8): ("vit_small_patch8_224",),

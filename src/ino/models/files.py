@@ -198,9 +198,8 @@ def _read_old(path: Path) -> Any:
         for key in load():
             storage, itemsize = storages[key]
             (numel,) = struct.unpack("<q", file.read(8))
-            if numel * itemsize != len(storage) or file.readinto(
-                memoryview(storage.numpy())
-            ) != len(storage):
+            target: Any = storage.numpy()
+            if numel * itemsize != len(storage) or file.readinto(target) != len(storage):
                 raise EOFError
     return content
 

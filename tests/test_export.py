@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -18,6 +20,7 @@ from ino.data.label_maps import write_labels
 from ino.demo.synthetic import generate_clip, write_videos
 from ino.errors import CheckpointError, ConfigError, OutputError
 from ino.export import WORK, export_files, export_run, round_weights, truncate, write_files
+from ino.models import weights
 from ino.models.backbone import RELEASED_STD, VitBackbone
 from ino.models.load import load_backbone
 from ino.models.vit import build_vit
@@ -70,8 +73,8 @@ def test_an_export_has_the_features_of_its_run(trained, small_images, tmp_path, 
 
 
 def test_the_checkpoint_is_read_once(trained, tmp_path, monkeypatch):
-    read, count = torch.load, []
-    monkeypatch.setattr(torch, "load", lambda *args, **kw: count.append(1) or read(*args, **kw))
+    read, count = weights.load_plain, []
+    monkeypatch.setattr(weights, "load_plain", lambda path: count.append(1) or read(path))
     assert run("export", trained, "--out", tmp_path / "out", "--layer", "1") == 0
     assert len(count) == 1
 
@@ -492,8 +495,9 @@ def fill_disk(monkeypatch, *, failing: int) -> None:
 
 
 def content_of(folder) -> dict[str, bytes]:
-    """All files at any depth, hidden ones too."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """All files at any depth, hidden ones too, but for the lock of a killed process."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "features.onnx"])
@@ -509,6 +513,28 @@ def test_files_of_others_are_not_replaced(vit, tmp_path, name):
     (folder / name).mkdir()
     with pytest.raises(OutputError, match=f"{name} belongs to no export"):
         write_files(folder, files, overwrite=True)
+
+
+def test_two_commands_into_one_folder(trained, vit, tmp_path, capsys):
+    folder = exported(vit, tmp_path / "out", layer=1)
+    before = content_of(folder)
+    program = (
+        "import sys; from pathlib import Path; from ino.system import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1]), command='ino segment'):\n"
+        "    print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, folder]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        other.stdout.readline()
+        message = refused(capsys, "export", trained, "--out", folder, "--overwrite")
+        with pytest.raises(OutputError, match="is writing into"):
+            write_files(folder, LATER, overwrite=True)
+    assert "is writing into" in message
+    assert content_of(folder) == before
+    assert run("export", trained, "--out", folder, "--overwrite", "--layer", "2") == 0
+    assert load_backbone(folder).num_layers == 2
+    assert not (folder / ".lock").exists()
 
 
 def test_what_a_link_points_to_stays(vit, tmp_path):
@@ -592,7 +618,7 @@ def _ended(folder, number: int, kind: str) -> bool:
 def test_what_was_killed_is_put_back_where_the_next_fails(tmp_path, monkeypatch):
     folder = tmp_path / "out"
     write_files(folder, EARLIER)
-    assert written_until(folder, 17, "killed")
+    assert written_until(folder, 18, "killed")
     assert content_of(folder).keys() != EARLIER.keys()
     fill_disk(monkeypatch, failing=1)
     with pytest.raises(OutputError, match="No space left"):

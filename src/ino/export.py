@@ -10,8 +10,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ from ino.models.weights import (
 )
 from ino.onnx import ImageSize, check_onnx, check_size, features_onnx, propagation_graph
 from ino.propagate.protocols import get_protocol
-from ino.system import atomic_path, new_folder
+from ino.system import LOCK_NAME, atomic_path, folder_lock, new_folder
 from ino.tables import markdown_cell, shown
 from ino.tasks.results import sized_protocol
 
@@ -119,37 +119,38 @@ def export_run(
     if out.resolve() == run.resolve():
         raise OutputError(f"{out} is the run itself: choose another --out")
     get_protocol(suits)  # raises where there is none
-    protocol = sized_protocol(PROTOCOL, short_side=min(image_size) if image_size else None)
-    checkpoint = find_checkpoint(run)
-    content = read_checkpoint(checkpoint)
-    config = content["config"]
-    whole = read_vit_backbone(content, source=checkpoint, network=network)
-    layer = protocol.layer if layer is None else layer
-    vit = truncate(whole, layer=None if layer == "all" else layer)
-    vit = round_weights(vit, precision=precision)
-    sha256 = (content.get("init") or {}).get("sha256")
-    facts = {
-        "network": network,
-        "layer": vit.depth,
-        "layers_of_the_run": whole.depth,
-        "protocol": suits,
-        "license": license_name,
-        "data": data,
-        "arch": config["model"]["arch"],
-        "variant": config.get("variant", "paper"),
-        "steps": content.get("step"),
-        "started_from": f"weights with SHA-256 {sha256}" if sha256 else "random weights",
-    }
-    if onnx:
-        facts["onnx"] = protocol.as_dict()
-    std = std_of_run(config.get("variant"))
-    files = export_files(vit, std=std, precision=precision, image_size=image_size, facts=facts)
-    if onnx and image_size is not None:
-        files[FEATURES_GRAPH] = features_onnx(vit, std=std, image_size=image_size)
-        files[PROPAGATION_GRAPH] = propagation_graph(protocol).SerializeToString()
-    files[CARD] = _model_card(json.loads(files[CONFIG]), training=config, files=files).encode()
-    write_files(out, files, overwrite=overwrite)
-    return [out / name for name in files]
+    with _locked(out) if out.is_dir() else nullcontext():
+        protocol = sized_protocol(PROTOCOL, short_side=min(image_size) if image_size else None)
+        checkpoint = find_checkpoint(run)
+        content = read_checkpoint(checkpoint)
+        config = content["config"]
+        whole = read_vit_backbone(content, source=checkpoint, network=network)
+        layer = protocol.layer if layer is None else layer
+        vit = truncate(whole, layer=None if layer == "all" else layer)
+        vit = round_weights(vit, precision=precision)
+        sha256 = (content.get("init") or {}).get("sha256")
+        facts = {
+            "network": network,
+            "layer": vit.depth,
+            "layers_of_the_run": whole.depth,
+            "protocol": suits,
+            "license": license_name,
+            "data": data,
+            "arch": config["model"]["arch"],
+            "variant": config.get("variant", "paper"),
+            "steps": content.get("step"),
+            "started_from": f"weights with SHA-256 {sha256}" if sha256 else "random weights",
+        }
+        if onnx:
+            facts["onnx"] = protocol.as_dict()
+        std = std_of_run(config.get("variant"))
+        files = export_files(vit, std=std, precision=precision, image_size=image_size, facts=facts)
+        if onnx and image_size is not None:
+            files[FEATURES_GRAPH] = features_onnx(vit, std=std, image_size=image_size)
+            files[PROPAGATION_GRAPH] = propagation_graph(protocol).SerializeToString()
+        files[CARD] = _model_card(json.loads(files[CONFIG]), training=config, files=files).encode()
+        write_files(out, files, overwrite=overwrite)
+        return [out / name for name in files]
 
 
 def truncate(vit: VisionTransformer, *, layer: int | None) -> VisionTransformer:
@@ -330,8 +331,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, overwrite: bool = F
 
     New files are written into a hidden folder first. Then the files of an earlier export are moved
     into that folder and the new ones out of it. An error undoes this at once; if the process is
-    killed, the next export into the folder undoes it. There is no lock: do not run two exports into
-    one folder at the same time.
+    killed, the next export into the folder undoes it.
 
     Args:
         folder: created if needed.
@@ -342,18 +342,19 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, overwrite: bool = F
 
     Raises:
         OutputError: the folder holds something and `overwrite` is off, or files of others under
-            these names, or it cannot be written to.
+            these names, it cannot be written to, or another command is writing into it.
     """
     was_there = folder.is_dir()
-    new_folder(folder, overwrite=overwrite)
     try:
-        _put_back(folder)
-        _check_replaceable(folder)
-        try:
-            _replace(folder, files)
-        except BaseException:
+        with _locked(folder):
+            new_folder(folder, overwrite=overwrite)
             _put_back(folder)
-            raise
+            _check_replaceable(folder)
+            try:
+                _replace(folder, files)
+            except BaseException:
+                _put_back(folder)
+                raise
     except OSError as error:
         raise OutputError(
             f"cannot write to the folder {folder}: {error.strerror or error}"
@@ -362,6 +363,17 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, overwrite: bool = F
         if not was_there:
             with suppress(OSError):  # it holds the export
                 folder.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, and leaves no lock file among what may be published."""
+    with folder_lock(folder, command="ino export"):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (folder / LOCK_NAME).unlink()
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -18,6 +18,9 @@ from pathlib import Path
 
 from ino.errors import OutputError
 
+LOCK_NAME = ".lock"
+"""The hidden file of `folder_lock`, which stays in the folder."""
+
 _LEFTOVER = re.compile(
     r"\.(?P<machine>[0-9a-f]{8})-(?P<process>[1-9][0-9]*)-[0-9a-f]{8}(\.[^.]*)?$"
 )
@@ -203,7 +206,7 @@ def folder_lock(out: Path, *, command: str = "ino train") -> Iterator[None]:
 
     # Hidden, so that a folder that holds nothing else counts as empty. A lock file that outlived
     # its process would have to be removed by hand (`fallback_to_soft`).
-    lock = FileLock(out / ".lock", is_singleton=True, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(out / LOCK_NAME, is_singleton=True, thread_local=False, fallback_to_soft=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)

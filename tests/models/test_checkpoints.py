@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError
+from ino.models import load
 from ino.models.load import load_backbone
 from ino.models.vit import build_vit
 from ino.models.weights import FORMAT, VERSION, find_checkpoint, read_checkpoint, read_vit_backbone
@@ -123,8 +124,8 @@ def test_values_of_another_kind_are_damage(content, tmp_path, change):
 
 def test_a_checkpoint_is_read_once(content, tmp_path, monkeypatch):
     path, count = written(content, tmp_path), []
-    read = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **kw: count.append(1) or read(*args, **kw))
+    read = load.load_plain
+    monkeypatch.setattr(load, "load_plain", lambda path: count.append(1) or read(path))
     load_backbone(path)
     assert len(count) == 1
 

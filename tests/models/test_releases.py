@@ -281,7 +281,12 @@ def mast(peers):
         ("dino", {"head.weight": torch.zeros(1)}, "unexpected head.weight.*timm:"),
         ("dino", {"blocks.3.norm1.bias": None}, "missing blocks.3.norm1.bias"),
         ("dino", {"queue": torch.zeros(1)}, "unexpected queue"),
-        ("dinov2_vits14", {"register_tokens": torch.zeros(1)}, "timm:vit_small_patch14_reg4"),
+        (
+            "dinov2_vits14",
+            {"register_tokens": torch.zeros(1, 4, 384)},
+            "timm:vit_small_patch14_reg4_dinov2@weights.pth",
+        ),
+        ("dinov2_vits14", {"register_tokens": torch.zeros(1)}, "with register_tokens$"),
         ("dinov3_vits16", {"rope_embed.periods": None}, "missing rope_embed.periods"),
         ("dinov3_vits16", {"blocks.0.attn.qkv.bias_mask": torch.ones(1152)}, "0 for keys"),
         ("contcorr", {"normalize.std": None}, r"missing normalize\.std"),
@@ -311,7 +316,7 @@ def test_missing_and_unexpected_tensors_are_named(peers, method, change, message
         ({"epoch": 3, "other": 4}, "first keys are epoch, other"),
         ({}, "first keys are none"),
         ({"state_dict": {"layer1.0.conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}},
-         "timm:resnet50@FILE"),
+         "classifier.*does not have$"),
     ],
 )  # fmt: skip
 def test_unknown_kinds_say_what_is_known(content, message, tmp_path):

@@ -3,14 +3,22 @@
 import argparse
 import collections
 import pickle
+import subprocess
+import sys
+import zipfile
 from pathlib import Path, PosixPath
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ino.errors import CheckpointError
-from ino.models.weights import load_plain
+from ino.models import files
+from ino.models.files import load_plain
+from ino.models.load import load_backbone
+from ino.models.vit import build_vit
+from ino.models.weights import FORMAT, VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
@@ -116,7 +124,7 @@ def test_what_the_system_refuses_is_not_called_damage(tmp_path, monkeypatch, err
     def refuse(*_, **__):
         raise error
 
-    target, name = (Path, "open") if place == "opening" else (torch, "load")
+    target, name = (Path, "open") if place == "opening" else (files.zipfile.ZipFile, "read")
     monkeypatch.setattr(target, name, refuse)
     with pytest.raises(OSError, match=error.strerror):
         load_plain(path)
@@ -137,3 +145,155 @@ def test_random_damage_is_always_one_error(tmp_path):
         except CheckpointError:
             num_refused += 1
     assert num_refused > 50
+
+
+TWINS = torch.zeros(100_000)
+
+
+def nested(depth: int) -> dict:
+    content: dict = {}
+    for _ in range(depth):
+        content = {"model": content}
+    return content
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.eye(3).to_sparse()}, "a sparse tensor"),
+        ({"a": torch.empty(3, device="meta")}, "a meta tensor"),
+        (
+            {"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)},
+            "a quantized tensor",
+        ),
+        ({"a": torch.nested.nested_tensor([torch.zeros(2)])}, "a nested tensor"),
+        ({"a": torch.zeros(1).expand(10**9)}, "of which the file holds 1;"),
+        ({"a": torch.zeros(200).as_strided((60, 60), (1, 1))}, "has 3600 numbers"),
+        (nested(200), "more than 60 deep"),
+        ({"a." * 100: torch.zeros(1)}, "a name of 200 letters"),
+        ({f"{number}": TWINS[:] for number in range(60)}, "many times larger than the file"),
+    ],
+)
+def test_tensors_that_are_not_plain(content, message, tmp_path):
+    for zipped in (True, False):
+        with pytest.raises(CheckpointError, match=message):
+            load_plain(written(content, tmp_path, zipped=zipped))
+
+
+def test_numbers_that_a_storage_does_not_hold(tmp_path):
+    """A shape beyond the storage makes PyTorch enlarge the storage."""
+    path = written({"a": torch.zeros(5)}, tmp_path, zipped=False)
+    content = path.read_bytes()
+    assert content.count(b"K\x05\x85") == 1
+    path.write_bytes(content.replace(b"K\x05\x85", b"J\x00\x00\x00\x40\x85"))
+    with pytest.raises(CheckpointError, match="1073741824 numbers, of which the file holds 5"):
+        load_plain(path)
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    path = written({"a": torch.arange(500.0), "b": 3}, tmp_path, zipped=True)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        places = [
+            (whole.index(archive.read(info), info.header_offset), info.file_size)
+            for info in archive.infolist()
+        ]
+    assert len(places) > 4
+    for start, size in places:
+        for place in (start, start + size - 1):
+            damaged = bytearray(whole)
+            damaged[place] ^= 4
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+                load_plain(path)
+
+
+class Call:
+    """What a pickle says in place of a value."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def void_of_a_gigabyte() -> Call:
+    return Call(np.float64(0).__reduce__()[0], Call(np.dtype, "V1500000000"))
+
+
+BOMBS = {
+    "void": {"a": void_of_a_gigabyte()},
+    "text": {"a": Call(np.float64(0).__reduce__()[0], Call(np.dtype, "U900000000"), b"")},
+    "bytes": {"a": Call(bytearray, 1_500_000_000)},
+    "tensor": {"a": Call(torch.Tensor, 700_000_000)},
+    "expanded": {"a": torch.zeros(1).expand(700_000_000)},
+    "wide ViT": {
+        "cls_token": torch.zeros(1, 1, 4096),
+        "pos_embed": torch.zeros(1, 2, 4096),
+        "patch_embed.proj.weight": torch.zeros(1, 1, 1, 1).expand(4096, 3, 1, 1).clone(),
+        **{f"blocks.{number}.norm1.weight": torch.zeros(1) for number in range(12)},
+    },
+    "deep ViT": build_vit("vit_nano").state_dict() | {"blocks.99999.norm1.weight": torch.zeros(1)},
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
+def test_small_files_take_no_gigabyte(tmp_path):
+    paths = []
+    for name, content in BOMBS.items():
+        for zipped in (True, False):
+            paths.append(tmp_path / f"{name} {zipped}.pth")
+            torch.save(content, paths[-1], _use_new_zipfile_serialization=zipped)
+    program = (
+        "import resource, sys\n"
+        "from ino.errors import CheckpointError\n"
+        "from ino.models.load import load_backbone\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        load_backbone(path)\n"
+        "        sys.exit(f'{path} was read')\n"
+        "    except CheckpointError:\n"
+        "        if peak() > before + 200_000:\n"
+        "            sys.exit(f'{path} took {peak() - before} kB')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm.bias": torch.zeros(96, dtype=torch.bool)}, r"norm.bias holds others \(torch.bool"),
+        ({"norm.bias": torch.zeros(96, dtype=torch.complex64)}, "torch.complex64"),
+        ({"norm.bias": torch.zeros(96, dtype=torch.int64)}, "torch.int64"),
+        ({"norm.bias": torch.full((96,), torch.nan)}, "expected finite numbers, but norm.bias"),
+        ({"norm.bias": torch.full((96,), 1e300, dtype=torch.float64)}, "torch.float64"),
+        ({"cls_token": torch.tensor(1.0)}, r"cls_token is \(\)"),
+        ({"cls_token": torch.empty(0)}, r"cls_token is \(0,\)"),
+        ({"patch_embed.proj.weight": torch.tensor(1.0)}, r"patch_embed.proj.weight is \(\)"),
+        ({"pos_embed": torch.tensor(1.0)}, r"pos_embed is \(\)"),
+        ({"mask_token": torch.empty(0)}, "mask_token is"),
+        ({"blocks.7.attn.qkv.weight": torch.empty(0)}, r"blocks.7.attn.qkv.weight is \(0,\)"),
+        ({"blocks.13.norm1.bias": torch.zeros(96)}, "blocks counted from 0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["release", "run", "safetensors"])
+def test_every_way_in_refuses_the_same(change, message, kind, tmp_path):
+    weights = dict(build_vit("vit_nano").state_dict()) | change
+    path = tmp_path / "step_00000001.pt"
+    if kind == "safetensors":
+        save_file(weights, path)
+    elif kind == "release":
+        torch.save(weights, path)
+    else:
+        named = {f"backbone.{name}": value for name, value in weights.items()}
+        config = {"model": {"arch": "vit_nano", "patch_size": 8}}
+        content = {"format": FORMAT, "version": VERSION, "config": config, "student": named}
+        torch.save(content, path)
+    shape = r"another architecture|position embeddings for 0"
+    with pytest.raises(CheckpointError, match=f"{message}|{shape}" if kind == "run" else message):
+        load_backbone(path)

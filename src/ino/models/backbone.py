@@ -11,8 +11,8 @@ import re
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,8 +29,20 @@ from torch import Tensor, nn
 
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.errors import CheckpointError, ConfigError, VideoError
+from ino.models.files import load_plain
 from ino.models.vit import VisionTransformer, interpolate_positions
-from ino.models.weights import NetworkName, choose_network, load_exactly, load_plain, networks_in
+from ino.models.weights import (
+    VIT_ANCHORS,
+    NetworkName,
+    choose_network,
+    load_exactly,
+    misfits,
+    networks_in,
+    prefixes_of,
+    split_network,
+    take_prefix,
+    without_module,
+)
 
 RELEASED_STD = (0.228, 0.224, 0.225)
 """Standard deviation of RGB used at inference by the released code of INO, DINO and iBOT. In
@@ -460,24 +472,69 @@ def _load_file(model: nn.Module, path: Path, *, name: str, network: NetworkName 
     networks = {key: held for key, held in networks_in(content).items() if isinstance(held, dict)}
     held = choose_network(networks or {"": content}, network=network, usual="teacher", source=path)
     weights = {
-        key.removeprefix("module."): value
+        key: value
         for key, value in held.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
+    load_exactly(model, timm_tensors(model, weights, name=name, path=path), source=path)
+
+
+def timm_tensors(
+    model: nn.Module, weights: dict[str, Tensor], *, name: str, path: Path
+) -> dict[str, Tensor]:
+    """Weights under timm's names, without what is known to be of no use for features.
+
+    The names in the file may have any one prefix under which all names of the model are found, and
+    may be those that timm's family of models converts from. Neither is checked to fit.
+
+    Args:
+        model: of timm.
+        weights: under the names in the file.
+        name: of the model, for messages.
+        path: the file, for messages.
+
+    Raises:
+        CheckpointError: they are of another family, or fit under several prefixes.
+    """
+    weights = without_module(weights)
     expected = model.state_dict().keys()
+    found = prefixes_of([max(expected, key=len)], weights)
+    found = [one for one in found if all(f"{one}{key}" in weights for key in expected)]
+    if len(found) > 1 and "" not in found:
+        raise CheckpointError(
+            f"{path} holds several networks, under the names {', '.join(found[:4])}: save the "
+            "tensors of one of them alone"
+        )
+    if found and "" not in found:
+        return take_prefix(weights, found[0], source=path)
+    if found:
+        return _without_extra(weights, expected)
+    first = _converted(model, weights)
+    prefixes = prefixes_of(VIT_ANCHORS, weights)
+    if (first is None or misfits(model, first)) and len(prefixes) == 1 and prefixes[0]:
+        first = _converted(model, split_network(weights, path).backbone) or first
+    if first is None:
+        raise CheckpointError(
+            f"{path} holds no weights of {name}: the first of its tensors are "
+            f"{', '.join(list(weights)[:3]) or 'none'}, expected such as "
+            f"{', '.join(list(expected)[:3])}; give a file of this model, or the model of this file"
+        )
+    return first
+
+
+def _converted(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Weights as the conversion of timm's family makes them; None if it finds none of its own."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is not None and not expected <= weights.keys():
-        try:
-            weights = dict(convert(weights, model))
-        # What timm's conversions end in that look for tensors of their family.
-        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            first = ", ".join(list(weights)[:3]) or "none"
-            raise CheckpointError(
-                f"{path} holds no weights of {name}: the first of its tensors are {first}; give a "
-                "file of this model, or the model of this file"
-            ) from error
-    weights = {k: v for k, v in weights.items() if k in expected or not _EXTRA.fullmatch(k)}
-    load_exactly(model, weights, source=path)
+    with suppress(  # what the conversions end in that look for tensors of their family
+        LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError
+    ):
+        found = weights if convert is None else dict(convert(dict(weights), model))
+        return _without_extra(found, model.state_dict().keys())
+    return None
+
+
+def _without_extra(weights: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    return {k: v for k, v in weights.items() if k in expected or not _EXTRA.fullmatch(k)}
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ino.models.backbone import (
     split_weights,
     std_of_run,
 )
+from ino.models.files import load_plain
 from ino.models.peers import KNOWN, read_release
 from ino.models.vit import ARCHITECTURES, build_vit
 from ino.models.weights import (
@@ -29,7 +30,6 @@ from ino.models.weights import (
     NetworkName,
     find_checkpoint,
     is_exported,
-    load_plain,
     read_exported,
     read_vit_backbone,
     warn_single_network,

@@ -9,7 +9,7 @@ the network that inference runs is named here. How they propagate is in `ino.pro
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,16 +29,22 @@ from ino.models.backbone import (
     TimmBackbone,
     VitBackbone,
     build_timm,
+    timm_tensors,
 )
 from ino.models.vit import ARCHITECTURES, VisionTransformer
 from ino.models.weights import (
+    VIT_ANCHORS,
     NetworkName,
     are_tensors,
     choose_network,
     load_exactly,
+    misfits,
     networks_in,
     position_grid_side,
+    prefixes_of,
     split_network,
+    vit_sizes,
+    without_module,
 )
 
 Tensors = dict[str, Tensor]
@@ -306,8 +312,8 @@ def read_resnet(weights: Tensors, *, release: ResNetRelease, source: Path) -> Re
         own[key.removeprefix(release.prefix)] = value.squeeze(2) if has_time else value
     if "fc.weight" in own:
         raise CheckpointError(
-            f"{source} is a ResNet with a classifier (fc), which {release.name} does not have; "
-            "read it by timm:resnet50@FILE or timm:resnet18@FILE"
+            f"{source} is a ResNet with a classifier (fc), which {release.name} does not have"
+            f"{timm_advice(weights, source=source)}"
         )
     resnet = build_resnet(
         50 if "layer1.0.conv3.weight" in own else 18,
@@ -346,11 +352,10 @@ _DINOV3_NAMES = {
 """By width, number of blocks, and whether their MLPs are gated."""
 
 _HEAD = re.compile(r"(mlp\.\d+|last_layer2?)\.\w+")
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def read_vit(weights: Tensors, *, source: Path) -> VitBackbone:
-    """The backbone of INO, DINO or iBOT, or of one of our networks alone.
+def read_vit(weights: Tensors, *, source: Path) -> Backbone:
+    """The backbone of INO, DINO, iBOT, DINOv2 or DINOv3, or of one of our networks alone.
 
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
@@ -359,14 +364,17 @@ def read_vit(weights: Tensors, *, source: Path) -> VitBackbone:
     for name in read.head:
         if not _HEAD.fullmatch(name):
             raise CheckpointError(
-                f"{source} has an unexpected head.{name}: its head is none of INO, DINO or iBOT; "
-                "read weights for a model of timm by timm:NAME@FILE"
+                f"{source} has an unexpected head.{name}: its head is none of INO, DINO or iBOT"
+                f"{timm_advice(weights, source=source)}"
             )
+    if "storage_tokens" in read.backbone:
+        return read_dinov3(dict(read.backbone), source=source)
+    if "blocks.0.ls1.gamma" in read.backbone:
+        return read_dinov2(read.backbone, given=weights, source=source)
     # Backbones alone are DINO's and iBOT's teachers, which have no mask token, or ours.
     is_ino = is_ino_release(weights) or ("mask_token" in read.backbone and not read.head)
-    weights = dict(read.backbone)
-    weights.setdefault("mask_token", torch.zeros_like(weights["cls_token"]))
-    vit = _build_vit(weights, source=source)
+    vit = _build_vit(read.backbone, source=source)
+    weights = {"mask_token": torch.zeros_like(vit.mask_token)} | read.backbone
     load_exactly(vit, weights, source=source)
     return VitBackbone(vit, reading=_INO if is_ino else _DINO)
 
@@ -376,23 +384,22 @@ def is_ino_release(names: Iterable[str]) -> bool:
     return any("headlist." in name for name in names)
 
 
-def read_dinov2(weights: Tensors, *, source: Path) -> VitBackbone:
+def read_dinov2(weights: Tensors, *, given: Tensors, source: Path) -> VitBackbone:
     """The backbone of DINOv2: its networks of small, base and large width without registers.
+
+    Args:
+        weights: of the backbone.
+        given: all tensors under the file's names, for advice.
+        source: for messages.
 
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    for key, model in (
-        ("register_tokens", "vit_small_patch14_reg4_dinov2"),
-        ("blocks.0.mlp.w12.weight", "vit_giant_patch14_dinov2"),
-    ):
+    for key in ("register_tokens", "blocks.0.mlp.w12.weight"):
         if key in weights:
             raise CheckpointError(
-                f"{source} is a DINOv2 network with {key}: read it by a model of timm, as in "
-                f"timm:{model}@FILE"
+                f"{source} is a DINOv2 network with {key}{timm_advice(given, source=source)}"
             )
-    if "mask_token" in weights:
-        weights["mask_token"] = weights["mask_token"].reshape(1, 1, -1)
     vit = _build_vit(weights, source=source, layer_scale=True)
     load_exactly(vit, weights, source=source)
     return VitBackbone(vit, reading=_DINOV2)
@@ -404,12 +411,16 @@ def read_dinov3(weights: Tensors, *, source: Path) -> TimmBackbone:
     Raises:
         CheckpointError: the tensors are not exactly those of the release.
     """
-    dim, depth = weights["storage_tokens"].shape[-1], _depth(weights)
+    sizes = vit_sizes(weights, source=source)
+    dim, depth = sizes["embed_dim"], sizes["depth"]
     model = _DINOV3_NAMES.get((dim, depth, "blocks.0.mlp.w1.weight" in weights))
     if model is None:
+        advice = (
+            "; read it by timm:vit_7b_patch16_dinov3@FILE" if (dim, depth) == (4096, 40) else ""
+        )
         raise CheckpointError(
             f"{source} is a DINOv3 network of width {dim} with {depth} blocks, which is not known "
-            "here; read it by a model of timm, as in timm:vit_7b_patch16_dinov3@FILE"
+            f"here{advice}"
         )
     weights.pop("mask_token", None)
     periods = weights.pop("rope_embed.periods", None)
@@ -459,11 +470,11 @@ def _take_periods(backbone: TimmBackbone, periods: Tensor | None, source: Path) 
 
 def _build_vit(weights: Tensors, *, source: Path, layer_scale: bool = False) -> VisionTransformer:
     """A ViT of the sizes that the weights have."""
-    for key in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
-        if key not in weights:
-            raise CheckpointError(f"{source} is a ViT that is not whole: missing {key}")
-    dim = weights["cls_token"].shape[-1]
-    heads = {sizes["embed_dim"]: sizes["num_heads"] for sizes in ARCHITECTURES.values()}
+    if "pos_embed" not in weights:
+        raise CheckpointError(f"{source} is a ViT that is not whole: missing pos_embed")
+    sizes = vit_sizes(weights, source=source)
+    dim = sizes["embed_dim"]
+    heads = {known["embed_dim"]: known["num_heads"] for known in ARCHITECTURES.values()}
     if dim not in heads and dim % 64:
         raise CheckpointError(
             f"{source} is a ViT of width {dim}, whose number of heads is not known: expected a "
@@ -472,26 +483,39 @@ def _build_vit(weights: Tensors, *, source: Path, layer_scale: bool = False) -> 
     return VisionTransformer(
         embed_dim=dim,
         num_heads=heads.get(dim, dim // 64),
-        depth=_depth(weights),
-        patch_size=weights["patch_embed.proj.weight"].shape[-1],
+        depth=sizes["depth"],
+        patch_size=sizes["patch_size"],
         position_grid_side=position_grid_side(weights),
         layer_scale=layer_scale,
     )
 
 
-def _depth(weights: Tensors) -> int:
-    """How many blocks the names speak of; 1 at least."""
-    found = (_BLOCK.match(name) for name in weights)
-    return 1 + max((int(match[1]) for match in found if match), default=0)
+_TIMM_MODELS: dict[tuple[int, ...], tuple[str, ...]] = {
+    (64, 3, 7, 7): ("resnet18", "resnet34", "resnet50", "resnet101"),
+    (192, 3, 16, 16): ("vit_tiny_patch16_224",),
+    (384, 3, 8, 8): ("vit_small_patch8_224",),
+    (384, 3, 16, 16): ("vit_small_patch16_224",),
+    (768, 3, 8, 8): ("vit_base_patch8_224",),
+    (768, 3, 16, 16): ("vit_base_patch16_224",),
+    (1024, 3, 16, 16): ("vit_large_patch16_224",),
+    (384, 3, 14, 14): ("vit_small_patch14_reg4_dinov2",),
+    (768, 3, 14, 14): ("vit_base_patch14_reg4_dinov2",),
+    (1024, 3, 14, 14): ("vit_large_patch14_reg4_dinov2",),
+    (1536, 3, 14, 14): ("vit_giant_patch14_reg4_dinov2", "vit_giant_patch14_dinov2"),
+}
+"""The models that messages suggest, where they fit, by the shape of their first convolution."""
 
 
-_READERS: tuple[tuple[str, Callable[..., Backbone]], ...] = (
-    *((release.mark, partial(read_resnet, release=release)) for release in RESNETS),
-    (r"(module\.)?storage_tokens", read_dinov3),
-    (r"(module\.)?blocks\.0\.ls1\.gamma", read_dinov2),
-    (r"(module\.)?(backbone\.)?(cls_token|pos_embed|patch_embed\.proj\.)", read_vit),
-)
-"""What reads the tensors of a release, by a name that only this release has."""
+def timm_advice(weights: Tensors, *, source: Path) -> str:
+    """The end of a sentence: the model of timm that these weights can be loaded into, if any."""
+    for shape in dict.fromkeys(tuple(value.shape) for value in weights.values()):
+        for name in _TIMM_MODELS.get(shape, ()):
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=0)
+            with suppress(CheckpointError):
+                if not misfits(model, timm_tensors(model, weights, name=name, path=source)):
+                    return f"; read it by timm:{name}@{source}"
+    return ""
 
 
 def read_release(
@@ -511,15 +535,18 @@ def read_release(
     """
     networks = {name: w for name, w in networks_in(content).items() if are_tensors(w)}
     names = next(iter(networks.values()), {})
-    for mark, read in _READERS:
-        if any(re.match(mark, name) for name in names):
-            is_ino = any(is_ino_release(weights) for weights in networks.values())
-            usual = "student" if is_ino else "teacher"
-            weights = choose_network(networks, network=network, usual=usual, source=source)
-            weights = {name.removeprefix("module."): value for name, value in weights.items()}
-            return read(weights, source=source).eval()
+    for release in RESNETS:
+        if any(re.match(release.mark, name) for name in names):
+            weights = choose_network(networks, network=network, usual="teacher", source=source)
+            return read_resnet(without_module(weights), release=release, source=source).eval()
+    if prefixes_of(VIT_ANCHORS, names):
+        is_ino = any(is_ino_release(weights) for weights in networks.values())
+        usual = "student" if is_ino else "teacher"
+        weights = choose_network(networks, network=network, usual=usual, source=source)
+        return read_vit(weights, source=source).eval()
     raise CheckpointError(
         f"{source} is of no kind that is known, which are {KNOWN}: its first keys are "
-        f"{', '.join(list(names or content)[:3]) or 'none'}; weights for a model of timm are read "
-        "by timm:NAME@FILE"
+        f"{', '.join(list(names or content)[:3]) or 'none'}, expected such as cls_token, "
+        f"encoder.model.conv1.weight or backbone.conv1.conv.weight"
+        f"{timm_advice(names, source=source)}"
     )

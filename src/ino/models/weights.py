@@ -1,34 +1,26 @@
-"""Weights in files, read strictly: no code from a file is run, every key and shape must fit.
+"""Weights of networks, taken strictly: every key, shape and kind of number must fit.
 
-Formats are PyTorch's zip files, its older format (before version 1.6), and safetensors. This module
-reads checkpoints of `ino train` (`read_vit_backbone`), exports of `ino export` (`read_exported`)
-and the weights that a training starts from, which may be releases of INO, DINO or iBOT
-(`read_weights`). Networks of other projects are built in `ino.models.peers`.
+This module reads checkpoints of `ino train` (`read_vit_backbone`), exports of `ino export`
+(`read_exported`) and the weights that a training starts from, which may be releases of INO, DINO or
+iBOT (`read_weights`). What comes out of a file at all is decided in `ino.models.files`; networks of
+other projects are built in `ino.models.peers`.
 """
 
-import argparse
-import errno
 import hashlib
-import io
 import logging
 import math
-import pickle
-import pickletools
-import struct
-import warnings
-import zipfile
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, get_args
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard, get_args
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ino.errors import CheckpointError
+from ino.models.files import load_plain
 from ino.models.student_teacher import NetworkName
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer, build_vit
 from ino.schema import read_json
@@ -51,111 +43,25 @@ under `ino`, this package need to build it; the position embeddings as they were
 timm's were resampled for one size of image. The configuration is written last, so a folder without
 it is not whole."""
 
-_MAX_HEADER_BYTES = 100_000_000
-"""A safetensors file's header is not longer, by its definition."""
-_MAX_PICKLE_BYTES = 16_000_000
-"""How much of a pickle is searched for names of code."""
 _HEAD_PREFIXES = ("head.", "headlist.headlist.0.")
 """Of DINO's, iBOT's and our heads, and of INO's."""
+_UNREAD_HEADS = ("dino_head.", "ibot_head.")
+"""Of DINOv2's trainings."""
+_INNER = (
+    *("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "ema"),
+    *("ema_state_dict", "module"),
+)
+"""Keys under which trainings store a network, the weights as trained before their averages."""
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and checkpointing of activations add to names."""
+_OF_TWO = re.compile(r"(?:[^.]+\.){0,3}?(student|teacher)[._](.+)")
+_CHUNKED_BLOCK = re.compile(r"^blocks\.\d+\.(\d+)\.")
+"""DINOv2 trains its blocks in chunks, which count all blocks on."""
+VIT_ANCHORS = ("cls_token", "patch_embed.proj.weight", "pos_embed")
+"""Names of tensors by which a ViT is found, under any prefix."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _GAIN, _DIRECTIONS = "last_layer.weight_g", "last_layer.weight_v"
 _LOG = logging.getLogger("ino")
-
-
-def load_plain(path: Path) -> dict[str, Any]:
-    """The dictionary in a file. Only tensors, plain values and a few harmless classes are loaded.
-
-    These classes hold values and run no code: argparse namespaces, numpy scalars and paths, which
-    releases store with their options and optimizers.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, would run code, or holds something else.
-        OSError: the file cannot be opened or read, so its content is not known.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; give a checkpoint or a run's folder")
-    is_safetensors = _is_safetensors(path)  # opens it: where that fails, the file is not to blame
-    try:
-        if is_safetensors:
-            return dict(load_file(path))
-        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
-            # It says that reading may fail, and where it does that is told below.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not (zipfile.is_zipfile(path) or _asks_for_code(error) or _is_pickle_of_code(path)):
-            raise CheckpointError(_not_whole(path)) from error
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain values and could run code when read; "
-            "it was not read: use a file of weights alone"
-        ) from error
-    # What reading damaged bytes ends in: torch checks little of them.
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        struct.error,
-        SafetensorError,
-    ) as error:
-        # Damaged bytes may name a place that no file has (EINVAL); the rest is the disk's word.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise
-        raise CheckpointError(_not_whole(path)) from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(
-            f"{path} is not a checkpoint: expected a dictionary by name, found {type(content)}"
-        )
-    return content
-
-
-def _harmless() -> list[Any]:
-    """Classes and functions that releases name in their files, by those names."""
-    numbers = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-    scalar = np.float64(0).__reduce__()[0]
-    return [
-        argparse.Namespace,
-        np.dtype,
-        *numbers,
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-        # Paths become pure ones, which every system has and which touch no file.
-        *((PurePosixPath, f"pathlib.{name}PosixPath") for name in ("", "Pure", "_local.")),
-        *((PureWindowsPath, f"pathlib.{name}WindowsPath") for name in ("", "Pure", "_local.")),
-    ]
-
-
-def _asks_for_code(error: pickle.UnpicklingError) -> bool:
-    """Whether torch refused a class or function, and not bytes that make no sense."""
-    return any(words in str(error) for words in ("GLOBAL", "reduce", "allowlisted"))
-
-
-def _is_pickle_of_code(path: Path) -> bool:
-    """Whether a file is a whole pickle that names a class or function, of a version newer than
-    torch reads; nothing of it is run."""
-    with path.open("rb") as file:
-        start = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
-    try:
-        named = {opcode.name for opcode, _, _ in pickletools.genops(start)}
-    except (ValueError, EOFError, struct.error, OverflowError, MemoryError):
-        return False
-    return not named.isdisjoint({"GLOBAL", "STACK_GLOBAL", "INST"})
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if path.suffix == ".safetensors":
-        return True
-    length = int.from_bytes(start[:8], "little")
-    return start[8:] == b"{" and 2 <= length <= _MAX_HEADER_BYTES
-
-
-def _not_whole(path: Path) -> str:
-    size = path.stat().st_size
-    return f"{path} ({size} bytes) is not a whole checkpoint: copy or download it again"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -234,15 +140,66 @@ def read_vit_backbone(
 def networks_in(content: Mapping[str, Any]) -> dict[str, Any]:
     """The networks in a file by name, `student` and `teacher`, or one network under the name "".
 
-    The values are not checked; see `are_tensors`.
+    They are found under the keys of such dictionaries, or by names of tensors that begin so, as in
+    DINOv2's trainings. The values are not checked; see `are_tensors`. Names lose what
+    torch.compile and FSDP add to them.
     """
     if found := {name: content[name] for name in get_args(NetworkName) if name in content}:
-        return found
-    inner = (content[name] for name in ("state_dict", "model") if name in content)
-    return {"": next(inner, content)}
+        return {name: _unwrapped(weights) for name, weights in found.items()}
+    for key in _INNER:
+        if isinstance(content.get(key), dict):
+            return networks_in(content[key])
+    if not are_tensors(content):
+        return {"": next((content[key] for key in _INNER if key in content), content)}
+    weights = _unwrapped(content)
+    parts: dict[str, Any] = {}
+    for name, value in weights.items():
+        if match := _OF_TWO.fullmatch(name):
+            parts.setdefault(match[1], {})[match[2]] = value
+    return {name: parts[name] for name in get_args(NetworkName) if name in parts} or {"": weights}
 
 
-def are_tensors(weights: Any) -> bool:
+def _unwrapped(weights: Any) -> Any:
+    if not isinstance(weights, dict):
+        return weights
+    plain = {
+        _WRAPPER.sub("", name) if isinstance(name, str) else name: value
+        for name, value in weights.items()
+    }
+    return plain if len(plain) == len(weights) else weights
+
+
+def without_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under names without the `module.` of data-parallel training."""
+    return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+def prefixes_of(anchors: Iterable[str], names: Iterable[str]) -> list[str]:
+    """What comes before an anchor in names, for the first anchor that any name ends in."""
+    names = list(names)
+    for anchor in anchors:
+        ends = [name for name in names if name == anchor or name.endswith(f".{anchor}")]
+        if ends:
+            return [name.removesuffix(anchor) for name in ends]
+    return []
+
+
+def vit_prefix(names: Iterable[str], *, source: Path) -> str | None:
+    """The prefix of the names of a ViT's tensors; None if there is no ViT.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    found = prefixes_of(VIT_ANCHORS, names)
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{source} holds several ViTs, under the names {', '.join(map(repr, found[:4]))}: save "
+            "the tensors of one of them alone"
+        )
+    return found[0] if found else None
+
+
+def are_tensors(weights: Any) -> TypeGuard[dict[str, Tensor]]:
     """Whether something holds tensors by name and nothing else."""
     return isinstance(weights, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
@@ -303,8 +260,47 @@ def position_grid_side(backbone: dict[str, Tensor]) -> int | None:
     return side
 
 
+def vit_sizes(weights: Mapping[str, Tensor], *, source: Path) -> dict[str, int]:
+    """Width, number of blocks and side of a patch in pixels of a ViT, by its tensors.
+
+    The tensors that a network's memory grows with are checked, so that none is built that is much
+    larger than what the file holds.
+
+    Raises:
+        CheckpointError: they are missing or have no shapes of a ViT.
+    """
+    for name in ("cls_token", "patch_embed.proj.weight"):
+        if name not in weights:
+            raise CheckpointError(f"{source} is a ViT that is not whole: missing {name}")
+    dim = weights["cls_token"].shape[-1] if weights["cls_token"].ndim else 0
+    patch_size = weights["patch_embed.proj.weight"].shape[-1:]
+    found = {match[1] for name in weights if (match := re.match(r"blocks\.(\w+)\.", name))}
+    depth = len(found)
+    if found != {str(number) for number in range(max(1, depth))}:
+        raise CheckpointError(
+            f"{source} is a ViT that is not whole: expected blocks counted from 0, found blocks "
+            f"{', '.join(sorted(found)[:4]) or 'of no number'}"
+        )
+    expected = {
+        "cls_token": (1, 1, dim),
+        "patch_embed.proj.weight": (dim, 3, *patch_size, *patch_size),
+        **{f"blocks.{number}.attn.qkv.weight": (3 * dim, dim) for number in range(depth)},
+    }
+    if "pos_embed" in weights:
+        expected["pos_embed"] = (1, *weights["pos_embed"].shape[1:2], dim)
+    for name, shape in expected.items():
+        if name not in weights:
+            raise CheckpointError(f"{source} is a ViT that is not whole: missing {name}")
+        if tuple(weights[name].shape) != shape or 0 in shape:
+            raise CheckpointError(
+                f"{source} holds no ViT that can be used: {name} is {tuple(weights[name].shape)}, "
+                f"and the width by its class token is {dim}"
+            )
+    return {"embed_dim": dim, "depth": depth, "patch_size": patch_size[0]}
+
+
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
-    """Loads weights whose keys and shapes are exactly those of the module; see `check_exact`."""
+    """Loads weights that are exactly those of the module; see `check_exact`."""
     check_exact(module, weights, source=source)
     module.load_state_dict(weights)
 
@@ -324,18 +320,37 @@ def misfits(module: nn.Module, weights: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def check_exact(module: nn.Module, weights: dict[str, Tensor], *, source: Path) -> None:
-    """Checks that keys and shapes of weights are exactly those of the module.
+def check_exact(module: nn.Module, weights: Any, *, source: Path) -> None:
+    """Checks that weights are exactly those of the module: keys, shapes, and finite numbers.
+
+    Where the module has floating point, weights have it too, of 16 bits or more.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape; the message names them.
+        CheckpointError: keys are missing, unexpected or of another shape, or numbers are of another
+            kind, infinite or not a number; the message names them.
     """
+    if not are_tensors(weights):
+        raise CheckpointError(f"{source} holds no tensors by name where a network should be")
     if problems := misfits(module, weights):
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        kinds = [[p for p in problems if p.startswith(k)] for k in ("missing ", "unexpected ")]
+        others = [p for p in problems if not p.startswith(("missing ", "unexpected "))]
+        shown = [problem for kind in (*kinds, others) for problem in kind[:2]]
+        more = f" and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
         raise CheckpointError(
-            f"{source} is of another architecture: {'; '.join(problems[:3])}{more}; "
+            f"{source} is of another architecture: {'; '.join(shown)}{more}; "
             "build the model that the weights were trained with"
         )
+    for name, own in module.state_dict().items():
+        value = weights[name]
+        if own.is_floating_point():
+            is_number = value.dtype in _FLOATS and bool(value.to(own.dtype).isfinite().all())
+        else:
+            is_number = not value.is_complex()
+        if not is_number:
+            raise CheckpointError(
+                f"{source} cannot be used: expected finite numbers, but {name} holds others "
+                f"({value.dtype}); give weights of a training that went well"
+            )
 
 
 class Exported(NamedTuple):
@@ -403,7 +418,7 @@ def read_exported(path: Path) -> Exported:
     if POSITIONS in sums:
         weights |= _read_tensors(folder / POSITIONS, sha256=sums[POSITIONS])
     # Before anything is built of such sizes.
-    known = _sizes(weights)
+    known = vit_sizes(weights, source=folder / WEIGHTS)
     has_heads = type(num_heads) is int and num_heads > 0 and known["embed_dim"] % num_heads == 0
     if sizes != known or len(std) != 3 or not has_heads:
         raise CheckpointError(
@@ -420,15 +435,8 @@ def read_exported(path: Path) -> Exported:
     )
     # Nothing is masked at inference.
     weights["mask_token"] = torch.zeros_like(vit.mask_token)
-    load_exactly(vit, {n: w.float() for n, w in weights.items()}, source=folder / WEIGHTS)
+    load_exactly(vit, weights, source=folder / WEIGHTS)
     return Exported(vit.eval(), (std[0], std[1], std[2]), protocol, of_run)
-
-
-def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """What weights tell of the network that they are of; zeros where they tell nothing."""
-    patch = weights.get("patch_embed.proj.weight", torch.empty(0, 0))
-    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
-    return {"embed_dim": patch.shape[0], "depth": len(blocks), "patch_size": patch.shape[-1]}
 
 
 def _read_tensors(path: Path, *, sha256: str | None) -> dict[str, Tensor]:
@@ -502,55 +510,77 @@ def read_weights(path: Path) -> Weights:
     return Weights(path, digest, student, read.get("teacher", student))
 
 
-def describe(backbone: dict[str, Tensor]) -> str:
+def describe(backbone: dict[str, Tensor], *, source: Path) -> str:
     """The options of `ino train` that build this ViT, or its sizes in words if there are none."""
-    dim = backbone["cls_token"].shape[-1]
-    patch_size = backbone["patch_embed.proj.weight"].shape[-1]
+    known = vit_sizes(backbone, source=source)
+    dim, patch_size = known["embed_dim"], known["patch_size"]
     for name, sizes in ARCHITECTURES.items():
         if sizes["embed_dim"] == dim and patch_size in PATCH_SIZES:
-            return f"--model.arch {name} --model.patch_size {patch_size}"
-    return f"a ViT of width {dim} with patches of {patch_size} pixels, which is not known here"
+            side = position_grid_side(backbone)
+            vit = build_vit(name, patch_size=patch_size, position_grid_side=side)
+            if not misfits(vit, {"mask_token": vit.mask_token.data} | backbone):
+                return f"--model.arch {name} --model.patch_size {patch_size}"
+    return (
+        f"a ViT of width {dim} with {known['depth']} blocks and patches of {patch_size} pixels, "
+        f"which `ino train` does not build"
+    )
 
 
 def split_network(weights: Any, path: Path) -> NetworkWeights:
     """Backbone and head of one network, under our names.
 
+    The names of the backbone may have any one prefix. What else is in the file is left out with a
+    warning if that prefix is none of our own.
+
     Raises:
-        CheckpointError: they are no ViT.
+        CheckpointError: they are no ViT, or several.
     """
     if not are_tensors(weights):
         raise CheckpointError(
             f"{path} holds no network that is known: expected student, teacher, state_dict, model "
             "or tensors by name; give a run, or a release of INO, DINO or iBOT"
         )
-    plain = {name.removeprefix("module."): value for name, value in weights.items()}
-    head = {
-        name.removeprefix(prefix): value
-        for name, value in plain.items()
-        for prefix in _HEAD_PREFIXES
-        if name.startswith(prefix)
-    }
-    backbone = {
-        name.removeprefix("backbone."): value
-        for name, value in plain.items()
-        if not name.startswith(_HEAD_PREFIXES)
-    }
-    for name in ("masked_embed", "mask_token"):  # iBOT's name, ours
-        if name in backbone and backbone[name].layout == torch.strided:
-            backbone["mask_token"] = backbone.pop(name).reshape(1, 1, -1)
-    if not {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= backbone.keys():
+    plain = without_module(weights)
+    prefix = vit_prefix(plain, source=path)
+    if prefix is None:
         raise CheckpointError(
             f"{path} holds no ViT: expected cls_token, pos_embed and patch_embed, found "
-            f"{', '.join(list(backbone)[:3]) or 'nothing'}"
+            f"{', '.join(list(plain)[:3]) or 'nothing'}"
         )
-    for name, value in backbone.items():
-        is_plain = value.layout == torch.strided and value.device.type == "cpu"
-        if not (is_plain and value.is_floating_point() and bool(value.isfinite().all())):
-            raise CheckpointError(
-                f"{path} cannot be used: expected finite numbers, but {name} holds others "
-                f"({value.dtype}, {value.layout}); give weights of a training that went well"
-            )
+    heads = tuple(prefix.removesuffix("backbone.") + name for name in _HEAD_PREFIXES)
+    head = {
+        name.removeprefix(start): value
+        for name, value in plain.items()
+        for start in heads
+        if name.startswith(start)
+    }
+    rest = {name: value for name, value in plain.items() if not name.startswith(heads)}
+    if prefix:
+        rest = {n: v for n, v in rest.items() if not n.startswith(_UNREAD_HEADS)}
+    if prefix in ("", "backbone."):
+        backbone = {name.removeprefix(prefix): value for name, value in rest.items()}
+    else:
+        backbone = take_prefix(rest, prefix, source=path)
+    backbone = {_CHUNKED_BLOCK.sub(r"blocks.\1.", name): v for name, v in backbone.items()}
+    for name in ("masked_embed", "mask_token"):  # iBOT's name, ours
+        if name in backbone:
+            token = backbone.pop(name)
+            backbone["mask_token"] = token.reshape(1, 1, token.numel())
     return NetworkWeights(backbone, *_plain_head(head))
+
+
+def take_prefix(weights: Mapping[str, Tensor], prefix: str, *, source: Path) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without the prefix; a warning names what is left out."""
+    left = [name for name in weights if not name.startswith(prefix)]
+    if left:
+        _LOG.warning(
+            "%s: the network is taken from the names under %s; %d other tensors are left out (%s)",
+            source,
+            prefix,
+            len(left),
+            ", ".join(left[:3]),
+        )
+    return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
 
 
 def _plain_head(head: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -561,5 +591,5 @@ def _plain_head(head: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     gain = head.pop(_GAIN)
     if _DIRECTIONS in head:
         head["last_layer.weight"] = head.pop(_DIRECTIONS)
-    is_one = torch.allclose(gain, torch.ones_like(gain), atol=1e-4)
+    is_one = gain.dtype in _FLOATS and torch.allclose(gain, torch.ones_like(gain), atol=1e-4)
     return head, "" if is_one else "its last layer has gains other than 1"

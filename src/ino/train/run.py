@@ -33,6 +33,7 @@ from ino.models.weights import (
     FORMAT,
     VERSION,
     NetworkWeights,
+    are_tensors,
     check_exact,
     describe,
     list_checkpoints,
@@ -366,8 +367,11 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
     """
     if saved is not None:
         content = read_checkpoint(saved)
+        student = content.get("student")
+        if not are_tensors(student):
+            raise CheckpointError(f"{saved} cannot be continued from: it has no student")
         side = position_grid_side(
-            {name.removeprefix("backbone."): value for name, value in content["student"].items()}
+            {name.removeprefix("backbone."): value for name, value in student.items()}
         )
         return build_model(config.model, side=side), Origin(**content.get("init", {}))
     if not config.init:
@@ -425,12 +429,13 @@ def _fill(network: Network, weights: NetworkWeights, source: Path) -> list[str]:
     try:
         load_exactly(network.backbone, backbone, source=source)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; its weights are {describe(backbone)}") from error
+        found = describe(weights.backbone, source=source)
+        raise CheckpointError(f"{error}; its weights are {found}") from error
     fault = weights.head_fault if weights.head else "there is none"
     if fault := fault or next(iter(misfits(network.head, weights.head)), ""):
         notes.append(f"the head of {source} is not used, {fault}: it starts random")
     else:
-        network.head.load_state_dict(weights.head)
+        load_exactly(network.head, weights.head, source=source)
     return notes
 
 

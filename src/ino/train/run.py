@@ -52,6 +52,7 @@ from ino.system import (
     remove_leftovers,
     write_text,
 )
+from ino.tables import shown
 from ino.train.config import (
     ModelConfig,
     TrainConfig,
@@ -74,7 +75,7 @@ from ino.train.distributed import (
     load_optimizer,
 )
 from ino.train.log import check_wandb
-from ino.train.optim import Schedules, build_optimizer
+from ino.train.optim import FRAMES_OF_BASE_LR, Schedules, build_optimizer
 
 SAVED_STATUS = 75
 """Exit status after SIGTERM or SIGUSR1: sysexits' EX_TEMPFAIL, "try again later". A batch script
@@ -259,13 +260,29 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     # After the networks: what cannot be built leaves no folder behind.
     broadcast_from_first(fabric, prepare)
     if fabric.is_global_zero:
-        precision = fabric.strategy.precision.precision
-        Console(stderr=True).print(f"on {fabric.device}, precision {precision}", highlight=False)
+        for line in _plan_of(run):
+            Console(stderr=True).print(shown(line), highlight=False, markup=False, soft_wrap=True)
         for note in () if saved else origin.notes:
             _LOG.warning("%s", note)
     if saved:
         run.first_step = restore_checkpoint(run, saved)
     return run
+
+
+def _plan_of(run: Run) -> list[str]:
+    """What the run is about to do, in three lines."""
+    config, precision = run.config, run.fabric.strategy.precision.precision
+    num_parameters = sum(one.numel() for one in run.model.student.parameters())
+    num_clips = global_batch_size(config)
+    frames = num_clips * config.data.clip_length
+    scaled = config.optim.lr * frames / FRAMES_OF_BASE_LR
+    return [
+        f"student of {num_parameters / 1e6:.1f} million parameters "
+        f"({config.model.arch}/{config.model.patch_size} and its head)",
+        f"{run.num_steps} steps, {run.steps_per_epoch} an epoch, of {num_clips} clips of "
+        f"{config.data.clip_length} frames; learning rate {scaled:.2e} for {frames} frames a step",
+        f"into {run.out}, on {run.fabric.device}, precision {precision}",
+    ]
 
 
 def _check_folder(config: TrainConfig, *, out: Path, resume: bool) -> None:

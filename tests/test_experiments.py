@@ -221,7 +221,8 @@ def test_windows_cover_the_same_part_of_a_smaller_frame():
     for protocol, radius in (("crw", 6), ("dul", 6), ("mast", 6), ("ino-davis", 20)):
         assert evaluation(240, protocol=protocol).protocol.radius == radius
     assert evaluation(360, data="ytvos").protocol.radius == 25
-    assert evaluation(set={"short_side": 240}).protocol.radius == 40
+    assert evaluation(set={"short_side": 240}).protocol.radius == 20
+    assert evaluation(set={"short_side": 240, "radius": 40}).protocol.radius == 40
     (remark,) = evaluation(sequences=list("abcde")).remarks
     assert remark == "measured on 5 sequences only (a, b, c and 2 more)"
     (remark,) = evaluation(set={"short_side": None}).remarks

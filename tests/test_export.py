@@ -224,7 +224,7 @@ def test_a_run_does_not_become_its_export(trained, capsys):
 
 def test_the_extra_is_missing(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(ino_onnx, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"--onnx needs onnx and onnxscript.*install ino\[onnx\]"):
+    with pytest.raises(ConfigError, match=r"needs onnx and onnxscript.*uv sync --extra onnx"):
         export_run(trained, out=tmp_path / "out", onnx=True, image_size=(48, 72))
     assert not (tmp_path / "out").exists()
 

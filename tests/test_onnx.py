@@ -146,5 +146,5 @@ def test_the_extra_is_missing(vit, monkeypatch):
     for name in ino_onnx.NEEDED:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(ino_onnx, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"install ino\[onnx\]"):
+    with pytest.raises(ConfigError, match="uv sync --extra onnx"):
         features_onnx(vit, std=STD, image_size=(48, 104))

@@ -231,7 +231,7 @@ def test_an_image_of_another_kind_is_no_frame_and_is_named(tmp_path, caplog):
         Image.fromarray(FRAMES[index]).save(tmp_path / f"{index}.bmp")
     Image.new("L", (96, 64)).save(tmp_path / "0.png")
     np.testing.assert_array_equal(np.stack(list(read_frames(tmp_path))), FRAMES[:3])
-    assert "0.png in" in caplog.text and "3 frames are .bmp" in caplog.text
+    assert "also holds 0.png: its frames are the 3 .bmp files" in caplog.text
 
 
 def test_as_many_of_two_kinds_are_refused(tmp_path):

@@ -179,16 +179,17 @@ def test_flipped_bytes_are_refused_or_read_but_never_another_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "labels",
+    ("labels", "message"),
     [
-        np.zeros((3, 3), dtype=np.int64),
-        np.zeros((3, 3), dtype=bool),
-        np.zeros((3, 3, 3), dtype=np.uint8),
-        np.zeros((0, 3), dtype=np.uint8),
+        (np.full((3, 3), 256), "numbers from 256 to 256"),
+        (np.full((3, 3), -1), "numbers from -1 to -1"),
+        (np.zeros((3, 3), dtype=float), "must be uint8 height x width"),
+        (np.zeros((3, 3, 3), dtype=np.uint8), "must be uint8 height x width"),
+        (np.zeros((0, 3), dtype=np.uint8), "a label map has pixels"),
     ],
 )
-def test_only_label_maps_are_written(tmp_path, labels):
-    with pytest.raises(MaskError, match="a label map is uint8 height x width"):
+def test_only_label_maps_are_written(tmp_path, labels, message):
+    with pytest.raises(MaskError, match=message):
         write_labels(tmp_path / "mask.png", labels)
     assert list(tmp_path.iterdir()) == []
 

@@ -163,11 +163,8 @@ def nested(depth: int) -> dict:
     [
         ({"a": torch.eye(3).to_sparse()}, "a sparse tensor"),
         ({"a": torch.empty(3, device="meta")}, "a meta tensor"),
-        (
-            {"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)},
-            "a quantized tensor",
-        ),
-        ({"a": torch.nested.nested_tensor([torch.zeros(2)])}, "a nested tensor"),
+        ("quantized", "a quantized tensor"),
+        ("nested", "a nested tensor"),
         ({"a": torch.zeros(1).expand(10**9)}, "of which the file holds 1;"),
         ({"a": torch.zeros(200).as_strided((60, 60), (1, 1))}, "has 3600 numbers"),
         (nested(200), "more than 60 deep"),
@@ -176,6 +173,10 @@ def nested(depth: int) -> dict:
     ],
 )
 def test_tensors_that_are_not_plain(content, message, tmp_path):
+    if content == "quantized":  # to make these warns
+        content = {"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}
+    if content == "nested":
+        content = {"a": torch.nested.nested_tensor([torch.zeros(2)])}
     for zipped in (True, False):
         with pytest.raises(CheckpointError, match=message):
             load_plain(written(content, tmp_path, zipped=zipped))

@@ -196,7 +196,10 @@ def test_a_protocol_in_one_line():
         "temperature 0.1), as named"
     )
     changed = describe_protocol(get_protocol("ino-davis", short_side=240, feedback="hard"))
-    assert changed.endswith(", with short_side 240 in place of 480, feedback hard in place of soft")
+    assert changed.endswith(
+        ", with short_side 240 in place of 480, radius 20 in place of 40, "
+        "feedback hard in place of soft"
+    )
 
 
 @pytest.mark.parametrize(

@@ -554,7 +554,7 @@ def test_a_broken_frame_stops_the_run_and_keeps_what_was_done(made, tmp_path):
     frame = root / "valid_all_frames" / "JPEGImages" / A1 / "00007.jpg"
     whole = frame.read_bytes()
     frame.write_bytes(whole[:-300])
-    with pytest.raises(VideoError, match=r"00007\.jpg cannot be read"):
+    with pytest.raises(VideoError, match=r"00007\.jpg is broken"):
         evaluate_ytvos(root, out=out, tracker=fast_tracker())
     assert (out / "finished.txt").read_text() == f"{B2}\n"
     frame.write_bytes(whole)

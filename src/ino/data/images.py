@@ -68,7 +68,9 @@ def list_images(folder: Path) -> list[Path]:
                 "frames of the video in it"
             )
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        _LOG.warning(f"{others[0]}{more} in {folder} are no frames: its {number} frames are {kind}")
+        _LOG.warning(
+            f"{folder} also holds {others[0]}{more}: its frames are the {number} {kind} files"
+        )
         images = [path for path in images if _kind(path) == kind]
     return images
 

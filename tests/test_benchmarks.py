@@ -264,6 +264,7 @@ def test_stage_times_are_medians(benchmark, monkeypatch):
     assert times.medians() == {"one": 2.0, "two": 2.0, "total": 6.0}
 
 
+@pytest.mark.slow
 def test_peak_of_a_child_is_its_own(benchmark, tmp_path):
     """It grows with what the child takes, although this process holds more."""
     report = benchmark("report")

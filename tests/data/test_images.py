@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import cut, moving_frames
+from video_files import cut, moving_frames, read_until_error
 
 from ino.data import images
 from ino.data.images import image_size, open_sequence, read_image
@@ -18,15 +18,6 @@ from ino.data.video_index import find_videos
 from ino.errors import VideoError
 
 FRAMES = moving_frames(12)
-
-
-def read_until_error(path: Path) -> tuple[list[np.ndarray], VideoError | None]:
-    frames: list[np.ndarray] = []
-    try:
-        frames.extend(read_frames(path))  # keeps what came before an error
-    except VideoError as error:
-        return frames, error
-    return frames, None
 
 
 def write_images(folder: Path, names: list[str]) -> Path:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
+from video_files import FASTSTART, cut, moving_frames, read_until_error, write_sound, write_video
 
 from ino.data.decode import VideoFile
 from ino.data.video import (
@@ -55,15 +55,6 @@ def h264(tmp_path_factory) -> Path:
 def is_close(frame: np.ndarray, expected: np.ndarray, *, tolerance: float = 5.0) -> bool:
     same_shape = frame.shape == expected.shape
     return same_shape and bool(np.abs(frame - expected.astype(float)).mean() < tolerance)
-
-
-def read_until_error(path: Path) -> tuple[list[np.ndarray], VideoError | None]:
-    frames: list[np.ndarray] = []
-    try:
-        frames.extend(read_frames(path))  # keeps what came before an error
-    except VideoError as error:
-        return frames, error
-    return frames, None
 
 
 def names_in(folder: Path) -> list[str]:

@@ -10,6 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from ino.data.video import read_frames
+from ino.errors import VideoError
+
 H264 = {"g": "12", "bf": "2", "x264-params": "scenecut=0"}  # several key frames, B-frames
 FASTSTART = {"movflags": "+faststart"}  # the index comes first: a cut file can still be opened
 
@@ -74,6 +77,16 @@ def cut(path: Path, whole: Path, *, fraction: float = 0.5) -> Path:
     content = whole.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
     return path
+
+
+def read_until_error(path: Path) -> tuple[list[np.ndarray], VideoError | None]:
+    """The frames that come before an error, and the error."""
+    frames: list[np.ndarray] = []
+    try:
+        frames.extend(read_frames(path))  # keeps what came before an error
+    except VideoError as error:
+        return frames, error
+    return frames, None
 
 
 def quarantined(file: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ from ino.errors import InoError
 from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
 from ino.models.weights import NetworkName, find_checkpoint, read_checkpoint
-from ino.pretrain import with_steps
+from ino.pretraining import with_steps
 from ino.propagate.tracker import Tracker
 from ino.system import new_folder
 from ino.tasks.davis import DavisScores, evaluate_davis

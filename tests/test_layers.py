@@ -22,7 +22,7 @@ LAYERS = {
     "propagate": 4,
     "tasks": 5,
     "report": 6,
-    "pretrain": 6,
+    "pretraining": 6,
     "onnx": 5,
     "export": 6,
     "experiments": 7,

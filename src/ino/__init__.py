@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.errors import InoError as InoError
     from ino.models.load import list_weights as list_weights
     from ino.models.load import load_backbone as load_backbone
+    from ino.pretraining import pretrain as pretrain
     from ino.propagate.protocols import get_protocol as get_protocol
     from ino.propagate.protocols import list_protocols as list_protocols
     from ino.propagate.tracker import Tracker as Tracker
@@ -42,6 +43,7 @@ _MODULES = {
     "list_weights": "ino.models.load",
     "load_backbone": "ino.models.load",
     "load_recipe": "ino.train.config",
+    "pretrain": "ino.pretraining",
     "read_frames": "ino.data.video",
     "read_labels": "ino.data.label_maps",
     "read_ytvos_split": "ino.data.ytvos",
@@ -53,12 +55,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # also a folder of modules, which can be called (see its docstring)
-        return import_module("ino.train")
     if name not in _MODULES:
         raise AttributeError(f"module 'ino' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_MODULES, "train", "__version__"])
+    return sorted([*_MODULES, "__version__"])

@@ -240,7 +240,7 @@ def train(
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from ino.pretrain import pretrain
+    from ino.pretraining import pretrain
 
     out = out or Path("runs") / Path(recipe).stem
     checkpoint = pretrain(config, out=out, resume=resume)

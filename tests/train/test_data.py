@@ -12,7 +12,7 @@ from data.video_files import FASTSTART, cut, moving_frames, quarantined, write_v
 from ino.cli import main
 from ino.data.clips import clip_generators
 from ino.data.video_index import default_index
-from ino.pretrain import with_steps
+from ino.pretraining import with_steps
 from ino.train.config import DataConfig, resolve
 from ino.train.data import _sample_masked, find_source
 from ino.train.loop import train

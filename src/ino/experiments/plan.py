@@ -21,7 +21,7 @@ from ino.experiments.rows import Experiment, Plot, Row
 from ino.experiments.trial import Evaluation, Trial
 from ino.models.backbone import split_weights
 from ino.models.load import list_weights
-from ino.pretrain import with_steps
+from ino.pretraining import with_steps
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.tasks.results import check_settings
 from ino.train.config import DataConfig, differences, load_recipe, resolve

@@ -29,7 +29,7 @@ from ino.experiments.table import print_rows, write_tables
 from ino.experiments.trial import Evaluation, Trial
 from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
-from ino.pretrain import pretrain
+from ino.pretraining import pretrain
 from ino.system import available_cores, write_text
 from ino.tables import shown, write_json
 from ino.tasks.results import open_folder, propagate_unfinished, read_means

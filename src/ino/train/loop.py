@@ -64,7 +64,7 @@ def train(
         resume: continue from the newest checkpoint in `out`, or start if there is none. Implied if
             torchrun or SLURM restarts a run that it started.
         evaluate: called every `run.eval_every` steps and after the last one to evaluate the student
-            (see `ino.pretrain`); None for never.
+            (see `ino.pretraining`); None for never.
 
     Raises:
         ConfigError: a value is out of range, or does not fit the run that is resumed.

@@ -1,6 +1,6 @@
 """Time and memory of the propagation of one frame over frame size, context, radius and objects.
 
-    python benchmarks/propagation_sweep.py [--quick] [--json FILE] [--picture FILE] [--threads N]
+    python benchmarks/propagation_sweep.py [--quick] [--json FILE] [--threads N]
 
 Features are smooth random maps of 384 dimensions with a stride of 8 pixels; networks and images
 take no part. Each case runs in a process of its own: `ino` as it is by default (bf16 first where
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -95,7 +94,7 @@ def smooth_maps(case: Case) -> list[Tensor]:
 
 
 def side_of(name: str, case: Case, keys: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """What carries labels of the context, the same for each of its maps, to a query."""
+    """What propagates labels of the context, the same for each of its maps, to a query."""
     if name == "reference":
         window = square_window(
             *case.grid, radius=max(case.grid) if not case.radius else case.radius
@@ -107,11 +106,11 @@ def side_of(name: str, case: Case, keys: Sequence[Tensor]) -> Callable[[Tensor, 
     matcher = TiledMatcher(topk=TOPK, window=Window(case.radius), screening=screening)
     maps = [matcher.prepare(key) for key in keys]
 
-    def carry(query: Tensor, labels: Tensor) -> Tensor:
+    def propagate(query: Tensor, labels: Tensor) -> Tensor:
         (found,) = matcher.match(matcher.prepare(query), maps, [range(len(maps))])
         return propagate_labels(found, [labels] * len(keys), topk=TOPK, temperature=TEMPERATURE)
 
-    return carry
+    return propagate
 
 
 def run_child(name: str, case: Case) -> None:
@@ -122,10 +121,10 @@ def run_child(name: str, case: Case) -> None:
         *keys, query = smooth_maps(case)
         generator = torch.Generator().manual_seed(1)
         labels = torch.rand(*case.grid, 1 + case.objects, generator=generator).softmax(dim=-1)
-        carry = side_of(name, case, keys)
+        propagate = side_of(name, case, keys)
         while len(seconds) < 3 and (not seconds or seconds[0] < 5):
             started = time.perf_counter()
-            best = carry(query, labels).argmax(dim=-1)
+            best = propagate(query, labels).argmax(dim=-1)
             seconds.append(time.perf_counter() - started)
     found = {"seconds": seconds, "peak": peak_bytes(), "labels": best.flatten().tolist()}
     print(json.dumps(found))
@@ -158,33 +157,9 @@ def measure(case: Case, *, threads: int, baseline: int) -> dict[str, dict[str, f
     }
 
 
-def draw(measured: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Bars of seconds a frame, a group a case."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.45 * len(measured) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for offset, side in enumerate(SIDES):
-        rows = [
-            (row, found[side]["seconds"])
-            for row, found in enumerate(measured.values())
-            if side in found
-        ]
-        places = [row + 0.27 * (offset - 1) for row, _ in rows]
-        axes.barh(places, [seconds for _, seconds in rows], height=0.25, label=side)
-    axes.set_yticks(range(len(measured)), [name.replace("_", ", ") for name in measured])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds to carry labels to one frame (frame, context, radius, objects)")
-    axes.legend()
-    FigureCanvasAgg(figure).print_png(str(path))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints, and writes JSON and a picture if asked to."""
+    """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a PNG there")
     parser.add_argument("--child", choices=["baseline", *SIDES], help=argparse.SUPPRESS)
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -204,8 +179,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, found in measured.items()
     ]
     print_table("Seconds, then GiB", ["frame context radius objects", *SIDES, *SIDES], rows)
-    if options.picture:
-        draw(measured, options.picture)
     ratios = {f"gib_{name}": found["ino"]["gib"] for name, found in measured.items()}
     for name, found in measured.items():
         if "reference" in found:

@@ -1,6 +1,6 @@
 """J and F of a folder of masks, beside a plain loop over frames and objects.
 
-    python benchmarks/scoring.py [--quick] [--json FILE] [--threads N] [--picture FILE]
+    python benchmarks/scoring.py [--quick] [--json FILE] [--threads N]
 
 Drawn label maps on disk, 480x854 and 1080x1920 pixels, 1 to 200 objects a frame. The plain side
 loads both maps of a frame, makes a mask of each object, and takes boundary maps and dilations of
@@ -15,7 +15,7 @@ objects (`scoring_memory_ratio`).
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,28 +162,6 @@ def measure(case: Case, *, repeats: int, workers: int) -> tuple[dict[str, float]
     return {name: max(values) for name, values in rates.items()}, difference
 
 
-def draw_picture(path: Path, rates: Mapping[str, Mapping[str, float]]) -> None:
-    """Bars of each side for each case."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    sides = list(next(iter(rates.values())))
-    for number, side in enumerate(sides):
-        places = np.arange(len(rates)) + 0.27 * (number - (len(sides) - 1) / 2)
-        bars = axes.bar(places, [case[side] for case in rates.values()], 0.25, label=side)
-        axes.bar_label(bars, fmt="%.0f", fontsize=7)
-    axes.set_xticks(range(len(rates)), [name.replace(", ", "\n") for name in rates])
-    axes.set_xlabel("pixels, objects a frame")
-    axes.set_ylabel("frames x objects a second")
-    axes.set_yscale("log")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def run_child(name: str, case: Case) -> None:
     """Prints the peak memory of one side, or of the imports and the drawing (`baseline`)."""
     with tempfile.TemporaryDirectory() as folder:
@@ -197,9 +175,8 @@ def run_child(name: str, case: Case) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints, and writes JSON and a picture if asked to."""
+    """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the bars there (PNG)")
     add_child(parser, SIDES)
     options = parser.parse_args(arguments)
     cases = QUICK if options.quick else FULL
@@ -237,8 +214,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "scoring_memory_ratio": memory["plain"] / max(memory["ino"], 1 / 1024),
     }
     measured = {"rates": rates, "peak_gib": memory, "largest_differences": differences}
-    if options.picture:
-        draw_picture(options.picture, rates)
     conclude("scoring", ratios=ratios, machine=machine, measured=measured, path=options.json)
 
 

@@ -120,7 +120,7 @@ RELEASED = LossConfig(center_update="group", out_mean="joint", affinity_on="logi
 
 
 def test_reference_trains_as_ours_does(benchmark, model, views):
-    """Loss, gradients, centres and, after two steps, both networks."""
+    """Loss, gradients, centers and, after two steps, both networks."""
     sides = benchmark("training_sides")
     plain_model = copy.deepcopy(model)
     ours = sides.OurStep(model, RELEASED, num_local=3)
@@ -244,12 +244,6 @@ def test_other_crops_are_found(benchmark, clip_job, monkeypatch, what):
     monkeypatch.setattr(side, what, wrong[what])
     with pytest.raises(benchmark("report").DifferentResultsError, match="levels"):
         benchmark("data").compare(clip_job)
-
-
-def test_picture_of_scoring(benchmark, tmp_path):
-    rates = {"480x854, 3": {"plain": 100.0, "ino": 400.0}}
-    benchmark("scoring").draw_picture(tmp_path / "bars.png", rates)
-    assert (tmp_path / "bars.png").stat().st_size > 1000
 
 
 def test_stage_times_are_medians(benchmark, monkeypatch):

@@ -59,7 +59,7 @@ def test_in_generative_terms_equal_the_equations(time, batch, masked, classes):
 @pytest.mark.parametrize("variant", ["paper", "released"])
 @pytest.mark.parametrize(("time", "batch", "masked", "classes"), SHAPES)
 def test_the_objective_equals_the_equations(variant, time, batch, masked, classes):
-    """Two steps of the whole: targets, terms, their sum, its gradients, and where centres move."""
+    """Two steps of the whole: targets, terms, their sum, its gradients, and where centers move."""
     options = {}
     if variant == "released":
         options = {"center_update": "group", "out_mean": "joint", "affinity_on": "logits"}

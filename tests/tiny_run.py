@@ -41,7 +41,7 @@ def lines_without_times(path: Path) -> list[dict[str, Any]]:
 
 
 def assert_equal_states(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Networks and centres of two checkpoints are equal to the bit."""
+    """Networks and centers of two checkpoints are equal to the bit."""
     for network in ("student", "teacher", "objective"):
         assert first[network].keys() == second[network].keys()
         for name, value in first[network].items():
@@ -49,7 +49,7 @@ def assert_equal_states(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def assert_close_states(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Networks and centres of two checkpoints are equal to 1e-5, but for the biases of keys.
+    """Networks and centers of two checkpoints are equal to 1e-5, but for the biases of keys.
 
     A softmax over keys does not change with their bias: its gradient is rounding alone, from which
     AdamW makes steps of full size, and no output depends on it.

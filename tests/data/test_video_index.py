@@ -432,7 +432,7 @@ def index_of_sizes(*sizes: tuple[int, int]) -> VideoIndex:
 
 
 def test_mostly_wide_video_is_remarked():
-    """At 16:9 no crop of 80% or more has a ratio of at most 4:3; all are the centre 75%."""
+    """At 16:9 no crop of 80% or more has a ratio of at most 4:3; all are the center 75%."""
     wide, square = (1080, 1920), (480, 640)
     remark = wide_video_remark(index_of_sizes(wide, wide, square))
     assert "67% of the videos are wider than 1.67:1" in remark

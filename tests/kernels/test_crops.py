@@ -158,7 +158,7 @@ def test_weights_by_hand():
     """Four pixels made two: each a mean of four, under a cubic (a = -1/2) of twice the width."""
     start, extent, flip = torch.tensor([1.0]), torch.tensor([4.0]), torch.tensor([0.0])
     weights = bicubic_weights(start, extent, flip, num_pixels=6, size=2)[0]
-    # Distances in units of two pixels: 0.25, 0.25, 0.75, 1.25 from the first target's centre.
+    # Distances in units of two pixels: 0.25, 0.25, 0.75, 1.25 from the first target's center.
     near, middle, far = 0.8671875, 0.2265625, -0.0703125
     row = torch.tensor([0, near, near, middle, far, 0])
     torch.testing.assert_close(weights[0], row / row.sum())

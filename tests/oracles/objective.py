@@ -11,13 +11,13 @@ def cross_entropy(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 
 def target(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """softmax((t - centre) / temperature) of a vector."""
+    """softmax((t - center) / temperature) of a vector."""
     exponentials = torch.exp((logits - center) / temperature)
     return exponentials / exponentials.sum()
 
 
 def centered(logits: Tensor, center: Tensor, *, update: str) -> tuple[Tensor, Tensor]:
-    """Targets of logits (group, ..., c), and the centre after the step or after each group."""
+    """Targets of logits (group, ..., c), and the center after the step or after each group."""
     targets, first = torch.empty_like(logits), center
     for index, group in enumerate(logits):
         rows = [target(row, center, 0.04) for row in group.flatten(0, -2)]
@@ -36,7 +36,7 @@ def objective(
     *,
     variant: str,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Eq. 6, its terms, and the centres after a step.
+    """Eq. 6, its terms, and the centers after a step.
 
     Teacher's class (t, b, c) and patch (t, b, k, c) logits; the student's of global and local
     class tokens and of masked positions.

@@ -414,7 +414,7 @@ def wide_video_remark(
 
     A crop of the share s of a frame and the aspect a is at most as high as the frame if a >= s W /
     H, and at most as wide if a <= W / (s H). Where no s and a of the ranges fit, torchvision's
-    RandomResizedCrop takes the largest centre crop of an allowed aspect, the same one each time.
+    RandomResizedCrop takes the largest center crop of an allowed aspect, the same one each time.
     """
     usable = np.setdiff1d(np.arange(len(index)), list(index.faults))
     aspects = index.sizes[usable, 1] / index.sizes[usable, 0]
@@ -427,7 +427,7 @@ def wide_video_remark(
     return (
         f"{100 * never_fit.mean():.0f}% of the videos are wider than {widest:.2f}:1 or narrower "
         f"than {tallest:.2f}:1, where global crops of scale {scale[0]:g} to {scale[1]:g} and ratio "
-        f"{ratio[0]:.2f} to {ratio[1]:.2f} never fit: all of them are the same centre crop, at "
+        f"{ratio[0]:.2f} to {ratio[1]:.2f} never fit: all of them are the same center crop, at "
         f"{middle:.2f}:1 {100 * share:.0f}% of the frame; views.ratio can allow wider ones"
     )
 

@@ -118,7 +118,7 @@ def bicubic_weights(
 ) -> Float[Tensor, "*batch {size} {num_pixels}"]:
     """What each pixel of a frame's side gives to each pixel of a square's; each row sums to 1.
 
-    Keys' cubic (a = -1/2) around the centre of the square's pixel, as wide as that pixel where the
+    Keys' cubic (a = -1/2) around the center of the square's pixel, as wide as that pixel where the
     box is larger than the square; pixels outside the box give nothing (Pillow, Resample.c).
 
     Args:

@@ -128,7 +128,7 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
             model.student.head.last_layer.zero_grad()
         grad_norm = clip_gradients(student_parameters, max_norm=config.optim.clip_grad)
 
-        # Student, teacher (its moving average) and centres move, if the step is good
+        # Student, teacher (its moving average) and centers move, if the step is good
         is_good, numbers = _judge(
             terms, grad_norm, stop=stop.received is not None, reduce_mean=objective.reduce_mean
         )

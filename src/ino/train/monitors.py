@@ -198,7 +198,7 @@ class CollapseMonitor:
                 words = (
                     f"the teacher's outputs for {name} tokens are nearly the same whatever it sees "
                     f"(information {max(0.0, information):.2f} of at most {most:.2f} nats): one "
-                    "class takes all; lower optim.lr, or loss.center_momentum, so that the centre "
+                    "class takes all; lower optim.lr, or loss.center_momentum, so that the center "
                     "follows"
                 )
                 yield f"constant {name}", words if is_constant else ""

@@ -51,17 +51,17 @@ def centered_targets(
         The targets, which sum to 1 over the classes, and the center after this step.
     """
 
-    def moved(center: Tensor, logits: Tensor) -> Tensor:
+    def moved_center(center: Tensor, logits: Tensor) -> Tensor:
         mean = reduce_mean(logits.flatten(0, -2).mean(dim=0))
         return center * momentum + mean * (1.0 - momentum)
 
     if update == "step":
         targets = torch.softmax((logits - center) / temperature, dim=-1)
-        return targets, moved(center, logits)
+        return targets, moved_center(center, logits)
     targets = torch.empty_like(logits)
     for index, group in enumerate(logits):
         targets[index] = torch.softmax((group - center) / temperature, dim=-1)
-        center = moved(center, group)
+        center = moved_center(center, group)
     return targets, center
 
 
@@ -177,14 +177,14 @@ def affinity_loss(
         student_temperature: tau_s, 0.1 in the paper.
     """
     if len(teacher) < 2:
-        return student.sum() * 0.0
+        return student.sum() * 0.0  # a zero that backward accepts
     with torch.no_grad():
         targets = torch.softmax(consecutive_similarities(teacher) / teacher_temperature, dim=-1)
     log_probs = torch.log_softmax(consecutive_similarities(student) / student_temperature, dim=-1)
     return -(targets * log_probs).sum(dim=-1).mean()
 
 
-# Section 3.4: the whole objective
+# Section 3.4, training: the whole objective
 
 
 class Targets(NamedTuple):
@@ -364,7 +364,9 @@ class Objective(nn.Module):
         terms = dict.fromkeys(weights, targets.class_pairs.new_zeros(())) | found
         loss = sum(weights[name] * term for name, term in terms.items())
         assert isinstance(loss, Tensor)
-        if not loss.requires_grad:  # no term reads these logits: all gradients are 0
+        if (
+            not loss.requires_grad
+        ):  # no term reads these logits: backward still runs, and gives zeros
             read = [part for part in (global_class, local_class, patch) if part is not None]
             loss = loss + sum(0.0 * part.sum() for part in read)
         return Terms(loss, **terms)
@@ -378,8 +380,8 @@ class Objective(nn.Module):
             where: a boolean scalar on the device; if it is False, the centers do not change. None
                 means True.
         """
-        for center, moved in (
+        for center, new in (
             (self.class_center, targets.class_center),
             (self.patch_center, targets.patch_center),
         ):
-            center.copy_(moved if where is None else torch.where(where, moved, center))
+            center.copy_(new if where is None else torch.where(where, new, center))

@@ -52,8 +52,8 @@ def test_views_may_lack_parts(model, views, without):
     assert (student.patch is None) == (without != "local_crops")
 
 
-@pytest.mark.parametrize("num_parts", [1, 3])
-def test_parts_have_the_gradients_of_the_whole(model, views, num_parts):
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_parts_have_the_gradients_of_the_whole(model, views, num_groups):
     """Of a loss that is a sum over outputs, as every term is a mean over clips.
 
     In double precision, where sums in another order differ by nothing to speak of.
@@ -68,10 +68,10 @@ def test_parts_have_the_gradients_of_the_whole(model, views, num_parts):
             sum(one.square().sum() for one in logits).backward()
         return [parameter.grad for parameter in model.student.parameters()]
 
-    parts = list(split_views(views, num_parts=num_parts))
+    parts = list(split_views(views, num_groups=num_groups))
     assert [clips for clips, _ in parts] == [
-        slice(start, start + 3 // num_parts)
-        for start in range(0, 3, 3 // num_parts)
+        slice(start, start + 3 // num_groups)
+        for start in range(0, 3, 3 // num_groups)
         for _ in ("local", "global")
     ]
     whole = gradients(views)

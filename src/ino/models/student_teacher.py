@@ -42,7 +42,7 @@ class Logits(NamedTuple):
     patch: Float[Tensor, "time batch masked classes"] | None = None
 
 
-def split_views(views: Views, *, num_parts: int = 1) -> Iterator[tuple[slice, Views]]:
+def split_views(views: Views, *, num_groups: int = 1) -> Iterator[tuple[slice, Views]]:
     """Splits the views of a step into parts for gradient accumulation: (slice of clips, views).
 
     Each group of clips gives one part with its local crops and one with its global crops. No term
@@ -51,11 +51,11 @@ def split_views(views: Views, *, num_parts: int = 1) -> Iterator[tuple[slice, Vi
 
     Args:
         views: of a step, with global crops.
-        num_parts: number of groups of clips; a divisor of the number of clips.
+        num_groups: number of groups of clips; a divisor of the number of clips.
     """
     assert views.global_crops is not None
-    num_clips = views.global_crops.shape[1] // num_parts
-    for start in range(0, num_clips * num_parts, num_clips):
+    num_clips = views.global_crops.shape[1] // num_groups
+    for start in range(0, num_clips * num_groups, num_clips):
         clips = slice(start, start + num_clips)
         if views.local_crops is not None:
             yield clips, Views(None, views.local_crops[:, :, clips])

@@ -1,4 +1,4 @@
-"""Label propagation by top-k affinity, as section 3.4 of the paper uses it: the definition.
+"""Label propagation by top-k affinity, the definition (section 3.4, inference).
 
 With f(i) the L2-normalised feature of position i of the frame to label (the query), f(j) and p(j)
 feature and soft label of position j of its context frames:
@@ -9,10 +9,10 @@ feature and soft label of position j of its context frames:
     w(i, j) = exp(s(i, j) / T) / sum over j' in N(i) of exp(s(i, j') / T)
     p(i)    = sum over j in N(i) of w(i, j) p(j)
 
-`best_positions` computes s and N in the plainest way. It is too slow and takes too much memory for
-real frames, as it stores the similarities of all pairs. `ino.kernels.topk` and
-`ino.kernels.topk_triton` find the same candidates without storing them, and the tests compare them
-with it. `propagate_labels` computes w and p from the candidates, whichever way they were found.
+`best_positions` computes s and N in the plainest way, and only tests call it: it stores the
+similarities of all pairs, which is too slow and takes too much memory for real frames.
+`ino.kernels.topk` and `ino.kernels.topk_triton` find the same candidates without storing them.
+`propagate_labels` computes w and p from the candidates, whichever way they were found.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def inside_window(height: int, width: int, window: Window) -> Bool[Tensor, "toke
     squared = dy**2 + dx**2
     if window.shape == "circle":
         return squared < window.radius**2
-    return squared <= window.radius**2
+    return squared <= window.radius**2  # closed-circle
 
 
 @torch.no_grad()

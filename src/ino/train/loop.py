@@ -1,9 +1,10 @@
 """Pretraining by In-N-Out generative learning: the algorithm of section 3, step by step.
 
 All randomness of a step follows from (seed, step), so a run that was killed continues from its
-newest checkpoint to the same parameters as one that was not. Nothing in a step waits for the
-device; the metrics of several steps are read in one transfer. A step whose loss or gradient is not
-finite is skipped on the device; after several in a row the run returns to its newest checkpoint.
+newest checkpoint to the same parameters as one that was not. Nothing but evaluation and pictures
+waits for the device; the metrics of several steps are read in one transfer. A step whose loss or
+gradient is not finite is skipped on the device; after several in a row the run returns to its
+newest checkpoint.
 """
 
 import logging
@@ -71,7 +72,7 @@ def train(
         VideoError: there are no videos, or most of them are broken.
         OutputError: the folder holds a run and `resume` is off, or it cannot be written.
         TrainingError: loss or gradients stay not finite; the message names term and step.
-        StoppedError: a signal asked the run to stop; it was saved.
+        StoppedError: a signal asked the run to stop; the newest checkpoint holds where it was.
     """
     with ExitStack() as held:
         with stop_on_signal():
@@ -138,7 +139,7 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
         model.update_teacher(momentum, where=is_good)
         objective.update_centers(targets, where=is_good)
 
-        # Log
+        # Log, and evaluate now and then
         measured = numbers | {"skipped": skipped} | monitor.measure(step, views, targets)
         rates = {"lr": lr, "weight_decay": weight_decay, "teacher_momentum": momentum}
         unread.append((step, measured, rates | monitor.score(step)))
@@ -164,20 +165,21 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
 def _backward(run: Run, views: Views, targets: Targets) -> Terms:
     """The terms of a step, whose gradients are then in the student.
 
-    Part after part, so that the activations of one part are kept at a time; processes exchange
+    Each group of clips gives one part with its local crops and one with its global crops, taken one
+    after the other, so that the activations of one part are kept at a time; processes exchange
     gradients in the last.
     """
-    num_parts = run.config.run.accumulate
-    parts = list(split_views(views, num_parts=num_parts))
+    num_groups = run.config.run.accumulate
+    parts = list(split_views(views, num_groups=num_groups))
     found = []
     for index, (clips, part) in enumerate(parts):
         is_last = index + 1 == len(parts)
         with run.fabric.no_backward_sync(run.network, enabled=not is_last):
             student = run.network(part, role="student")
             terms = run.objective(targets.of(clips), *student)
-            run.fabric.backward(terms.loss / num_parts)
+            run.fabric.backward(terms.loss / num_groups)
         found.append(terms.stacked())
-    return Terms(*(torch.stack(found).sum(dim=0) / num_parts).unbind())
+    return Terms(*(torch.stack(found).sum(dim=0) / num_groups).unbind())
 
 
 def _judge(

@@ -309,8 +309,8 @@ def test_object_is_whole_and_has_all_its_colors(pattern):
     for seed in range(5):
         sprite = draw_sprite(np.random.default_rng(seed), COLORS, pattern=pattern, radius=24.0)
         inside = sprite.depth > 0
-        num_groups, _ = cv2.connectedComponents(inside.astype(np.uint8))
-        assert num_groups == 2  # outside, and one piece inside
+        num_parts, _ = cv2.connectedComponents(inside.astype(np.uint8))
+        assert num_parts == 2  # outside, and one piece inside
         border = np.concatenate([sprite.depth[[0, -1]].ravel(), sprite.depth[:, [0, -1]].ravel()])
         assert border.max() < -0.02
         shares = np.bincount(sprite.color[inside].argmax(axis=-1), minlength=3) / inside.sum()

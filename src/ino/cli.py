@@ -60,8 +60,8 @@ class Tracking:
     """The network and the protocol by which a command propagates.
 
     Attributes:
-        weights: A run, an export, a checkpoint (ours, DINO, CRW, ...), ino_vitt8, color,
-            random:MODEL or timm:MODEL[@FILE].
+        weights: A run, an export, a checkpoint (ours, DINO, CRW, ...), ino_vitt8, a public name
+            (see ino weights), color, random:MODEL or timm:MODEL[@FILE].
         network: Which network of a file with both (default: the one that its authors evaluate).
         protocol: ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr,
             timecycle or ino-near.
@@ -121,6 +121,15 @@ class SegmentTracking(Tracking):
 
     weights: str = "ino_vitt8"
     protocol: Annotated[str | None, Parameter(show_default="the one that suits the weights")] = None
+
+    def print_choices(self, tracker: Any) -> None:
+        """Also says that there are better weights than the small ones that come with ino."""
+        super().print_choices(tracker)
+        if self.weights == "ino_vitt8":
+            _say(
+                "these weights come with ino and are small; public ones, which are fetched once, "
+                "score higher and take longer: see ino weights"
+            )
 
 
 @Parameter(name="*")
@@ -286,6 +295,30 @@ def index(
     _say(f"{found.num_read} {headers} read in {seconds:.1f} s; kept in {file}")
     if len(found.faults) == len(found):
         raise VideoError(f"none of the videos can be used ({len(found)}): give others")
+
+
+def weights() -> None:
+    """List the weights that have names: those that come with ino, and public ones.
+
+    Public weights are fetched through timm when they are first used, and kept; after that no
+    network is needed.
+    """
+    from ino.models.load import PUBLIC, bundled_folder, list_weights, load_backbone
+
+    headings = ["--weights", "trained on", "license", "here", "million parameters", "protocol"]
+    rows = [[*headings, "DAVIS-2017\nJ&F, published"]]
+    for name in list_weights():
+        backbone = load_backbone(name)
+        num_parameters = sum(tensor.numel() for tensor in backbone.parameters())
+        size, folder = f"{num_parameters / 1e6:.0f}", bundled_folder(name)
+        assert folder is not None
+        own = json.loads((folder / "config.json").read_text(encoding="utf-8"))["ino"]
+        rows.append([name, "video", own["license"], "in ino", size, backbone.protocol, "-"])
+    for name, one in PUBLIC.items():
+        score = "-" if one.published is None else f"{one.published:.1f}"
+        size, here = str(one.parameters), "yes" if one.is_here else "no"
+        rows.append([name, one.trained_on, one.license, here, size, one.reading.protocol, score])
+    print_table(rows, Console(), num_texts=4)
 
 
 def sweep(
@@ -904,7 +937,7 @@ def build_app(arguments: Sequence[str] = ()) -> App:
     for function in (davis, ytvos, jhmdb, vip):
         evaluate.command(function)
     app.command(evaluate)
-    for function in (demo, index, plot, export, segment, compare, strips, score, check):
+    for function in (demo, index, plot, export, segment, compare, strips, score, check, weights):
         app.command(function)
     experiments = f"Experiments: {_names_in('experiments')}."
     evaluate.command(suite, help_epilogue=experiments)

@@ -20,7 +20,7 @@ from ino.errors import CheckpointError, ConfigError, InoError
 from ino.experiments.rows import Experiment, Plot, Row
 from ino.experiments.trial import Evaluation, Trial
 from ino.models.backbone import split_weights
-from ino.models.load import list_weights
+from ino.models.load import PUBLIC, list_weights
 from ino.pretraining import with_steps
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.tasks.results import check_settings
@@ -214,7 +214,7 @@ def find_weights(row: Row, experiment: Experiment) -> tuple[str | None, str]:
 def _check_weights(weights: str) -> None:
     """Checks that files are there; names of models are looked up when the row starts."""
     _, file = split_weights(weights)
-    is_name = weights in list_weights() or _NAME.fullmatch(weights)
+    is_name = weights in [*list_weights(), *PUBLIC] or _NAME.fullmatch(weights)
     is_name = is_name or timm.is_model(re.split(r"[./]", weights)[0])
     if not (file.is_file() if file else is_name or Path(weights).exists()):
         raise CheckpointError(

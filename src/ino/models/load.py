@@ -3,8 +3,10 @@
 Weights that come with ino are folders as `ino export` writes them.
 """
 
+import difflib
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -13,6 +15,7 @@ from ino.errors import CheckpointError
 from ino.models.backbone import (
     HUBS,
     OUR_LAYER,
+    RELEASED_STD,
     TIMM,
     Backbone,
     ColorBackbone,
@@ -52,6 +55,72 @@ def bundled_folder(name: str) -> Path | None:
     return BUNDLED / name if name in list_weights() else None
 
 
+class PublicWeights(NamedTuple):
+    """Weights that others have published, which timm fetches once; later runs need no network.
+
+    Attributes:
+        model: its name in timm.
+        trained_on: without labels of objects' outlines, all of them.
+        parameters: in millions.
+        license: of the weights.
+        published: J&F in percent on DAVIS-2017 val under its authors' protocol; None where the
+            authors name none.
+        reading: the input, the protocol and the layer of its authors.
+    """
+
+    model: str
+    trained_on: str
+    parameters: int
+    license: str
+    published: float | None
+    reading: Reading
+
+    @property
+    def is_here(self) -> bool:
+        """Whether a file of weights was fetched before."""
+        from huggingface_hub import try_to_load_from_cache
+
+        config = timm.get_pretrained_cfg(self.model)
+        hub = config.hf_hub_id if config else None
+        names = ("model.safetensors", "pytorch_model.bin")
+        return bool(hub) and any(
+            isinstance(try_to_load_from_cache(hub, name), str) for name in names
+        )
+
+
+_DINO = Reading(std=RELEASED_STD, protocol="dino")
+_DINOV3 = Reading(protocol="dinov3")
+
+PUBLIC = {
+    "dino-s16": PublicWeights(
+        "vit_small_patch16_224.dino", "ImageNet", 22, "Apache-2.0", 61.8, _DINO
+    ),
+    "dino-s8": PublicWeights(
+        "vit_small_patch8_224.dino", "ImageNet", 22, "Apache-2.0", 69.9, _DINO
+    ),
+    "dino-b16": PublicWeights(
+        "vit_base_patch16_224.dino", "ImageNet", 86, "Apache-2.0", 62.3, _DINO
+    ),
+    "dino-b8": PublicWeights("vit_base_patch8_224.dino", "ImageNet", 86, "Apache-2.0", 71.4, _DINO),
+    "dinov2-s14": PublicWeights(
+        "vit_small_patch14_dinov2.lvd142m", "LVD-142M", 22, "Apache-2.0", None, _DINOV3
+    ),
+    "dinov2-b14": PublicWeights(
+        "vit_base_patch14_dinov2.lvd142m", "LVD-142M", 87, "Apache-2.0", None, _DINOV3
+    ),
+    "dinov3-s16": PublicWeights(
+        "vit_small_patch16_dinov3_qkvb.lvd1689m", "LVD-1689M", 22, "DINOv3 License", 72.7, _DINOV3
+    ),
+    "dinov3-b16": PublicWeights(
+        "vit_base_patch16_dinov3_qkvb.lvd1689m", "LVD-1689M", 86, "DINOv3 License", 77.2, _DINOV3
+    ),
+    "dinov3-l16": PublicWeights(
+        "vit_large_patch16_dinov3_qkvb.lvd1689m", "LVD-1689M", 303, "DINOv3 License", 79.9, _DINOV3
+    ),
+}
+"""Public weights by short name. They are not part of ino; their licenses are their authors'."""
+
+
 _RANDOM = "random:"
 _STRIDE = re.compile(r"(.+?)(?:/(\d+))?")
 
@@ -67,6 +136,8 @@ def load_backbone(
             - a path: a checkpoint, the folder of a run, an export of `ino export`, or a release
               that `ino.models.peers` can read (INO, DINO, iBOT, DINOv2, DINOv3, CRW, VFS, ...);
             - `ino_vitt8`, the weights that come with ino;
+            - a short name of `PUBLIC`, such as `dino-s8`: published weights, fetched once, with the
+              protocol of their authors;
             - `color`, raw color;
             - `random:ARCH/PATCH`, our ViT with random weights, such as `random:vit_tiny/8`, or
               `random:MODEL`, a model of timm with random weights;
@@ -93,11 +164,17 @@ def load_backbone(
     path = bundled_folder(text) or Path(name)
     if path.exists():
         return _from_file(path, network=network)
+    if public := PUBLIC.get(text):
+        warn_single_network(text, network)
+        return build_timm(public.model, pretrained=True, reading=public.reading)
     if _is_timm_model(text):
         return _timm(TIMM + text, network=network)
+    near = difflib.get_close_matches(text, [*list_weights(), *PUBLIC], n=1)
     raise CheckpointError(
-        f"{name} is neither a file or folder nor a known name; give a checkpoint ({KNOWN}), the "
-        "folder of a run, ino_vitt8, color, random:vit_tiny/8 or timm:MODEL"
+        f"{name} is neither a file or folder nor a known name"
+        + (f" (did you mean {near[0]}?)" if near else "")
+        + f"; give a checkpoint ({KNOWN}), the folder of a run, ino_vitt8, color, "
+        "random:vit_tiny/8, timm:MODEL or a name that ino weights lists"
     )
 
 

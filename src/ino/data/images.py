@@ -261,6 +261,7 @@ class ImageSequence:
         self.names = names
         self._folder = folder
         self._pages = pages
+        self._is_told = False
 
     def __len__(self) -> int:
         return len(self._pages or self.names)
@@ -344,6 +345,17 @@ class ImageSequence:
         """
         return any(self._each([0], lambda image, path, page: _is_deep(image)))
 
+    def tell_span(self) -> None:
+        """Warns, once, where values are scaled by what all frames span."""
+        if not self._is_told and self.span not in (None, _ALL_OF_16_BITS):
+            place = self[0] if self._pages else self._folder
+            low, high = self.span or _ALL_OF_16_BITS
+            _LOG.warning(
+                f"the images of {place} have more than 8 bits; their values from {low:g} to "
+                f"{high:g} become 0 to 255 in every frame"
+            )
+        self._is_told = True
+
     @cached_property
     def span(self) -> tuple[float, float] | None:
         """The values that become 0 and 255 where the first image has more than 8 bits: all of 16
@@ -375,11 +387,6 @@ class ImageSequence:
             return _ALL_OF_16_BITS
         if not low < high:  # all alike, or nothing finite
             return (0.0, 1.0)
-        place = self[0] if self._pages else self._folder
-        _LOG.warning(
-            f"the images of {place} have more than 8 bits; their values from {low:g} to {high:g} "
-            "become 0 to 255 in every frame"
-        )
         return (low, high)
 
 

@@ -127,6 +127,8 @@ def read_frames(
     path = Path(path)
     images = open_sequence(path)
     if images is not None:
+        if value_range is None:
+            images.tell_span()
         yield from images.read(range(len(images)), value_range=value_range)
         return
     with VideoFile(path) as file:

@@ -20,7 +20,7 @@ from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.errors import ConfigError, DatasetError, OutputError, VideoError
 from ino.models.backbone import choose_device
 from ino.propagate.protocols import get_protocol
-from ino.tasks.results import open_folder, read_finished
+from ino.tasks.results import note_finished, open_folder, read_finished
 from ino.tasks.segment import segment_video
 from synthetic_ytvos import write_ytvos_layout
 
@@ -262,3 +262,25 @@ def test_threads_end_with_an_output_that_fails(frames, monkeypatch):
         assert error.__traceback__ is not None
         assert set(threading.enumerate()) <= before
     assert count == 2
+
+
+def test_names_of_raw_bytes_are_noted_as_done(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    note_finished(tmp_path, name)
+    assert read_finished(tmp_path) == [name]
+
+
+def test_what_pillow_warns_of_is_one_line(tmp_path, capsys):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0"  # cut short
+    (tmp_path / "v").mkdir()
+    for number in range(2):
+        path = tmp_path / "v" / f"{number}.jpg"
+        Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(path, exif=exif)
+    labels = np.zeros((64, 96), np.uint8)
+    labels[20:40, 30:60] = 1
+    write_labels(tmp_path / "mask.png", labels)
+    given = ["--mask", tmp_path / "mask.png", "--weights", "color", "--out", tmp_path / "out"]
+    assert run("segment", tmp_path / "v", *given) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("ino: an image has damaged metadata") for line in lines)
+    assert not any("UserWarning" in line for line in lines)

@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
+import ino.progress
 from command import refused, run
 from data.video_files import cut, write_sound, write_video
 from ino import cli
@@ -25,6 +26,7 @@ from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_frames, read_info
 from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.models.load import DEFAULT
+from ino.progress import progress
 from ino.propagate.protocols import PROTOCOLS
 from ino.tasks.segment import video_name
 from processes import held_elsewhere
@@ -660,8 +662,8 @@ def test_the_version_is_told(capsys):
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     now = iter([0.0, 4.0, 11.0, 12.0, 22.0])
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(now))
-    with cli._progress("frames", 30) as advance:
+    monkeypatch.setattr(ino.progress.time, "monotonic", lambda: next(now))
+    with progress("frames", 30) as advance:
         for _ in range(4):
             advance()
     assert capsys.readouterr().err == "frames: 2 of 30\nframes: 4 of 30\n"

@@ -149,11 +149,13 @@ def table_of(out: Path) -> list[dict]:
 
 
 def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
-    tmp_path, file, davis, capsys, performed
+    tmp_path, file, davis, capsys, performed, monkeypatch
 ):
     out = tmp_path / "out"
+    monkeypatch.setattr("ino.progress.SECONDS_PER_LINE", 0.0)
     assert run("evaluate", "suite", file(), "--out", out) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert ", videos: 2 of 3\n" in told
     assert performed == ROW * 2
     color, nano, peer = table_of(out)
     protocol = sized_protocol("ino-davis", short_side=48, layer=1, overrides={"topk": 3})

@@ -12,6 +12,7 @@ LAYERS = {
     "system": 0,
     "schema": 1,
     "tables": 1,
+    "progress": 1,
     "kernels": 1,
     "data": 2,
     "losses": 3,

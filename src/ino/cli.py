@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,14 +32,12 @@ from rich.console import Console
 
 from ino import __version__
 from ino.errors import ConfigError, InoError, MaskError, StoppedError, VideoError
+from ino.progress import progress
 from ino.tables import print_table, shown
 
 _LOG = logging.getLogger("ino")
 
 T = TypeVar("T")
-
-SECONDS_PER_LINE = 10.0
-"""Between two lines of progress where there is no terminal for a bar."""
 
 Network = Literal["student", "teacher"]
 Precision = Literal["fp32", "bf16"]
@@ -277,7 +276,7 @@ def index(
 
     file = index or video_index.default_index(roots)
     started = time.perf_counter()
-    with _progress("headers", is_kept=False) as advance:
+    with progress("headers", is_kept=False) as advance:
         found = video_index.index_videos(
             roots, file=file, on_progress=lambda num_more, total: advance(num_more, total=total)
         )
@@ -465,6 +464,7 @@ def segment(
     resize_mask: bool = False,
     overlay: bool = True,
     fps: float | None = None,
+    value_range: Annotated[tuple[float, float] | None, Parameter(metavar="LOW HIGH")] = None,
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
@@ -481,6 +481,8 @@ def segment(
         resize_mask: Fit masks to the size of the video.
         overlay: Write overlay.mp4.
         fps: Frames per second of the overlay (default: those of the video).
+        value_range: In images of more than 8 bits, the values that become 0 and 255 (default: what
+            the values of all frames span).
         correct: Later masks also correct the objects of earlier ones.
         both_ways: Also propagate masks backward: the nearest mask decides, and holds all visible
             objects.
@@ -509,7 +511,7 @@ def segment(
     if resize_mask:
         masks = resize_masks(masks, size=(info.height, info.width))
     tracking.print_choices(tracker)
-    with _progress("frames", info.num_frames) as advance:
+    with progress("frames", info.num_frames) as advance:
         count = segment_video(
             video,
             masks,
@@ -518,6 +520,7 @@ def segment(
             settings=settings,
             overlay=overlay,
             fps=fps,
+            value_range=value_range,
             correct=correct,
             both_ways=both_ways,
             check_every=check_every,
@@ -653,7 +656,7 @@ def _evaluate(
     if name != "ytvos":  # which stores the folders of the split
         settings["root"] = str(root)
     out = results.out or Path(name)
-    with _progress("frames") as advance:
+    with progress("frames") as advance:
         result = evaluate(
             root,
             out=out,
@@ -860,7 +863,7 @@ def check(
     from ino.tasks.submission import check_submission
 
     data = read_ytvos_split(root, split=split, videos=videos)
-    with _progress("videos", len(data.videos)) as advance:
+    with progress("videos", len(data.videos)) as advance:
         report = check_submission(predictions, data, on_video=advance)
     for line in report.summary(predictions).split("\n"):
         _say(line)
@@ -869,50 +872,6 @@ def check(
             f"{predictions} cannot be handed in ({report.counts()}): mend what is listed above and "
             "check again"
         )
-
-
-@contextmanager
-def _progress(
-    what: str, total: int | None = None, *, is_kept: bool = True
-) -> Iterator[Callable[..., None]]:
-    """Shows a bar once what it yields is called, after each of the `total` (0 or None: unknown);
-    without a terminal, a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (what, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    if not console.is_interactive:
-        yield _Lines(what, total)
-        return
-    bar = Progress(*columns, console=console, transient=not is_kept)
-    task = bar.add_task(what, total=total or None)
-
-    def advance(num: int = 1, *, total: int | None = None) -> None:
-        bar.start()
-        bar.update(task, advance=num, total=total)
-
-    try:
-        yield advance
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
-class _Lines:
-    """Progress without a terminal: a line every `SECONDS_PER_LINE`."""
-
-    def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._total, self._done = what, total, 0
-        self._last = time.monotonic()
-
-    def __call__(self, num: int = 1, *, total: int | None = None) -> None:
-        self._done += num
-        self._total = total or self._total
-        now = time.monotonic()
-        if num and now - self._last >= SECONDS_PER_LINE:
-            self._last = now
-            known = f" of {self._total}" if self._total else ""
-            print(f"{self._what}: {self._done}{known}", file=sys.stderr, flush=True)
 
 
 def build_app(arguments: Sequence[str] = ()) -> App:
@@ -1065,7 +1024,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _LOG.addHandler(_Screen())
         _LOG.propagate = False
     try:
-        status = _run(arguments)
+        with _image_warnings():
+            status = _run(arguments)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -1079,6 +1039,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _LOG.error("%s", reason)
         return error.status if isinstance(error, StoppedError) else 2
+
+
+@contextmanager
+def _image_warnings() -> Iterator[None]:
+    """Shows what Pillow warns of as one line; other warnings stay as they are."""
+    show = warnings.showwarning
+
+    def show_ours(message: Any, category: Any, filename: str, *args: Any, **kwargs: Any) -> None:
+        if "PIL" in Path(filename).parts:
+            _LOG.warning("an image has damaged metadata, which are skipped: %s", message)
+        else:
+            show(message, category, filename, *args, **kwargs)
+
+    warnings.showwarning = show_ours
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _run(arguments: list[str]) -> int:

@@ -68,7 +68,12 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         scores = evaluate_davis(
             root,
             out=folder,
-            tracker=Tracker(backbone, protocol=protocol, device=choose_device(run.accelerator)),
+            tracker=Tracker(
+                backbone,
+                protocol=protocol,
+                device=choose_device(run.accelerator),
+                warns=False,
+            ),
             year=run.eval_year,
             split=run.eval_split,
             sequences=sequences,

@@ -77,9 +77,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in UTF-8, whole or not at all (see `atomic_path`)."""
+    """Writes a file in UTF-8, whole or not at all (see `atomic_path`).
+
+    Bytes of file names that are no text are written as they are.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def read_file(path: Path, *, max_bytes: int = 1 << 28) -> bytes:

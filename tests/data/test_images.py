@@ -266,3 +266,103 @@ def test_an_image_with_broken_exif_is_read_or_refused(tmp_path):
     broken_exif(tmp_path / "0.jpg")
     frames, error = read_until_error(tmp_path)
     assert len(frames) == 1 or "0.jpg" in str(error)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png"])
+def test_an_animation_lasts_as_long_as_its_frames_say(name, tmp_path):
+    pages = [Image.fromarray(frame) for frame in FRAMES[:6]]
+    times = [40, 40, 100, 40, 40, 100]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], duration=times)
+    assert read_info(tmp_path / name).fps == pytest.approx(6 / 0.36)
+    assert find_videos([tmp_path]) == [str(tmp_path / name)]
+
+
+def test_a_file_of_pages_is_decoded_once(tmp_path, monkeypatch):
+    pages = [Image.fromarray(frame) for frame in FRAMES]
+    pages[0].save(tmp_path / "a.webp", save_all=True, append_images=pages[1:], lossless=True)
+    np.testing.assert_array_equal(np.stack([*read_frames(tmp_path / "a.webp")]), FRAMES)
+    opened, image_open = [], images.Image.open
+
+    def recording(source):
+        opened.append(source)
+        return image_open(source)
+
+    monkeypatch.setattr(images.Image, "open", recording)
+    np.testing.assert_array_equal(np.stack([*read_frames(tmp_path / "a.webp")]), FRAMES)
+    assert len(opened) == 1  # a frame of an animation is decoded from its start
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [(np.int32, 70_000, 900_000), (np.int32, -20_000, 20_000)]
+)
+def test_whole_numbers_beyond_16_bits_are_scaled_too(dtype, low, high, tmp_path):
+    values = np.linspace(low, high, 24, dtype=dtype).reshape(4, 6)
+    Image.fromarray(values).save(tmp_path / "0.tif")
+    (frame,) = read_frames(tmp_path / "0.tif")
+    np.testing.assert_array_equal(frame[..., 0].ravel()[[0, -1]], [0, 255])
+    assert len(np.unique(frame)) == 24
+
+
+def test_a_range_of_values_can_be_given(tmp_path, caplog):
+    write_deep(tmp_path / "v", [100, 300, 60_000])  # the last one is a hot pixel
+    frames = np.stack([*read_frames(tmp_path / "v", value_range=(100.0, 300.0))])
+    assert values_of(frames) == [0, 255, 255]
+    clip = read_clip(tmp_path / "v", [1, 0], value_range=(100.0, 500.0))
+    assert values_of(clip) == [128, 0]
+    assert not caplog.text
+
+
+def write_deep(folder: Path, levels: list[int]) -> None:
+    folder.mkdir()
+    for number, level in enumerate(levels):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((8, 12), level, np.uint16))
+
+
+def write_stack(path: Path, *, description: str = "", num_pages: int = 6, reduced: int = 0) -> Path:
+    pages = [Image.new("L", (12, 8), number) for number in range(num_pages)]
+    for _ in range(reduced):
+        pages.append(Image.new("L", (6, 4)))
+        pages[-1].encoderinfo = {"tiffinfo": {254: 1}}
+    info = {270: description} if description else {}
+    pages[0].save(path, save_all=True, append_images=pages[1:], tiffinfo=info)
+    return path
+
+
+def test_smaller_copies_in_a_stack_are_no_frames(tmp_path, caplog):
+    stack = write_stack(tmp_path / "a.tif", reduced=2)
+    assert values_of(np.stack([*read_frames(stack)])) == [0, 1, 2, 3, 4, 5]
+    assert "2 of its 8 pages are marked as smaller copies" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("description", "told"),
+    [
+        ("ImageJ=1.54\nimages=6\nchannels=2\nframes=3\n", "2 channels and 3 frames in turn"),
+        ("ImageJ=1.54\nimages=9\nframes=9\n", "tells of 9 images but has 6 pages"),
+        ('<?xml?><OME><Pixels SizeC="1" SizeZ="2" SizeT="3"/></OME>', "2 slices and 3 frames"),
+        ("ImageJ=1.54\nimages=6\nslices=6\n", None),
+        ('<OME><Pixels SizeC="1" SizeZ="1" SizeT="6"/></OME>', None),
+    ],
+)
+def test_a_stack_of_several_axes_is_refused(description, told, tmp_path):
+    stack = write_stack(tmp_path / "a.tif", description=description)
+    if told is None:
+        assert count_frames(stack) == 6
+    else:
+        with pytest.raises(VideoError, match=told):
+            read_info(stack)
+
+
+def test_stacks_in_a_folder_are_videos(tmp_path):
+    stacks = [write_stack(tmp_path / name) for name in ("a.tif", "b.tiff")]
+    assert find_videos([tmp_path]) == [str(stack) for stack in stacks]
+    assert find_videos([stacks[0]]) == [str(stacks[0])]
+
+
+@pytest.mark.parametrize("value", [9, 274])
+def test_an_unknown_orientation_turns_nothing(value, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    Image.new("RGB", (12, 8)).save(tmp_path / "0.jpg", exif=exif)
+    assert image_size(tmp_path / "0.jpg") == (8, 12)
+    assert read_image(tmp_path / "0.jpg", size=(8, 12)).shape == (8, 12, 3)

@@ -3,6 +3,7 @@
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -319,3 +320,27 @@ def test_a_small_object_alone_is_no_edge(tmp_path, caplog):
     write_labels(tmp_path / "0.png", labels)
     np.testing.assert_array_equal(read_mask(tmp_path / "0.png"), labels)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("opacity", [255, 120])
+def test_soft_transparency_is_cut_at_the_middle_and_told(opacity, tmp_path, caplog):
+    alpha = cv2.GaussianBlur((disk() == 1).astype(np.uint8) * opacity, (0, 0), 1.5)
+    drawing = np.dstack([np.full((*alpha.shape, 3), (255, 0, 0), np.uint8), alpha])
+    Image.fromarray(drawing).save(tmp_path / "0.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "0.png"), alpha >= opacity / 2)
+    assert "what is transparent is background" in caplog.text
+    assert "pixels are half transparent" in caplog.text
+
+
+def test_black_on_a_transparent_ground_is_refused(tmp_path):
+    mask = disk() == 1
+    drawing = np.dstack([np.zeros((*mask.shape, 3), np.uint8), mask.astype(np.uint8) * 255])
+    Image.fromarray(drawing).save(tmp_path / "0.png")
+    with pytest.raises(MaskError, match="both transparent and black pixels"):
+        read_mask(tmp_path / "0.png")
+
+
+def test_void_is_told_beside_the_objects():
+    assert describe_objects(np.array([[0, 128], [255, 255]], np.uint8)) == (
+        "object 128 (1 pixels, 25.0%), void (2 pixels of value 255, which belong to no object)"
+    )

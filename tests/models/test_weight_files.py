@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import json
 import pickle
 import subprocess
 import sys
@@ -298,3 +299,31 @@ def test_every_way_in_refuses_the_same(change, message, kind, tmp_path):
     shape = r"another architecture|position embeddings for 0"
     with pytest.raises(CheckpointError, match=f"{message}|{shape}" if kind == "run" else message):
         load_backbone(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_is_no_checkpoint_of_tensors_here(tmp_path):
+    jagged = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)], layout=torch.jagged)
+    torch.save({"state_dict": {"cls_token": jagged}}, tmp_path / "jagged.pt")
+    torch.jit.script(torch.nn.Linear(3, 4)).save(tmp_path / "script.pt")
+    head = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    big_endian = len(head).to_bytes(8, "big") + head + bytes(8)
+    (tmp_path / "big.safetensors").write_bytes(big_endian)
+    np.savez(tmp_path / "big.npz", cls_token=np.zeros((1, 1, 192), ">f4"))
+    told = {
+        "jagged.pt": "holds a nested tensor",
+        "script.pt": "is a TorchScript program",
+        "big.safetensors": "is not a whole checkpoint",
+        "big.npz": "is not a whole checkpoint",
+    }
+    for name, message in told.items():
+        with pytest.raises(CheckpointError, match=message):
+            load_backbone(tmp_path / name)
+
+
+def test_averages_beside_the_weights_are_told(tmp_path, caplog):
+    weights = build_vit("vit_tiny", patch_size=16).state_dict()
+    other = {name: value + 1 for name, value in weights.items()}
+    torch.save({"model": weights, "model_ema": other, "optimizer": {}}, tmp_path / "w.pt")
+    load_backbone(tmp_path / "w.pt")
+    assert "holds 'model' and 'model_ema': 'model' is read" in caplog.text

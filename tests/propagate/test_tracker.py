@@ -632,6 +632,8 @@ def test_an_object_that_vanishes_or_fills_the_frame_is_named_once(tracker, video
     assert line.startswith("object 1 in frame 2 has no pixel")
     assert tracker.survival() == {1: 0.0}
     caplog.clear()
+    list(Tracker("color", warns=False).track([red, red, gray, gray], {0: mask}))
+    assert warnings(caplog) == []
     list(tracker.track(video[0][:3], {0: np.ones((HEIGHT, WIDTH), dtype=np.uint8)}))
     assert warnings(caplog) == [
         "object 1 in frame 0 fills the frame, and the background has no pixel"

@@ -1,6 +1,7 @@
 """JHMDB: maps of joints, files of predictions, the command, and bad input."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -221,3 +222,12 @@ def test_options_that_are_wrong(tmp_path, jhmdb, capsys, option):
     assert run("evaluate", "jhmdb", "--root", jhmdb, "--out", out, *FAST, *option) == 2
     assert "1 " in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_pipe_is_no_prediction(tmp_path, monkeypatch):
+    video = PoseVideo("run", "one", (tmp_path / "1.png",) * 3, tmp_path / "joints.mat")
+    monkeypatch.setattr("ino.tasks.jhmdb.read_joints", lambda _: np.zeros((4, 15, 2)))
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "one.npy")
+    with pytest.raises(DatasetError, match="it is not a regular file"):
+        score_jhmdb(tmp_path, [video])

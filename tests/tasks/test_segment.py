@@ -1,5 +1,6 @@
 """Which frame a mask belongs to, the names of results, the rate of the overlay, and memory."""
 
+import json
 import subprocess
 import sys
 
@@ -106,3 +107,23 @@ def test_masks_bear_the_names_of_the_frames(tmp_path, capsys):
     assert not read_labels(out / "masks" / names[0]).any()
     np.testing.assert_array_equal(read_labels(out / "masks" / names[1]), labels)
     assert read_info(out / "overlay.mp4").fps == pytest.approx(5)
+
+
+def test_a_range_of_values_is_used_stored_or_said_to_be_of_no_use(tmp_path, capsys):
+    for depth, dtype in (("deep", np.uint16), ("flat", np.uint8)):
+        (tmp_path / depth).mkdir()
+        for number in range(2):
+            values = np.linspace(0, 200, 64 * 96).reshape(64, 96).astype(dtype)
+            Image.fromarray(values).save(tmp_path / depth / f"{number}.png")
+    labels = np.zeros((64, 96), np.uint8)
+    labels[20:40, 30:60] = 1
+    write_labels(tmp_path / "mask.png", labels)
+    given = ["--mask", str(tmp_path / "mask.png"), "--weights", "color"]
+    given += ["--set", "short_side=none", "--value-range", "50", "150"]
+    for depth, stored in (("deep", [50, 150]), ("flat", None)):
+        out = tmp_path / f"out_{depth}"
+        assert main(["segment", str(tmp_path / depth), *given, "--out", str(out)]) == 0
+        assert json.loads((out / "settings.json").read_text()).get("value_range") == stored
+        assert ("the range of values is skipped" in capsys.readouterr().err) == (stored is None)
+    assert main(["segment", str(tmp_path / "deep"), *given, "--value-range", "9", "9"]) == 2
+    assert "the first must be below the second" in capsys.readouterr().err

@@ -34,10 +34,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from cachetools import LRUCache, cached
 
-from ino.data.images import MAX_PIXELS
+from ino.data.images import MAX_PIXELS, NOMINAL_FPS
 from ino.errors import VideoError
 
-NOMINAL_FPS = 24.0  # of videos that have no frame rate of their own
 # One packet of these is one frame that is shown. VP8 (invisible frames) and MPEG-4 part 2 (packed
 # B-frames) do not keep to that.
 _FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo"})
@@ -237,8 +236,10 @@ class VideoFile:
     @property
     def damage(self) -> str:
         """What was lost, once `decoded` has ended, in a few words; empty for a healthy file."""
+        num_incomplete = len(self._incomplete)
+        are = "is" if num_incomplete == 1 else "are"
         parts = [f"{self.num_lost} cannot be decoded"] * bool(self.num_lost)
-        parts += [f"{len(self._incomplete)} are incomplete"] * bool(self._incomplete)
+        parts += [f"{num_incomplete} {are} incomplete"] * bool(num_incomplete)
         return f"of its frames, {' and '.join(parts)}" if parts else ""
 
     def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:

@@ -2,19 +2,21 @@
 
 Frames are uint8 RGB (height, width, 3), upright as EXIF says. A folder is read in natural order; of
 several kinds of images in it, the most frequent one holds the frames. Images of more than 8 bits
-(microscopes, heat cameras) are scaled by what the values of all frames span.
+(microscopes, heat cameras) are scaled by what the values of all frames span, or by a given range.
 """
 
 import io
 import logging
+import math
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,11 +25,18 @@ from PIL import Image, ImageOps
 
 from ino.errors import VideoError
 
+Item = TypeVar("Item")
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MAX_PIXELS = 1 << 26
 """Of a frame; a larger one is refused."""
 
 _PAGED = frozenset({"TIFF", "WEBP", "PNG", "GIF"})  # a JPEG's second picture is a preview
+NOMINAL_FPS = 24.0  # of videos that have no frame rate of their own
+_TIMED = frozenset({".webp", ".png"})  # FFmpeg reads GIF
+_DESCRIPTION, _SUBFILE_TYPE = 270, 254  # tags of a TIFF's page
+_IS_REDUCED = 1  # a bit of the latter: the page is a smaller copy of another one
+_PAGED_SUFFIXES = frozenset({".tif", ".tiff", ".webp", ".png"})
 _MAX_14_BITS = (1 << 14) - 1
 _ALL_OF_16_BITS = (0.0, 65535.0)
 _NUMBER_FORMAT = re.compile(r"%(0\d+)?d")
@@ -80,6 +89,18 @@ def _kind(path: Path) -> str:
     return {".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)
 
 
+def holds_pages(path: Path) -> bool:
+    """Whether an image file holds several frames: a TIFF stack or an animation."""
+    if path.suffix.lower() not in _PAGED_SUFFIXES:
+        return False
+    try:
+        with _opened(path, path) as image:
+            image.seek(1)  # what follows need not be counted
+            return image.format in _PAGED
+    except (VideoError, OSError):
+        return False
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """A sort key for names, by which 2.jpg comes before 10.jpg."""
     parts = re.split(r"(\d+)", name)
@@ -96,45 +117,53 @@ def image_size(path: Path) -> tuple[int, int]:
         VideoError: the file is not an image, is broken, or is larger than `MAX_PIXELS`.
     """
     with _opened(path, path) as image:
-        is_turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation
+        is_turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF orientation
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def read_image(
-    path: Path,
-    *,
-    size: tuple[int, int] | None,
-    content: bytes | None = None,
-    page: int | None = None,
-    span: tuple[float, float] | None = None,
+    path: Path, *, size: tuple[int, int] | None, content: bytes | None = None
 ) -> np.ndarray:
-    """The image as uint8 RGB (height, width, 3).
+    """The image as uint8 RGB (height, width, 3); of 16 bits the upper 8 are kept.
 
     Args:
         path: an image.
         size: height and width that it must have; None for any.
         content: the image's bytes, where they are at hand; `path` then only names them.
-        page: of a file of several, from 0; None for a file with one only.
-        span: the values that become 0 and 255 in an image of more than 8 bits; None for all of 16
-            bits, of which the upper 8 are kept.
 
     Raises:
-        VideoError: the file is not a whole image, is of another size, or holds several pages and
-            none is chosen.
+        VideoError: the file is not a whole image, is of another size, or holds several pages.
     """
     with _opened(path if content is None else io.BytesIO(content), path) as image:
-        if page is None and (num_pages := _count_pages(image)) > 1:
-            raise VideoError(
-                f"{path} holds {num_pages} pages, of which a frame has one: give the file itself "
-                "as the video, or each page as a file"
-            )
-        image.seek(page or 0)
-        if _is_deep(image):
-            frame = _scaled(_deep_values(image, path, content, page), span)
-        else:
-            frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        _check_one_page(image, path)
+        frame = _upright(image, path, content=content)
+    return _of_size(frame, size, path)
+
+
+def _check_one_page(image: Image.Image, path: Path) -> None:
+    if (num_pages := _count_pages(image)) > 1:
+        raise VideoError(
+            f"{path} holds {num_pages} pages, of which a frame has one: give the file itself as "
+            "the video, or each page as a file"
+        )
+
+
+def _upright(
+    image: Image.Image,
+    path: Path,
+    *,
+    content: bytes | None = None,
+    page: int | None = None,
+    span: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """The open image, at that page, as uint8 RGB; `span` becomes 0 to 255 where it is deep."""
+    if _is_deep(image):
+        return _scaled(_deep_values(image, path, content, page), span)
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _of_size(frame: np.ndarray, size: tuple[int, int] | None, name: Path | str) -> np.ndarray:
     if size is not None and frame.shape[:2] != size:
-        name = path if page is None else f"page {page} of {path}"
         raise VideoError(
             f"{name} is {frame.shape[0]}x{frame.shape[1]}, but the first image is "
             f"{size[0]}x{size[1]}: give images of one size (height x width)"
@@ -161,7 +190,10 @@ def _deep_values(
         values = np.asarray(ImageOps.exif_transpose(image))
         return values[..., None] if values.ndim == 2 else values[..., :1]
     # Of colors Pillow reads 8 bits only.
-    encoded = np.frombuffer(path.read_bytes() if content is None else content, np.uint8)
+    # Mapped, as a stack of colors may be larger than the memory.
+    encoded = (
+        np.memmap(path, np.uint8, "r") if content is None else np.frombuffer(content, np.uint8)
+    )
     depth = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR
     if page is None:
         values = cv2.imdecode(encoded, depth)
@@ -217,29 +249,66 @@ def _broken(path: Path, error: Exception, *, is_open: bool) -> VideoError:
 
 
 class ImageSequence:
-    """The images of a video in the order shown: files of one folder, or the pages of one file."""
+    """The images of a video in the order shown: files of one folder, or the pages of one file.
 
-    def __init__(self, folder: Path, names: Sequence[str], *, num_pages: int = 0) -> None:
+    Args:
+        folder: that holds the files.
+        names: of the files.
+        pages: the numbers of the pages that are frames, if the video is one file of several.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], *, pages: Sequence[int] = ()) -> None:
         self.names = names
         self._folder = folder
-        self._num_pages = num_pages
+        self._pages = pages
+        self._is_told = False
 
     def __len__(self) -> int:
-        return self._num_pages or len(self.names)
+        return len(self._pages or self.names)
 
     def __getitem__(self, index: int) -> Path:
-        return self._folder / self.names[0 if self._num_pages else index]
+        return self._folder / self.names[0 if self._pages else index]
 
-    def _page(self, index: int) -> int | None:
-        return index if self._num_pages else None
+    def read(
+        self, indices: Iterable[int], *, value_range: tuple[float, float] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Frames by number, uint8 RGB (height, width, 3). A file of pages is opened once, so ask in
+        ascending order: animations are decoded from their start.
 
-    def read(self, index: int) -> np.ndarray:
-        """A frame by number, uint8 RGB (height, width, 3).
+        Args:
+            indices: of the frames.
+            value_range: the values that become 0 and 255 in images of more than 8 bits; None for
+                `span`.
 
         Raises:
-            VideoError: it is broken or differs in size from the first one.
+            VideoError: one is broken or differs in size from the first one.
         """
-        return read_image(self[index], size=self.size, page=self._page(index), span=self.span)
+        span = self.span if value_range is None else value_range
+        size = self.size
+
+        def read(image: Image.Image, path: Path, page: int | None) -> np.ndarray:
+            frame = _upright(image, path, page=page, span=span)
+            return _of_size(frame, size, path if page is None else f"page {page} of {path}")
+
+        return self._each(indices, read)
+
+    def _each(
+        self,
+        indices: Iterable[int],
+        read: Callable[[Image.Image, Path, int | None], Item],
+    ) -> Iterator[Item]:
+        """What is read of each open image: called with the image, its path and its page."""
+        if self._pages:
+            with _opened(self[0], self[0]) as image:
+                for index in indices:
+                    image.seek(self._pages[index])
+                    yield read(image, self[0], self._pages[index])
+            return
+        for index in indices:
+            with _opened(self[index], self[index]) as image:
+                _check_one_page(image, self[index])
+                found = read(image, self[index], None)
+            yield found
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -251,36 +320,73 @@ class ImageSequence:
         return image_size(self[0])
 
     @cached_property
-    def span(self) -> tuple[float, float] | None:
-        """The values that become 0 and 255 where the first image has more than 8 bits: what all
-        frames span where that is within 14 bits or not whole numbers, else all of 16 bits.
+    def fps(self) -> float:
+        """Mean frames per second of an animation; 24 of other images, which have no times.
 
         Raises:
             VideoError: an image is broken.
         """
-        low, high, is_real = np.inf, -np.inf, False
-        for index in range(len(self)):
-            path, page = self[index], self._page(index)
-            with _opened(path, path) as image:
-                image.seek(page or 0)
-                if not _is_deep(image):
-                    if index == 0:
-                        return None
-                    continue
-                values = _deep_values(image, path, None, page)
-            is_real = is_real or values.dtype.kind == "f"
+
+        def milliseconds(image: Image.Image, path: Path, page: int | None) -> float:
+            image.load()
+            return float(image.info.get("duration") or 0)
+
+        if self[0].suffix.lower() not in _TIMED or len(self._pages) < 2:
+            return NOMINAL_FPS
+        total = sum(self._each(range(len(self)), milliseconds))
+        return 1000 * len(self) / total if total > 0 else NOMINAL_FPS
+
+    @cached_property
+    def is_deep(self) -> bool:
+        """Whether the first image has more than 8 bits.
+
+        Raises:
+            VideoError: it is broken.
+        """
+        return any(self._each([0], lambda image, path, page: _is_deep(image)))
+
+    def tell_span(self) -> None:
+        """Warns, once, where values are scaled by what all frames span."""
+        if not self._is_told and self.span not in (None, _ALL_OF_16_BITS):
+            place = self[0] if self._pages else self._folder
+            low, high = self.span or _ALL_OF_16_BITS
+            _LOG.warning(
+                f"the images of {place} have more than 8 bits; their values from {low:g} to "
+                f"{high:g} become 0 to 255 in every frame"
+            )
+        self._is_told = True
+
+    @cached_property
+    def span(self) -> tuple[float, float] | None:
+        """The values that become 0 and 255 where the first image has more than 8 bits: all of 16
+        bits where whole numbers need more than 14 of them and not more than 16, else what the
+        values of all frames span.
+
+        Raises:
+            VideoError: an image is broken.
+        """
+
+        def extremes(
+            image: Image.Image, path: Path, page: int | None
+        ) -> tuple[float, float, bool] | None:
+            if not _is_deep(image):
+                return None
+            values = _deep_values(image, path, None, page)
             finite = values[np.isfinite(values)]
-            if len(finite):
-                low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-        if not is_real and high > _MAX_14_BITS:
+            if not len(finite):
+                return None
+            return float(finite.min()), float(finite.max()), values.dtype.kind == "f"
+
+        if not self.is_deep:
+            return None
+        found = [one for one in self._each(range(len(self)), extremes) if one is not None]
+        low = min((low for low, _, _ in found), default=0.0)
+        high = max((high for _, high, _ in found), default=0.0)
+        is_real = any(is_real for _, _, is_real in found)
+        if not is_real and low >= 0 and _MAX_14_BITS < high <= _ALL_OF_16_BITS[1]:
             return _ALL_OF_16_BITS
         if not low < high:  # all alike, or nothing finite
             return (0.0, 1.0)
-        place = self[0] if self._num_pages else self._folder
-        _LOG.warning(
-            f"the images of {place} have more than 8 bits; their values from {low:g} to {high:g} "
-            "become 0 to 255 in every frame"
-        )
         return (low, high)
 
 
@@ -312,10 +418,58 @@ def open_sequence(path: Path) -> ImageSequence | None:
 def _list_sequence(path: Path, place: Path, changed: int) -> ImageSequence:
     if path == place and not path.is_dir():
         with _opened(path, path) as image:
-            return ImageSequence(path.parent, [path.name], num_pages=_count_pages(image))
+            return ImageSequence(path.parent, [path.name], pages=_pages(image, path))
     if path == place:
         return ImageSequence(path, [image.name for image in list_images(path)])
     return ImageSequence(place, _matching(path))
+
+
+def _pages(image: Image.Image, path: Path) -> list[int]:
+    """The numbers of the pages that are frames; smaller copies in a TIFF are none.
+
+    Raises:
+        VideoError: the pages are no sequence of frames, by what the file says of itself.
+    """
+    num_pages = _count_pages(image)
+    if image.format != "TIFF":
+        return list(range(num_pages))
+    tags: Any = image
+    _check_stack(str(tags.tag_v2.get(_DESCRIPTION, "")), num_pages, path)
+    pages = []
+    for page in range(num_pages):
+        image.seek(page)
+        if not int(tags.tag_v2.get(_SUBFILE_TYPE, 0)) & _IS_REDUCED:
+            pages.append(page)
+    if num_reduced := num_pages - len(pages):
+        _LOG.warning(
+            f"{path}: {num_reduced} of its {num_pages} pages are marked as smaller copies of "
+            "others and are passed over"
+        )
+    return pages or [0]
+
+
+def _check_stack(description: str, num_pages: int, path: Path) -> None:
+    """Raises a VideoError where ImageJ or OME tells of pages that are no sequence of frames."""
+    sizes: dict[str, str] = {}
+    if description.startswith("ImageJ="):
+        line = r"^(images|channels|slices|frames)=(\d{1,9})\s*$"
+        sizes = dict(re.findall(line, description, re.MULTILINE))
+        if (num_images := int(sizes.pop("images", 1))) > num_pages:
+            raise VideoError(
+                f"{path} tells of {num_images} images but has {num_pages} pages, as ImageJ writes "
+                "large stacks: save it as an image sequence (File > Save As > Image Sequence)"
+            )
+    elif "<OME" in description:
+        names = {"C": "channels", "Z": "slices", "T": "frames"}
+        found = re.findall(r"""\bSize([CZT])=["'](\d{1,9})["']""", description)[:3]
+        sizes = {names[letter]: number for letter, number in found}
+    axes = {name: int(number) for name, number in sizes.items() if int(number) > 1}
+    if len(axes) > 1 and math.prod(axes.values()) == num_pages:
+        told = " and ".join(f"{number} {name}" for name, number in axes.items())
+        raise VideoError(
+            f"{path} holds {told} in turn, but a video is one image after the other: save a stack "
+            "of one channel and one slice"
+        )
 
 
 def is_pattern(path: Path) -> bool:

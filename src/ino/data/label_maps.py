@@ -85,10 +85,10 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
     """The label map of a mask that someone drew.
 
     Indexed and grey PNGs are read as `read_labels` does. Where a palette has another color than
-    black at index 0 and black elsewhere, and in color images, black and what is transparent is the
-    background, and each other color is an object: of its number in the DAVIS palette if all colors
-    are there, else numbered in the order of the colors. A warning says so, and also names objects
-    that look like the soft edge of another one.
+    black at index 0 and black elsewhere, and in color images, black, or else what is more than half
+    transparent, is the background, and each other color is an object: of its number in the DAVIS
+    palette if all colors are there, else numbered in the order of the colors. A warning says so,
+    and also names objects that look like the soft edge of another one.
 
     Raises:
         MaskError: as `read_labels`; or a color image has more than 20 objects or no background, or
@@ -129,6 +129,8 @@ def describe_objects(labels: UInt8[np.ndarray, "height width"]) -> str:
         f"object {label} ({area:,} pixels, {area / labels.size:.1%})"
         for label, area in areas.items()
     ]
+    if num_void := int((labels == VOID).sum()):
+        found.append(f"void ({num_void:,} pixels of value {VOID}, which belong to no object)")
     return ", ".join(found) or "no object"
 
 
@@ -148,7 +150,15 @@ def _is_reordered(image: Image.Image) -> bool:
 def _labels_of_drawing(image: Image.Image, path: Path) -> np.ndarray:
     """The labels of the colors of an image, with a warning that tells which became which."""
     pixels = np.asarray(image.convert("RGBA")).copy()
-    pixels[pixels[..., 3] == 0] = 0
+    alpha = pixels[..., 3]
+    is_clear = alpha < max(1, alpha.max() / 2)
+    if is_clear.any() and not pixels[~is_clear, :3].any(axis=1).all():
+        raise MaskError(
+            f"{path} has both transparent and black pixels, so which of them are the background is "
+            "unknown: fill the background with black, or give the object another color"
+        )
+    num_soft = int(((alpha > 0) & (alpha < alpha.max())).sum())
+    pixels[is_clear] = 0
     colors, places = np.unique(pixels[..., :3].reshape(-1, 3), axis=0, return_inverse=True)
     is_object = colors.any(axis=1)
     if is_object.sum() > _MAX_GUESSED:
@@ -172,7 +182,9 @@ def _labels_of_drawing(image: Image.Image, path: Path) -> np.ndarray:
         for color, number, area in zip(colors, numbers, areas, strict=True)
         if number
     )
-    _LOG.warning(f"{path} is read by its colors: black is background, {said}")
+    soft = f"; {num_soft} pixels are half transparent and cut at the middle" if num_soft else ""
+    ground = "what is transparent" if is_clear.any() else "black"
+    _LOG.warning(f"{path} is read by its colors: {ground} is background, {said}{soft}")
     return numbers[places].reshape(pixels.shape[:2])
 
 

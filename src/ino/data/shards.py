@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ino.data.clips import ClipSampling, count_batches, frame_indices
-from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
-from ino.data.images import is_image, natural_key, read_image
+from ino.data.decode import VideoFile, check_numbers
+from ino.data.images import NOMINAL_FPS, is_image, natural_key, read_image
 from ino.data.names import check_name
 from ino.data.video import VIDEO_SUFFIXES
 from ino.data.video_index import MACHINE_ERRORS, leave_out

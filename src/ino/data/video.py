@@ -2,8 +2,8 @@
 
 A video is a file that FFmpeg reads, or images (`ino.data.images`): a folder that directly holds
 them, a pattern such as `frame_%05d.jpg`, or the pages of one file. Frames are uint8 RGB (height,
-width, 3), numbered from 0 in display order. Images have no timestamps, so their frame rate is
-nominal (24). Sound is not read.
+width, 3), numbered from 0 in display order. Images other than animations have no timestamps, so
+their frame rate is nominal (24). Sound is not read.
 """
 
 import logging
@@ -22,7 +22,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from ino.data.decode import NOMINAL_FPS, VideoFile, check_numbers
+from ino.data.decode import VideoFile, check_numbers
 from ino.data.images import is_image, is_pattern, open_sequence
 from ino.errors import OutputError
 from ino.system import atomic_path
@@ -45,7 +45,7 @@ class VideoInfo:
 
     Attributes:
         num_frames: number of frames according to the header; of a folder, the number of images.
-        fps: mean frames per second; 24 for a folder, whose images have no timestamps.
+        fps: mean frames per second; 24 for images without timestamps.
         height: of the frames that `read_frames` returns, in pixels.
         width: of the frames that `read_frames` returns, in pixels.
     """
@@ -86,7 +86,7 @@ def read_info(path: Path) -> VideoInfo:
     """
     images = open_sequence(path)
     if images is not None:
-        return VideoInfo(len(images), NOMINAL_FPS, *images.size)
+        return VideoInfo(len(images), images.fps, *images.size)
     with VideoFile(path, num_threads=1) as file:
         height, width = file.to_rgb(next(file.decoded())).shape[:2]
     with VideoFile(path, num_threads=1) as file:  # counting packets begins at the start
@@ -106,11 +106,19 @@ def count_frames(path: Path) -> int:
         return file.count_frames()
 
 
-def read_frames(path: Path | str) -> Iterator[np.ndarray]:
+def read_frames(
+    path: Path | str, *, value_range: tuple[float, float] | None = None
+) -> Iterator[np.ndarray]:
     """Every frame of a video, uint8 RGB (height, width, 3), one at a time in constant memory.
 
     Of a damaged video the frames that can be decoded are given, and a warning at the end says how
     many are lost or incomplete.
+
+    Args:
+        path: a video.
+        value_range: in images of more than 8 bits, the values that become 0 and 255; None for what
+            the values of all frames span (whole numbers of more than 14 bits: for all of 16 bits).
+            Of no effect on other videos.
 
     Raises:
         VideoError: `path` is missing or not a video; or the video breaks off, after all frames
@@ -119,8 +127,9 @@ def read_frames(path: Path | str) -> Iterator[np.ndarray]:
     path = Path(path)
     images = open_sequence(path)
     if images is not None:
-        for index in range(len(images)):
-            yield images.read(index)
+        if value_range is None:
+            images.tell_span()
+        yield from images.read(range(len(images)), value_range=value_range)
         return
     with VideoFile(path) as file:
         try:
@@ -131,7 +140,9 @@ def read_frames(path: Path | str) -> Iterator[np.ndarray]:
                 _LOG.warning(f"{path} is damaged: {damage}; the others are used")
 
 
-def read_clip(path: Path, indices: Sequence[int]) -> np.ndarray:
+def read_clip(
+    path: Path, indices: Sequence[int], *, value_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """Chosen frames of a video, uint8 RGB (len(indices), height, width, 3).
 
     They equal the frames of these numbers of `read_frames`. Decoding is single-threaded, for use
@@ -140,19 +151,26 @@ def read_clip(path: Path, indices: Sequence[int]) -> np.ndarray:
     Args:
         path: a whole video.
         indices: frame numbers from 0, in any order, at least one.
+        value_range: as in `read_frames`.
 
     Raises:
         VideoError: the video cannot be read, is cut short, or has no frame of that number.
     """
-    return read_chosen(path, lambda num_frames, fps: indices)
+    return read_chosen(path, lambda num_frames, fps: indices, value_range=value_range)
 
 
-def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np.ndarray:
+def read_chosen(
+    path: Path,
+    choose: Callable[[int, float], Sequence[int]],
+    *,
+    value_range: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Like `read_clip`, but the frames are chosen by a function once the video is open.
 
     Args:
         path: a video that is not cut short.
         choose: called with the exact number of frames and the frame rate; returns frame numbers.
+        value_range: as in `read_frames`.
 
     Returns:
         The frames, uint8 RGB (number of frames, height, width, 3).
@@ -162,9 +180,10 @@ def read_chosen(path: Path, choose: Callable[[int, float], Sequence[int]]) -> np
     """
     images = open_sequence(path)
     if images is not None:
-        indices = choose(len(images), NOMINAL_FPS)
+        indices = choose(len(images), images.fps)
         check_numbers(path, indices, num_frames=len(images))
-        frames = {index: images.read(index) for index in sorted(set(indices))}
+        wanted = sorted(set(indices))
+        frames = dict(zip(wanted, images.read(wanted, value_range=value_range), strict=True))
         return np.stack([frames[index] for index in indices])
     with VideoFile(path, num_threads=1) as file:
         return file.read_frames_at(choose(file.count_frames(), file.fps))

@@ -35,8 +35,8 @@ from typing import NamedTuple, NoReturn
 import av
 import numpy as np
 
-from ino.data.decode import NOMINAL_FPS, VideoFile
-from ino.data.images import IMAGE_SUFFIXES, is_pattern, open_sequence
+from ino.data.decode import VideoFile
+from ino.data.images import IMAGE_SUFFIXES, holds_pages, is_pattern, open_sequence
 from ino.data.video import VIDEO_SUFFIXES, is_video
 from ino.errors import OutputError, VideoError
 from ino.schema import parse_json
@@ -68,7 +68,7 @@ class VideoHeader(NamedTuple):
 
     Attributes:
         num_frames: as `read_clip` counts them; 0 where only reading the file tells.
-        fps: mean frames per second; 24 for images, which have no timestamps.
+        fps: mean frames per second; 24 for images without timestamps.
         height, width: of a frame as stored, before it is turned upright, in pixels.
         seconds: duration by its own account; 0 where it does not say.
         fault: why it cannot be used, in a sentence; empty for a usable video.
@@ -93,8 +93,8 @@ def read_header(path: Path) -> VideoHeader:
     try:
         sequence = open_sequence(path)
         if sequence is not None:
-            seconds = len(sequence) / NOMINAL_FPS
-            return VideoHeader(len(sequence), NOMINAL_FPS, *sequence.size, seconds)
+            seconds = len(sequence) / sequence.fps
+            return VideoHeader(len(sequence), sequence.fps, *sequence.size, seconds)
         with (
             contextlib.suppress(VideoError),  # to be raised by what opens it in full
             VideoFile(path, num_threads=1, decodes=False) as file,
@@ -179,13 +179,15 @@ def _count_in_header(file: VideoFile) -> int:
 def find_videos(roots: Sequence[Path]) -> list[str]:
     """The paths of all videos of the roots, each once, sorted folder by folder.
 
-    No video is opened. Paths are text, which takes a tenth of the memory of `Path`.
+    No video is opened but the first image of a folder, if its kind may hold pages. Paths are text,
+    which takes a tenth of the memory of `Path`.
 
     A root is one of
     - a folder: its video files and those of its subfolders; a folder that directly holds two or
-      more images and no video file is one video (YouTube-VOS: JPEGImages/<video>/*.jpg). Hidden
-      files and folders are left out, links are followed;
-    - a video file;
+      more images and no video file is one video (YouTube-VOS: JPEGImages/<video>/*.jpg), unless
+      the first image holds several pages: then each is a video. Hidden files and folders are left
+      out, links are followed;
+    - a video file, TIFF stack or animated image;
     - a pattern of images: shots/frame_%05d.jpg;
     - a text file with one path per line, relative to the text file's folder; what follows the path
       after a space or comma (Kinetics: a label) is ignored, and so are lines that begin with #.
@@ -215,7 +217,7 @@ def _videos_of(root: Path) -> Iterator[str]:
         return iter([str(root)])
     if not root.exists():
         raise VideoError(f"{root} does not exist: give a folder, a video, or a list of videos")
-    if is_video(root):
+    if is_video(root) or (root.is_file() and holds_pages(root)):
         return iter([str(root)])
     return map(str, _read_list(root))
 
@@ -231,8 +233,12 @@ def _walk(root: Path) -> Iterator[str]:
         # Sorted: of a folder that is reached twice, the same path is kept on every machine.
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         videos = [file for file in files if _has_suffix(file, VIDEO_SUFFIXES)]
+        images = sorted(file for file in files if _has_suffix(file, IMAGE_SUFFIXES))
+        # One is opened: frames of a video are many, and so may be the folders of them.
+        if images and holds_pages(Path(folder, images[0])):
+            videos, images = videos + images, []
         yield from (os.path.join(folder, file) for file in videos)
-        if not videos and sum(_has_suffix(file, IMAGE_SUFFIXES) for file in files) > 1:
+        if not videos and len(images) > 1:
             yield folder
 
 

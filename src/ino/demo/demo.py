@@ -123,7 +123,7 @@ def run_demo(
     for name, (about, backbone) in rows.items():
         with _stage(f"propagate masks, {name}", seconds, console):
             folder = work / name.replace(" ", "-")
-            tracker = Tracker(backbone, protocol=protocol)
+            tracker = Tracker(backbone, protocol=protocol, warns=False)
             scores = evaluate_davis(
                 held_out, out=folder, tracker=tracker, settings={"weights": name}
             )

@@ -124,7 +124,9 @@ class Row(Model):
 
     def tracker(self, backbone: Backbone, protocol: Protocol, device: str) -> Any:
         """What propagates the labels of the data set."""
-        return Tracker(backbone, protocol=protocol, device=device, precision=self.precision)
+        return Tracker(
+            backbone, protocol=protocol, device=device, precision=self.precision, warns=False
+        )
 
     @abstractmethod
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:

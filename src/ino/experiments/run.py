@@ -13,14 +13,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ino.errors import ConfigError, InoError, StoppedError
 from ino.experiments.plan import Plan, plan_experiment
@@ -30,6 +28,7 @@ from ino.experiments.trial import Evaluation, Trial
 from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
 from ino.pretraining import pretrain
+from ino.progress import progress
 from ino.system import available_cores, write_text
 from ino.tables import shown, write_json
 from ino.tasks.results import open_folder, propagate_unfinished, read_means
@@ -173,18 +172,15 @@ def _evaluate(trial: Trial, one: Evaluation, device: str, workers: int | None) -
             fault.add_note(f"{video.name}: ")
             raise
 
-    console = Console(stderr=True)
-    name = TextColumn("{task.description}", markup=False)
-    columns = (name, MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    # Where nobody sees it move, the bar would leave an empty line.
-    hidden = not console.is_interactive
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        propagate_unfinished(
-            bar.track(row.read(), description=shown(trial.name)),
-            predictions,
-            propagate=propagate,
-            is_whole=row.is_whole,
-        )
+    videos = row.read()
+    with progress(f"{shown(trial.name)}, videos", len(videos), is_kept=False) as advance:
+
+        def told() -> Iterator[Any]:
+            for video in videos:
+                yield video
+                advance()
+
+        propagate_unfinished(told(), predictions, propagate=propagate, is_whole=row.is_whole)
     row.score(out, one.protocol, workers)
     means = read_means(out / "scores.json") or {}
     scores = {name: 100 * means[key] for name, key in row.scores.items() if key in means}

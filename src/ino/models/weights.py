@@ -146,9 +146,16 @@ def networks_in(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     if found := {name: content[name] for name in get_args(NetworkName) if name in content}:
         return {name: _unwrapped(weights) for name, weights in found.items()}
-    for key in _INNER:
-        if isinstance(content.get(key), dict):
-            return networks_in(content[key])
+    inner = [key for key in _INNER if isinstance(content.get(key), dict)]
+    # An optimizer's state, say, is none that could have been meant.
+    averages = [key for key in inner[1:] if "ema" in key and are_tensors(content[key])]
+    if averages:
+        _LOG.warning(
+            f"the checkpoint holds {inner[0]!r} and {' and '.join(map(repr, averages))}: "
+            f"{inner[0]!r} is read; to use the averages, save them as a file of their own"
+        )
+    if inner:
+        return networks_in(content[inner[0]])
     if not are_tensors(content):
         return {"": next((content[key] for key in _INNER if key in content), content)}
     weights = _unwrapped(content)

@@ -68,6 +68,7 @@ class Tracker:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
         screening: bool | None = None,
+        warns: bool = True,
     ) -> None:
         """Creates a tracker; moves the backbone to `device` and puts it into evaluation mode.
 
@@ -80,6 +81,8 @@ class Tracker:
                 features.
             screening: on a CPU, preselect similar positions in bf16 and rank only these in fp32,
                 which gives the same result; None does so if the CPU supports bf16.
+            warns: name objects that are too small for the features, vanish or fill a frame; off
+                where scores tell.
 
         Raises:
             ConfigError: the protocol, the device or the precision is unknown, or the backbone does
@@ -105,6 +108,7 @@ class Tracker:
         if screening is None:
             screening = computes_in_bf16(self._extractor.device)
         self._screening = screening
+        self._warns = warns
         self._session: Session | None = None
         self._busy = threading.Lock()
 
@@ -316,7 +320,9 @@ class Tracker:
         _check_end(masks, session.frame + 1)
 
     def _new_session(self, name: str = "") -> "Session":
-        return Session(self._extractor, self.protocol, screening=self._screening, name=name)
+        return Session(
+            self._extractor, self.protocol, screening=self._screening, name=name, warns=self._warns
+        )
 
     def _running(self) -> "Session":
         if self._session is None:
@@ -338,9 +344,11 @@ class Session:
         *,
         screening: bool,
         name: str,
+        warns: bool,
     ) -> None:
         """A session that has seen no frame, see `Tracker` for the options."""
         self._name = name
+        self._warns = warns
         self._warned: set[int] = set()
         self._extractor = extractor
         self._protocol = protocol
@@ -504,7 +512,7 @@ class Session:
 
     def _warn(self, label: int, what: str) -> None:
         """Once per object."""
-        if label not in self._warned:
+        if self._warns and label not in self._warned:
             self._warned.add(label)
             video = f"{self._name}: " if self._name else ""
             _LOG.warning("%sobject %d in frame %d %s", video, label, self.frame, what)

@@ -246,6 +246,8 @@ def score_jhmdb(
 
 def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
         # Mapped, so that a header that claims terabytes takes no memory.
         predicted = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:

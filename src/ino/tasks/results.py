@@ -270,8 +270,7 @@ def read_finished(out: Path) -> list[str]:
     path = out / _FINISHED
     if not path.is_file():
         return []
-    # A byte that is no text makes a name that no result has, which is done again.
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
 
 
 def note_finished(out: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from ino.data.images import is_pattern
+from ino.data.images import is_pattern, open_sequence
 from ino.data.label_maps import as_labels, read_labels, write_labels
 from ino.data.video import (
     VideoInfo,
@@ -120,6 +120,7 @@ def segment_video(
     settings: Mapping[str, Any] | None = None,
     overlay: bool = True,
     fps: float | None = None,
+    value_range: tuple[float, float] | None = None,
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
@@ -141,6 +142,8 @@ def segment_video(
             unless they name `masks`, the numbers of the masks' frames are stored.
         overlay: write the video with masks drawn over it.
         fps: frames per second of the overlay; None for those of the video.
+        value_range: in images of more than 8 bits, the values that become 0 and 255; see
+            `read_frames`.
         correct: later masks also correct the objects of earlier ones.
         both_ways: each frame gets its labels from the nearest mask, before or after it; each mask
             holds all visible objects.
@@ -150,7 +153,7 @@ def segment_video(
         on_frame: called after each frame.
 
     Raises:
-        ConfigError: `check_every` is below 0.
+        ConfigError: `check_every` is below 0, or `value_range` is no range.
         VideoError: the video cannot be read, or breaks off; the masks up to there are kept.
         MaskError: see `Tracker.track`.
         OutputError: the folder holds something and `overwrite` is off, it cannot be written, or
@@ -165,15 +168,18 @@ def segment_video(
     if overlay and not 0 < fps < math.inf:
         raise ConfigError(f"fps is {fps}; give more than 0 frames per second")
     _check_sizes(masks, info)
+    if value_range is not None:
+        value_range = _check_range(video, value_range)
+    frames: Iterator[_Labeled]
     if both_ways:
         if skipped := ["--correct"] * correct + ["--check-every"] * (check_every > 0):
             words = "these options have no meaning with --both-ways and are skipped: %s"
             _LOG.warning(words, ", ".join(skipped))
             correct, check_every = False, 0
-        frames = _propagate_both_ways(video, masks, tracker)
+        frames = _propagate_both_ways(video, masks, tracker, value_range)
     else:
         frames = _propagate_forward(
-            video, info, masks, tracker, correct=correct, check_every=check_every
+            video, info, masks, tracker, value_range, correct=correct, check_every=check_every
         )
     with ExitStack() as stack:
         results = stack.enter_context(closing(in_background(frames)))
@@ -182,7 +188,13 @@ def segment_video(
         stack.enter_context(folder_lock(out, command="ino segment"))
         folder = new_folder(out, overwrite=overwrite) / "masks"
         folder.mkdir(exist_ok=True)
-        choices = {"correct": correct, "both_ways": both_ways, "check_every": check_every}
+        choices: dict[str, Any] = {
+            "correct": correct,
+            "both_ways": both_ways,
+            "check_every": check_every,
+        }
+        if value_range is not None:
+            choices["value_range"] = value_range
         stored = {"masks": [int(number) for number in sorted(masks)], **choices, **(settings or {})}
         write_text(out / "settings.json", settings_text(tracker.protocol, stored))
         movie = out / "overlay.mp4"
@@ -199,7 +211,7 @@ def segment_video(
             raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
         if overlay and both_ways:  # masks came in another order than frames
             with VideoWriter(movie, fps=fps) as writer:
-                for index, frame in enumerate(read_frames(video)):
+                for index, frame in enumerate(read_frames(video, value_range=value_range)):
                     path = folder / _mask_name(index, names)
                     writer.write(draw_overlay(frame, read_labels(path), caption=path.stem))
         return len(done)
@@ -224,11 +236,26 @@ def _check_sizes(masks: Mapping[int, np.ndarray], info: VideoInfo) -> None:
             )
 
 
+def _check_range(video: Path, value_range: tuple[float, float]) -> tuple[float, float] | None:
+    """The range, or None with a warning where the video has no use for one."""
+    low, high = value_range
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(
+            f"the range of values is {low:g} to {high:g}, but the first must be below the second"
+        )
+    images = open_sequence(video)
+    if images is None or not images.is_deep:
+        _LOG.warning(f"{video} has 8 bits, of which all are used: the range of values is skipped")
+        return None
+    return value_range
+
+
 def _propagate_forward(
     video: Path,
     info: VideoInfo,
     masks: Mapping[int, np.ndarray],
     tracker: Tracker,
+    value_range: tuple[float, float] | None,
     *,
     correct: bool,
     check_every: int,
@@ -237,7 +264,7 @@ def _propagate_forward(
     pending: deque[np.ndarray] = deque()
 
     def frames() -> Iterator[np.ndarray]:
-        for frame in read_frames(video):
+        for frame in read_frames(video, value_range=value_range):
             pending.append(frame)
             yield frame
 
@@ -253,10 +280,13 @@ def _propagate_forward(
 
 
 def _propagate_both_ways(
-    video: Path, masks: Mapping[int, np.ndarray], tracker: Tracker
+    video: Path,
+    masks: Mapping[int, np.ndarray],
+    tracker: Tracker,
+    value_range: tuple[float, float] | None,
 ) -> Iterator[_Labeled]:
     """All frames, those nearest to the first mask first."""
-    frames = _Frames(video)
+    frames = _Frames(video, value_range)
     for index, labels in tracker.track_both_ways(frames, masks):
         yield _Labeled(index, frames[index], labels)
 
@@ -266,10 +296,10 @@ class _Frames(Sequence[np.ndarray]):
 
     _AT_ONCE = 16
 
-    def __init__(self, video: Path) -> None:
-        self._video = video
+    def __init__(self, video: Path, value_range: tuple[float, float] | None) -> None:
+        self._video, self._range = video, value_range
         # Read once, so that a video that breaks off is refused before anything is written.
-        self._num_frames = sum(1 for _ in read_frames(video))
+        self._num_frames = sum(1 for _ in read_frames(video, value_range=value_range))
         if self._num_frames != (num_stored := count_frames(video)):
             raise VideoError(
                 f"{video} holds {num_stored} frames, of which {self._num_frames} can be decoded: "
@@ -285,7 +315,9 @@ class _Frames(Sequence[np.ndarray]):
         first = index // self._AT_ONCE * self._AT_ONCE
         if first != self._first:
             end = min(first + self._AT_ONCE, self._num_frames)
-            self._kept, self._first = read_clip(self._video, range(first, end)), first
+            chosen = range(first, end)
+            self._kept = read_clip(self._video, chosen, value_range=self._range)
+            self._first = first
         return self._kept[index - first]
 
 

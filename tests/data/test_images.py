@@ -138,6 +138,16 @@ def test_sixteen_bit_images_keep_their_upper_eight_bits(tmp_path):
     np.testing.assert_array_equal(frame, FRAMES[0][..., :1].repeat(3, axis=2))
 
 
+def test_a_single_image_that_would_be_nearly_black_is_refused(tmp_path):
+    """Of a data set or a shard no span of the whole video is known."""
+    values = np.full((16, 16), 4095, np.uint16)
+    cv2.imwrite(str(tmp_path / "dark.png"), values)
+    cv2.imwrite(str(tmp_path / "bright.png"), values * 16)
+    with pytest.raises(VideoError, match="less than 15 of its 16 bits"):
+        read_image(tmp_path / "dark.png", size=None)
+    assert read_image(tmp_path / "bright.png", size=None).max() == 255
+
+
 def test_images_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise

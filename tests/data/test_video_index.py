@@ -1,5 +1,6 @@
 """Videos are found once, headers read when new; index and quarantine are whole after any kill."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -15,7 +16,7 @@ from PIL import Image
 from video_files import FASTSTART, cut, moving_frames, write_sound, write_video
 
 from ino.data import video_index
-from ino.data.clips import ClipSampling, choose_usable
+from ino.data.clips import ClipDataset, ClipSampling, choose_usable
 from ino.data.decode import VideoFile
 from ino.data.video import read_info
 from ino.data.video_index import (
@@ -140,6 +141,30 @@ def test_broken_videos_are_told_and_tried_again(videos, tmp_path, monkeypatch):
     looked_at = count_headers(monkeypatch)
     assert_equal(index_videos([videos], file=file), index)
     assert sorted(looked_at) == sorted(expected)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("user", ["index", "training"])
+def test_a_fault_of_the_machine_is_none_of_the_videos(user, number, videos, tmp_path, monkeypatch):
+    """Neither the index nor a run leaves out videos because too many files are open, or a disk
+    fails."""
+    sampling = ClipSampling(length=2, frame_step=1)
+    clips = ClipDataset(sorted(videos.iterdir()), sampling=sampling, seed=0, quarantine=None)
+
+    opened = Path.open
+
+    def fail(path, *arguments, **options):
+        if Path(path).parent == videos:
+            raise OSError(number, os.strerror(number))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr("av.open", fail)
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(VideoError, match="which is no fault of the video"):
+        if user == "index":
+            index_videos([videos], file=tmp_path / "new")
+        else:
+            clips[0, 0]
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGKILL"])

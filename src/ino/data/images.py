@@ -124,7 +124,8 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_image(
     path: Path, *, size: tuple[int, int] | None, content: bytes | None = None
 ) -> np.ndarray:
-    """The image as uint8 RGB (height, width, 3); of 16 bits the upper 8 are kept.
+    """One image of a data set or shard as uint8 RGB (height, width, 3); of 16 bits the upper 8 are
+    kept.
 
     Args:
         path: an image.
@@ -132,10 +133,16 @@ def read_image(
         content: the image's bytes, where they are at hand; `path` then only names them.
 
     Raises:
-        VideoError: the file is not a whole image, is of another size, or holds several pages.
+        VideoError: the file is not a whole image, is of another size, holds several pages, or uses
+            so few of its 16 bits that the upper 8 are nearly black.
     """
     with _opened(path if content is None else io.BytesIO(content), path) as image:
         _check_one_page(image, path)
+        if _is_deep(image) and _deep_values(image, path, content, None).max() < 1 << 14:
+            raise VideoError(
+                f"{path} uses less than 15 of its 16 bits, and how bright its video is as a whole "
+                "is not known here: save its frames with 8 bits"
+            )
         frame = _upright(image, path, content=content)
     return _of_size(frame, size, path)
 

@@ -39,7 +39,12 @@ def encode_coco(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
     from pycocotools import mask as coco
 
     found = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(map(int, found["size"])), "counts": bytes(found["counts"]).decode("ascii")}
+    return {"size": list(map(int, found["size"])), "counts": _text(found)}
+
+
+def _text(stored: Any) -> str:
+    """The run lengths of pycocotools, which are bytes."""
+    return stored["counts"].decode("ascii")
 
 
 def decode_coco(counts: str | Sequence[Any], size: Size) -> Bool[np.ndarray, "height width"]:
@@ -166,7 +171,7 @@ def fill_polygons(polygons: Sequence[np.ndarray], size: Size) -> Bool[np.ndarray
     if not polygons:
         return np.zeros((height, width), dtype=bool)
     found = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
-    return decode_coco(bytes(coco.merge(found)["counts"]).decode("ascii"), size)
+    return decode_coco(_text(coco.merge(found)), size)
 
 
 def check_points(points: np.ndarray, size: Size) -> None:

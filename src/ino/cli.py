@@ -471,7 +471,7 @@ def segment(
     for number, labels in masks.labels.items():
         frame = names[number] if names is not None and number < len(names) else number
         found = describe_objects(labels, masks.names)
-        _say(f"mask of frame {frame} ({masks.sources[number]}): {found}")
+        _say(f"mask of frame {frame}: {found}, from {masks.sources[number]}")
     tracker, settings = tracking.load(Tracker)
     settings |= {"video": str(video), "masks": masks.sources, "resize_mask": resize_mask}
     out = out or Path("segments") / video_name(video)

@@ -399,3 +399,62 @@ def test_numbers_that_are_no_objects_are_told(video, tmp_path, caplog):
 def test_a_brush_is_read_as_it_was_painted():
     mask = np.random.default_rng(0).random((9, 11)) < 0.4
     np.testing.assert_array_equal(decode_brush(brush(mask), (9, 11)), mask)
+
+
+def folder_of_images(folder, names):
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(folder / f"{name}.bmp")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "expected"),
+    [
+        (["m.png"], None, [0]),
+        (["3=m.png"], None, [3]),
+        (["m.png", "3=n.png"], ["00001", "00002", "00003", "00004"], [0, 2]),
+        (["00003.png"], ["00001", "00002", "00003"], [2]),
+        (["00005.png"], ["00000", "00005", "00010"], [1]),
+        (["5=m.png"], ["00000", "00005", "00010"], [1]),
+        (["left_2=m.png"], ["left_1", "left_2"], [1]),
+        (["2=m.png"], ["left_1", "left_2"], [1]),
+        (["00004.png"], None, [4]),  # as ino frame names them
+        (["mask2.png"], None, [0]),
+    ],
+)
+def test_a_mask_belongs_to_the_frame_whose_name_it_bears(
+    video, tmp_path, monkeypatch, given, names, expected
+):
+    monkeypatch.chdir(tmp_path)
+    for text in given:
+        write_labels(text.rpartition("=")[2], square().astype(np.uint8))
+    place = video if names is None else folder_of_images(tmp_path / "frames", names)
+    assert list(read_annotations(given, place).labels) == expected
+
+
+def test_masks_of_a_folder_belong_to_the_frames_of_their_names(tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("00001.png", "00005.png"):
+        write_labels(masks / name, square().astype(np.uint8))
+    some = folder_of_images(tmp_path / "some", ["00001", "00005", "00009"])
+    assert list(read_annotations([str(masks)], some).labels) == [0, 1]
+    others = folder_of_images(tmp_path / "others", ["00001", "00002", "00003", "00004"])
+    with pytest.raises(MaskError, match=r"00005\.png.* is for frame 00005, .* 00001 to 00004"):
+        read_annotations([str(masks)], others)
+    with pytest.raises(MaskError, match="both for frame 00001; give one"):
+        read_annotations([str(masks), f"1={masks / '00005.png'}"], some)
+
+
+def test_a_number_that_is_no_frame_is_told(video, tmp_path, caplog):
+    write_labels(tmp_path / "2024.png", square().astype(np.uint8))
+    assert list(read_annotations([str(tmp_path / "2024.png")], video).labels) == [0]
+    assert "the video has no frame 2024" in caplog.text
+
+
+def test_frames_matched_by_number_are_told(tmp_path, caplog):
+    place = folder_of_images(tmp_path / "frames", ["left_1", "left_2"])
+    path = write(tmp_path / "a.json", labelme([DOG], image="shot_0002.png"))
+    assert list(read_annotations([path], place).labels) == [1]
+    assert "shot_0002 is frame left_2 by its number" in caplog.text

@@ -208,7 +208,7 @@ def test_segment_keeps_names_and_saves(result, tmp_path, capsys):
     given = ["dog:polygon=4,5,20,5,20,20,4,20", "3=cat:polygon=38,28,64,28,64,46"]
     assert main(["segment", str(video), "--mask", *given, *arguments, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "mask of frame 0 (dog:polygon=4,5,20,5,20,20,4,20): object 1 dog (240 pixels" in shown
+    assert "mask of frame 0: object 1 dog (240 pixels, 8.2%), from dog:polygon=4,5" in shown
     settings = json.loads((out / "settings.json").read_text())
     assert settings["objects"] == {"1": "dog", "2": "cat"}
     assert settings["annotated"] == [0, 3]

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ino import __version__
 from ino.data.images import natural_key
-from ino.data.label_maps import davis_palette, object_areas, read_labels
+from ino.data.label_maps import VOID, davis_palette, object_areas, read_labels
 from ino.data.rle import box_of, encode_coco, encode_rows
 from ino.data.video import (
     VideoWriter,
@@ -44,6 +44,7 @@ from ino.system import atomic_path, check_new_folder, new_folder, write_text
 from ino.tables import write_csv
 
 _FALLBACK_FPS = 24.0
+_BLOCK = 8  # pixels; edges keep their colors where a codec computes in blocks
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _write_png_per_object(result: Result, out: Path) -> None:
     folders = {}
     for label in result.labels:
         name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", result.name(label))[:80].rstrip(" .")
-        folders[label] = out / (f"{label}_{name}" if label in result.names else str(label))
+        folders[label] = out / (f"{label}_{name}" if name != f"object {label}" else str(label))
         folders[label].mkdir(exist_ok=True)
     for path, labels in zip(result.files, result.label_maps(), strict=True):
         for label, folder in folders.items():
@@ -404,21 +405,24 @@ def _write_cutout_video(result: Result, out: Path) -> None:
     with writer:
         for _, frame, labels in in_background(result.frames()):
             odd = ((0, height % 2), (0, width % 2), (0, 0))
-            writer.write(np.pad(_cut_out(frame, labels), odd, mode="edge"), "rgba")
+            picture = _cut_out(frame, labels, margin=_BLOCK)
+            writer.write(np.pad(picture, odd, mode="edge"), "rgba")
 
 
 def _write_cutout_png(result: Result, out: Path) -> None:
     """One RGBA PNG per frame: the objects, and nothing where they are not."""
     for name, frame, labels in in_background(result.frames()):
         with atomic_path(out / f"{name}.png") as temporary:
-            Image.fromarray(_cut_out(frame, labels)).save(temporary, format="PNG")
+            Image.fromarray(_cut_out(frame, labels, margin=0)).save(temporary, format="PNG")
 
 
 def _cut_out(
-    frame: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"]
+    frame: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], *, margin: int
 ) -> UInt8[np.ndarray, "h w 4"]:
-    is_object = (labels > 0) & (labels < 255)
-    return np.dstack([frame, is_object.astype(np.uint8) * 255])
+    """RGBA. Colors are black further than `margin` pixels from an object, not only transparent."""
+    alpha = ((labels > 0) & (labels < VOID)).astype(np.uint8) * 255
+    kept = cv2.dilate(alpha, np.ones((2 * margin + 1,) * 2, np.uint8))
+    return np.dstack([np.where(kept[..., None] > 0, frame, 0), alpha])
 
 
 # Annotations of other programs

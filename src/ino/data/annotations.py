@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ino.data.annotation_formats import Drawing, read_drawings
-from ino.data.label_maps import BACKGROUND, VOID, object_areas
+from ino.data.label_maps import BACKGROUND, VOID, clean_name, object_areas
 from ino.data.rle import Size, check_points, fill_polygons
 from ino.data.video import frame_names, read_info
 from ino.errors import MaskError
@@ -349,7 +349,7 @@ class _Numbers:
             if one.drawing.labels is not None:
                 for label in object_areas(one.drawing.labels):
                     self._used.add(label)
-                    if name := one.drawing.names.get(label):
+                    if name := clean_name(one.drawing.names.get(label, "")):
                         self.names.setdefault(label, name)
         objects = [one for one in found if one.drawing.labels is None]
         wanted = {one.drawing.number for one in objects}
@@ -359,8 +359,9 @@ class _Numbers:
         for one in objects:
             drawing, key = one.drawing, one.drawing.key
             if key is None:
-                place = (one.frame, drawing.name)
-                key = ("name", drawing.name, seen[place])
+                name = clean_name(drawing.name)
+                place = (one.frame, name)
+                key = ("name", name, seen[place])
                 seen[place] += 1
             if key not in here:
                 here[key] = self._choose(drawing, here, wanted)
@@ -375,7 +376,7 @@ class _Numbers:
     def _choose(
         self, drawing: Drawing, here: Mapping[Hashable, int], wanted: set[int | None]
     ) -> int:
-        name, taken = drawing.name, set(here.values())
+        name, taken = clean_name(drawing.name), set(here.values())
         same = [number for number in sorted(self._used) if self.names.get(number, "") == name]
         own = [drawing.number] if drawing.number is not None else []
         for number in [*own, *same]:

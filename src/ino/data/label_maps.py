@@ -136,6 +136,13 @@ def describe_objects(
     return ", ".join(found) or "no object"
 
 
+def clean_name(name: str) -> str:
+    """The name of an object on one line of at most 100 characters that every file can hold."""
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    visible = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(visible.split())[:100]
+
+
 def _bit_depth(path: Path) -> int:
     """Of a PNG, from its header."""
     with path.open("rb") as file:

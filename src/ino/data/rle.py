@@ -97,7 +97,10 @@ def decode_rows(runs: Sequence[Any], size: Size) -> Bool[np.ndarray, "height wid
 
 
 def _fill_runs(runs: Sequence[Any], num_pixels: int) -> np.ndarray:
-    lengths = np.asarray(runs)
+    try:
+        lengths = np.asarray(runs)
+    except ValueError:  # lists of several lengths in one another
+        lengths = np.array(["?"])
     if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind != "i"):
         raise MaskError("its run lengths are no list of whole numbers")
     if lengths.size and (lengths.min() < 0 or lengths.max() > num_pixels):

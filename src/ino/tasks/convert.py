@@ -26,7 +26,7 @@ from PIL import Image
 
 from ino import __version__
 from ino.data.images import natural_key
-from ino.data.label_maps import VOID, davis_palette, object_areas, read_labels
+from ino.data.label_maps import VOID, clean_name, davis_palette, object_areas, read_labels
 from ino.data.rle import box_of, encode_coco, encode_rows
 from ino.data.video import (
     VideoWriter,
@@ -204,7 +204,10 @@ def read_result(
     if place.is_file():
         try:
             settings = read_json(place)
-            names = {int(label): str(name) for label, name in settings.get("objects", {}).items()}
+            names = {
+                int(label): clean_name(str(name))
+                for label, name in settings.get("objects", {}).items()
+            }
         except (OSError, ValueError, AttributeError) as error:
             raise MaskError(f"{place} is broken ({error}): remove it or write it again") from error
     else:
@@ -534,12 +537,12 @@ def _write_cvat(result: Result, out: Path) -> None:
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
     task = SubElement(SubElement(root, "meta"), "task")
-    SubElement(task, "name").text = _for_xml(result.title)
+    SubElement(task, "name").text = clean_name(result.title)
     SubElement(task, "size").text = str(max(result.numbers) + 1)
     SubElement(task, "mode").text = "interpolation"
     names = SubElement(task, "labels")
     for name in result.categories():
-        SubElement(SubElement(names, "label"), "name").text = _for_xml(name)
+        SubElement(SubElement(names, "label"), "name").text = name
     original = SubElement(task, "original_size")
     SubElement(original, "width").text = str(width)
     SubElement(original, "height").text = str(height)
@@ -550,7 +553,7 @@ def _write_cvat(result: Result, out: Path) -> None:
             root,
             "track",
             id=str(number),
-            label=_for_xml(result.name(label)),
+            label=result.name(label),
             source="file",
             group_id=str(label),
         )
@@ -574,11 +577,6 @@ def _write_cvat(result: Result, out: Path) -> None:
             )
     indent(root)
     write_text(out, '<?xml version="1.0" encoding="utf-8"?>\n' + tostring(root, "unicode") + "\n")
-
-
-def _for_xml(text: str) -> str:
-    """A text without the control characters that XML cannot hold."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", " ", text)
 
 
 # Numbers

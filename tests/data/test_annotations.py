@@ -209,6 +209,13 @@ def test_cvat_for_images_in_a_zip_file(video, tmp_path):
     np.testing.assert_array_equal(found.labels[4] == front, square())
 
 
+def test_a_turned_box_is_the_upright_one_around_it(video, tmp_path):
+    turned = CVAT_VIDEO.replace('xbr="40" ybr="30"', 'xbr="40" ybr="30" rotation="45"')
+    found = read_annotations([write(tmp_path / "t.xml", turned)], video)
+    reach = 5 * 2**0.5
+    assert found.prompts[0].box == pytest.approx((35 - reach, 25 - reach, 35 + reach, 25 + reach))
+
+
 def label_studio(kind, value):
     return [
         {
@@ -262,6 +269,8 @@ def test_label_studio(video, tmp_path):
     box = {"x": 25, "y": 50, "width": 50, "height": 25, "rotation": 0}
     path = write(tmp_path / "r.json", label_studio("rectanglelabels", box))
     assert read_annotations([path], video).prompts[0].box == (16, 24, 48, 36)
+    path = write(tmp_path / "t.json", label_studio("rectanglelabels", box | {"rotation": 90}))
+    assert read_annotations([path], video).prompts[0].box == pytest.approx((4, 24, 16, 48))
 
 
 def test_arrays_and_stacks(video, tmp_path):
@@ -379,6 +388,15 @@ def test_an_array_that_promises_more_than_it_holds(video, tmp_path):
     for name in ("a.npz", "a.npy"):
         with pytest.raises(MaskError, match=name):
             read_annotations([str(tmp_path / name)], video)
+
+
+def test_more_frames_than_memory_are_one_sentence(video, tmp_path, monkeypatch):
+    monkeypatch.setattr("ino.data.annotations.MAX_MEMORY", 3 * HEIGHT * WIDTH)
+    monkeypatch.setattr("ino.data.annotation_formats.MAX_MEMORY", 3 * HEIGHT * WIDTH)
+    np.save(tmp_path / "a.npy", np.stack([square().astype(np.uint8)] * 4))
+    for given in ([str(tmp_path / "a.npy")], [f"{i}=polygon=1,1,9,1,9,9" for i in range(4)]):
+        with pytest.raises(MaskError, match="need more than"):
+            read_annotations(given, video)
 
 
 def test_masks_of_another_size_are_fitted_if_asked(video, tmp_path):

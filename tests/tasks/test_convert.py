@@ -201,6 +201,24 @@ def test_any_folder_of_masks_is_a_result(tmp_path):
         convert_result(tmp_path, ["csv"], out=tmp_path / "out2")
 
 
+def test_what_an_earlier_result_left_is_removed(result, tmp_path):
+    stale = [tmp_path / "cutout-png" / "00099.png", tmp_path / "png-per-object" / "9" / "00000.png"]
+    for path in stale:
+        path.parent.mkdir(parents=True)
+        write_labels(path, np.ones((4, 4), np.uint8))
+    formats = ["cutout-png", "png-per-object"]
+    convert_result(result[0], formats, out=tmp_path, overwrite=True)
+    assert not any(path.exists() for path in [*stale, stale[1].parent])
+    assert len(list((tmp_path / "cutout-png").iterdir())) == NUM_FRAMES
+
+
+def test_names_of_a_result_are_kept_when_its_masks_come_in_again(result):
+    out, video, maps = result
+    found = read_annotations([str(out / "masks")], video)
+    assert found.names == NAMES
+    np.testing.assert_array_equal(found.labels[2], maps[2])
+
+
 def test_segment_keeps_names_and_saves(result, tmp_path, capsys):
     _, video, _ = result
     out = tmp_path / "out"

@@ -41,13 +41,15 @@ from ino.data.rle import (
 )
 from ino.data.video import VIDEO_SUFFIXES, read_frames
 from ino.errors import MaskError, VideoError
-from ino.schema import parse_json
+from ino.schema import parse_json, read_json
 from ino.system import read_file
 
 MAX_BYTES = 1 << 28
 """Of a file of annotations, and of one inside a zip file."""
 
-_MAX_ARRAY = 1 << 32  # bytes, unpacked
+MAX_MEMORY = 1 << 32
+"""Bytes of label maps of all frames together."""
+
 _LOG = logging.getLogger("ino")
 
 
@@ -107,7 +109,7 @@ def read_drawings(path: Path) -> list[Drawing]:
 def _checked(path: Path, what: str, read: Callable[[Any], Any], content: Any = None) -> Any:
     """The list of what a reader gives; what is wrong in a file is one sentence that names it."""
     try:
-        return list(read(path if content is None else content))
+        return list(_bounded(read(path if content is None else content)))
     except (MaskError, VideoError) as error:
         text = str(error)
         raise MaskError(text if str(path) in text else f"{path}: {text}") from error
@@ -122,12 +124,24 @@ def _checked(path: Path, what: str, read: Callable[[Any], Any], content: Any = N
     raise MaskError(f"{path} cannot be read as {what}: {reason}")
 
 
+def _bounded(found: Any) -> Iterator[Any]:
+    """The same, as long as label maps fit into memory."""
+    num_bytes = 0
+    for one in found:
+        if isinstance(one, Drawing) and one.labels is not None:
+            num_bytes += one.labels.nbytes
+            if num_bytes > MAX_MEMORY:
+                raise MaskError(f"its label maps need more than {MAX_MEMORY >> 30} GiB")
+        yield one
+
+
 def _read_folder(folder: Path) -> list[Drawing]:
     """Label maps and annotations of single frames, or one folder of PNGs for each object."""
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in entries if path.suffix.lower() in (".png", ".json")]
     if files:
-        return [drawing for path in files for drawing in _of_one_frame(path)]
+        names = _names_beside(folder)
+        return [drawing for path in files for drawing in _of_one_frame(path, names)]
     objects = [path for path in entries if path.is_dir() and _OBJECT.match(path.name)]
     found = []
     for number, path in enumerate(sorted(objects, key=_object_number), start=1):
@@ -159,9 +173,19 @@ def _object_number(path: Path) -> int:
     return int(path.name.split("_")[0])
 
 
-def _of_one_frame(path: Path) -> Iterator[Drawing]:
+def _of_one_frame(path: Path, names: Mapping[int, str]) -> Iterator[Drawing]:
     for drawing in read_drawings(path):
-        yield drawing if drawing.frame is not None else replace(drawing, frame=path.name)
+        frame = path.name if drawing.frame is None else drawing.frame
+        yield replace(drawing, frame=frame, names=drawing.names or names)
+
+
+def _names_beside(folder: Path) -> dict[int, str]:
+    """The names of objects, where the folder is one of a result of `ino segment`."""
+    try:
+        objects = read_json(folder.parent / "settings.json")["objects"]
+        return {int(number): str(name) for number, name in objects.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def _same(mask: np.ndarray, size: Size) -> np.ndarray:
@@ -238,8 +262,8 @@ def _read_npz(path: Path) -> Iterator[Drawing]:
     """`masks` with `frames` and `object_numbers`, `object_names` as ino writes it; or one array; or
     one array per frame, named as the frame."""
     with zipfile.ZipFile(path) as packed:
-        if sum(member.file_size for member in packed.infolist()) > _MAX_ARRAY:
-            raise MaskError(f"it unpacks to more than {_MAX_ARRAY >> 30} GiB")
+        if sum(member.file_size for member in packed.infolist()) > MAX_MEMORY:
+            raise MaskError(f"it unpacks to more than {MAX_MEMORY >> 30} GiB")
         for member in packed.infolist():
             with packed.open(member) as file:
                 _check_header(file, member.file_size)
@@ -382,6 +406,19 @@ def _fills(*polygons: Any) -> Callable[[Size], np.ndarray]:
 def _corners(*values: Any) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = map(float, values)
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
+def _turned(
+    box: tuple[float, float, float, float], angle: float, center: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """The upright box around a box that is turned clockwise by `angle` degrees."""
+    if not angle:
+        return box
+    x0, y0, x1, y1 = box
+    points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]) - center
+    cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    points = points @ np.array([[cosine, sine], [-sine, cosine]]) + center
+    return _corners(*points.min(axis=0), *points.max(axis=0))
 
 
 def _skipped(counts: Counter[str]) -> None:
@@ -641,8 +678,9 @@ def _cvat_mask(values: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _cvat_box(values: Mapping[str, str]) -> dict[str, Any]:
-    corners = _corners(*(values[name] for name in ("xtl", "ytl", "xbr", "ybr")))
-    return {"box": corners}
+    x0, y0, x1, y1 = _corners(*(values[name] for name in ("xtl", "ytl", "xbr", "ybr")))
+    center = ((x0 + x1) / 2, (y0 + y1) / 2)
+    return {"box": _turned((x0, y0, x1, y1), float(values.get("rotation", 0)), center)}
 
 
 def _cvat_ellipse(values: Mapping[str, str]) -> dict[str, Any]:
@@ -705,6 +743,8 @@ def _label_studio_region(
         if kind not in ("labels", "choices", "textarea", "relation"):
             skipped[kind] += 1
         return
+    if region.get("image_rotation"):
+        raise MaskError("an image is turned in Label Studio: turn it back, and export again")
     size = check_size((_whole(region["original_height"]), _whole(region["original_width"])))
     scale = np.array([size[1], size[0]]) / 100
     made = partial(Drawing, frame=frame, name=str(labels[0]), size=size)
@@ -730,4 +770,4 @@ def _label_studio_region(
 def _box_in_percent(value: Mapping[str, Any], size: Size) -> tuple[float, float, float, float]:
     x, y = float(value["x"]) * size[1] / 100, float(value["y"]) * size[0] / 100
     across, down = float(value["width"]) * size[1] / 100, float(value["height"]) * size[0] / 100
-    return _corners(x, y, x + across, y + down)
+    return _turned(_corners(x, y, x + across, y + down), float(value.get("rotation") or 0), (x, y))

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from ino.data.annotation_formats import Drawing, read_drawings
+from ino.data.annotation_formats import MAX_MEMORY, Drawing, read_drawings
 from ino.data.label_maps import BACKGROUND, VOID, clean_name, object_areas
 from ino.data.rle import Size, check_points, fill_polygons
 from ino.data.video import frame_names, read_info
@@ -406,6 +406,10 @@ class _Numbers:
 def _assembled(
     placed: Sequence[_Placed], numbers: _Numbers, size: Size, *, resize: bool
 ) -> Annotations:
+    if len({one.frame for one in placed}) * size[0] * size[1] > MAX_MEMORY:
+        raise MaskError(
+            f"the masks of all frames need more than {MAX_MEMORY >> 30} GiB: give fewer"
+        )
     labels: dict[int, np.ndarray] = {}
     sources: dict[int, str] = {}
     boxes: dict[tuple[int, int], tuple[float, float, float, float]] = {}

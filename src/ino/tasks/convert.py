@@ -286,6 +286,7 @@ def _write_png_per_object(result: Result, out: Path) -> None:
             mask = Image.fromarray((labels == label).astype(np.uint8) * 255)
             with atomic_path(folder / path.name) as temporary:
                 mask.save(temporary, format="PNG")
+    _keep_only(out, {folder / path.name for folder in folders.values() for path in result.files})
 
 
 def _write_tiff(result: Result, out: Path) -> None:
@@ -417,6 +418,15 @@ def _write_cutout_png(result: Result, out: Path) -> None:
     for name, frame, labels in in_background(result.frames()):
         with atomic_path(out / f"{name}.png") as temporary:
             Image.fromarray(_cut_out(frame, labels, margin=0)).save(temporary, format="PNG")
+    _keep_only(out, {out / path.name for path in result.files})
+
+
+def _keep_only(out: Path, written: set[Path]) -> None:
+    """Removes the PNGs of an earlier result that this one replaces."""
+    for path in set(out.rglob("*.png")) - written:
+        path.unlink()
+        if path.parent != out and not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 def _cut_out(

@@ -95,8 +95,9 @@ def read_annotations(
         if (drawing := _typed(text, frames)) is not None:
             typed.append(_Placed(text, drawing.frame, drawing))  # type: ignore[arg-type]
         else:
-            found += _of_file(text, frames)
-    _check_twice(found, frames)
+            of_file = _of_file(text, frames)
+            _check_twice(found, of_file, frames)
+            found += of_file
     numbers = _Numbers()
     for source in dict.fromkeys(one.source for one in found):
         numbers.add_file([one for one in found if one.source == source])
@@ -258,13 +259,17 @@ def _of_this_video(drawings: list[Drawing], frames: _Frames, path: Path) -> list
     )
 
 
-def _check_twice(found: Sequence[_Placed], frames: _Frames) -> None:
-    sources: dict[int, str] = {}
-    for one in found:
-        first = sources.setdefault(one.frame, one.source)
-        if first != one.source:
+def _check_twice(found: Sequence[_Placed], more: Sequence[_Placed], frames: _Frames) -> None:
+    """Refuses a frame that two files are for, or two names in one file."""
+    sources = {one.frame: one.source for one in found}
+    named: dict[int, int | str | None] = {}
+    for one in more:
+        first = named.setdefault(one.frame, one.drawing.frame)
+        before = sources.get(one.frame) or (f"{first} in {one.source}")
+        if one.frame in sources or first != one.drawing.frame:
+            now = one.source if one.frame in sources else one.drawing.frame
             raise MaskError(
-                f"{first} and {one.source} are both for frame {frames.shown(one.frame)}; give one"
+                f"{before} and {now} are both for frame {frames.shown(one.frame)}; give one"
             )
 
 

@@ -7,6 +7,7 @@ which writes frames to draw on.
 
 import csv
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,13 +82,14 @@ class Result:
             MaskError: the masks do not belong to the frames of the video.
         """
         stems = [path.stem for path in self.files]
-        names = None if self.video is None else frame_names(self.video)
+        video = self.video if self.video is not None and _exists(self.video) else None
+        names = None if video is None else frame_names(video)
         if names is not None and set(stems) <= set(names):
             places = {name: place for place, name in enumerate(names)}
             return [places[stem] for stem in stems]
         if names is None and all(stem.isdecimal() for stem in stems):
             return [int(stem) for stem in stems]
-        if self.video is None or len(stems) == count_frames(self.video):
+        if video is None or len(stems) == count_frames(video):
             return list(range(len(stems)))
         raise MaskError(
             f"the masks of {self.folder} are not named as the frames of {self.video} and are not "
@@ -199,23 +201,25 @@ def read_result(
             f"{folder} holds no masks: give a result of ino segment or a folder of PNGs"
         )
     files.sort(key=lambda path: natural_key(path.name))
-    settings: Any = {}
-    place = folder / "settings.json"
-    if place.is_file():
-        try:
-            settings = read_json(place)
-            names = {
-                int(label): clean_name(str(name))
-                for label, name in settings.get("objects", {}).items()
-            }
-        except (OSError, ValueError, AttributeError) as error:
-            raise MaskError(f"{place} is broken ({error}): remove it or write it again") from error
-    else:
-        names = {}
-    stated = settings.get("video")
-    known = Path(video) if video is not None else Path(stated) if stated else None
+    settings = _read_settings(folder / "settings.json")
+    known = video if video is not None else settings.get("video")
     size = read_labels(files[0]).shape
-    return Result(folder, tuple(files), names, known, fps, size)  # type: ignore[arg-type]
+    place = None if known is None else Path(known)
+    return Result(folder, tuple(files), settings["objects"], place, fps, size)  # type: ignore[arg-type]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The names of objects and the video of a settings.json; of none, no names."""
+    if not path.is_file():
+        return {"objects": {}}
+    try:
+        settings = read_json(path)
+        objects = settings.get("objects", {}).items()
+        names = {int(label): clean_name(name) for label, name in objects}
+        video = settings.get("video")
+        return {"objects": names, "video": None if video is None else os.fspath(video)}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise MaskError(f"{path} is broken ({error}): remove it or write it again") from error
 
 
 def convert_result(
@@ -629,15 +633,17 @@ def _known_numbers(path: Path) -> dict[tuple[str, int], list[str]]:
     """Confidence and survival by frame and object, of the table that `ino segment` writes."""
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {
-            (row["frame"], int(row["object"])): [
-                row.get("confidence") or "",
-                row.get("survival") or "",
-            ]
-            for row in csv.DictReader(file)
-            if row.get("frame") and (row.get("object") or "").isdecimal()
-        }
+    known = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                frame, label = row.get("frame"), row.get("object") or ""
+                if frame and label.isdecimal():
+                    columns = (row.get("confidence") or "", row.get("survival") or "")
+                    known[frame, int(label)] = list(columns)
+    except (OSError, ValueError, csv.Error) as error:
+        raise MaskError(f"{path} cannot be read: {error}") from error
+    return known
 
 
 FORMATS: dict[str, tuple[str, Callable[[Result, Path], None]]] = {

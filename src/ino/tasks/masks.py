@@ -61,8 +61,9 @@ def _with_object(
     is_drawn = bool(drawn.any())
     if prompt.box is None and not is_drawn and not any(point[2] for point in prompt.points):
         raise MaskError(f"{of}: object {prompt.label} has points where it is not, and none where")
+    corrects = is_drawn and prompt.box is None  # a box finds the object anew
     mask = mask_from_prompt(
-        frame, box=prompt.box, points=prompt.points, mask=drawn if is_drawn else None
+        frame, box=prompt.box, points=prompt.points, mask=drawn if corrects else None
     )
     if not mask.any():
         raise MaskError(f"{of}: no object was found there; draw a mask, or add points")

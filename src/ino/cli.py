@@ -456,7 +456,7 @@ def segment(
             objects.
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
-        save: Also write the result as ino convert --to does.
+        save: Also write these formats, see ino convert --help.
     """
     from ino.data.label_maps import describe_objects
     from ino.data.video import frame_names, read_info

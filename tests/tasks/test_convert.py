@@ -143,6 +143,7 @@ def test_cut_outs_have_an_alpha_channel(result, written):
             found = np.asarray(image)
         np.testing.assert_array_equal(found[..., 3] > 0, labels > 0)
         np.testing.assert_array_equal(found[..., :3][labels > 0], frame[labels > 0])
+        assert not found[labels == 0].any()  # what is cut away cannot be brought back
     moving = decoded(written / "cutout.webm", codec="libvpx-vp9", pixels="rgba")
     assert len(moving) == NUM_FRAMES
     for found, labels in zip(moving, maps, strict=True):

@@ -175,7 +175,7 @@ def test_areas_and_centroids_are_those_of_scikit_image(result, written):
 
 def test_confidence_comes_from_the_table_beside_the_masks(result, tmp_path):
     out, _, _ = result
-    (out / "frames.csv").write_text("frame,object,confidence\n00002,7,0.25\n")
+    (out / "frames.csv").write_text("frame,object,area,confidence,survival\n2,7,6,0.25,\n")
     try:
         convert_result(out, ["csv"], out=tmp_path)
     finally:

@@ -355,7 +355,7 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
             "--device cpu",
         ),
         (["score", "nowhere", "--root", "."], "ImageSets"),
-        (["juggle"], "there is no command 'juggle'; give one of check, compare, demo, evaluate,"),
+        (["juggle"], "there is no command 'juggle'; give one of check, compare, convert, demo,"),
         (["trian"], "there is no command 'trian'; did you mean train (ino --help shows more)"),
         ([], ", strips, sweep, train (ino --help shows more)"),
         (
@@ -642,7 +642,7 @@ def test_public_names_are_there_and_come_late():
     import ino
 
     names = [name for name in dir(ino) if not name.startswith("_")]
-    assert len(names) == 20
+    assert len(names) == 22
     assert {"InoError", "pretrain", "load_recipe", "list_protocols", "list_weights"} <= {*names}
     assert all(getattr(ino, name).__module__.startswith("ino.") for name in names)
     assert "ino_vitt8" in ino.list_weights() and "ino-near" in ino.list_protocols()

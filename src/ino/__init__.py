@@ -19,8 +19,10 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.propagate.protocols import get_protocol as get_protocol
     from ino.propagate.protocols import list_protocols as list_protocols
     from ino.propagate.tracker import Tracker as Tracker
+    from ino.tasks.convert import convert_result as convert_result
     from ino.tasks.davis import evaluate_davis as evaluate_davis
     from ino.tasks.davis import score_davis as score_davis
+    from ino.tasks.masks import read_masks as read_masks
     from ino.tasks.segment import segment_video as segment_video
     from ino.tasks.submission import check_submission as check_submission
     from ino.tasks.ytvos import evaluate_ytvos as evaluate_ytvos
@@ -36,6 +38,7 @@ _MODULES = {
     "TrainConfig": "ino.train.config",
     "VideoWriter": "ino.data.video",
     "check_submission": "ino.tasks.submission",
+    "convert_result": "ino.tasks.convert",
     "evaluate_davis": "ino.tasks.davis",
     "evaluate_ytvos": "ino.tasks.ytvos",
     "get_protocol": "ino.propagate.protocols",
@@ -46,6 +49,7 @@ _MODULES = {
     "pretrain": "ino.pretraining",
     "read_frames": "ino.data.video",
     "read_labels": "ino.data.label_maps",
+    "read_masks": "ino.tasks.masks",
     "read_ytvos_split": "ino.data.ytvos",
     "score_davis": "ino.tasks.davis",
     "score_ytvos": "ino.tasks.ytvos",

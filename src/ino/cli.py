@@ -460,7 +460,7 @@ def segment(
     video: Path,
     /,
     *,
-    mask: Annotated[list[str], Parameter(metavar="[FRAME=]PNG...")],
+    mask: Annotated[list[str], Parameter(metavar="[FRAME=]MASK...")],
     resize_mask: bool = False,
     overlay: bool = True,
     fps: float | None = None,
@@ -468,6 +468,7 @@ def segment(
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
+    save: Annotated[list[str] | None, Parameter(metavar="FORMAT...")] = None,
     out: Annotated[Out | None, Parameter(show_default="segments/VIDEO")] = None,
     overwrite: Overwrite = False,
     tracking: SegmentTracking = SegmentTracking(),
@@ -476,8 +477,10 @@ def segment(
 
     Args:
         video: Video file or folder of images.
-        mask: Indexed PNG of the first frame, FRAME=PNG for another one (its number from 0, or its
-            name in a folder of images), or a folder of FRAME.png.
+        mask: PNG, npy, npz, TIFF, labelme, COCO, YouTube-VIS, CVAT or Label Studio; a folder of
+            FRAME.png; or typed: box=x0,y0,x1,y1, polygon=x,y,x,y,x,y,... or points=x,y,-x,y (-x
+            where the object is not), NAME:box=... for a name. FRAME= before it: its number from 0,
+            or its name in a folder of images.
         resize_mask: Fit masks to the size of the video.
         overlay: Write overlay.mp4.
         fps: Frames per second of the overlay (default: those of the video).
@@ -488,33 +491,31 @@ def segment(
             objects.
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
+        save: Also write these formats, see ino convert --help.
     """
-    from ino.data.label_maps import describe_objects, read_mask
+    from ino.data.label_maps import describe_objects
     from ino.data.video import frame_names, read_info
     from ino.propagate.tracker import Tracker
-    from ino.tasks.segment import mask_paths, resize_masks, segment_video, video_name
+    from ino.tasks.convert import check_formats, convert_result
+    from ino.tasks.masks import read_masks
+    from ino.tasks.segment import segment_video, video_name
 
-    names = frame_names(video)
-    paths = mask_paths(mask, names)
-    masks = {number: read_mask(path) for number, path in paths.items()}
-    for number, labels in masks.items():
-        frame = number if names is None else names[number]
-        _say(f"mask of frame {frame}: {describe_objects(labels)}")
+    check_formats(save or [])
+    names, info = frame_names(video), read_info(video)
+    masks = read_masks(mask, video, resize=resize_mask)
+    for number, labels in masks.labels.items():
+        frame = names[number] if names is not None and number < len(names) else number
+        found = describe_objects(labels, masks.names)
+        _say(f"mask of frame {frame}: {found}, from {masks.sources[number]}")
     tracker, settings = tracking.load(Tracker)
-    settings |= {
-        "video": str(video),
-        "masks": {number: str(path) for number, path in paths.items()},
-        "resize_mask": resize_mask,
-    }
-    info = read_info(video)
+    settings |= {"video": str(video), "masks": masks.sources, "resize_mask": resize_mask}
     out = out or Path("segments") / video_name(video)
-    if resize_mask:
-        masks = resize_masks(masks, size=(info.height, info.width))
     tracking.print_choices(tracker)
     with progress("frames", info.num_frames) as advance:
         count = segment_video(
             video,
-            masks,
+            masks.labels,
+            objects=masks.names,
             out=out,
             tracker=tracker,
             settings=settings,
@@ -528,6 +529,62 @@ def segment(
             on_frame=advance,
         )
     _say(f"{count} masks in {out / 'masks'}")
+    if save:
+        for path in convert_result(out, save, out=out, video=video, fps=fps, overwrite=True):
+            _say(path)
+
+
+def convert(
+    result: Path,
+    /,
+    *,
+    to: Annotated[list[str], Parameter(metavar="FORMAT...")],
+    video: Path | None = None,
+    fps: float | None = None,
+    out: Annotated[Out | None, Parameter(show_default="RESULT")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write masks in the formats of other programs.
+
+    Formats: png-per-object, coco, ytvis, mots, cvat, mask-video, overlay-video, cutout-video (WebM
+    with alpha), cutout-png, tiff, npz, csv (areas, centroids and boxes).
+
+    Args:
+        result: Folder of ino segment, or any folder of indexed PNGs, one per frame.
+        to: One or several formats.
+        video: Video of the masks (default: the one that RESULT was made of).
+        fps: Frames per second of videos (default: those of the video).
+    """
+    from ino.tasks.convert import convert_result
+
+    for path in convert_result(
+        result, to, out=out or result, video=video, fps=fps, overwrite=overwrite
+    ):
+        _say(path)
+
+
+def frame(
+    video: Path,
+    frames: list[str],
+    /,
+    *,
+    out: Annotated[Out | None, Parameter(show_default="frames/VIDEO")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write frames of a video as PNGs to draw masks on.
+
+    Save each mask under the name of its frame in another folder, and pass that folder to --mask.
+
+    Args:
+        video: Video file or folder of images.
+        frames: Numbers of frames from 0, or names of images.
+    """
+    from ino.tasks.convert import write_frames
+    from ino.tasks.segment import video_name
+
+    out = out or Path("frames") / video_name(video)
+    for path in write_frames(video, frames, out=out, overwrite=overwrite):
+        _say(path)
 
 
 def davis(
@@ -896,7 +953,20 @@ def build_app(arguments: Sequence[str] = ()) -> App:
     for function in (davis, ytvos, jhmdb, vip):
         evaluate.command(function)
     app.command(evaluate)
-    for function in (demo, index, plot, export, segment, compare, strips, score, check, weights):
+    for function in (
+        demo,
+        index,
+        plot,
+        export,
+        frame,
+        segment,
+        convert,
+        compare,
+        strips,
+        score,
+        check,
+        weights,
+    ):
         app.command(function)
     experiments = f"Experiments: {_names_in('experiments')}."
     evaluate.command(suite, help_epilogue=experiments)

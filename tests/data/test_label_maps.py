@@ -271,6 +271,8 @@ def test_a_usual_palette_is_read_by_its_indices(tmp_path, caplog):
     np.testing.assert_array_equal(read_mask(tmp_path / "0.png"), labels)
     assert not caplog.text
     assert describe_objects(labels) == "object 3 (100 pixels, 4.2%), object 7 (200 pixels, 8.3%)"
+    named = "object 3 (100 pixels, 4.2%), object 7 dog (200 pixels, 8.3%)"
+    assert describe_objects(labels, {7: "dog"}) == named
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])

@@ -11,8 +11,6 @@ from PIL import Image
 from ino.cli import main
 from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_info
-from ino.errors import MaskError
-from ino.tasks.segment import mask_paths
 
 PEAK = """
 import sys
@@ -48,41 +46,6 @@ def peak_kib(folder, num_frames: int) -> int:
 def test_10000_frames_need_the_memory_of_100(tmp_path):
     short, long = peak_kib(tmp_path, 100), peak_kib(tmp_path, 10_000)
     assert long < 1.05 * short, f"{short} KiB for 100 frames, {long} KiB for 10,000"
-
-
-@pytest.mark.parametrize(
-    ("given", "names", "expected"),
-    [
-        (["m.png"], None, {0: "m.png"}),
-        (["3=m.png"], None, {3: "m.png"}),
-        (["m.png", "3=n.png"], ["00001", "00002", "00003", "00004"], {0: "m.png", 2: "n.png"}),
-        (["00003.png"], ["00001", "00002", "00003"], {2: "00003.png"}),
-        (["00005.png"], ["00000", "00005", "00010"], {1: "00005.png"}),
-        (["5=m.png"], ["00000", "00005", "00010"], {1: "m.png"}),
-        (["left_2=m.png"], ["left_1", "left_2"], {1: "m.png"}),
-        (["2=m.png"], ["left_1", "left_2"], {1: "m.png"}),
-    ],
-)
-def test_a_mask_belongs_to_the_frame_whose_name_it_bears(given, names, expected):
-    found = mask_paths(given, names)
-    assert {position: str(path) for position, path in found.items()} == expected
-
-
-def test_masks_of_a_folder_belong_to_the_frames_of_their_names(tmp_path):
-    for name in ("00001.png", "00005.png"):
-        write_labels(tmp_path / name, np.ones((8, 12), np.uint8))
-    found = mask_paths([str(tmp_path)], ["00001", "00005", "00009"])
-    assert {position: path.name for position, path in found.items()} == {
-        0: "00001.png",
-        1: "00005.png",
-    }
-    with pytest.raises(MaskError, match=r"00005\.png is for frame 00005, but .* 00001 to 00004"):
-        mask_paths([str(tmp_path)], ["00001", "00002", "00003", "00004"])
-
-
-def test_a_number_that_may_be_meant_is_told(caplog):
-    assert list(mask_paths(["00040.png"])) == [0]
-    assert "give 40=00040.png" in caplog.text
 
 
 def test_masks_bear_the_names_of_the_frames(tmp_path, capsys):

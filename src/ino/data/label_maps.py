@@ -6,6 +6,7 @@ palettes in any order and as color images; `read_mask` takes these, too, and say
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
     image = _open(path)
     is_color = image.mode in ("RGB", "RGBA", "LA", "PA")
     if is_color or (image.mode == "P" and _is_reordered(image)):
-        labels = _labels_of_drawing(image, path)
+        labels = labels_of_drawing(image, path)
     else:
         labels = read_labels(path)
     areas = object_areas(labels)
@@ -122,16 +123,26 @@ def object_areas(labels: UInt8[np.ndarray, "height width"]) -> dict[int, int]:
     return {int(label) + 1: int(areas[label]) for label in np.flatnonzero(areas)}
 
 
-def describe_objects(labels: UInt8[np.ndarray, "height width"]) -> str:
-    """The objects of a mask with their areas, in words."""
-    areas = object_areas(labels)
+def describe_objects(
+    labels: UInt8[np.ndarray, "height width"], names: Mapping[int, str] | None = None
+) -> str:
+    """The objects of a mask with their areas, in words, and with those names that are known."""
+    areas, names = object_areas(labels), names or {}
     found = [
-        f"object {label} ({area:,} pixels, {area / labels.size:.1%})"
+        f"object {label}{f' {names[label]}' if names.get(label) else ''} "
+        f"({area:,} pixels, {area / labels.size:.1%})"
         for label, area in areas.items()
     ]
     if num_void := int((labels == VOID).sum()):
         found.append(f"void ({num_void:,} pixels of value {VOID}, which belong to no object)")
     return ", ".join(found) or "no object"
+
+
+def clean_name(name: str) -> str:
+    """The name of an object on one line of at most 100 characters that every file can hold."""
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    visible = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(visible.split())[:100]
 
 
 def _bit_depth(path: Path) -> int:
@@ -147,8 +158,16 @@ def _is_reordered(image: Image.Image) -> bool:
     return bool(palette[0].any()) and not palette[used[used < len(palette)]].any(axis=1).all()
 
 
-def _labels_of_drawing(image: Image.Image, path: Path) -> np.ndarray:
-    """The labels of the colors of an image, with a warning that tells which became which."""
+def labels_of_drawing(image: Image.Image, path: Path) -> UInt8[np.ndarray, "height width"]:
+    """The labels of the colors of an image, with a warning that tells which became which.
+
+    Args:
+        image: in color; see `read_mask`.
+        path: what the image is called in messages.
+
+    Raises:
+        MaskError: it has more than 20 objects or no background.
+    """
     pixels = np.asarray(image.convert("RGBA")).copy()
     alpha = pixels[..., 3]
     is_clear = alpha < max(1, alpha.max() / 2)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -11,11 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from ino.data.images import is_pattern, open_sequence
-from ino.data.label_maps import as_labels, read_labels, write_labels
+from ino.data.label_maps import as_labels, object_areas, read_labels, write_labels
 from ino.data.video import (
     VideoInfo,
     VideoWriter,
@@ -45,72 +43,6 @@ def video_name(video: Path) -> str:
     return video.resolve().stem if video.name in ("", "..") else video.stem
 
 
-def mask_paths(given: Sequence[str], names: Sequence[str] | None = None) -> dict[int, Path]:
-    """Files of masks by the position of their frame, from 0.
-
-    Args:
-        given: `PNG`, for the frame of that name, else for the first; `FRAME=PNG`; and folders of
-            `FRAME.png`.
-        names: those of the video's images, if it consists of images, by which frames are found: as
-            they are, else by the number they end with. None where FRAME is a position.
-
-    Raises:
-        MaskError: something names no file or no frame, or two files are for one frame.
-    """
-    paths: dict[int, Path] = {}
-    for text in given:
-        frame, separator, name = text.rpartition("=")
-        if not text or (separator and not name):
-            raise MaskError(f"--mask {text!r} names no file: give PNG, FRAME=PNG or a folder")
-        folder = Path(text)
-        if separator and (frame.isdecimal() or frame in (names or ())):
-            found = [(_position(frame, names, of=text), Path(name))]
-        elif folder.is_dir():
-            files = [path for path in folder.glob("*.png") if not path.name.startswith(".")]
-            if names is None:
-                files = [path for path in files if path.stem.isdecimal()]
-            if not files:
-                raise MaskError(f"{folder} holds no masks named as frames, such as 00000.png")
-            found = [(_position(path.stem, names, of=str(path)), path) for path in files]
-        else:
-            stem = folder.stem
-            is_named = names is not None and stem in names
-            found = [(_position(stem, names, of=text) if is_named else 0, folder)]
-            if names is None and stem.isdecimal() and int(stem):
-                _LOG.warning(
-                    f"{text} is taken for frame 0; give {int(stem)}={text} for frame {stem}"
-                )
-        for position, path in found:
-            if position in paths:
-                place = position if names is None else names[position]
-                raise MaskError(
-                    f"{paths[position]} and {path} are both for frame {place}; give one"
-                )
-            paths[position] = path
-    return dict(sorted(paths.items()))
-
-
-def _position(frame: str, names: Sequence[str] | None, *, of: str) -> int:
-    """Where the frame of a name or number is."""
-    if names is None:
-        return int(frame)
-    if frame in names:
-        return names.index(frame)
-    numbers = [_last_number(name) for name in names]
-    wanted = _last_number(frame)
-    if wanted is not None and numbers.count(wanted) == 1:
-        return numbers.index(wanted)
-    raise MaskError(
-        f"{of} is for frame {frame}, but the video has no frame of that name: its frames are "
-        f"{names[0]} to {names[-1]}"
-    )
-
-
-def _last_number(name: str) -> int | None:
-    digits = re.search(r"(\d+)\D*$", name)
-    return int(digits[1]) if digits else None
-
-
 def segment_video(
     video: Path | str,
     masks: Mapping[int, Any],
@@ -124,14 +56,15 @@ def segment_video(
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
+    objects: Mapping[int, str] | None = None,
     overwrite: bool = False,
     on_frame: OnFrame = lambda: None,
 ) -> int:
     """Propagates masks through a video, writes them to a folder, and returns the number of frames.
 
     Writes `masks/00000.png` and so on (indexed, DAVIS palette), under the names of the frames where
-    the video consists of images, `overlay.mp4` and `settings.json`. Nothing is written before the
-    first mask is known to fit.
+    the video consists of images, the given masks in `annotations`, `overlay.mp4` and
+    `settings.json`. Nothing is written before the first mask is known to fit.
 
     Args:
         video: a video file or a folder of images.
@@ -149,6 +82,7 @@ def segment_video(
             holds all visible objects.
         check_every: frames between two checks of `Tracker.survival`, which are stored as
             `survival.json` and warn of objects that were lost; 0: never. Not with `both_ways`.
+        objects: names of objects by their number, stored in `settings.json`.
         overwrite: accept a folder that holds something.
         on_frame: called after each frame.
 
@@ -195,7 +129,11 @@ def segment_video(
         }
         if value_range is not None:
             choices["value_range"] = value_range
-        stored = {"masks": [int(number) for number in sorted(masks)], **choices, **(settings or {})}
+        annotated = [int(number) for number in sorted(masks)]
+        named = object_names(masks, objects or {})
+        stored = {"masks": annotated, "objects": named, "annotated": annotated, **choices}
+        stored |= settings or {}
+        _write_given(masks, out / "annotations", names)
         write_text(out / "settings.json", settings_text(tracker.protocol, stored))
         movie = out / "overlay.mp4"
         in_order = overlay and not both_ways
@@ -215,6 +153,29 @@ def segment_video(
                     path = folder / _mask_name(index, names)
                     writer.write(draw_overlay(frame, read_labels(path), caption=path.stem))
         return len(done)
+
+
+def object_names(masks: Mapping[int, np.ndarray], names: Mapping[int, str]) -> dict[int, str]:
+    """A name for each object of the masks: the given one, else "object 1" and so on."""
+    labels = sorted({label for mask in masks.values() for label in object_areas(mask)})
+    return {label: names.get(label) or f"object {label}" for label in labels}
+
+
+def _write_given(
+    masks: Mapping[int, np.ndarray], folder: Path, names: Sequence[str] | None
+) -> None:
+    """Stores the masks as they were given, and removes those of an earlier result."""
+    folder.mkdir(exist_ok=True)
+    given = {
+        _mask_name(number, names): mask
+        for number, mask in masks.items()
+        if names is None or number < len(names)
+    }
+    for path in folder.glob("*.png"):
+        if path.name not in given:
+            path.unlink()
+    for name, mask in given.items():
+        write_labels(folder / name, mask)
 
 
 class _Labeled(NamedTuple):
@@ -360,14 +321,3 @@ def _report_survival(done: Mapping[int, Mapping[int, float] | None], path: Path)
                 f"{len(lost)} of {len(survival)} frames, the first of them {lost[0]}: look at its "
                 "masks there, and give another mask if they are wrong"
             )
-
-
-def resize_masks(
-    masks: Mapping[int, np.ndarray], *, size: tuple[int, int]
-) -> dict[int, np.ndarray]:
-    """Masks of height x width `size`, by nearest neighbor."""
-    height, width = size
-    return {
-        index: cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        for index, mask in masks.items()
-    }

@@ -41,18 +41,18 @@ ROUNDS = 4
 """Of estimating cues and mask in turn."""
 SHRINKAGE = 0.01
 """Of the discriminant's covariance toward a multiple of the identity."""
-GLOBAL_COLOR, LOCAL_COLOR, FEATURES, BARRIER, SHAPE = 0.7, 1.5, 0.7, 0.3, 0.2
-"""Weights of the log odds; the last one is that of an ellipse in the box, which fades by
-`SHAPE_FADES` in each round."""
-SHAPE_FADES = 0.6
-BEFORE = 0.17
+GLOBAL_COLOR, LOCAL_COLOR, FEATURES, BARRIER = 0.7, 1.5, 0.7, 0.3
+"""Weights of the log odds."""
+BEFORE = 0.5
 """Weight of the mask that a click corrects."""
 SMOOTHNESS = 1.0
-HELD = 2
+HELD = 2.0
 """Radius around a click that always gets its label, pixels of the half-size crop."""
 STRENGTH, REACH, STEP, DISSIMILAR = 8.0, 0.35, 4.0, 2.0
 """Of a click: largest log odds; how far it reaches, as a fraction of the object's size; how much a
 pixel's distance counts beside a change of color by 1 (CIELAB); how much features count."""
+ALONE = 0.4
+"""Size of an object of which only clicks are known, as a fraction of the frame's."""
 SURE = 50.0
 """Log odds that nothing outweighs."""
 
@@ -75,16 +75,18 @@ class _Box(NamedTuple):
 
 
 class _Click(NamedTuple):
-    x: float
-    y: float
+    """A pixel and whether it is the object."""
+
+    x: int
+    y: int
     is_object: bool
 
 
 def mask_from_prompt(
     frame: np.ndarray | torch.Tensor,
     *,
-    box: Iterable[float] | None = None,
-    points: Iterable[tuple[float, float, bool]] = (),
+    box: Iterable[Any] | None = None,
+    points: Iterable[Any] = (),
     mask: np.ndarray | torch.Tensor | None = None,
     backbone: FeatureBackbone | str = DEFAULT,
     features: MutableMapping[Any, Any] | None = None,
@@ -130,12 +132,16 @@ def mask_from_prompt(
     if crop not in features:
         features[crop] = _read_features(crop.cut(frame), backbone)
     view = _View(crop.cut(frame), features[crop])
-    odds = _Odds(view, limits and crop.inside(limits), crop.inside(around).extent)
+    odds = _Odds(
+        view,
+        limits and crop.inside(limits),
+        crop.inside(around).extent * (ALONE if limits is None and given is None else 1),
+    )
     if given is not None:
         odds.probability = crop.shrink(given, view.size)
     elif limits is not None:
         odds.fit_box()
-    moved = [_Click(*crop.position(click.x, click.y), click.is_object) for click in clicks]
+    moved = [crop.move(click) for click in clicks]
     for number in range(1, len(moved) + 1):
         odds.apply(moved[:number])
     found = crop.enlarge(odds.finish(), frame_size=size)
@@ -182,7 +188,13 @@ def _as_clicks(points: object, size: tuple[int, int]) -> list[_Click]:
                 f"the point {x:g}, {y:g} lies outside the frame, which is {width} pixels wide and "
                 f"{height} high; pixels are counted from 0 at the top left"
             )
-        clicks.append(_Click(int(x), int(y), bool(is_object)))
+        click = _Click(int(x), int(y), bool(is_object))
+        if click._replace(is_object=not click.is_object) in clicks:
+            raise PromptError(
+                f"the point {click.x}, {click.y} is clicked as both object and background; leave "
+                "one of the two out"
+            )
+        clicks.append(click)
     return clicks
 
 
@@ -261,10 +273,17 @@ class _Crop(NamedTuple):
         method = cv2.INTER_AREA if self.zoom < 1 else cv2.INTER_LINEAR
         return cv2.resize(part, (self.width, self.height), interpolation=method)
 
-    def position(self, x: float, y: float) -> tuple[float, float]:
+    def position(self, x: float | int, y: float | int) -> tuple[float, float]:
         """A position in the frame as one at half of the crop's size."""
         across, down = self.width / (self.x1 - self.x0), self.height / (self.y1 - self.y0)
         return (x - self.x0) * across / 2, (y - self.y0) * down / 2
+
+    def move(self, click: _Click) -> _Click:
+        """A click in the frame as one at half of the crop's size."""
+        x, y = self.position(click.x + 0.5, click.y + 0.5)
+        return _Click(
+            min(int(x), self.width // 2 - 1), min(int(y), self.height // 2 - 1), click.is_object
+        )
 
     def inside(self, box: _Box) -> _Box:
         """A box of the frame at half of the crop's size."""
@@ -285,7 +304,9 @@ class _Crop(NamedTuple):
         return found
 
 
-def _read_features(image: np.ndarray, backbone: FeatureBackbone | str) -> Map:
+def _read_features(
+    image: np.ndarray, backbone: FeatureBackbone | str
+) -> Float[np.ndarray, "rows columns dim"]:
     """Features of a crop at the size that it has, rows x columns x dim."""
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
@@ -309,7 +330,7 @@ class _View:
         self.covariance = self.features.T @ self.features / len(flat)
 
     @cached_property
-    def steps(self) -> tuple[Map, Map]:
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
         """Change of color to the right and to the lower neighbor."""
         smooth = cv2.GaussianBlur(self.lab, (0, 0), 1.0)
         return _norm(smooth[:, 1:] - smooth[:, :-1]), _norm(smooth[1:] - smooth[:-1])
@@ -491,9 +512,8 @@ class _Odds:
         chance = 1 / (1 + np.exp(-self._ellipse))
         self.probability = np.where(self._inside, chance, 0).astype(np.float32)
         barrier = self._barrier()
-        for number in range(ROUNDS):
+        for _ in range(ROUNDS):
             odds = self._cues(self.probability) + BARRIER * barrier
-            odds += SHAPE * SHAPE_FADES**number * self._ellipse
             self._odds = np.where(self._inside, odds, -SURE).astype(np.float32)
             self.probability = _smooth(self._odds, view.lab, smoothness=SMOOTHNESS, rounds=40)
 
@@ -508,9 +528,8 @@ class _Odds:
     def apply(self, clicks: list[_Click]) -> None:
         """Changes the mask by the last of the clicks; all of them hold."""
         view, last = self._view, clicks[-1]
-        x, y = min(int(last.x), view.size[1] - 1), min(int(last.y), view.size[0] - 1)
-        agrees = (self.probability[y, x] > 0.5) == last.is_object
-        self._spreads.append(None if agrees else self._spread(x, y))
+        agrees = (self.probability[last.y, last.x] > 0.5) == last.is_object
+        self._spreads.append(None if agrees else self._spread(last.x, last.y))
         pull = np.zeros(view.size, dtype=np.float32)
         for wanted, sign in ((True, 1), (False, -1)):
             spreads = [
@@ -555,9 +574,8 @@ def _held(clicks: list[_Click], size: tuple[int, int], *, radius: float) -> np.n
     held = np.zeros(size, dtype=np.int8)
     nearest = np.full(size, max(radius, 1.0), dtype=np.float32)
     for click in clicks:
-        x, y = min(int(click.x), size[1] - 1), min(int(click.y), size[0] - 1)
         rows, columns = np.ogrid[: size[0], : size[1]]
-        far = np.hypot(rows - y, columns - x)
+        far = np.hypot(rows - click.y, columns - click.x)
         closer = (far < nearest) | (far == 0) | ((far == nearest) & (held == 0))
         held[closer] = 1 if click.is_object else -1
         nearest[closer] = far[closer]

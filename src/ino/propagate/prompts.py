@@ -526,10 +526,12 @@ class _Odds:
         return np.clip((found - np.median(values)) / (values.std() + 1e-6), -2, 2)
 
     def apply(self, clicks: list[_Click]) -> None:
-        """Changes the mask by the last of the clicks; all of them hold."""
+        """Changes the mask by the last of the clicks, unless it agrees; all of them hold."""
         view, last = self._view, clicks[-1]
         agrees = (self.probability[last.y, last.x] > 0.5) == last.is_object
         self._spreads.append(None if agrees else self._spread(last.x, last.y))
+        if agrees:
+            return
         pull = np.zeros(view.size, dtype=np.float32)
         for wanted, sign in ((True, 1), (False, -1)):
             spreads = [

@@ -67,7 +67,14 @@ def test_gray_image(truth, network):
 
 
 def test_clicks_alone(ask, truth):
-    found = ask(points=[(80, 60, True), (10, 10, False)])
+    """Each click in the middle of what is wrong."""
+    points, found = [], np.zeros_like(truth)
+    for _ in range(3):
+        wrong = (found != truth).astype(np.uint8)
+        inner = cv2.distanceTransform(wrong, cv2.DIST_L2, 5)
+        y, x = np.unravel_index(int(inner.argmax()), inner.shape)
+        points.append((int(x), int(y), bool(truth[y, x])))
+        found = ask(points=points)
     assert region_similarity(found, truth) > 0.8
 
 
@@ -104,6 +111,14 @@ def test_clicks_keep_their_labels(ask, box):
     for count in (1, 3, len(points)):
         found = ask(box=box, points=points[:count])
         assert all(found[y, x] == is_object for x, y, is_object in points[:count])
+
+
+def test_neighboring_clicks_keep_their_labels(frame, network):
+    """Also where a frame is so large that both are one pixel of what is computed."""
+    large = cv2.resize(frame, (800, 600))
+    points = [(400, 300, True), (401, 300, False), (400, 301, False), (399, 300, True)]
+    found = mask_from_prompt(large, points=points, backbone=network)
+    assert all(found[y, x] == is_object for x, y, is_object in points)
 
 
 def test_area_around_a_click_has_its_label(ask):

@@ -509,7 +509,7 @@ class _Odds:
     def fit_box(self) -> None:
         """The mask of a box."""
         view = self._view
-        chance = 1 / (1 + np.exp(-self._ellipse))
+        chance = 1 / (1 + np.exp(-np.clip(self._ellipse, -20, 20)))
         self.probability = np.where(self._inside, chance, 0).astype(np.float32)
         barrier = self._barrier()
         for _ in range(ROUNDS):

@@ -357,7 +357,7 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
         (["score", "nowhere", "--root", "."], "ImageSets"),
         (["juggle"], "there is no command 'juggle'; give one of check, compare, convert, demo,"),
         (["trian"], "there is no command 'trian'; did you mean train (ino --help shows more)"),
-        ([], ", strips, sweep, train (ino --help shows more)"),
+        ([], ", strips, sweep, train, weights (ino --help shows more)"),
         (
             ["evaluate"],
             "a command is missing; give one of davis, jhmdb, suite, vip, ytvos (ino evaluate -",
@@ -617,7 +617,8 @@ def test_every_option_is_explained(command, capsys):
     shown = [argument for argument in arguments_of(command) if argument.show]
     assert [argument.name for argument in shown if not argument.parameter.help] == []
     assert run(*command, "--help") == 0
-    assert shown[0].parameter.help.split()[0] in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert not shown or shown[0].parameter.help.split()[0] in text
 
 
 def test_names_of_the_help_agree_with_the_code(capsys):

@@ -16,6 +16,10 @@ class MaskError(InoError):
     """A mask, or a folder of masks, cannot be used."""
 
 
+class PromptError(InoError):
+    """A box or a click cannot be used."""
+
+
 class DatasetError(InoError):
     """A data set's folders are not as its layout says."""
 

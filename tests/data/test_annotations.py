@@ -16,6 +16,9 @@ from ino.data.label_maps import write_labels
 from ino.data.rle import decode_brush, decode_coco, decode_rows, encode_coco, encode_rows
 from ino.errors import MaskError
 
+# pycocotools' own decoder under NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 HEIGHT, WIDTH = 48, 64
 
 

@@ -20,6 +20,9 @@ from ino.errors import MaskError, OutputError, VideoError
 from ino.tasks.convert import FORMATS, convert_result, write_frames
 from ino.tasks.masks import read_masks
 
+# pycocotools' own decoder under NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 HEIGHT, WIDTH, NUM_FRAMES = 45, 64, 6
 NAMES = {1: "dog", 2: "cat / <b>", 7: "dog"}
 

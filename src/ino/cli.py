@@ -448,16 +448,23 @@ def segment(
         resize_mask: Fit masks to the size of the video.
         overlay: Write overlay.mp4.
         fps: Frames per second of the overlay (default: those of the video).
-        correct: Later masks also correct the objects of earlier ones.
-        both_ways: Also propagate masks backward: the nearest mask decides, and holds all visible
-            objects.
+        correct: Has no effect any more: all masks are references, also for earlier frames.
+        both_ways: Has no effect any more: several masks, or one of a later frame, are always
+            propagated forward and backward.
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
     """
     from ino.data.label_maps import describe_objects, read_mask
     from ino.data.video import frame_names, read_info
     from ino.propagate.tracker import Tracker
-    from ino.tasks.segment import mask_paths, resize_masks, segment_video, video_name
+    from ino.tasks.segment import (
+        mask_paths,
+        resize_masks,
+        segment_video,
+        steps_of_work,
+        suggestions,
+        video_name,
+    )
 
     names = frame_names(video)
     paths = mask_paths(mask, names)
@@ -476,7 +483,7 @@ def segment(
     if resize_mask:
         masks = resize_masks(masks, size=(info.height, info.width))
     tracking.print_choices(tracker)
-    with _progress("frames", info.num_frames) as advance:
+    with _progress("frames", steps_of_work(masks, info.num_frames)) as advance:
         count = segment_video(
             video,
             masks,
@@ -492,6 +499,8 @@ def segment(
             on_frame=advance,
         )
     _say(f"{count} masks in {out / 'masks'}")
+    for suggestion in suggestions(out):
+        _say(suggestion)
 
 
 def davis(

@@ -59,9 +59,11 @@ def test_another_annotated_frame_lowers_no_other_frame(tracker, video):
 
     def scores(*numbers):
         found = label_maps(tracker, frames, {number: labels[number] for number in numbers})
-        return np.array([[iou(*pair, label) for label in (1, 2)] for pair in zip(found, labels)])
+        return np.array(
+            [[iou(*pair, label) for label in (1, 2)] for pair in zip(found, labels, strict=True)]
+        )
 
-    for fewer, more in pairwise([(0,), (0, 7), (0, 3, 7), (0, 3, 5, 7)]):
+    for fewer, more in pairwise([(0,), (0, 7), (0, 3, 7)]):
         assert (scores(*more) >= scores(*fewer) - 0.02).all()
     assert scores(0, 3, 7).mean() > scores(0).mean() + 0.02
 
@@ -107,6 +109,14 @@ def test_an_object_enters_between_two_annotated_frames(tracker, video):
     np.testing.assert_array_equal(found[3] == 2, labels[3] == 2)
     for number in range(3, 8):
         assert min(iou(found[number], labels[number], label) for label in (1, 2)) > 0.6
+
+
+def test_bad_masks_are_refused_before_work(tracker, video):
+    frames, labels = video
+    with pytest.raises(MaskError, match="frame 9, but the video has 8 frames"):
+        tracker.track_references(frames, {9: labels[1]})
+    with pytest.raises(MaskError, match="the mask of frame 5 is 9x9"):
+        tracker.track_references(frames, {1: labels[1], 5: np.ones((9, 9), np.uint8)})
 
 
 def test_void_says_nothing(tracker, video):
@@ -169,13 +179,16 @@ def test_memory_does_not_grow_with_the_video(backbone, monkeypatch, tmp_path):
     monkeypatch.setattr("ino.propagate.references.MAX_FEATURE_BYTES", 1 << 14)
     tracker = Tracker(backbone, protocol=get_protocol("ino-ytvos", layer=1, num_context=2))
     frames, labels = zip(*moving_squares(8), strict=True)
-    alive = []
+    alive, steps = [], []
 
     def count():
-        tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+        steps.append(1)
+        if len(steps) % 8:
+            return
+        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
         alive[-1] = max(alive[-1], sum(one.nbytes for one in tensors))
 
-    for length in (12, 36):
+    for length in (9, 27):
         alive.append(0)
         masks = {0: labels[0], length - 1: labels[7]}
         video = Cycling(frames, length)
@@ -183,3 +196,25 @@ def test_memory_does_not_grow_with_the_video(backbone, monkeypatch, tmp_path):
             pass
     assert alive[1] < 1.1 * alive[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_next_frame_is_where_doubt_is():
+    certain = {number: {1: 1.0} for number in range(20)}
+    assert rank_frames(certain, {}, {0}) == []
+    doubtful = certain | {number: {1: 0.5, 2: 0.2} for number in (11, 12, 13)}
+    best, *others = rank_frames(doubtful, {}, {0, 19})
+    assert (best.number, best.label, best.doubt) == (12, 2, 0.8)
+    assert all(one.gain < best.gain for one in others)
+    (other, *_) = rank_frames(doubtful, {5: {1: 0.0}}, {0, 8, 19}, num_frames=5)[1:]
+    assert other.number == 5 or other.gain < 2
+
+
+def test_the_next_frame_of_a_track_is_between_annotated_ones(tracker, video):
+    frames, labels = video
+    results = list(tracker.track_references(frames, {0: labels[0], 7: labels[7]}))
+    ranked = rank_frames(
+        {one.number: one.confidence for one in results},
+        {one.number: one.survival for one in results},
+        {0, 7},
+    )
+    assert ranked[0].number in (2, 3, 4, 5)

@@ -13,14 +13,15 @@ the result.
 
 Two or more annotated frames also say which differences of features matter. Features are centered
 and multiplied by (C + 0.1 tr(C)/dim)^(-1/4), where C is their covariance within background and
-objects in all annotated frames: directions in which one object varies count less.
+objects in all annotated frames: directions in which one object varies count less. Appended to them
+are the scores of a linear classifier of the objects (ridge regression, softmax), times 0.7.
 
 `rank_frames` says which frame to annotate next.
 """
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cachetools import LRUCache
-from jaxtyping import Float
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from ino.data.label_maps import BACKGROUND, VOID
@@ -45,6 +46,12 @@ FLOOR = 0.1
 """Share of the mean variance that is added to the variance of each direction."""
 POWER = -0.25
 """Of the variance in the transform of features; -0.5 would make all variances equal."""
+RIDGE = 0.1
+"""Of the classifier: share of the mean variance that is added to that of each direction."""
+CLASS_TEMPERATURE = 0.3
+"""Of the softmax of the classifier's scores."""
+CLASS_WEIGHT = 0.7
+"""Of the classifier's scores beside features of length 1."""
 LOWEST = 0.05
 """F and B are at least this, so that no pass is ruled out by its end."""
 
@@ -218,14 +225,20 @@ class ReferencePropagation:
         if not session.protocol.normalize_features:
             return None
         ids = sorted({BACKGROUND, *(one for found in self._objects.values() for one in found)})
-        moments: Moments | None = None
+        first = self._complete[0]
+        shape = session.read(as_frame(self._frames[first], f"frame {first}"), first)
+        labels = {}
         for number in self._complete:
-            frame = as_frame(self._frames[number], f"frame {number}")
-            features = session.read(frame, number)
-            soft = session.soft_mask(self._masks[number], ids, features=features)
-            moments = moments or Moments(features.shape[-1], len(ids))
-            moments.add(features, soft)
-        assert moments is not None
+            soft = session.soft_mask(self._masks[number], ids, features=shape)
+            # Positions of void pixels have no label.
+            labels[number] = torch.where(soft.sum(dim=-1) > 0, soft.argmax(dim=-1), -1)
+        found = torch.cat([one[one >= 0].cpu() for one in labels.values()])
+        counts = torch.bincount(found, minlength=len(ids))
+        moments = Moments(counts, shape.shape[-1])
+        for number in self._complete:
+            features = session.read(as_frame(self._frames[number], f"frame {number}"), number)
+            labeled = labels[number] >= 0
+            moments.add(features[labeled], labels[number][labeled])
         return moments.metric()
 
     def _start(self, reference: int, direction: int) -> "Session":
@@ -267,39 +280,49 @@ class ReferencePropagation:
 
 
 class Metric(NamedTuple):
-    """Features to features: centered, multiplied by a matrix and normalized."""
+    """Features to features in which the objects of the annotated frames differ more."""
 
     mean: Float[Tensor, "dim"]
-    matrix: Float[Tensor, "dim dim"]
+    whitening: Float[Tensor, "dim dim"]
+    classifier: Float[Tensor, "dim label"]
+    bias: Float[Tensor, "label"]
 
     def __call__(
         self, features: Float[Tensor, "rows columns dim"]
-    ) -> Float[Tensor, "rows columns dim"]:
-        mean, matrix = self.mean.to(features.device), self.matrix.to(features.device)
-        return F.normalize((features - mean) @ matrix, dim=-1).contiguous()
+    ) -> Float[Tensor, "rows columns more"]:
+        mean, whitening, classifier, bias = (one.to(features.device) for one in self)
+        scores = ((features @ classifier + bias) / CLASS_TEMPERATURE).softmax(dim=-1)
+        whitened = F.normalize((features - mean) @ whitening, dim=-1)
+        both = torch.cat([whitened, CLASS_WEIGHT * (scores - 1 / len(bias))], dim=-1)
+        return F.normalize(both, dim=-1).contiguous()
 
 
 class Moments:
     """Sums over features of annotated frames, in memory that does not grow with their number."""
 
-    def __init__(self, dim: int, num_labels: int) -> None:
-        """No feature yet."""
-        self._counts = torch.zeros(num_labels, dtype=torch.float64)
+    def __init__(self, counts: Shaped[Tensor, "label"], dim: int) -> None:
+        """No feature yet.
+
+        Args:
+            counts: positions of each label in all frames that will be added.
+            dim: of features.
+        """
+        num_labels = len(counts)
+        self._counts = counts.double()
+        self._shares = torch.where(counts > 0, 1 / counts.double().clamp(min=1), 0)
+        self._shares /= (counts > 0).sum()
         self._sums = torch.zeros(num_labels, dim, dtype=torch.float64)
         self._products = torch.zeros(dim, dim, dtype=torch.float64)
+        self._balanced = torch.zeros(dim, dim, dtype=torch.float64)
 
     def add(
-        self,
-        features: Float[Tensor, "rows columns dim"],
-        soft: Float[Tensor, "rows columns label"],
+        self, features: Float[Tensor, "position dim"], labels: Int64[Tensor, "position"]
     ) -> None:
-        """Adds those of a frame; positions without a label, as of void pixels, are left out."""
-        labeled = soft.sum(dim=-1) > 0
-        chosen = features[labeled].double().cpu()
-        labels = soft[labeled].argmax(dim=-1).cpu()
-        self._counts += torch.bincount(labels, minlength=len(self._counts))
+        """Adds those of a frame, with the channel of the label of each."""
+        chosen, labels = features.double().cpu(), labels.cpu()
         self._sums.index_add_(0, labels, chosen)
         self._products += chosen.T @ chosen
+        self._balanced += (chosen * self._shares[labels][:, None]).T @ chosen
 
     def metric(self) -> Metric:
         """The transform, see the head of this file."""
@@ -308,8 +331,21 @@ class Moments:
         within = (self._products - (means * self._counts[:, None]).T @ means) / total
         values, vectors = torch.linalg.eigh(within)
         values = values.clamp(min=0) + (FLOOR * values.mean()).clamp(min=1e-12)
-        matrix = vectors @ torch.diag(values**POWER) @ vectors.T
-        return Metric((self._sums.sum(dim=0) / total).float(), matrix.float())
+        whitening = vectors @ torch.diag(values**POWER) @ vectors.T
+        # Ridge regression of the one-hot labels, in which all labels weigh the same.
+        targets = self._sums * self._shares[:, None]  # (label, dim)
+        weights = self._counts * self._shares
+        center = targets.sum(dim=0)
+        covariance = self._balanced - torch.outer(center, center)
+        ridge = (RIDGE * covariance.diagonal().mean()).clamp(min=1e-12)
+        covariance += ridge * torch.eye(len(center), dtype=torch.float64)
+        classifier = torch.linalg.solve(covariance, (targets - torch.outer(weights, center)).T)
+        return Metric(
+            (self._sums.sum(dim=0) / total).float(),
+            whitening.float(),
+            classifier.float(),
+            (weights - center @ classifier).float(),
+        )
 
 
 class Span(NamedTuple):
@@ -473,4 +509,74 @@ def _drawn_over(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(np.isin(mask, drawn), mask, kept)
 
 
-def rank_frames(*a, **k): ...
+class NextFrame(NamedTuple):
+    """A frame that is worth annotating.
+
+    Attributes:
+        number: of the frame, from 0.
+        label: the object that is most doubtful there; None if none is.
+        doubt: of that object, 0..1.
+        gain: doubt that annotating the frame is expected to remove, frames.
+    """
+
+    number: int
+    label: int | None
+    doubt: float
+    gain: float
+
+
+def rank_frames(
+    confidence: Mapping[int, Mapping[int, float]],
+    survival: Mapping[int, Mapping[int, float]],
+    annotated: Collection[int],
+    *,
+    num_frames: int = 3,
+) -> list[NextFrame]:
+    """Which frames to annotate next, the best one first; none if all frames are certain.
+
+    The doubt d of an object in a frame is 1 - confidence x survival (confidence alone where
+    survival is not known); that of a frame is the mean over its objects. Annotating frame t within
+    a stretch of n frames without annotation is expected to remove
+
+        sum over frames t' of the stretch of d(t') (1 - |t - t'| / n)
+
+    so long stretches count, and places in the midst of doubtful frames. The next best frame is
+    chosen after this is removed.
+
+    Args:
+        confidence: of each object, 0..1, by the number of the frame; all frames of the video.
+        survival: the same, of frames and objects where it is known.
+        annotated: numbers of the annotated frames.
+        num_frames: how many to return at most.
+    """
+    doubts = {
+        number: {
+            label: 1 - value * survival.get(number, {}).get(label, 1.0)
+            for label, value in found.items()
+        }
+        for number, found in confidence.items()
+    }
+    doubt = np.zeros(max(doubts, default=-1) + 1)
+    for number, found in doubts.items():
+        if found and number not in annotated:
+            doubt[number] = sum(found.values()) / len(found)
+    borders = sorted({-1, len(doubt), *annotated})
+    chosen: list[NextFrame] = []
+    while len(chosen) < num_frames:
+        best: tuple[float, int, int, int] = (0.0, -1, 0, 0)
+        for before, after in pairwise(borders):
+            places = np.arange(before + 1, after)
+            distances = np.abs(places[:, None] - places) / max(1, len(places))
+            gains = ((1 - distances) * doubt[places]).sum(axis=1)
+            if len(places) and gains.max() > best[0]:
+                best = (float(gains.max()), int(places[gains.argmax()]), before, after)
+        gain, number, before, after = best
+        if number < 0:
+            break
+        there = doubts.get(number, {})
+        label = max(there, key=lambda one: there[one], default=None)
+        chosen.append(NextFrame(number, label, there[label] if label else 0.0, round(gain, 3)))
+        places = np.arange(before + 1, after)
+        doubt[places] *= np.abs(places - number) / len(places)
+        borders = sorted({*borders, number})
+    return chosen

@@ -409,7 +409,7 @@ def test_a_mask_for_another_frame(fine_tracker, video, when):
         fine_tracker.add(labels[0], frame=number)
     assert f"the mask is for frame {number}, but the last frame was 1" in str(error.value)
     assert when in str(error.value)
-    assert "track(..., correct=True)" in str(error.value)
+    assert "give all of them to track_references" in str(error.value)
     fine_tracker.add(labels[1], frame=1)
 
 

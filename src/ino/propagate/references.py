@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,9 +35,6 @@ from torch import Tensor
 
 from ino.data.label_maps import BACKGROUND, VOID
 from ino.propagate.features import as_frame
-
-if TYPE_CHECKING:
-    from ino.propagate.tracker import Session
 
 _LOG = logging.getLogger("ino")
 MAX_FEATURE_BYTES = 256 << 20
@@ -81,7 +78,7 @@ class ReferencePropagation:
         self,
         frames: Sequence[Any] | Any,
         masks: Mapping[int, np.ndarray],
-        new_session: "Callable[..., Session]",
+        new_session: Callable[..., Any],
         *,
         folder: Path | None,
         check_every: int,
@@ -176,16 +173,17 @@ class ReferencePropagation:
             recovered_back: dict[int, float] = {}
             stored: _SoftLabels | None = None
             for number in range(end - 1, start - 1, -1):
-                labels = self._step(session, number, enters=False)
+                returned = self._step(session, number, enters=False)
                 if stored is None:
                     stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
                 stored.write(0, number, arrange(session.soft, session.ids, ids))
                 for label in (one for one, begin in begins.items() if begin == number):
-                    recovered_back[label] = jaccard(labels, self._masks[number], label)
+                    recovered_back[label] = jaccard(returned, self._masks[number], label)
                     if label in session.ids:
                         session.remove(label)
             assert stored is not None
             session = self._start(start, 1)
+            labels = self._masks[start]
             for number in range(start + 1, end + 1):
                 labels = self._step(session, number)
                 stored.write(1, number, arrange(session.soft, session.ids, ids))
@@ -207,15 +205,15 @@ class ReferencePropagation:
                 soft = blend(
                     forward, backward, [spans[label] for label in ids[1:]], number, (start, end)
                 )
-                labels_here = session.label_map(soft, ids)
-                confidence = mean_confidence(labels_here, session.confidence(soft))
+                blended = session.label_map(soft, ids)
+                confidence = mean_confidence(blended, session.confidence(soft))
                 if number in self._masks:
-                    labels_here = _drawn_over(labels_here, self._masks[number])
+                    blended = _drawn_over(blended, self._masks[number])
                     confidence |= dict.fromkeys(self._objects[number], 1.0)
                 both = [i for i, label in enumerate(ids) if i and None not in spans[label][:2]]
                 agreement = agreement_of(forward, backward, both)
                 yield TrackedFrame(
-                    number, labels_here, confidence, {ids[i]: j for i, j in agreement.items()}
+                    number, blended, confidence, {ids[i]: j for i, j in agreement.items()}
                 )
         yield self._as_drawn(end, labels)
 
@@ -241,7 +239,7 @@ class ReferencePropagation:
             moments.add(features[labeled], labels[number][labeled])
         return moments.metric()
 
-    def _start(self, reference: int, direction: int) -> "Session":
+    def _start(self, reference: int, direction: int) -> Any:
         """A session that has seen an annotated frame."""
         inside = reference not in (self._complete[0], self._complete[-1])
         outward = reference == self._complete[0 if direction < 0 else -1]
@@ -257,7 +255,7 @@ class ReferencePropagation:
         )
         return session
 
-    def _step(self, session: "Session", number: int, *, enters: bool = True) -> np.ndarray:
+    def _step(self, session: Any, number: int, *, enters: bool = True) -> np.ndarray:
         """The label map of the next frame, which objects enter that only its mask has."""
         mask = self._masks.get(number) if enters and number not in self._complete else None
         new_ids = [] if mask is None else self._objects[number]
@@ -267,7 +265,7 @@ class ReferencePropagation:
         self._on_step()
         return labels
 
-    def _read(self, session: "Session", number: int) -> Tensor:
+    def _read(self, session: Any, number: int) -> Tensor:
         """The features of a frame."""
         if number in self._features:
             return self._features[number]

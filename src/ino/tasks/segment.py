@@ -193,6 +193,7 @@ def segment_video(
         folder = new_folder(out, overwrite=overwrite) / "masks"
         folder.mkdir(exist_ok=True)
         choices = {"correct": correct, "both_ways": both_ways, "check_every": check_every}
+        choices["annotated"] = [int(number) for number in sorted(masks)]
         stored = {"masks": [int(number) for number in sorted(masks)], **choices, **(settings or {})}
         write_text(out / "settings.json", settings_text(tracker.protocol, stored))
         movie = out / "overlay.mp4"

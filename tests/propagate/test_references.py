@@ -10,7 +10,7 @@ import torch
 
 from ino.errors import MaskError
 from ino.propagate.protocols import PROTOCOLS, get_protocol
-from ino.propagate.references import Span, blend, complete_frames, num_steps, rank_frames
+from ino.propagate.references import Moments, Span, blend, complete_frames, num_steps, rank_frames
 from ino.propagate.tracker import Tracker
 from propagate.moving_squares import HEIGHT, iou, moving_squares
 
@@ -218,3 +218,23 @@ def test_the_next_frame_of_a_track_is_between_annotated_ones(tracker, video):
         {0, 7},
     )
     assert ranked[0].number in (2, 3, 4, 5)
+
+
+def test_annotated_frames_teach_which_differences_matter():
+    """Objects differ in one direction only, and all others hold large noise."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    features = 3 * torch.randn(400, 8, generator=generator)
+    features[:, 0] = labels + 0.1 * torch.randn(400, generator=generator)
+    moments = Moments(torch.bincount(labels), 8)
+    for half in (slice(0, 200), slice(200, 400)):
+        moments.add(features[half], labels[half])
+    learned = moments.metric()(features[None])[0]
+
+    def same_label(found):
+        similarity = torch.nn.functional.normalize(found, dim=-1)
+        similarity = (similarity @ similarity.T).fill_diagonal_(-1)
+        return float((labels[similarity.argmax(dim=1)] == labels).float().mean())
+
+    assert same_label(features) < 0.7
+    assert same_label(learned) > 0.8

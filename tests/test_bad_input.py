@@ -196,7 +196,7 @@ def test_headers_that_lie_about_the_length(tmp_path, clip, stated):
     write_avi(tmp_path / "video.avi", clip.frames, stated=stated)
     write_labels(tmp_path / "mask.png", clip.labels[5])
     names = [f"{index:05d}.png" for index in range(6)]
-    for ways in (["--both-ways"], []):
+    for ways in (["--both-ways"], []):  # the option has no effect
         out = tmp_path / f"out{len(ways)}"
         mask = f"5={tmp_path / 'mask.png'}"
         arguments = ["segment", tmp_path / "video.avi", "--mask", mask, "--out", out]
@@ -207,7 +207,8 @@ def test_headers_that_lie_about_the_length(tmp_path, clip, stated):
 
 def test_a_broken_frame_is_told_before_work_in_both_ways(capsys, frames):
     (frames / "5.png").write_bytes(b"broken")
-    assert "5.png" in refused(capsys, *segment(frames, "--both-ways"))
+    options = ["--mask", f"2={frames.parent / 'mask.png'}", "--out", frames.parent / "out", *FAST]
+    assert "5.png" in refused(capsys, "segment", frames, *options)
     assert not (frames.parent / "out").exists()
 
 

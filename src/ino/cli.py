@@ -486,9 +486,9 @@ def segment(
         fps: Frames per second of the overlay (default: those of the video).
         value_range: In images of more than 8 bits, the values that become 0 and 255 (default: what
             the values of all frames span).
-        correct: Later masks also correct the objects of earlier ones.
-        both_ways: Also propagate masks backward: the nearest mask decides, and holds all visible
-            objects.
+        correct: Has no effect any more: all masks are references, also for earlier frames.
+        both_ways: Has no effect any more: several masks, or one of a later frame, are always
+            propagated forward and backward.
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
         save: Also write these formats, see ino convert --help.
@@ -498,7 +498,7 @@ def segment(
     from ino.propagate.tracker import Tracker
     from ino.tasks.convert import check_formats, convert_result
     from ino.tasks.masks import read_masks
-    from ino.tasks.segment import segment_video, video_name
+    from ino.tasks.segment import segment_video, steps_of_work, suggestions, video_name
 
     check_formats(save or [])
     names, info = frame_names(video), read_info(video)
@@ -511,7 +511,7 @@ def segment(
     settings |= {"video": str(video), "masks": masks.sources, "resize_mask": resize_mask}
     out = out or Path("segments") / video_name(video)
     tracking.print_choices(tracker)
-    with progress("frames", info.num_frames) as advance:
+    with progress("frames", steps_of_work(masks.labels, info.num_frames)) as advance:
         count = segment_video(
             video,
             masks.labels,
@@ -529,6 +529,8 @@ def segment(
             on_frame=advance,
         )
     _say(f"{count} masks in {out / 'masks'}")
+    for suggestion in suggestions(out):
+        _say(suggestion)
     if save:
         for path in convert_result(out, save, out=out, video=video, fps=fps, overwrite=True):
             _say(path)

@@ -44,8 +44,8 @@ CALLS = {
     "other.track([frame], {0: None})": "mask of frame 0 must be",
     "other.track(None, {0: mask})": "frames are NoneType, but",
     "other.track([None], {0: mask})": "frame 0 must be uint8",
-    "other.track_both_ways(iter([frame]), {0: mask})": "but a sequence, such as a list, is",
-    "other.track_both_ways([frame], {'0': mask})": "frames are whole numbers",
+    "other.track_references(iter([frame]), {0: mask})": "but a sequence, such as a list, is",
+    "other.track_references([frame], {'0': mask})": "frames are whole numbers",
 }
 PROGRAM = """
 import json, sys

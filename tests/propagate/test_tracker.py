@@ -344,15 +344,6 @@ def test_a_correction_of_one_object_leaves_others_and_frees_its_place(fine_track
     assert iou(fine_tracker.step(frames[2]), labels[2], 1) > 0.6
 
 
-def test_track_corrects_if_asked_to(fine_tracker, video):
-    frames, labels = video
-    wrong = only(labels[0], 2)
-    wrong[26:40, 4:18] = 1
-    results = list(fine_tracker.track(frames, {0: wrong, 3: labels[3]}, correct=True))
-    np.testing.assert_array_equal(results[3], labels[3])
-    assert iou(results[-1], labels[-1], 1) > 0.6
-
-
 def test_many_corrections_keep_the_memory_small(fine_tracker, video):
     frames, labels = video
     fine_tracker.start(frames[0], labels[0])
@@ -408,26 +399,6 @@ def test_what_is_lost_does_not_survive_the_way_back(fine_tracker, video):
     assert survival[1] < 0.4 < survival[2]
 
 
-def test_both_ways_from_the_nearest_mask(fine_tracker, video):
-    frames, labels = video
-    masks = {2: labels[2], 7: labels[7]}
-    results = dict(fine_tracker.track_both_ways(frames, masks))
-    assert sorted(results) == list(range(8))
-    for time, mask in masks.items():
-        np.testing.assert_array_equal(results[time], mask)
-    forward = list(fine_tracker.track(frames[2:5], {0: labels[2]}))
-    np.testing.assert_array_equal(results[4], forward[2])
-    backward = list(fine_tracker.track([frames[7], frames[6], frames[5]], {0: labels[7]}))
-    np.testing.assert_array_equal(results[5], backward[2])
-    for time in (0, 1):
-        assert iou(results[time], labels[time], 1) > 0.6
-
-
-def test_both_ways_refuses_a_mask_beyond_the_end(fine_tracker, video):
-    with pytest.raises(MaskError, match="frame 9, but the video has 8 frames"):
-        next(fine_tracker.track_both_ways(video[0], {9: video[1][0]}))
-
-
 @pytest.mark.parametrize("when", ["passed", "not come yet"])
 def test_a_mask_for_another_frame(fine_tracker, video, when):
     frames, labels = video
@@ -438,7 +409,7 @@ def test_a_mask_for_another_frame(fine_tracker, video, when):
         fine_tracker.add(labels[0], frame=number)
     assert f"the mask is for frame {number}, but the last frame was 1" in str(error.value)
     assert when in str(error.value)
-    assert "track(..., correct=True)" in str(error.value)
+    assert "give all of them to track_references" in str(error.value)
     fine_tracker.add(labels[1], frame=1)
 
 
@@ -505,11 +476,6 @@ def test_a_correction_with_hard_feedback_leaves_other_masks(backbone, name, vide
     for _ in range(3):
         after = tracker.add(only(labels[2], 1))
         np.testing.assert_array_equal(after == 2, (before == 2) & (labels[2] != 1))
-
-
-def test_both_ways_names_the_frame_of_a_mask_of_another_size(fine_tracker, video):
-    with pytest.raises(MaskError, match="the mask of frame 5 is 9x9"):
-        list(fine_tracker.track_both_ways(video[0], {5: np.ones((9, 9), np.uint8)}))
 
 
 def test_questions_before_the_first_mask(fine_tracker, video):
@@ -656,8 +622,8 @@ def test_masks_and_frames_of_other_kinds(tracker, video, kind):
     else:
         mask, given = labels[0].astype(kind), frames
     np.testing.assert_array_equal(list(tracker.track(given, {0: mask})), expected)
-    both = dict(tracker.track_both_ways(given, {0: mask}))
-    np.testing.assert_array_equal([both[index] for index in sorted(both)], expected)
+    found = [one.labels for one in tracker.track_references(given, {0: mask})]
+    np.testing.assert_array_equal(found, expected)
     tracker.start(given[0], mask)
     np.testing.assert_array_equal(tracker.step(given[1]), expected[1])
 

@@ -3,13 +3,13 @@
 Videos are read and written in `ino.data`; the numbers that decide the result are in `protocols`.
 """
 
-import itertools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ from ino.propagate.labels import (
 )
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
+from ino.propagate.references import ReferencePropagation, TrackedFrame
 
 Image = np.ndarray | torch.Tensor
 
@@ -46,7 +47,8 @@ HALF = 0.5
 class Tracker:
     """Propagates masks through videos under one protocol.
 
-    `track` takes a whole video and all its masks. `start`, `step` and `add` take one frame after
+    `track` takes a video in one pass; `track_references` keeps all annotated frames as references,
+    forward and backward in time. `start`, `step` and `add` take one frame after
     the other, for programs that show results as they come and let people correct them:
 
         tracker = Tracker("ino_vitt8")
@@ -180,7 +182,7 @@ class Tracker:
                 raise MaskError(
                     f"the mask is for frame {frame}, but the last frame was {session.frame}: frame "
                     f"{frame} {when}; add masks when their frame was the last, or give all of them "
-                    "to track(..., correct=True)"
+                    "to track_references"
                 )
         with self._alone():
             return session.add(_as_mask(mask, session.frame))
@@ -223,7 +225,6 @@ class Tracker:
         masks: Mapping[int, Image],
         *,
         num_frames: int | None = None,
-        correct: bool = False,
         name: str = "",
     ) -> Iterator[np.ndarray]:
         """One label map per frame, of the frame's size; zeros before the first mask.
@@ -241,7 +242,6 @@ class Tracker:
                 objects, 255 void. Ids need not be consecutive.
             num_frames: length of the video where it is known, so that a mask beyond its end is
                 found at once.
-            correct: later masks also correct the objects of earlier ones, see `add`.
             name: of the video, for warnings.
 
         Raises:
@@ -257,23 +257,44 @@ class Tracker:
                 f"frames are {type(frames).__name__}, but something to iterate over is needed"
             )
         masks = _as_masks(masks)
-        entering = _entering_objects(masks, correct=correct)
+        entering = _entering_objects(masks)
         if num_frames is not None:
             _check_end(masks, num_frames)
-        return self._stream(frames, masks, entering, correct=correct, name=name)
+        return self._stream(frames, masks, entering, name=name)
 
-    def track_both_ways(
-        self, frames: Sequence[Image] | Image, masks: Mapping[int, Image]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Frame number and label map of every frame, propagated forward or backward from the
-        nearest mask.
+    def track_references(
+        self,
+        frames: Sequence[Image] | Image,
+        masks: Mapping[int, Image],
+        *,
+        folder: Path | None = None,
+        check_every: int = 0,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Iterator[TrackedFrame]:
+        """Every frame of a video, where all annotated frames stay references.
 
-        Each mask must contain all objects that are visible in its frame. If two masks are equally
-        near, the earlier one is used. Results are yielded mask by mask, not in frame order.
+        Masks are propagated forward and backward in time. Between two annotated frames, the results
+        of both are blended by distance and by how well each of them recovers the mask of the other
+        (`ino.propagate.references`). With one mask, on frame 0, label maps equal those of `track`.
+
+        An annotated frame comes out as its mask says; void pixels (255) say nothing. **An object
+        that is not drawn in an annotated frame counts as not visible there**: between a frame that
+        holds it and one that does not, it is shown up to half of the way, or until it is lost. Only
+        a mask of nothing but new objects says nothing of the others: its objects enter with it.
 
         Args:
-            frames: as for `track`, with `len` and access by number.
-            masks: as for `track`.
+            frames: as for `track`, with `len` and access by number; read twice between two
+                annotated frames.
+            masks: as for `track`; all but one may be without objects.
+            folder: where soft labels between two annotated frames are kept, in a file that has no
+                name and goes away; None: the system's folder for temporary files.
+            check_every: frames between two checks of survival where no pass in the other direction
+                tells it; 0: never.
+            on_step: called `num_steps(masks, len(frames))` times, also before the first result.
+
+        Returns:
+            Frames in the order in which they are finished: those before the first mask in reversed
+            order, then that mask's frame and all others in order.
 
         Raises:
             MaskError: as `track`.
@@ -284,20 +305,33 @@ class Tracker:
                 f"frames are {type(frames).__name__}, but a sequence, such as a list, is needed"
             )
         masks = _as_masks(masks)
-        _entering_objects(masks, correct=True)
+        _check_order(masks)
         _check_end(masks, len(frames))
-        numbers = sorted(masks)
-        # From each mask to half of the way to the next.
-        edges = [0, *((a + b) // 2 + 1 for a, b in itertools.pairwise(numbers)), len(frames)]
-        for number, (first, end) in zip(numbers, itertools.pairwise(edges), strict=True):
-            frame = as_frame(frames[number], f"frame {number}")
-            _check_mask_size(masks[number], number, _frame_size(frame, number, None))
-            for path in (range(number, end), range(number, first - 1, -1)):
-                chosen = (frames[index] for index in path)
-                results = self.track(chosen, {0: masks[number]})
-                for index, labels in zip(path, results, strict=True):
-                    if index != number or path.step > 0:
-                        yield index, labels
+        if not any(_has_object(mask) for mask in masks.values()):
+            object_ids(masks[min(masks)], min(masks))  # raises
+        size = None
+        for number in sorted(masks):
+            size = _frame_size(as_frame(frames[number], f"frame {number}"), number, size)
+            _check_mask_size(masks[number], number, size)
+        propagation = ReferencePropagation(
+            frames,
+            masks,
+            self._new_session,
+            folder=folder,
+            check_every=check_every,
+            on_step=on_step,
+        )
+        return self._each_frame(propagation)
+
+    def _each_frame(self, propagation: ReferencePropagation) -> Iterator[TrackedFrame]:
+        """Its frames; another thread may not use the tracker while one of them is computed."""
+        results = propagation.run()
+        while True:
+            with self._alone():
+                found = next(results, None)
+            if found is None:
+                return
+            yield found
 
     def _stream(
         self,
@@ -305,23 +339,19 @@ class Tracker:
         masks: Mapping[int, np.ndarray],
         entering: Mapping[int, list[int]],
         *,
-        correct: bool,
         name: str,
     ) -> Iterator[np.ndarray]:
         session = self._session = self._new_session(name)
         for index, frame in enumerate(frames):
-            mask, new_ids = masks.get(index), entering.get(index, [])
-            corrects = correct and mask is not None and index != min(masks)
             with self._alone():
-                labels = session.step(frame, mask, () if corrects else new_ids)
-                if corrects:
-                    labels = session.add(masks[index])
+                labels = session.step(frame, masks.get(index), entering.get(index, []))
             yield labels
         _check_end(masks, session.frame + 1)
 
-    def _new_session(self, name: str = "") -> "Session":
+    def _new_session(self, name: str = "", **choices: Any) -> "Session":
+        choices = {"warns": self._warns} | choices
         return Session(
-            self._extractor, self.protocol, screening=self._screening, name=name, warns=self._warns
+            self._extractor, self.protocol, screening=self._screening, name=name, **choices
         )
 
     def _running(self) -> "Session":
@@ -344,11 +374,27 @@ class Session:
         *,
         screening: bool,
         name: str,
-        warns: bool,
+        first: int = 0,
+        direction: int = 1,
+        void: bool = False,
+        warns: bool = True,
     ) -> None:
-        """A session that has seen no frame, see `Tracker` for the options."""
+        """A session that has seen no frame.
+
+        Args:
+            extractor: of the tracker.
+            protocol: of the tracker.
+            screening: see `Tracker`.
+            name: of the video, for warnings.
+            first: number of the first frame in the video, for messages.
+            direction: 1, or -1 where the video is seen backward.
+            void: void pixels say nothing; otherwise they are background.
+            warns: of objects that are lost or fill the frame.
+        """
         self._name = name
         self._warns = warns
+        self._first, self._direction = first, direction
+        self._unsaid = [] if void else [VOID]
         self._warned: set[int] = set()
         self._extractor = extractor
         self._protocol = protocol
@@ -372,8 +418,44 @@ class Session:
         """Number of the last frame."""
         return self._num_frames - 1
 
+    @property
+    def ids(self) -> list[int]:
+        """The label of each channel."""
+        return list(self._ids)
+
+    @property
+    def soft(self) -> torch.Tensor:
+        """Soft labels of the last frame, rows x columns x channels."""
+        return self._soft
+
+    @property
+    def protocol(self) -> Protocol:
+        """The tracker's."""
+        return self._protocol
+
+    def soft_mask(
+        self, mask: np.ndarray, ids: Sequence[int], *, features: torch.Tensor
+    ) -> torch.Tensor:
+        """Labels of a mask on the grid of its frame's features."""
+        size = (mask.shape[0], mask.shape[1])
+        whole = compared = size
+        if self._protocol.masks_at == "input":
+            whole, compared = self._extractor.sizes(size)
+        mask = resize_mask(mask, whole=whole, size=compared)
+        return self._soften(mask, ids, grid=(features.shape[0], features.shape[1]))
+
+    def label_map(self, soft: torch.Tensor, ids: Sequence[int]) -> np.ndarray:
+        """Other soft labels of the last frame's grid as a label map."""
+        labels = self._harden(soft, ids)
+        return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
+
     def step(
-        self, frame: Image, mask: np.ndarray | None = None, new_ids: Sequence[int] = ()
+        self,
+        frame: Image,
+        mask: np.ndarray | None = None,
+        new_ids: Sequence[int] = (),
+        *,
+        features: torch.Tensor | None = None,
     ) -> np.ndarray:
         """The label map of the next frame; zeros before the first mask.
 
@@ -381,17 +463,17 @@ class Session:
             frame: as for `Tracker.start`.
             mask: a label map of the frame's size that introduces `new_ids`; None if none enter.
             new_ids: the objects of the mask that are not known yet.
+            features: of the frame, where they are known.
         """
-        frame = as_frame(frame, f"frame {self._num_frames}")
-        size = _frame_size(frame, self._num_frames, self._size)
+        number = self._first + self._direction * self._num_frames
+        frame = as_frame(frame, f"frame {number}")
+        size = _frame_size(frame, number, self._size)
         if mask is not None:
-            _check_mask_size(mask, self._num_frames, size)
-            mask = _without(mask, [VOID])
-        features = None
-        if self._ids or new_ids:
+            _check_mask_size(mask, number, size)
+            mask = _without(mask, self._unsaid)
+        if features is None and (self._ids or mask is not None):
             # Before anything is changed: a frame that is refused leaves no trace.
-            features = self._extractor(frame)
-            check_finite(features, f"frame {self._num_frames}")
+            features = self.read(frame, number)
         self._size = size
         self._num_frames += 1
         if features is None:
@@ -399,12 +481,18 @@ class Session:
         is_first = not self._ids
         entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
         self._ids += entering
-        labels = self._advance(features, mask if new_ids else None, entering)
+        labels = self._advance(features, mask if entering else None, entering)
         if is_first and self._protocol.keep_given:
             assert mask is not None
             labels = mask
         self._inspect(labels)
         return labels
+
+    def read(self, frame: Image, number: int) -> torch.Tensor:
+        """The features of the frame of that number."""
+        features = self._extractor(frame)
+        check_finite(features, f"frame {number}")
+        return features
 
     def add(self, mask: np.ndarray) -> np.ndarray:
         """See `Tracker.add`."""
@@ -450,13 +538,13 @@ class Session:
         )
         return self._labels
 
-    def confidence(self) -> np.ndarray:
-        """See `Tracker.confidence`."""
+    def confidence(self, soft: torch.Tensor | None = None) -> np.ndarray:
+        """See `Tracker.confidence`; also of other soft labels of the last frame's grid."""
         assert self._size is not None
         if not self._ids:
             return np.zeros(self._size, dtype=np.float32)
         confidence = label_confidence(
-            self._soft,
+            self._soft if soft is None else soft,
             stride=self._extractor.stride,
             size=self._compared,
             method=self._protocol.mask_up,
@@ -515,12 +603,15 @@ class Session:
         if self._warns and label not in self._warned:
             self._warned.add(label)
             video = f"{self._name}: " if self._name else ""
-            _LOG.warning("%sobject %d in frame %d %s", video, label, self.frame, what)
+            number = self._first + self._direction * self.frame
+            _LOG.warning("%sobject %d in frame %d %s", video, label, number, what)
 
-    def _harden(self) -> np.ndarray:
+    def _harden(
+        self, soft: torch.Tensor | None = None, ids: Sequence[int] | None = None
+    ) -> np.ndarray:
         return harden_labels(
-            self._soft,
-            ids=self._ids,
+            self._soft if soft is None else soft,
+            ids=self._ids if ids is None else ids,
             stride=self._extractor.stride,
             size=self._compared,
             method=self._protocol.mask_up,
@@ -579,6 +670,10 @@ def object_ids(mask: np.ndarray, index: int) -> list[int]:
     return ids
 
 
+def _has_object(mask: np.ndarray) -> bool:
+    return bool(((mask != BACKGROUND) & (mask != VOID)).any())
+
+
 def _as_mask(mask: object, index: int) -> np.ndarray:
     return as_labels(mask, f"the mask of frame {index}")
 
@@ -595,25 +690,30 @@ def _as_masks(masks: Mapping[int, Image]) -> dict[int, np.ndarray]:
     return {index: _as_mask(mask, index) for index, mask in masks.items()}
 
 
-def _entering_objects(masks: Mapping[int, np.ndarray], *, correct: bool) -> dict[int, list[int]]:
-    """The ids that each mask introduces, ascending, by the number of its frame.
-
-    Unless masks `correct` known objects, one that introduces none gives a warning.
-    """
+def _check_order(masks: Mapping[int, np.ndarray]) -> None:
+    """Raises MaskError if there is no mask, or one of a negative frame."""
     if not masks:
         raise MaskError("no mask was given, but at least one frame needs one; draw or give one")
+    if min(masks) < 0:
+        raise MaskError(f"a mask was given for frame {min(masks)}, but frames are counted from 0")
+
+
+def _entering_objects(masks: Mapping[int, np.ndarray]) -> dict[int, list[int]]:
+    """The ids that each mask introduces, ascending, by the number of its frame.
+
+    A mask that introduces none gives a warning.
+    """
+    _check_order(masks)
     known: set[int] = set()
     entering = {}
     for index in sorted(masks):
-        if index < 0:
-            raise MaskError(f"a mask was given for frame {index}, but frames are counted from 0")
         found = object_ids(masks[index], index)
         entering[index] = [label for label in found if label not in known]
         known.update(found)
-        if not entering[index] and not correct:
+        if not entering[index]:
             _LOG.warning(
                 "the mask of frame %d holds only objects of earlier masks, so it is not used: "
-                "later masks introduce objects but do not correct them unless asked to",
+                "later masks introduce objects but do not correct them; track_references uses all",
                 index,
             )
     return entering

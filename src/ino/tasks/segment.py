@@ -26,6 +26,12 @@ from ino.data.video import (
 )
 from ino.errors import ConfigError, MaskError, VideoError
 from ino.overlay import draw_overlay
+from ino.propagate.references import (
+    complete_frames,
+    mean_confidence,
+    num_steps,
+    rank_frames,
+)
 from ino.propagate.tracker import Tracker
 from ino.system import check_new_folder, folder_lock, new_folder, write_text
 from ino.tasks.results import OnFrame, settings_text
@@ -63,12 +69,17 @@ def segment_video(
     """Propagates masks through a video, writes them to a folder, and returns the number of frames.
 
     Writes `masks/00000.png` and so on (indexed, DAVIS palette), under the names of the frames where
-    the video consists of images, the given masks in `annotations`, `overlay.mp4` and
-    `settings.json`. Nothing is written before the first mask is known to fit.
+    the video consists of images, `annotations/` (the given masks, in the same way), `overlay.mp4`,
+    `frames.csv` (area, confidence and survival of each object in each frame), `next.json` (which
+    frames to annotate next, see `rank_frames`) and `settings.json`. Nothing is written before the
+    first mask is known to fit.
+
+    One mask, of frame 0, is propagated by `Tracker.track`, together with those that only introduce
+    objects; otherwise all masks are references, see `Tracker.track_references`.
 
     Args:
         video: a video file or a folder of images.
-        masks: position of the frame, from 0, to label map (see `Tracker.track`).
+        masks: position of the frame, from 0, to label map (see `Tracker.track_references`).
         out: folder of the results.
         tracker: propagates the masks.
         settings: stored beside the protocol and the choices below, such as the name of the weights;
@@ -77,14 +88,14 @@ def segment_video(
         fps: frames per second of the overlay; None for those of the video.
         value_range: in images of more than 8 bits, the values that become 0 and 255; see
             `read_frames`.
-        correct: later masks also correct the objects of earlier ones.
-        both_ways: each frame gets its labels from the nearest mask, before or after it; each mask
-            holds all visible objects.
+        correct: stored only: several masks always correct one another.
+        both_ways: stored only: several masks are always propagated both ways.
         check_every: frames between two checks of `Tracker.survival`, which are stored as
-            `survival.json` and warn of objects that were lost; 0: never. Not with `both_ways`.
+            `survival.json` and warn of objects that were lost; 0: never. Between two annotated
+            frames survival is always known.
         objects: names of objects by their number, stored in `settings.json`.
         overwrite: accept a folder that holds something.
-        on_frame: called after each frame.
+        on_frame: called `steps_of_work(masks, num_frames)` times.
 
     Raises:
         ConfigError: `check_every` is below 0, or `value_range` is no range.
@@ -104,16 +115,19 @@ def segment_video(
     _check_sizes(masks, info)
     if value_range is not None:
         value_range = _check_range(video, value_range)
-    frames: Iterator[_Labeled]
-    if both_ways:
-        if skipped := ["--correct"] * correct + ["--check-every"] * (check_every > 0):
-            words = "these options have no meaning with --both-ways and are skipped: %s"
-            _LOG.warning(words, ", ".join(skipped))
-            correct, check_every = False, 0
-        frames = _propagate_both_ways(video, masks, tracker, value_range)
-    else:
+    in_order = complete_frames(masks) == [0]
+    if in_order:
         frames = _propagate_forward(
-            video, info, masks, tracker, value_range, correct=correct, check_every=check_every
+            video, info, masks, tracker, value_range, check_every=check_every, on_frame=on_frame
+        )
+    else:
+        frames = _propagate_references(
+            _Frames(video, value_range),
+            masks,
+            tracker,
+            out=out,
+            check_every=check_every,
+            on_frame=on_frame,
         )
     with ExitStack() as stack:
         results = stack.enter_context(closing(in_background(frames)))
@@ -133,21 +147,24 @@ def segment_video(
         named = object_names(masks, objects or {})
         stored = {"masks": annotated, "objects": named, "annotated": annotated, **choices}
         stored |= settings or {}
-        _write_given(masks, out / "annotations", names)
         write_text(out / "settings.json", settings_text(tracker.protocol, stored))
         movie = out / "overlay.mp4"
-        in_order = overlay and not both_ways
-        with VideoWriter(movie, fps=fps) if in_order else nullcontext() as writer:
-            done, broken = _write(chain([first], results), folder, names, writer, on_frame)
+        _write_annotations(masks, out / "annotations", names)
+        drawn_at_once = overlay and in_order
+        with VideoWriter(movie, fps=fps) if drawn_at_once else nullcontext() as writer:
+            done, broken = _write(chain([first], results), folder, names, writer)
         written = {_mask_name(number, names) for number in done}
         for path in folder.glob("*.png"):  # of an earlier, longer result that this one overwrites
             if path.name not in written:
                 path.unlink()
+        _write_table(done, object_numbers(masks), out / "frames.csv")
+        _write_next(done, masks, names, out / "next.json")
         if check_every:
-            _report_survival(done, out / "survival.json")
+            survival = {number: found.survival for number, found in done.items() if found.survival}
+            _report_survival(survival, out / "survival.json")
         if broken is not None:
             raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
-        if overlay and both_ways:  # masks came in another order than frames
+        if overlay and not in_order:  # masks came in another order than frames
             with VideoWriter(movie, fps=fps) as writer:
                 for index, frame in enumerate(read_frames(video, value_range=value_range)):
                     path = folder / _mask_name(index, names)
@@ -157,34 +174,42 @@ def segment_video(
 
 def object_names(masks: Mapping[int, np.ndarray], names: Mapping[int, str]) -> dict[int, str]:
     """A name for each object of the masks: the given one, else "object 1" and so on."""
-    labels = sorted({label for mask in masks.values() for label in object_areas(mask)})
-    return {label: names.get(label) or f"object {label}" for label in labels}
+    return {label: names.get(label) or f"object {label}" for label in object_numbers(masks)}
 
 
-def _write_given(
-    masks: Mapping[int, np.ndarray], folder: Path, names: Sequence[str] | None
-) -> None:
-    """Stores the masks as they were given, and removes those of an earlier result."""
-    folder.mkdir(exist_ok=True)
-    given = {
-        _mask_name(number, names): mask
-        for number, mask in masks.items()
-        if names is None or number < len(names)
-    }
-    for path in folder.glob("*.png"):
-        if path.name not in given:
-            path.unlink()
-    for name, mask in given.items():
-        write_labels(folder / name, mask)
+def steps_of_work(masks: Mapping[int, np.ndarray], num_frames: int) -> int:
+    """How often `segment_video` calls `on_frame`: frames between two annotated ones count twice."""
+    if not masks or max(masks) >= num_frames:
+        return num_frames
+    return num_steps(masks, num_frames)
+
+
+def suggestions(out: Path | str) -> list[str]:
+    """In words, which frames to annotate next, from the `next.json` of a result."""
+    return [
+        f"draw frame {found['name']} next: "
+        + ("it is doubtful" if found["object"] is None else f"object {found['object']} is doubtful")
+        + " there"
+        for found in json.loads((Path(out) / "next.json").read_text())
+    ]
 
 
 class _Labeled(NamedTuple):
-    """A frame, its label map, and the survival of each object if that was checked."""
+    """A frame, its label map, and each object's confidence, and survival where it is known."""
 
     number: int
-    frame: np.ndarray
+    frame: np.ndarray | None
     labels: np.ndarray
-    survival: dict[int, float] | None = None
+    confidence: dict[int, float]
+    survival: dict[int, float]
+
+
+class _Measured(NamedTuple):
+    """What is kept of a frame for `frames.csv`."""
+
+    areas: dict[int, int]
+    confidence: dict[int, float]
+    survival: dict[int, float]
 
 
 def _check_sizes(masks: Mapping[int, np.ndarray], info: VideoInfo) -> None:
@@ -218,8 +243,8 @@ def _propagate_forward(
     tracker: Tracker,
     value_range: tuple[float, float] | None,
     *,
-    correct: bool,
     check_every: int,
+    on_frame: OnFrame,
 ) -> Iterator[_Labeled]:
     """All frames in order, decoded ahead."""
     pending: deque[np.ndarray] = deque()
@@ -233,23 +258,33 @@ def _propagate_forward(
     if num_frames is not None and max(masks, default=0) >= num_frames:
         num_frames = count_frames(video)  # what a header states may be wrong
     with closing(in_background(frames())) as decoded:
-        results = tracker.track(decoded, masks, num_frames=num_frames, correct=correct)
+        results = tracker.track(decoded, masks, num_frames=num_frames)
         for index, labels in enumerate(results):
             checks = check_every and index % check_every == 0 and index > min(masks)
-            survival = tracker.survival() if checks else None
-            yield _Labeled(index, pending.popleft(), labels, survival)
+            survival = tracker.survival() if checks else {}
+            confidence = mean_confidence(labels, tracker.confidence())
+            if index in masks:
+                confidence |= dict.fromkeys(object_areas(masks[index]), 1.0)
+            on_frame()
+            yield _Labeled(index, pending.popleft(), labels, confidence, survival)
 
 
-def _propagate_both_ways(
-    video: Path,
+def _propagate_references(
+    frames: "_Frames",
     masks: Mapping[int, np.ndarray],
     tracker: Tracker,
-    value_range: tuple[float, float] | None,
+    *,
+    out: Path,
+    check_every: int,
+    on_frame: OnFrame,
 ) -> Iterator[_Labeled]:
-    """All frames, those nearest to the first mask first."""
-    frames = _Frames(video, value_range)
-    for index, labels in tracker.track_both_ways(frames, masks):
-        yield _Labeled(index, frames[index], labels)
+    """All frames, as they are finished."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    results = tracker.track_references(
+        frames, masks, folder=folder, check_every=check_every, on_step=on_frame
+    )
+    for number, labels, confidence, survival in results:
+        yield _Labeled(number, None, labels, confidence, survival)
 
 
 class _Frames(Sequence[np.ndarray]):
@@ -264,7 +299,7 @@ class _Frames(Sequence[np.ndarray]):
         if self._num_frames != (num_stored := count_frames(video)):
             raise VideoError(
                 f"{video} holds {num_stored} frames, of which {self._num_frames} can be decoded: "
-                "repair it, or leave out --both-ways"
+                "repair it, or give a mask of frame 0 only"
             )
         self._first = -1
         self._kept = np.empty(0)
@@ -287,19 +322,17 @@ def _write(
     folder: Path,
     names: Sequence[str] | None,
     writer: VideoWriter | None,
-    on_frame: OnFrame,
-) -> tuple[dict[int, dict[int, float] | None], VideoError | None]:
-    """Writes masks and gives, by frame number, the survival of objects; and why they end, if the
-    video broke off."""
-    done: dict[int, dict[int, float] | None] = {}
+) -> tuple[dict[int, _Measured], VideoError | None]:
+    """Writes masks and gives, by frame number, what was measured; and why they end, if the video
+    broke off."""
+    done: dict[int, _Measured] = {}
     try:
-        for number, frame, labels, survival in results:
+        for number, frame, labels, confidence, survival in results:
             path = folder / _mask_name(number, names)
             write_labels(path, labels)
-            if writer is not None:
+            if writer is not None and frame is not None:
                 writer.write(draw_overlay(frame, labels, caption=path.stem))
-            done[number] = survival
-            on_frame()
+            done[number] = _Measured(object_areas(labels), confidence, survival)
     except VideoError as error:
         return done, error
     return done, None
@@ -309,9 +342,67 @@ def _mask_name(number: int, names: Sequence[str] | None) -> str:
     return f"{number:05d}.png" if names is None else f"{names[number]}.png"
 
 
-def _report_survival(done: Mapping[int, Mapping[int, float] | None], path: Path) -> None:
+def object_numbers(masks: Mapping[int, np.ndarray]) -> list[int]:
+    """The objects of all masks, ascending."""
+    return sorted({label for mask in masks.values() for label in object_areas(mask)})
+
+
+def _write_annotations(
+    masks: Mapping[int, np.ndarray], folder: Path, names: Sequence[str] | None
+) -> None:
+    """Stores the masks as they were given, and removes those of an earlier result."""
+    folder.mkdir(exist_ok=True)
+    given = {
+        _mask_name(number, names): mask
+        for number, mask in masks.items()
+        if names is None or number < len(names)
+    }
+    for path in folder.glob("*.png"):
+        if path.name not in given:
+            path.unlink()
+    for name, mask in given.items():
+        write_labels(folder / name, mask)
+
+
+def _write_table(done: Mapping[int, _Measured], labels: Sequence[int], path: Path) -> None:
+    """One row for each object in each frame; cells of what is not known are empty."""
+    lines = ["frame,object,area,confidence,survival"]
+    for number in sorted(done):
+        areas, confidence, survival = done[number]
+        for label in labels:
+            values = [confidence.get(label), survival.get(label)]
+            cells = ["" if value is None else f"{value:.4f}" for value in values]
+            lines.append(",".join([f"{number},{label},{areas.get(label, 0)}", *cells]))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _write_next(
+    done: Mapping[int, _Measured],
+    masks: Mapping[int, np.ndarray],
+    names: Sequence[str] | None,
+    path: Path,
+) -> None:
+    """Which frames to annotate next."""
+    ranked = rank_frames(
+        {number: found.confidence for number, found in done.items()},
+        {number: found.survival for number, found in done.items()},
+        set(masks),
+    )
+    rows = [
+        {
+            "frame": one.number,
+            "name": str(one.number) if names is None else names[one.number],
+            "object": one.label,
+            "doubt": round(one.doubt, 4),
+            "gain": one.gain,
+        }
+        for one in ranked
+    ]
+    write_text(path, json.dumps(rows, indent=2) + "\n")
+
+
+def _report_survival(survival: Mapping[int, Mapping[int, float]], path: Path) -> None:
     """Stores it and warns of objects that were lost."""
-    survival = {number: found for number, found in done.items() if found is not None}
     write_text(path, json.dumps(survival, indent=2) + "\n")
     for label in sorted({label for found in survival.values() for label in found}):
         lost = [index for index, found in survival.items() if found.get(label, 1.0) < LOST]

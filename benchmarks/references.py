@@ -1,0 +1,207 @@
+"""Mean J against the number of annotated frames: all of them as references, and two older ways.
+
+    python benchmarks/references.py --data ROOT... [--sequences NAME...] [--counts 1 2 3 5 8]
+        [--seeds 3] [--cache DIR] [--short-side 240] [--json FILE]
+
+Each ROOT holds JPEGImages/480p and Annotations/480p. Features of `ino_vitt8`, protocol `ino-near`.
+J is the mean over all objects and all frames with ground truth, annotated ones included, which are
+as drawn in every way.
+
+Ways: `references` is `Tracker.track_references`; `correct` goes forward once, and each annotated
+frame replaces the reference from there on; `both-ways` takes the nearest annotated frame, earlier
+or later. Choices of frames: `random` is frame 0 and others at random; `even` is evenly spaced, both
+ends included; `program` is frame 0 and what `rank_frames` says, one after the other.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ino.data.label_maps import VOID, read_labels
+from ino.data.video import read_frames
+from ino.models.load import load_backbone
+from ino.propagate.protocols import get_protocol
+from ino.propagate.references import rank_frames
+from ino.propagate.tracker import Tracker
+
+Masks = dict[int, np.ndarray]
+
+
+class Remembered:
+    """A feature extractor that computes each frame of a list once, or reads a cache."""
+
+    def __init__(self, extractor: Any, frames: Sequence[np.ndarray], cache: Path | None) -> None:
+        self._extractor = extractor
+        self._numbers = {id(frame): number for number, frame in enumerate(frames)}
+        self._features: dict[int, torch.Tensor] = {}
+        if cache is not None and cache.exists():
+            stored = torch.from_numpy(np.load(cache)["features"]).float()
+            self._features = dict(enumerate(stored))
+        elif cache is not None:
+            found = torch.stack([self(frame) for frame in frames])
+            np.savez(cache, features=found.numpy().astype(np.float16))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._extractor, name)
+
+    def __call__(self, frame: np.ndarray) -> torch.Tensor:
+        number = self._numbers[id(frame)]
+        if number not in self._features:
+            self._features[number] = self._extractor(frame)
+        return self._features[number]
+
+
+def references(tracker: Tracker, frames: list[np.ndarray], masks: Masks) -> Masks:
+    """All annotated frames as references."""
+    return {one.number: one.labels for one in tracker.track_references(frames, masks)}
+
+
+def correct(tracker: Tracker, frames: list[np.ndarray], masks: Masks) -> Masks:
+    """Forward; an annotated frame replaces the reference from there on."""
+    first = min(masks)
+    found = {number: np.zeros_like(masks[first]) for number in range(first)}
+    found[first] = tracker.start(frames[first], masks[first])
+    for number in range(first + 1, len(frames)):
+        found[number] = tracker.step(frames[number])
+        if number in masks:
+            found[number] = tracker.add(masks[number])
+    return found
+
+
+def both_ways(tracker: Tracker, frames: list[np.ndarray], masks: Masks) -> Masks:
+    """From the nearest annotated frame."""
+    numbers = sorted(masks)
+    edges = [0, *((a + b) // 2 + 1 for a, b in pairwise(numbers)), len(frames)]
+    found: Masks = {}
+    for number, (first, end) in zip(numbers, pairwise(edges), strict=True):
+        for path in (range(number, end), range(number, first - 1, -1)):
+            found[number] = tracker.start(frames[number], masks[number])
+            for index in path[1:]:
+                found[index] = tracker.step(frames[index])
+    return found
+
+
+WAYS: dict[str, Callable[[Tracker, list[np.ndarray], Masks], Masks]] = {
+    "references": references,
+    "both-ways": both_ways,
+    "correct": correct,
+}
+
+
+def mean_j(found: Masks, truth: Masks) -> float:
+    """Mean J over objects and frames; an object that is in neither counts 1."""
+    labels = sorted({int(one) for mask in truth.values() for one in np.unique(mask)} - {0, VOID})
+    scores = []
+    for number, mask in truth.items():
+        for label in labels:
+            ours, theirs = found[number] == label, mask == label
+            union = (ours | theirs).sum()
+            scores.append((ours & theirs).sum() / union if union else 1.0)
+    return 100 * float(np.mean(scores))
+
+
+def evenly(available: Sequence[int], count: int) -> list[int]:
+    """Evenly spaced ones of the frames, both ends included."""
+    places = np.linspace(0, len(available) - 1, count).round().astype(int)
+    return [available[place] for place in places]
+
+
+def chosen_by_program(
+    tracker: Tracker, frames: list[np.ndarray], truth: Masks, counts: Sequence[int]
+) -> dict[int, Masks]:
+    """Results of `references` by the number of frames, which `rank_frames` chooses."""
+    masks = {min(truth): truth[min(truth)]}
+    results: dict[int, Masks] = {}
+    for count in range(1, max(counts) + 1):
+        tracked = list(tracker.track_references(frames, masks))
+        results[count] = {one.number: one.labels for one in tracked}
+        ranked = rank_frames(
+            {one.number: one.confidence for one in tracked},
+            {one.number: one.survival for one in tracked},
+            set(masks),
+            num_frames=len(frames),
+        )
+        following = [one.number for one in ranked if one.number in truth]
+        if not following:
+            break
+        masks[following[0]] = truth[following[0]]
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Tracks, scores, prints, and writes JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--sequences", nargs="+")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 5, 8])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--choices", nargs="+", default=["random", "even", "program"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--cache", type=Path, help="folder for features")
+    parser.add_argument("--short-side", type=int, default=240)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    folders = [path for root in given.data for path in sorted((root / "JPEGImages/480p").iterdir())]
+    if given.sequences:
+        folders = [folder for folder in folders if folder.name in given.sequences]
+    backbone = load_backbone("ino_vitt8")
+    scores: dict[str, dict[str, list[float]]] = {}
+    for folder in folders:
+        tracker = Tracker(backbone, protocol=get_protocol("ino-near", short_side=given.short_side))
+        frames = list(read_frames(folder))
+        annotations = folder.parents[2] / "Annotations/480p" / folder.name
+        truth = {
+            number: read_labels(path)
+            for number, image in enumerate(sorted(folder.glob("*.jpg")))
+            if (path := annotations / f"{image.stem}.png").exists()
+        }
+        cache = given.cache and given.cache / f"{folder.name}.npz"
+        tracker._extractor = Remembered(tracker._extractor, frames, cache)  # type: ignore[assignment]
+        rows = scores[folder.name] = {}
+        available = sorted(truth)
+        for count in [count for count in given.counts if count <= len(available)]:
+            drawn = {
+                "even": [evenly(available, count)],
+                "random": [
+                    [
+                        0,
+                        *random.Random(f"{folder.name} {count} {seed}").sample(
+                            available[1:], count - 1
+                        ),
+                    ]
+                    for seed in range(given.seeds)
+                ],
+            }
+            for choice in [one for one in given.choices if one in drawn]:
+                for way in given.ways:
+                    rows[f"{choice} {way} {count}"] = [
+                        mean_j(WAYS[way](tracker, frames, {n: truth[n] for n in numbers}), truth)
+                        for numbers in drawn[choice]
+                    ]
+                    print(
+                        folder.name, choice, way, count, rows[f"{choice} {way} {count}"], flush=True
+                    )
+        if "program" in given.choices:
+            results = chosen_by_program(tracker, frames, truth, given.counts)
+            for count in [count for count in given.counts if count in results]:
+                rows[f"program references {count}"] = [mean_j(results[count], truth)]
+                print(
+                    folder.name, "program", count, rows[f"program references {count}"], flush=True
+                )
+        if given.json:
+            given.json.write_text(json.dumps(scores, indent=2) + "\n")
+    print("\nmean over sequences")
+    for row in sorted({row for rows in scores.values() for row in rows}):
+        values = [np.mean(rows[row]) for rows in scores.values() if row in rows]
+        print(f"{row:28} {np.mean(values):5.1f}  ({len(values)} sequences)")
+
+
+if __name__ == "__main__":
+    main()

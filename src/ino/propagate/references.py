@@ -1,0 +1,580 @@
+"""Several annotated frames of one video: all of them stay references, forward and backward in time.
+
+Between two annotated frames a < b, masks are propagated forward from a and backward from b. With
+f(t) and b(t) the soft labels of both in frame t,
+
+    p(t) = w f(t) + (1 - w) b(t),    w : (1 - w) = (1 - u) F^u : u B^(1 - u),    u = (t - a)/(b - a)
+
+where F is how well the forward pass recovers the mask of b (J, 0..1) and B how well the backward
+pass recovers that of a. F and B are measured for each object, and w at a position is the mean over
+the objects that either pass sees there. An annotated frame comes out as its mask says, and frames
+before the first and after the last one are propagated from it alone. Reversing the video reverses
+the result.
+
+Two or more annotated frames also say which differences of features matter. Features are centered
+and multiplied by (C + 0.1 tr(C)/dim)^(-1/4), where C is their covariance within background and
+objects in all annotated frames: directions in which one object varies count less. Appended to them
+are the scores of a linear classifier of the objects (ridge regression, softmax), times 0.7.
+
+`rank_frames` says which frame to annotate next.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cachetools import LRUCache
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from ino.data.label_maps import BACKGROUND, VOID
+from ino.propagate.features import as_frame
+
+_LOG = logging.getLogger("ino")
+MAX_FEATURE_BYTES = 256 << 20
+"""Bound on the features that are kept from a backward pass for the forward pass."""
+FLOOR = 0.1
+"""Share of the mean variance that is added to the variance of each direction."""
+POWER = -0.25
+"""Of the variance in the transform of features; -0.5 would make all variances equal."""
+RIDGE = 0.1
+"""Of the classifier: share of the mean variance that is added to that of each direction."""
+CLASS_TEMPERATURE = 0.3
+"""Of the softmax of the classifier's scores."""
+CLASS_WEIGHT = 0.7
+"""Of the classifier's scores beside features of length 1."""
+LOWEST = 0.05
+"""F and B are at least this, so that no pass is ruled out by its end."""
+
+
+class TrackedFrame(NamedTuple):
+    """A frame with its result.
+
+    Attributes:
+        number: of the frame, from 0.
+        labels: its label map, uint8 height x width.
+        confidence: of each object that is there, 0..1: the mean over its pixels of the largest soft
+            label divided by the sum of all; 1 in an annotated frame.
+        survival: of an object, 0..1, where it is known: between two annotated frames J of the
+            forward and the backward pass, elsewhere `Tracker.survival` where it was checked.
+    """
+
+    number: int
+    labels: np.ndarray
+    confidence: dict[int, float]
+    survival: dict[int, float]
+
+
+class ReferencePropagation:
+    """One video and its annotated frames, see `Tracker.track_references`."""
+
+    def __init__(
+        self,
+        frames: Sequence[Any] | Any,
+        masks: Mapping[int, np.ndarray],
+        new_session: Callable[..., Any],
+        *,
+        folder: Path | None,
+        check_every: int,
+        on_step: Callable[[], None],
+    ) -> None:
+        """See `Tracker.track_references`; nothing is computed yet.
+
+        Args:
+            frames: frames by number.
+            masks: checked label maps by the number of their frame.
+            new_session: makes a session of the tracker.
+            folder: of the temporary file.
+            check_every: frames between two checks of survival outside of two annotated frames.
+            on_step: called after each frame of each pass.
+        """
+        self._frames = frames
+        self._masks = masks
+        self._new_session = new_session
+        self._folder = folder
+        self._check_every = check_every
+        self._on_step = on_step
+        self._complete = complete_frames(masks)
+        self._objects = {number: _objects(mask) for number, mask in masks.items()}
+        self._metric: Metric | None = None
+        self._features: LRUCache[int, Tensor] = LRUCache(
+            MAX_FEATURE_BYTES, getsizeof=lambda one: one.nbytes
+        )
+
+    def run(self) -> Iterator[TrackedFrame]:
+        """All frames, each as soon as it is finished."""
+        self._say_what_is_missing()
+        first, last = self._complete[0], self._complete[-1]
+        if len(self._complete) > 1:
+            self._metric = self._learn_metric()
+        if first > 0:
+            yield from self._one_way(first, -1)
+        self._on_step()
+        yield self._as_drawn(first, None)
+        for start, end in pairwise(self._complete):
+            yield from self._between(start, end)
+        if last + 1 < len(self._frames):
+            yield from self._one_way(last, 1)
+
+    def _say_what_is_missing(self) -> None:
+        known: set[int] = set()
+        for number in self._complete:
+            if missing := sorted(known - set(self._objects[number])):
+                _LOG.warning(
+                    "object %s: not drawn in frame %d, so it counts as not visible there; draw all "
+                    "visible objects in each frame that you annotate",
+                    ", ".join(map(str, missing)),
+                    number,
+                )
+            known.update(self._objects[number])
+
+    def _as_drawn(self, number: int, predicted: np.ndarray | None) -> TrackedFrame:
+        """An annotated frame; void pixels as predicted, which the background is without."""
+        mask = self._masks[number]
+        if (mask == VOID).any():
+            filling = np.uint8(BACKGROUND) if predicted is None else predicted
+            mask = np.where(mask == VOID, filling, mask)
+        return TrackedFrame(number, mask.copy(), dict.fromkeys(self._objects[number], 1.0), {})
+
+    def _one_way(self, reference: int, direction: int) -> Iterator[TrackedFrame]:
+        """The frames from an annotated one to the end or to the beginning of the video."""
+        session = self._start(reference, direction)
+        end = len(self._frames) if direction > 0 else -1
+        for number in range(reference + direction, end, direction):
+            labels = self._step(session, number)
+            checks = self._check_every and (number - reference) % self._check_every == 0
+            confidence = mean_confidence(labels, session.confidence())
+            if number in self._masks:
+                confidence |= dict.fromkeys(self._objects[number], 1.0)
+            yield TrackedFrame(number, labels, confidence, session.survival() if checks else {})
+
+    def _between(self, start: int, end: int) -> Iterator[TrackedFrame]:
+        """The frames between two annotated ones, and the latter of these."""
+        if end - start == 1:
+            self._on_step()
+            yield self._as_drawn(end, None)
+            return
+        entering = {
+            label: number
+            for number, labels in self._objects.items()
+            if start < number < end
+            for label in labels
+        }
+        begins = dict.fromkeys(self._objects[start], start) | entering
+        ids = sorted({BACKGROUND, *begins, *self._objects[end]})
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            session = self._start(end, -1)
+            recovered_back: dict[int, float] = {}
+            stored: _SoftLabels | None = None
+            for number in range(end - 1, start - 1, -1):
+                returned = self._step(session, number, enters=False)
+                if stored is None:
+                    stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
+                stored.write(0, number, arrange(session.soft, session.ids, ids))
+                for label in (one for one, begin in begins.items() if begin == number):
+                    recovered_back[label] = jaccard(returned, self._masks[number], label)
+                    if label in session.ids:
+                        session.remove(label)
+            assert stored is not None
+            session = self._start(start, 1)
+            labels = self._masks[start]
+            for number in range(start + 1, end + 1):
+                labels = self._step(session, number)
+                stored.write(1, number, arrange(session.soft, session.ids, ids))
+            recovered = {
+                label: jaccard(labels, self._masks[end], label) for label in self._objects[end]
+            }
+            spans = {
+                label: Span(
+                    begins.get(label),
+                    end if label in recovered else None,
+                    max(LOWEST, recovered.get(label, 1.0)),
+                    max(LOWEST, recovered_back.get(label, 1.0)),
+                )
+                for label in ids[1:]
+            }
+            for number in range(start + 1, end):
+                forward = stored.read(1, number).to(session.soft.device)
+                backward = stored.read(0, number).to(session.soft.device)
+                soft = blend(
+                    forward, backward, [spans[label] for label in ids[1:]], number, (start, end)
+                )
+                blended = session.label_map(soft, ids)
+                confidence = mean_confidence(blended, session.confidence(soft))
+                if number in self._masks:
+                    blended = _drawn_over(blended, self._masks[number])
+                    confidence |= dict.fromkeys(self._objects[number], 1.0)
+                both = [i for i, label in enumerate(ids) if i and None not in spans[label][:2]]
+                agreement = agreement_of(forward, backward, both)
+                yield TrackedFrame(
+                    number, blended, confidence, {ids[i]: j for i, j in agreement.items()}
+                )
+        yield self._as_drawn(end, labels)
+
+    def _learn_metric(self) -> "Metric | None":
+        """Of the annotated frames; None where the protocol does not take normalized features."""
+        session = self._new_session()
+        if not session.protocol.normalize_features:
+            return None
+        ids = sorted({BACKGROUND, *(one for found in self._objects.values() for one in found)})
+        first = self._complete[0]
+        shape = session.read(as_frame(self._frames[first], f"frame {first}"), first)
+        labels = {}
+        for number in self._complete:
+            soft = session.soft_mask(self._masks[number], ids, features=shape)
+            # Positions of void pixels have no label.
+            labels[number] = torch.where(soft.sum(dim=-1) > 0, soft.argmax(dim=-1), -1)
+        found = torch.cat([one[one >= 0].cpu() for one in labels.values()])
+        counts = torch.bincount(found, minlength=len(ids))
+        moments = Moments(counts, shape.shape[-1])
+        for number in self._complete:
+            features = session.read(as_frame(self._frames[number], f"frame {number}"), number)
+            labeled = labels[number] >= 0
+            moments.add(features[labeled], labels[number][labeled])
+        return moments.metric()
+
+    def _start(self, reference: int, direction: int) -> Any:
+        """A session that has seen an annotated frame."""
+        inside = reference not in (self._complete[0], self._complete[-1])
+        outward = reference == self._complete[0 if direction < 0 else -1]
+        session = self._new_session(
+            first=reference, direction=direction, void=True, warns=outward and not inside
+        )
+        mask = self._masks[reference]
+        session.step(
+            self._frames[reference],
+            mask,
+            self._objects[reference],
+            features=self._read(session, reference),
+        )
+        return session
+
+    def _step(self, session: Any, number: int, *, enters: bool = True) -> np.ndarray:
+        """The label map of the next frame, which objects enter that only its mask has."""
+        mask = self._masks.get(number) if enters and number not in self._complete else None
+        new_ids = [] if mask is None else self._objects[number]
+        labels = session.step(
+            self._frames[number], mask, new_ids, features=self._read(session, number)
+        )
+        self._on_step()
+        return labels
+
+    def _read(self, session: Any, number: int) -> Tensor:
+        """The features of a frame."""
+        if number in self._features:
+            return self._features[number]
+        features = session.read(as_frame(self._frames[number], f"frame {number}"), number)
+        if self._metric is not None:
+            features = self._metric(features)
+        if features.nbytes <= MAX_FEATURE_BYTES:
+            self._features[number] = features
+        return features
+
+
+class Metric(NamedTuple):
+    """Features to features in which the objects of the annotated frames differ more."""
+
+    mean: Float[Tensor, "dim"]
+    whitening: Float[Tensor, "dim dim"]
+    classifier: Float[Tensor, "dim label"]
+    bias: Float[Tensor, "label"]
+
+    def __call__(
+        self, features: Float[Tensor, "rows columns dim"]
+    ) -> Float[Tensor, "rows columns more"]:
+        mean, whitening, classifier, bias = (one.to(features.device) for one in self)
+        scores = ((features @ classifier + bias) / CLASS_TEMPERATURE).softmax(dim=-1)
+        whitened = F.normalize((features - mean) @ whitening, dim=-1)
+        both = torch.cat([whitened, CLASS_WEIGHT * (scores - 1 / len(bias))], dim=-1)
+        return F.normalize(both, dim=-1).contiguous()
+
+
+class Moments:
+    """Sums over features of annotated frames, in memory that does not grow with their number."""
+
+    def __init__(self, counts: Shaped[Tensor, "label"], dim: int) -> None:
+        """No feature yet.
+
+        Args:
+            counts: positions of each label in all frames that will be added.
+            dim: of features.
+        """
+        num_labels = len(counts)
+        self._counts = counts.double()
+        self._shares = torch.where(counts > 0, 1 / counts.double().clamp(min=1), 0)
+        self._shares /= (counts > 0).sum()
+        self._sums = torch.zeros(num_labels, dim, dtype=torch.float64)
+        self._products = torch.zeros(dim, dim, dtype=torch.float64)
+        self._balanced = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(
+        self, features: Float[Tensor, "position dim"], labels: Int64[Tensor, "position"]
+    ) -> None:
+        """Adds those of a frame, with the channel of the label of each."""
+        chosen, labels = features.double().cpu(), labels.cpu()
+        self._sums.index_add_(0, labels, chosen)
+        self._products += chosen.T @ chosen
+        self._balanced += (chosen * self._shares[labels][:, None]).T @ chosen
+
+    def metric(self) -> Metric:
+        """The transform, see the head of this file."""
+        total = self._counts.sum()
+        means = self._sums / self._counts.clamp(min=1)[:, None]
+        within = (self._products - (means * self._counts[:, None]).T @ means) / total
+        values, vectors = torch.linalg.eigh(within)
+        values = values.clamp(min=0) + (FLOOR * values.mean()).clamp(min=1e-12)
+        whitening = vectors @ torch.diag(values**POWER) @ vectors.T
+        # Ridge regression of the one-hot labels, in which all labels weigh the same.
+        targets = self._sums * self._shares[:, None]  # (label, dim)
+        weights = self._counts * self._shares
+        center = targets.sum(dim=0)
+        covariance = self._balanced - torch.outer(center, center)
+        ridge = (RIDGE * covariance.diagonal().mean()).clamp(min=1e-12)
+        covariance += ridge * torch.eye(len(center), dtype=torch.float64)
+        classifier = torch.linalg.solve(covariance, (targets - torch.outer(weights, center)).T)
+        return Metric(
+            (self._sums.sum(dim=0) / total).float(),
+            whitening.float(),
+            classifier.float(),
+            (weights - center @ classifier).float(),
+        )
+
+
+class Span(NamedTuple):
+    """Where an object is drawn on both sides of a frame, and how well each pass recovers it.
+
+    Attributes:
+        begin: the annotated frame before, None if it does not hold the object.
+        end: the annotated frame after, None if it does not hold the object.
+        recovered: J of the forward pass at the end, above 0.
+        recovered_back: J of the backward pass at the beginning, above 0.
+    """
+
+    begin: int | None
+    end: int | None
+    recovered: float
+    recovered_back: float
+
+
+def blend(
+    forward: Float[Tensor, "rows columns channel"],
+    backward: Float[Tensor, "rows columns channel"],
+    spans: Sequence[Span],
+    number: int,
+    interval: tuple[int, int],
+) -> Float[Tensor, "rows columns channel"]:
+    """Soft labels of a frame between two annotated ones, from those of both passes.
+
+    Args:
+        forward: soft labels, 0..1, background first.
+        backward: the same of the other pass.
+        spans: one for each object, in the order of the channels.
+        number: of the frame.
+        interval: numbers of the two annotated frames.
+    """
+    start, end = interval
+    forward, backward = forward.clone(), backward.clone()
+    usual = 1 - (number - start) / (end - start)
+    weighted, mass = torch.zeros_like(forward[..., 0]), torch.zeros_like(forward[..., 0])
+    for channel, span in enumerate(spans, start=1):
+        begin = start if span.begin is None else span.begin
+        share = (number - begin) / (end - begin)
+        if share < 0:
+            continue
+        if span.end is None or span.begin is None:  # there up to half of the way
+            weight = float(span.end is None)
+            if (share > 0.5) == (span.end is None) and share != 0.5:
+                for soft in (forward, backward):
+                    soft[..., 0] += soft[..., channel]
+                    soft[..., channel] = 0
+                continue
+        else:
+            ours = (1 - share) * span.recovered**share
+            theirs = share * span.recovered_back ** (1 - share)
+            weight = ours / (ours + theirs)
+        seen = forward[..., channel] + backward[..., channel]
+        weighted += weight * seen
+        mass += seen
+    local = torch.where(mass > 0, weighted / mass.clamp(min=1e-12), usual)[..., None]
+    return local * forward + (1 - local) * backward
+
+
+def complete_frames(masks: Mapping[int, np.ndarray]) -> list[int]:
+    """The numbers of the frames whose masks say of all objects whether they are visible, ascending.
+
+    The others hold nothing but objects that no mask before them holds: they only introduce these.
+    """
+    known: set[int] = set()
+    complete = []
+    for number in sorted(masks):
+        found = set(_objects(masks[number]))
+        if not complete or not found or found & known:
+            complete.append(number)
+        known |= found
+    return complete
+
+
+def num_steps(masks: Mapping[int, np.ndarray], num_frames: int) -> int:
+    """The number of frames that `Tracker.track_references` computes; those between two annotated
+    frames count twice."""
+    numbers = complete_frames(masks)
+    between = sum(2 * (end - start) if end - start > 1 else 1 for start, end in pairwise(numbers))
+    return numbers[0] + 1 + between + num_frames - 1 - numbers[-1]
+
+
+def arrange(
+    soft: Float[Tensor, "rows columns channel"], given: Sequence[int], ids: Sequence[int]
+) -> Float[Tensor, "rows columns label"]:
+    """The channels of the labels `given` as those of `ids`; channels of one label are added."""
+    arranged = soft.new_zeros(*soft.shape[:2], len(ids))
+    for channel, label in enumerate(given):
+        arranged[..., ids.index(label)] += soft[..., channel]
+    return arranged
+
+
+def jaccard(labels: np.ndarray, mask: np.ndarray, label: int) -> float:
+    """J of one label, 0..1, where the mask is not void; 1 if it is in neither."""
+    ours, theirs = (labels == label) & (mask != VOID), mask == label
+    union = int((ours | theirs).sum())
+    return int((ours & theirs).sum()) / union if union else 1.0
+
+
+def agreement_of(
+    one: Float[Tensor, "rows columns channel"],
+    other: Float[Tensor, "rows columns channel"],
+    channels: Sequence[int],
+) -> dict[int, float]:
+    """J of each channel, 0..1, between two soft labelings; 1 if it is the largest in neither."""
+    best, best_of_other = one.argmax(dim=-1), other.argmax(dim=-1)
+    found = {}
+    for channel in channels:
+        ours, theirs = best == channel, best_of_other == channel
+        union = int((ours | theirs).sum())
+        found[channel] = int((ours & theirs).sum()) / union if union else 1.0
+    return found
+
+
+def mean_confidence(labels: np.ndarray, confidence: np.ndarray) -> dict[int, float]:
+    """The mean confidence over the pixels of each object."""
+    areas = np.bincount(labels.ravel(), minlength=256)
+    sums = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=256)
+    return {
+        int(label): round(float(sums[label] / areas[label]), 4)
+        for label in np.flatnonzero(areas)
+        if label not in (BACKGROUND, VOID)
+    }
+
+
+class _SoftLabels:
+    """Soft labels of two passes over some frames, in a file, as float16."""
+
+    def __init__(
+        self, file: IO[bytes], grid: Sequence[int], num_labels: int, first: int, last: int
+    ) -> None:
+        self._file = file
+        self._shape = (*grid, num_labels)
+        self._first, self._num_frames = first, last + 1 - first
+        self._num_bytes = 2 * int(np.prod(self._shape))
+
+    def _seek(self, side: int, number: int) -> None:
+        self._file.seek((side * self._num_frames + number - self._first) * self._num_bytes)
+
+    def write(self, side: int, number: int, soft: Tensor) -> None:
+        self._seek(side, number)
+        self._file.write(soft.half().cpu().numpy().tobytes())
+
+    def read(self, side: int, number: int) -> Tensor:
+        self._seek(side, number)
+        data = np.frombuffer(self._file.read(self._num_bytes), dtype=np.float16)
+        return torch.from_numpy(data.astype(np.float32).reshape(self._shape))
+
+
+def _objects(mask: np.ndarray) -> list[int]:
+    found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    return [int(label) for label in found if label not in (BACKGROUND, VOID)]
+
+
+def _drawn_over(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The labels, with the objects of a mask where it has them and nowhere else."""
+    drawn = _objects(mask)
+    kept = np.where(np.isin(labels, drawn), np.uint8(BACKGROUND), labels)
+    return np.where(np.isin(mask, drawn), mask, kept)
+
+
+class NextFrame(NamedTuple):
+    """A frame that is worth annotating.
+
+    Attributes:
+        number: of the frame, from 0.
+        label: the object that is most doubtful there; None if none is.
+        doubt: of that object, 0..1.
+        gain: doubt that annotating the frame is expected to remove, frames.
+    """
+
+    number: int
+    label: int | None
+    doubt: float
+    gain: float
+
+
+def rank_frames(
+    confidence: Mapping[int, Mapping[int, float]],
+    survival: Mapping[int, Mapping[int, float]],
+    annotated: Collection[int],
+    *,
+    num_frames: int = 3,
+) -> list[NextFrame]:
+    """Which frames to annotate next, the best one first; none if all frames are certain.
+
+    The doubt d of an object in a frame is 1 - confidence x survival (confidence alone where
+    survival is not known); that of a frame is the mean over its objects. Annotating frame t within
+    a stretch of n frames without annotation is expected to remove
+
+        sum over frames t' of the stretch of d(t') (1 - |t - t'| / n)
+
+    so long stretches count, and places in the midst of doubtful frames. The next best frame is
+    chosen after this is removed.
+
+    Args:
+        confidence: of each object, 0..1, by the number of the frame; all frames of the video.
+        survival: the same, of frames and objects where it is known.
+        annotated: numbers of the annotated frames.
+        num_frames: how many to return at most.
+    """
+    doubts = {
+        number: {
+            label: 1 - value * survival.get(number, {}).get(label, 1.0)
+            for label, value in found.items()
+        }
+        for number, found in confidence.items()
+    }
+    doubt = np.zeros(max(doubts, default=-1) + 1)
+    for number, found in doubts.items():
+        if found and number not in annotated:
+            doubt[number] = sum(found.values()) / len(found)
+    borders = sorted({-1, len(doubt), *annotated})
+    chosen: list[NextFrame] = []
+    while len(chosen) < num_frames:
+        best: tuple[float, int, int, int] = (0.0, -1, 0, 0)
+        for before, after in pairwise(borders):
+            places = np.arange(before + 1, after)
+            distances = np.abs(places[:, None] - places) / max(1, len(places))
+            gains = ((1 - distances) * doubt[places]).sum(axis=1)
+            if len(places) and gains.max() > best[0]:
+                best = (float(gains.max()), int(places[gains.argmax()]), before, after)
+        gain, number, before, after = best
+        if number < 0:
+            break
+        there = doubts.get(number, {})
+        label = max(there, key=lambda one: there[one], default=None)
+        chosen.append(NextFrame(number, label, there[label] if label else 0.0, round(gain, 3)))
+        places = np.arange(before + 1, after)
+        doubt[places] *= np.abs(places - number) / len(places)
+        borders = sorted({*borders, number})
+    return chosen

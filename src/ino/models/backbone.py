@@ -140,7 +140,10 @@ class Backbone(nn.Module, ABC):
             features cover the remainder.
         smallest_side: minimum length of a side of the input, in pixels.
         mean, std, colors, protocol: see `Reading`.
+        limits_attention: whether `attention_side` can be given.
     """
+
+    limits_attention = False
 
     def __init__(
         self,
@@ -165,13 +168,18 @@ class Backbone(nn.Module, ABC):
         self.protocol = reading.protocol
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        *,
+        layer: int | None,
+        attention_side: int | None = None,
     ) -> Float[Tensor, "batch dim rows columns"]:
         """Features of a layer, counted from 1; what comes after it does not run.
 
         Args:
             images: normalised by `mean` and `std`; sides are multiples of `side_multiple`.
             layer: 1 to `num_layers`; None for the last.
+            attention_side: see `VisionTransformer`; only where `limits_attention` is true.
 
         Raises:
             ConfigError: there is no such layer.
@@ -185,7 +193,9 @@ class Backbone(nn.Module, ABC):
                 f"backbone: each side must be at least {self.smallest_side} pixels; give a larger "
                 "video or a larger short_side"
             )
-        return self.read(images, layer)
+        if attention_side is None:
+            return self.read(images, layer)
+        return self.read_locally(images, layer, attention_side)
 
     def check_layer(self, layer: int | None) -> None:
         """Raises a ConfigError if there is no such layer; None stands for the last."""
@@ -200,6 +210,12 @@ class Backbone(nn.Module, ABC):
         self, images: Float[Tensor, "batch 3 height width"], layer: int
     ) -> Float[Tensor, "batch dim rows columns"]:
         """Features of a layer that exists."""
+
+    def read_locally(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int, attention_side: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        """The same where each patch attends to patches near it."""
+        raise NotImplementedError
 
 
 def input_channels(
@@ -224,6 +240,8 @@ def input_channels(
 class VitBackbone(Backbone):
     """Patch tokens of a ViT's block, final norm applied; layer n is block n."""
 
+    limits_attention = True
+
     def __init__(
         self, vit: VisionTransformer, *, std: Triple = IMAGENET_STD, reading: Reading | None = None
     ) -> None:
@@ -238,7 +256,15 @@ class VitBackbone(Backbone):
     def read(
         self, images: Float[Tensor, "batch 3 height width"], layer: int
     ) -> Float[Tensor, "batch dim rows columns"]:
-        tokens = self.vit(images, num_blocks=layer)[:, 1:]
+        return self._features(images, num_blocks=layer)
+
+    def read_locally(
+        self, images: Float[Tensor, "batch 3 height width"], layer: int, attention_side: int
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        return self._features(images, num_blocks=layer, attention_side=attention_side)
+
+    def _features(self, images: Tensor, **options: Any) -> Tensor:
+        tokens = self.vit(images, **options)[:, 1:]
         rows, columns = (side // self.stride for side in images.shape[-2:])
         return tokens.transpose(1, 2).unflatten(2, (rows, columns))
 

@@ -19,6 +19,9 @@ from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
 
+COLOR_BASE = 6.0
+"""Colors, in the units of the network's input, count the less the larger this is."""
+
 
 @typing.runtime_checkable
 class FeatureBackbone(typing.Protocol):
@@ -27,8 +30,8 @@ class FeatureBackbone(typing.Protocol):
     It is called with normalized images (batch, 3, height, width), whose sides are multiples of the
     stride, and the layer to read (None for the last one). It returns features (batch, dim, rows,
     columns) and raises ConfigError if it has no such layer. It may also have the attributes
-    `strides`, `side_multiple`, `smallest_side`, `colors` and `check_layer`, which are described in
-    `ino.models.backbone.Backbone`; without `colors` the input is RGB.
+    `strides`, `side_multiple`, `smallest_side`, `colors`, `check_layer` and `limits_attention`,
+    which are described in `ino.models.backbone.Backbone`; without `colors` the input is RGB.
 
     Attributes:
         stride: pixels of the input per feature of the last layer.
@@ -103,6 +106,15 @@ class FeatureExtractor:
         if check_layer := getattr(backbone, "check_layer", None):
             check_layer(protocol.layer)
         layer, strides = protocol.layer, getattr(backbone, "strides", ())
+        self._options: dict[str, int] = {}
+        if protocol.attention_side is not None:
+            if not getattr(backbone, "limits_attention", False):
+                raise ConfigError(
+                    f"protocol {protocol.name} limits attention to {protocol.attention_side} "
+                    "patches, which only the ViTs of ino do: --set attention_side=none gives whole "
+                    "attention, and --protocol another protocol"
+                )
+            self._options = {"attention_side": protocol.attention_side}
         self.stride = strides[layer - 1] if layer and layer <= len(strides) else backbone.stride
         self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
         self._colors: Colors = getattr(backbone, "colors", "rgb")
@@ -141,7 +153,7 @@ class FeatureExtractor:
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):
-            features = self._backbone(image, layer=self._protocol.layer)
+            features = self._backbone(image, layer=self._protocol.layer, **self._options)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
             raise ConfigError(
                 "a backbone must give features of shape 1 x dim x rows x columns for an image, but "
@@ -150,6 +162,9 @@ class FeatureExtractor:
         features = features[0].float().permute(1, 2, 0)
         if self._protocol.normalize_features:
             features = F.normalize(features, dim=-1)
+        if share := self._protocol.color_share:
+            colors = color_features(image, (features.shape[0], features.shape[1]))
+            features = torch.cat([features * (1 - share) ** 0.5, colors * share**0.5], dim=-1)
         return features.contiguous()
 
     def prepare(
@@ -180,6 +195,24 @@ class FeatureExtractor:
             return cropped, cropped
         height, width = (round(side) for side in _scaled_sides(size, protocol=rule))
         return (height, width), cropped
+
+
+def color_features(
+    image: Float[Tensor, "1 3 height width"], grid: Size
+) -> Float[Tensor, "rows columns 13"]:
+    """Color of each feature's area, as vectors of length 1.
+
+    The mean color of each quarter of the area and the constant COLOR_BASE, divided by their length:
+    the product of two vectors falls with the distance of their colors.
+
+    Args:
+        image: the network's input.
+        grid: rows and columns of the features.
+    """
+    rows, columns = grid
+    quarters = F.adaptive_avg_pool2d(image, (2 * rows, 2 * columns))
+    colors = F.pixel_unshuffle(quarters, 2)[0].permute(1, 2, 0) / 2
+    return F.normalize(F.pad(colors, (0, 1), value=COLOR_BASE), dim=-1)
 
 
 def input_size(

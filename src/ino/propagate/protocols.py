@@ -1,36 +1,56 @@
 """Named protocols of mask propagation: every choice that decides a published number.
 
 `Protocol` has the fields that methods share; those that only MAST, CorrFlow, TimeCycle and ContCorr
-set come from `ino.propagate.peers.PeerSettings`. A protocol says what is computed, not how fast.
+set come from `ino.propagate.peers.PeerSettings`, and those that only our fast and our best one set
+from `OwnSettings`. A protocol says what is computed, not how fast.
 Mean, deviation and color space of the network's input belong to the backbone.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ino.errors import ConfigError
 from ino.kernels.topk import WindowShape
 from ino.propagate.peers import Count, PeerSettings, Positive
-from ino.schema import checked
+from ino.schema import Model, checked
 
 Size = tuple[int, int]
 """Height and width, pixels."""
 
 MaskDown = Literal[
-    "bilinear-align-corners", "linear", "nearest", "nearest-or-most", "strided", "averaged-ids"
+    "bilinear-align-corners",
+    "linear",
+    "nearest",
+    "nearest-or-most",
+    "strided",
+    "averaged-ids",
+    "area",
 ]
 """One-hot maps to the feature grid: bilinearly with corners aligned; bilinearly as OpenCV does,
 corners not aligned; the label map by nearest neighbor; the same, where an object that would be lost
-gets the feature that holds most of it; the pixel at the top left of each feature; or bilinearly
-averaged numbers of the objects, fractions cut off."""
+gets the feature that holds most of it; the pixel at the top left of each feature; bilinearly
+averaged numbers of the objects, fractions cut off; or the share of each feature's area."""
 
 MaskUp = Literal["bilinear-stride", "bilinear", "bilinear-align-corners", "nearest"]
 """Channels to pixels: bilinearly to stride times the grid and, after the argmax, by nearest
 neighbor to the size of masks; or straight to that size in one of three ways."""
 
 
-class Protocol(PeerSettings):
+class OwnSettings(Model):
+    """Protocol fields that only `ino-fast` and `ino-best` set; others keep the defaults."""
+
+    attention_side: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    """Side, in patches, of the square around it that a patch attends to in the network; None: the
+    whole frame. Only for ViTs of ino."""
+    color_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of raw color in the similarity of two features."""
+    flow_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share in a pixel's label of the label map of the frame before, moved along the optical flow,
+    where the flow is trusted."""
+
+
+class Protocol(PeerSettings, OwnSettings):
     """The choices of one protocol; `get_protocol` gives a named one with single fields replaced."""
 
     name: str
@@ -118,6 +138,10 @@ class Protocol(PeerSettings):
                 "reference_passed_on must be false where feedback is hard",
             ),
             (
+                self.masks_at == "video" or not self.flow_share,
+                "masks_at must be video where flow_share is above 0",
+            ),
+            (
                 self.realign_after is None or self.border == "empty",
                 "border must be empty where realign_after is set",
             ),
@@ -128,10 +152,11 @@ class Protocol(PeerSettings):
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name, for settings.json; the fields of `PeerSettings` come last."""
+        """All fields by name, for settings.json; the fields of `PeerSettings` and
+        `OwnSettings` come last."""
         values = self.model_dump()
-        of_peers = PeerSettings.model_fields
-        return {one: values[one] for one in values if one not in of_peers} | values
+        last = PeerSettings.model_fields | OwnSettings.model_fields
+        return {one: values[one] for one in values if one not in last} | values
 
 
 def _like(protocol: Protocol, **changes: Any) -> Protocol:
@@ -307,11 +332,26 @@ _INO_NEAR = _like(
     mask_up="bilinear",
 )
 
+# Ours, by which `--quality` chooses; docs/benchmarks.md has what each field is worth.
+_INO_FAST = _like(
+    _INO_NEAR,
+    name="ino-fast",
+    short_side=320,
+    radius=4,
+    mask_down="area",
+    feedback="hard",
+    attention_side=16,
+    color_share=0.6,
+    flow_share=0.8,
+)
+
+_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=480, radius=6)
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         *(_INO_DAVIS, _INO_YTVOS, _DINO, _DINOV3, _CRW, _VFS, _DUL),
-        *(_MAST, _CORRFLOW, _CONTCORR, _TIMECYCLE, _INO_NEAR),
+        *(_MAST, _CORRFLOW, _CONTCORR, _TIMECYCLE, _INO_NEAR, _INO_FAST, _INO_BEST),
     )
 }
 """The protocols by name."""

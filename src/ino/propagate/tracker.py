@@ -35,6 +35,7 @@ from ino.propagate.labels import (
 )
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Size, get_protocol
+from ino.propagate.refine import Motion, estimate_motion, refine_labels
 
 Image = np.ndarray | torch.Tensor
 
@@ -357,6 +358,10 @@ class Session:
         self._given = np.empty((0, 0), dtype=np.uint8)
         self._given_ids: list[int] = []
         self._labels = np.empty((0, 0), dtype=np.uint8)
+        # Where labels follow the optical flow: the last frame, and what they were before it.
+        self._frame: np.ndarray | None = None
+        self._motion: Motion | None = None
+        self._before = np.empty((0, 0), dtype=np.uint8)
         self._num_pixels = np.zeros(256)  # of each label
 
     @property
@@ -389,6 +394,10 @@ class Session:
         if features is None:
             return np.zeros(size, dtype=np.uint8)
         is_first = not self._ids
+        if self._protocol.flow_share:
+            if self._frame is not None:
+                self._motion, self._before = estimate_motion(self._frame, frame), self._labels
+            self._frame = frame.copy()
         entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
         self._ids += entering
         labels = self._advance(features, mask if new_ids else None, entering)
@@ -437,8 +446,9 @@ class Session:
             raise MaskError(f"there is no object {label!r} to remove; the objects are {objects}")
         self._ids[self._ids.index(label)] = BACKGROUND
         self._given_ids = [one for one in self._given_ids if one != label]
-        self._given, self._predicted, self._labels = (
-            _without(one, [label]) for one in (self._given, self._predicted, self._labels)
+        self._given, self._predicted, self._labels, self._before = (
+            _without(one, [label])
+            for one in (self._given, self._predicted, self._labels, self._before)
         )
         return self._labels
 
@@ -447,6 +457,8 @@ class Session:
         assert self._size is not None
         if not self._ids:
             return np.zeros(self._size, dtype=np.float32)
+        if self._motion is not None:
+            return self._refine(self._motion)[1]
         confidence = label_confidence(
             self._soft,
             stride=self._extractor.stride,
@@ -509,7 +521,21 @@ class Session:
             video = f"{self._name}: " if self._name else ""
             _LOG.warning("%sobject %d in frame %d %s", video, label, self.frame, what)
 
+    def _refine(self, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
+        """Label map and confidence."""
+        return refine_labels(
+            self._soft,
+            motion,
+            self._before,
+            ids=self._ids,
+            share=self._protocol.flow_share,
+            method=self._protocol.mask_up,
+            normalize=self._protocol.normalize_output,
+        )
+
     def _harden(self) -> np.ndarray:
+        if self._motion is not None:
+            return self._refine(self._motion)[0]
         return harden_labels(
             self._soft,
             ids=self._ids,
@@ -522,10 +548,11 @@ class Session:
     def _settle(
         self, labels: np.ndarray, mask: np.ndarray | None, given: Sequence[int]
     ) -> np.ndarray:
-        """The label map; where labels are fed back hard, with `given` ones as the mask says."""
+        """The label map; where labels are fed back hard or follow the optical flow, with `given`
+        ones as the mask says."""
+        if mask is not None and (self._protocol.feedback == "hard" or self._protocol.flow_share):
+            labels = np.where(np.isin(mask, given), mask, labels)
         if self._protocol.feedback == "hard":
-            if mask is not None:
-                labels = np.where(np.isin(mask, given), mask, labels)
             self._propagator.feed_back(self._soften(labels, self._ids))
         return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
 

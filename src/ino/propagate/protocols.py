@@ -6,7 +6,7 @@ from `OwnSettings`. A protocol says what is computed, not how fast.
 Mean, deviation and color space of the network's input belong to the backbone.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ from ino.errors import ConfigError
 from ino.kernels.topk import WindowShape
 from ino.propagate.peers import Count, PeerSettings, Positive
 from ino.schema import Model, checked
+
+Quality = Literal["fast", "default", "best"]
+"""What a user chooses in place of a protocol."""
 
 Size = tuple[int, int]
 """Height and width, pixels."""
@@ -347,6 +350,9 @@ _INO_FAST = _like(
 
 _INO_BEST = _like(_INO_FAST, name="ino-best", short_side=480, radius=6)
 
+_OF_FLOW = ("flow_share", "feedback", "mask_down")
+"""How labels follow the optical flow."""
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -386,6 +392,43 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
         return protocol
     radius = max(1, round(usual.radius * protocol.short_side / usual.short_side))
     return checked(Protocol, dict(protocol) | {"radius": radius}, where=where)
+
+
+def protocol_for(name: str, quality: Quality, **overrides: Any) -> Protocol:
+    """The protocol of a quality for weights that a named protocol suits.
+
+    For `ino-near` these are `ino-fast` and `ino-best`, which were chosen for the weights that come
+    with ino. For another one, `best` takes over from `ino-best` how labels follow the optical flow,
+    and `fast` also scales the input to `ino-fast`'s size; their scores were not measured.
+
+    Args:
+        name: of the protocol that suits the weights, which is that of quality default.
+        quality: fast, default or best.
+        overrides: see `get_protocol`.
+
+    Raises:
+        ConfigError: the quality is unknown, the protocol cannot follow the flow, or see
+            `get_protocol`.
+    """
+    if quality not in get_args(Quality):
+        raise ConfigError(
+            f"the quality is {quality!r}; choose one of {', '.join(get_args(Quality))}"
+        )
+    if quality == "default":
+        return get_protocol(name, **overrides)
+    chosen = PROTOCOLS[f"ino-{quality}"]
+    if name == _INO_NEAR.name:
+        return get_protocol(chosen.name, **overrides)
+    usual = get_protocol(name)
+    if usual.matching != "topk" or usual.masks_at != "video":
+        raise ConfigError(
+            f"quality {quality} does not go with protocol {name}, which suits these weights; use "
+            "quality default or other weights"
+        )
+    fields: dict[str, Any] = {one: getattr(chosen, one) for one in _OF_FLOW}
+    if quality == "fast":
+        fields["short_side"] = chosen.short_side
+    return get_protocol(name, **fields | overrides)
 
 
 def describe_protocol(protocol: Protocol) -> str:

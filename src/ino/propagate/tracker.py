@@ -17,7 +17,7 @@ import torch
 
 from ino.data.label_maps import BACKGROUND, VOID, as_labels
 from ino.errors import ConfigError, InoError, MaskError, VideoError
-from ino.models.backbone import computes_in_bf16
+from ino.models.backbone import choose_device, computes_in_bf16
 from ino.models.load import load_backbone
 from ino.propagate.features import (
     FeatureBackbone,
@@ -34,12 +34,16 @@ from ino.propagate.labels import (
     soften_labels,
 )
 from ino.propagate.propagator import Propagator
-from ino.propagate.protocols import Protocol, Size, get_protocol
+from ino.propagate.protocols import Protocol, Quality, Size, get_protocol, protocol_for
 from ino.propagate.refine import Motion, estimate_motion, refine_labels
 
 Image = np.ndarray | torch.Tensor
 
 _LOG = logging.getLogger("ino")
+
+SMALL_RADIUS = 12
+"""Up to which screening takes longer than it saves."""
+
 HALF = 0.5
 """An object with a smaller share of every feature has none of its own."""
 
@@ -66,8 +70,9 @@ class Tracker:
         backbone: FeatureBackbone | str | Path,
         *,
         protocol: Protocol | str | None = None,
+        quality: Quality | None = None,
         device: torch.device | str = "cpu",
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
         screening: bool | None = None,
     ) -> None:
         """Creates a tracker; moves the backbone to `device` and puts it into evaluation mode.
@@ -76,21 +81,30 @@ class Tracker:
             backbone: for instance from `ino.models.load.load_backbone`, or what that takes.
             protocol: a Protocol (see `get_protocol`), or the name of one, such as "ino-davis"; None
                 for the one that suits the weights.
+            quality: in place of a protocol, see `protocol_for`; None is default.
             device: where everything is computed; "auto" takes CUDA, else MPS, else the CPU.
             precision: of the network; bf16 is faster on hardware that supports it, but rounds the
-                features.
+                features; None is fp32, but bf16 for quality fast where the device computes in it.
             screening: on a CPU, preselect similar positions in bf16 and rank only these in fp32,
-                which gives the same result; None does so if the CPU supports bf16.
+                which gives the same result; None does so if the CPU supports bf16 and windows are
+                large.
 
         Raises:
-            ConfigError: the protocol, the device or the precision is unknown, or the backbone does
-                not fit the protocol.
+            ConfigError: both a protocol and a quality are given; one of these, the device or the
+                precision is unknown; or the backbone does not fit the protocol.
             CheckpointError: see `load_backbone`.
         """
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone)
+        if protocol is not None and quality is not None:
+            raise ConfigError(
+                "both a protocol and a quality are given: a protocol is exact, and a quality "
+                "chooses one; give either"
+            )
         if protocol is None:
             protocol = getattr(backbone, "protocol", None)
+            if isinstance(protocol, str):
+                protocol = protocol_for(protocol, quality or "default")
         if isinstance(protocol, str):
             protocol = get_protocol(protocol)
         if not isinstance(protocol, Protocol):
@@ -99,12 +113,13 @@ class Tracker:
                 "get_protocol gives"
             )
         self.protocol = protocol
-        self.precision: Precision = precision
+        self.precision: Precision = precision or usual_precision(quality, device)
         self._extractor = FeatureExtractor(
-            backbone, protocol=self.protocol, device=device, precision=precision
+            backbone, protocol=self.protocol, device=device, precision=self.precision
         )
         if screening is None:
-            screening = computes_in_bf16(self._extractor.device)
+            is_large = protocol.radius is None or protocol.radius > SMALL_RADIUS
+            screening = is_large and computes_in_bf16(self._extractor.device)
         self._screening = screening
         self._session: Session | None = None
         self._busy = threading.Lock()
@@ -323,6 +338,13 @@ class Tracker:
         if self._session is None:
             raise MaskError("no mask was given yet: call start(frame, mask) first")
         return self._session
+
+
+def usual_precision(quality: Quality | None, device: torch.device | str) -> Precision:
+    """The precision of the network where none is chosen."""
+    if quality == "fast" and computes_in_bf16(choose_device(str(device))):
+        return "bf16"
+    return "fp32"
 
 
 class Session:

@@ -348,7 +348,7 @@ _INO_FAST = _like(
     flow_share=0.8,
 )
 
-_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=480, radius=6)
+_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=640, radius=8)
 
 _OF_FLOW = ("flow_share", "feedback", "mask_down")
 """How labels follow the optical flow."""

@@ -55,6 +55,7 @@ def test_ino_davis_is_the_table_of_the_released_code():
         "keep_given": True,
         "attention_side": None,
         "color_share": 0.0,
+        "zoom_margin": None,
         "flow_share": 0.0,
     }
 

@@ -6,6 +6,7 @@ import torch
 
 from ino.errors import ConfigError
 from ino.models.load import load_backbone
+from ino.propagate.features import FeatureExtractor
 from ino.propagate.protocols import get_protocol, protocol_for
 from ino.propagate.tracker import Tracker
 from propagate.moving_squares import iou, moving_squares
@@ -36,7 +37,7 @@ def test_those_of_other_weights():
     changed = {"flow_share", "feedback", "mask_down"}
     best, fast = (protocol_for("dino", one).as_dict() for one in ("best", "fast"))
     assert {key for key, value in best.items() if value != usual.as_dict()[key]} == changed
-    assert fast["short_side"] == get_protocol("ino-fast").short_side and fast["radius"] < 12
+    assert (fast["short_side"], fast["radius"]) == (320, 8)
     with pytest.raises(ConfigError, match="quality fast does not go with protocol mast"):
         protocol_for("mast", "fast")
 
@@ -51,6 +52,43 @@ def test_they_run_and_two_runs_are_equal(bundled, squares, quality):
     assert all((one == other).all() for one, other in zip(*results, strict=True))
     assert (results[0][0] == labels[0]).all()
     assert min(iou(results[0][-1], labels[-1], label) for label in (1, 2)) > 0.5
+
+
+def test_only_what_is_near_the_objects_is_computed(bundled):
+    """Far from the edge of what is computed, features are as if all of the frame was."""
+    extractor = FeatureExtractor(bundled, protocol=get_protocol("ino-fast", short_side=128))
+    frame = np.random.default_rng(0).integers(0, 256, (128, 320, 3), dtype=np.uint8)
+    assert extractor.grid((128, 320)) == (16, 40)
+    whole, part = extractor(frame), extractor(frame, (slice(0, 16), slice(8, 32)))
+    assert not part[:, :8].any() and not part[:, 32:].any()
+    assert (whole - part)[:, 16:24].abs().max() < 0.1 * whole.std()
+
+
+def test_a_large_margin_changes_nothing(bundled, squares):
+    frames, labels = squares
+    results = [
+        list(
+            Tracker(
+                bundled, protocol=get_protocol("ino-fast", short_side=64, zoom_margin=margin)
+            ).track(frames, {0: labels[0]})
+        )
+        for margin in (None, 40)
+    ]
+    assert all((one == other).all() for one, other in zip(*results, strict=True))
+
+
+def test_an_object_is_drawn_where_nothing_was_computed(bundled):
+    frames = np.random.default_rng(1).integers(0, 256, (3, 64, 256, 3), dtype=np.uint8)
+    frames[1:] = frames[0]
+    mask = np.zeros((64, 256), dtype=np.uint8)
+    mask[24:40, 16:32] = 1
+    tracker = Tracker(bundled, protocol=get_protocol("ino-fast", short_side=64, zoom_margin=1))
+    tracker.start(frames[0], mask)
+    tracker.step(frames[1])
+    drawn = np.zeros_like(mask)
+    drawn[24:40, 200:216] = 2
+    tracker.add(drawn)
+    assert iou(tracker.step(frames[2]), drawn, 2) > 0.8
 
 
 def test_objects_that_enter_are_corrected_and_are_removed(bundled, squares):
@@ -101,3 +139,5 @@ def test_refusals(bundled, backbone):
             get_protocol("ino-near", **{field: value})
     with pytest.raises(ConfigError, match="masks_at must be video"):
         get_protocol("corrflow", flow_share=0.5)
+    with pytest.raises(ConfigError, match="attention_side must be set"):
+        get_protocol("ino-near", zoom_margin=8)

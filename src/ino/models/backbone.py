@@ -173,13 +173,14 @@ class Backbone(nn.Module, ABC):
         *,
         layer: int | None,
         attention_side: int | None = None,
+        place: tuple[int, int, int, int] | None = None,
     ) -> Float[Tensor, "batch dim rows columns"]:
         """Features of a layer, counted from 1; what comes after it does not run.
 
         Args:
             images: normalised by `mean` and `std`; sides are multiples of `side_multiple`.
             layer: 1 to `num_layers`; None for the last.
-            attention_side: see `VisionTransformer`; only where `limits_attention` is true.
+            attention_side, place: see `VisionTransformer`; only where `limits_attention` is true.
 
         Raises:
             ConfigError: there is no such layer.
@@ -195,7 +196,7 @@ class Backbone(nn.Module, ABC):
             )
         if attention_side is None:
             return self.read(images, layer)
-        return self.read_locally(images, layer, attention_side)
+        return self.read_locally(images, layer, attention_side, place)
 
     def check_layer(self, layer: int | None) -> None:
         """Raises a ConfigError if there is no such layer; None stands for the last."""
@@ -212,9 +213,13 @@ class Backbone(nn.Module, ABC):
         """Features of a layer that exists."""
 
     def read_locally(
-        self, images: Float[Tensor, "batch 3 height width"], layer: int, attention_side: int
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        layer: int,
+        attention_side: int,
+        place: tuple[int, int, int, int] | None,
     ) -> Float[Tensor, "batch dim rows columns"]:
-        """The same where each patch attends to patches near it."""
+        """The same where each patch attends to patches near it, and of a part of an image."""
         raise NotImplementedError
 
 
@@ -259,9 +264,13 @@ class VitBackbone(Backbone):
         return self._features(images, num_blocks=layer)
 
     def read_locally(
-        self, images: Float[Tensor, "batch 3 height width"], layer: int, attention_side: int
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        layer: int,
+        attention_side: int,
+        place: tuple[int, int, int, int] | None,
     ) -> Float[Tensor, "batch dim rows columns"]:
-        return self._features(images, num_blocks=layer, attention_side=attention_side)
+        return self._features(images, num_blocks=layer, attention_side=attention_side, place=place)
 
     def _features(self, images: Tensor, **options: Any) -> Tensor:
         tokens = self.vit(images, **options)[:, 1:]

@@ -119,6 +119,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         num_blocks: int | None = None,
         read: Int[Tensor, "batch read"] | None = None,
         attention_side: int | None = None,
+        place: tuple[int, int, int, int] | None = None,
     ) -> Float[Tensor, "batch class_and_read dim"]:
         """The class token and the patch tokens of a block, final norm applied.
 
@@ -131,12 +132,15 @@ class VisionTransformer(timm_vit.VisionTransformer):
                 the last block computes only these and the class token, which is faster.
             attention_side: side, in patches, of the square around it that a patch attends to
                 beside the class token; None: all of the image. Not together with `read`.
+            place: where the images were cut out of larger ones, whose position embeddings they
+                keep: rows and columns of the whole grid, and the first row and column; None: they
+                are whole.
         """
         patches = self.patch_embed(images)  # (b, h, w, d)
         if mask is not None:
             token = self.mask_token.to(patches.dtype)
             patches = torch.where(mask.reshape(*patches.shape[:3], 1), token, patches)
-        tokens = self._pos_embed(patches)
+        tokens = self._pos_embed(patches, place)
         if attention_side is not None:
             assert read is None, "all positions are computed"
             near = Neighborhoods.of(*patches.shape[1:3], attention_side, tokens.device)
@@ -155,11 +159,21 @@ class VisionTransformer(timm_vit.VisionTransformer):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
-    def _pos_embed(self, x: Float[Tensor, "batch rows columns dim"]) -> Tensor:
+    def _pos_embed(
+        self,
+        x: Float[Tensor, "batch rows columns dim"],
+        place: tuple[int, int, int, int] | None = None,
+    ) -> Tensor:
         """Adds the class token and the position embeddings; timm's own methods call it as well."""
         batch, rows, columns, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.reshape(batch, -1, dim)], dim=1)
-        return tokens + interpolate_positions(self.pos_embed, rows=rows, columns=columns)
+        if place is None:
+            return tokens + interpolate_positions(self.pos_embed, rows=rows, columns=columns)
+        whole_rows, whole_columns, top, left = place
+        whole = interpolate_positions(self.pos_embed, rows=whole_rows, columns=whole_columns)
+        grid = whole[:, 1:].unflatten(1, (whole_rows, whole_columns))
+        cut = grid[:, top : top + rows, left : left + columns].flatten(1, 2)
+        return tokens + torch.cat([whole[:, :1], cut], dim=1)
 
 
 def interpolate_positions(

@@ -3,7 +3,7 @@
 import math
 import typing
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -18,6 +18,9 @@ from ino.models.backbone import Colors, choose_device, input_channels
 from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
+
+Place = tuple[slice, slice]
+"""Rows and columns of features."""
 
 COLOR_BASE = 6.0
 """Colors, in the units of the network's input, count the less the larger this is."""
@@ -134,26 +137,46 @@ class FeatureExtractor:
         self._std = torch.tensor(backbone.std, device=self.device).view(3, 1, 1)
 
     @torch.no_grad()
-    def __call__(self, frame: np.ndarray | Tensor) -> Float[Tensor, "rows cols d"]:
+    def __call__(
+        self, frame: np.ndarray | Tensor, place: Place | None = None
+    ) -> Float[Tensor, "rows cols d"]:
         """Features, channels last, L2-normalised unless the protocol takes them as they are.
 
         Args:
             frame: uint8 RGB, height x width x 3.
+            place: where they are computed; they are 0 elsewhere. Only with `attention_side`. None:
+                everywhere.
 
         Raises:
             ConfigError: the backbone has no such layer as the protocol reads, or gives something
                 else than features (batch, dim, rows, columns).
             VideoError: the frame is no RGB image, or too small.
         """
-        return self.read(self.prepare(as_frame(frame)))
+        image = self.prepare(as_frame(frame))
+        if place is None:
+            return self.read(image)
+        rows, columns = (side // self.stride for side in image.shape[-2:])
+        top, left = place[0].start, place[1].start
+        pixels = [slice(one.start * self.stride, one.stop * self.stride) for one in place]
+        found = self.read(image[..., pixels[0], pixels[1]], place=(rows, columns, top, left))
+        features = found.new_zeros(rows, columns, found.shape[-1])
+        features[place] = found
+        return features
+
+    def grid(self, size: Size) -> Size:
+        """Rows and columns of the features of frames of this size."""
+        height, width = self.sizes(size)[1]
+        return height // self.stride, width // self.stride
 
     @torch.no_grad()
-    def read(self, image: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "rows cols d"]:
-        """Features of an image that `prepare` gave."""
+    def read(
+        self, image: Float[Tensor, "1 3 height width"], **options: Any
+    ) -> Float[Tensor, "rows cols d"]:
+        """Features of an image that `prepare` gave; options are the backbone's."""
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):
-            features = self._backbone(image, layer=self._protocol.layer, **self._options)
+            features = self._backbone(image, layer=self._protocol.layer, **self._options, **options)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
             raise ConfigError(
                 "a backbone must give features of shape 1 x dim x rows x columns for an image, but "

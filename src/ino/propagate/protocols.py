@@ -48,6 +48,9 @@ class OwnSettings(Model):
     whole frame. Only for ViTs of ino."""
     color_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of raw color in the similarity of two features."""
+    zoom_margin: Count | None = None
+    """Features between the box of the objects in the frame before and the edge of what is computed
+    of a frame; all else is background. None: everything is computed. Only with `attention_side`."""
     flow_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share in a pixel's label of the label map of the frame before, moved along the optical flow,
     where the flow is trusted."""
@@ -143,6 +146,14 @@ class Protocol(PeerSettings, OwnSettings):
             (
                 self.masks_at == "video" or not self.flow_share,
                 "masks_at must be video where flow_share is above 0",
+            ),
+            (
+                self.zoom_margin is None or self.attention_side is not None,
+                "attention_side must be set where zoom_margin is",
+            ),
+            (
+                self.zoom_margin is None or self.matching == "topk",
+                "matching must be topk where zoom_margin is set",
             ),
             (
                 self.realign_after is None or self.border == "empty",
@@ -339,19 +350,20 @@ _INO_NEAR = _like(
 _INO_FAST = _like(
     _INO_NEAR,
     name="ino-fast",
-    short_side=320,
-    radius=4,
     mask_down="area",
     feedback="hard",
     attention_side=16,
+    zoom_margin=8,
     color_share=0.6,
     flow_share=0.8,
 )
 
-_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=640, radius=8)
+_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=640, radius=8, zoom_margin=None)
 
 _OF_FLOW = ("flow_share", "feedback", "mask_down")
 """How labels follow the optical flow."""
+
+_SMALL_SIDE = 320
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -399,7 +411,7 @@ def protocol_for(name: str, quality: Quality, **overrides: Any) -> Protocol:
 
     For `ino-near` these are `ino-fast` and `ino-best`, which were chosen for the weights that come
     with ino. For another one, `best` takes over from `ino-best` how labels follow the optical flow,
-    and `fast` also scales the input to `ino-fast`'s size; their scores were not measured.
+    and `fast` also scales the input to a short side of 320 pixels; their scores were not measured.
 
     Args:
         name: of the protocol that suits the weights, which is that of quality default.
@@ -427,7 +439,7 @@ def protocol_for(name: str, quality: Quality, **overrides: Any) -> Protocol:
         )
     fields: dict[str, Any] = {one: getattr(chosen, one) for one in _OF_FLOW}
     if quality == "fast":
-        fields["short_side"] = chosen.short_side
+        fields["short_side"] = _SMALL_SIDE
     return get_protocol(name, **fields | overrides)
 
 

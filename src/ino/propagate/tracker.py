@@ -22,6 +22,7 @@ from ino.models.load import load_backbone
 from ino.propagate.features import (
     FeatureBackbone,
     FeatureExtractor,
+    Place,
     Precision,
     as_frame,
     check_finite,
@@ -43,6 +44,9 @@ _LOG = logging.getLogger("ino")
 
 SMALL_RADIUS = 12
 """Up to which screening takes longer than it saves."""
+
+ZOOM_STEP = 8
+"""What is computed of a frame begins and ends at multiples of this many features."""
 
 HALF = 0.5
 """An object with a smaller share of every feature has none of its own."""
@@ -382,6 +386,7 @@ class Session:
         self._labels = np.empty((0, 0), dtype=np.uint8)
         # Where labels follow the optical flow: the last frame, and what they were before it.
         self._frame: np.ndarray | None = None
+        self._place: Place | None = None
         self._motion: Motion | None = None
         self._before = np.empty((0, 0), dtype=np.uint8)
         self._num_pixels = np.zeros(256)  # of each label
@@ -409,15 +414,16 @@ class Session:
         features = None
         if self._ids or new_ids:
             # Before anything is changed: a frame that is refused leaves no trace.
-            features = self._extractor(frame)
+            self._place = None if new_ids else self._near_objects(size)
+            features = self._extractor(frame, self._place)
             check_finite(features, f"frame {self._num_frames}")
         self._size = size
         self._num_frames += 1
         if features is None:
             return np.zeros(size, dtype=np.uint8)
         is_first = not self._ids
-        if self._protocol.flow_share:
-            if self._frame is not None:
+        if self._protocol.flow_share or self._protocol.zoom_margin is not None:
+            if self._frame is not None and self._protocol.flow_share:
                 self._motion, self._before = estimate_motion(self._frame, frame), self._labels
             self._frame = frame.copy()
         entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
@@ -448,6 +454,10 @@ class Session:
         channels = [self._ids.index(label) for label in given]
         resized = resize_mask(mask, whole=self._whole, size=self._compared)
         grid = (self._soft.shape[0], self._soft.shape[1])
+        if self._place is not None:  # what is drawn may lie where nothing was computed
+            assert self._frame is not None
+            self._propagator.replace_features(self._extractor(self._frame))
+            self._place = None
         soft = self._soften_given(resized, given, grid=grid)
         self._soft = self._propagator.add(soft, channels=channels)
         if self._protocol.feedback == "hard":
@@ -517,9 +527,26 @@ class Session:
             new = self._soften_given(mask, entering, grid=(features.shape[0], features.shape[1]))
             if self._protocol.feedback == "hard":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
-        self._soft = self._propagator.step(features, new)
+        self._soft = self._propagator.step(features, new, place=self._place)
         self._predicted = self._harden()
         return self._settle(self._predicted, mask, entering)
+
+    def _near_objects(self, size: Size) -> Place | None:
+        """The features near the objects of the last frame; None: all of them."""
+        margin = self._protocol.zoom_margin
+        if margin is None or self._labels.shape != size or not self._labels.any():
+            return None
+        grid = self._extractor.grid(size)
+        least = self._protocol.attention_side or 1
+        spans = []
+        for axis, count in enumerate(grid):
+            marked = np.flatnonzero(self._labels.any(axis=1 - axis)) * count // size[axis]
+            start, stop = int(marked[0]) - margin, int(marked[-1]) + 1 + margin
+            # Few different sizes, none below what a patch attends to.
+            start = max(0, min(start, count - least) // ZOOM_STEP * ZOOM_STEP)
+            stop = max(stop, start + least)
+            spans.append(slice(start, min(count, -(-stop // ZOOM_STEP) * ZOOM_STEP)))
+        return (spans[0], spans[1])
 
     def _inspect(self, labels: np.ndarray) -> None:
         """Keeps a label map, and warns of objects that it has lost, or that fill it."""

@@ -17,7 +17,6 @@ Ratios: `fast_speedup`, `best_cost` (processor time of default over fast, and of
 """
 
 import argparse
-import itertools
 import sys
 import tempfile
 import time
@@ -177,15 +176,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.quick
             else read_clips(options.data, options)
         )
-        for clip, quality in itertools.product(clips, options.qualities):
-            tracker = Tracker(
-                backbone,
-                protocol=protocol_for("ino-near", quality, **fields),
-                precision=options.precision or usual_precision(quality, "cpu"),
-            )
-            one = measure(clip, tracker)
-            found.setdefault(quality, {})[clip.name] = one
-            print(f"{clip.name} {quality}: {one.jf:.1f}, {one.processor:.2f} s", file=sys.stderr)
+        for clip in clips:
+            for quality in options.qualities:
+                tracker = Tracker(
+                    backbone,
+                    protocol=protocol_for("ino-near", quality, **fields),
+                    precision=options.precision or usual_precision(quality, "cpu"),
+                )
+                one = measure(clip, tracker)
+                found.setdefault(quality, {})[clip.name] = one
+                print(f"{clip.name} {quality}: {one.jf:.1f}", file=sys.stderr)
     print_found(found)
     measured = {
         quality: {name: one._asdict() for name, one in by_name.items()}

@@ -132,7 +132,8 @@ def test_a_patch_attends_to_its_neighborhood_alone(bundled):
 def test_refusals(bundled, backbone):
     with pytest.raises(ConfigError, match="both a protocol and a quality are given"):
         Tracker(bundled, protocol="ino-near", quality="fast")
-    with pytest.raises(ConfigError, match="only the ViTs of ino"):
+    backbone.limits_attention = False
+    with pytest.raises(ConfigError, match="only ino's own ViTs and color"):
         Tracker(backbone, protocol="ino-fast")
     for field, value in [("flow_share", 1.5), ("color_share", 1), ("attention_side", 1)]:
         with pytest.raises(ConfigError, match=f"{field} must be"):

@@ -284,6 +284,8 @@ class ColorBackbone(Backbone):
     A baseline for learned features. It has one layer and accepts any layer number.
     """
 
+    limits_attention = True  # there is none: each patch stands alone
+
     def __init__(self, stride: int = 8) -> None:
         super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
 
@@ -295,6 +297,15 @@ class ColorBackbone(Backbone):
     ) -> Float[Tensor, "batch dim rows columns"]:
         """The pixels of each patch, 3 x stride x stride numbers."""
         return F.pixel_unshuffle(images, self.stride)
+
+    def read_locally(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        layer: int,
+        attention_side: int,
+        place: tuple[int, int, int, int] | None,
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        return self.read(images, layer)
 
 
 class TimmBackbone(Backbone):

@@ -143,7 +143,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
         tokens = self._pos_embed(patches, place)
         if attention_side is not None:
             assert read is None, "all positions are computed"
-            near = Neighborhoods.of(*patches.shape[1:3], attention_side, tokens.device)
+            rows, columns = patches.shape[1:3]
+            near = Neighborhoods.of(rows, columns, attention_side, tokens.device)
             for block in cast(list[Block], list(self.blocks)[:num_blocks]):
                 tokens = block(tokens, near=near)
             return self.norm(tokens)

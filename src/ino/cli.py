@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 Network = Literal["student", "teacher"]
 Precision = Literal["fp32", "bf16"]
+Quality = Literal["fast", "default", "best"]
 Out = Annotated[Path, Parameter(help="Folder of the results.")]
 Overwrite = Annotated[bool, Parameter(help="Write into a folder that holds something.")]
 OnlyThese = Annotated[list[str] | None, Parameter(help="Only these.")]
@@ -63,7 +64,7 @@ class Tracking:
             (see ino weights), color, random:MODEL or timm:MODEL[@FILE].
         network: Which network of a file with both (default: the one that its authors evaluate).
         protocol: ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr,
-            timecycle or ino-near.
+            timecycle, ino-near, ino-fast or ino-best.
         set: Replace fields of the protocol.
         device: auto, cpu, cuda or mps.
         precision: Precision of the network; bf16 is faster on devices that compute in it.
@@ -74,7 +75,7 @@ class Tracking:
     protocol: str | None = "ino-davis"
     set: Annotated[list[str] | None, Parameter(metavar="FIELD=VALUE...")] = None
     device: str = "auto"
-    precision: Precision = "fp32"
+    precision: Precision | None = "fp32"
 
     def load(self, kind: Callable[..., T]) -> tuple[T, dict[str, Any]]:
         """A tracker of this kind, and what settings.json records about it.
@@ -91,12 +92,18 @@ class Tracking:
         if self.protocol is not None:  # mistakes are reported before the weights are read
             get_protocol(self.protocol, **fields)
         backbone = load_backbone(self.weights, network=self.network)
-        protocol = get_protocol(self.protocol or backbone.protocol, **fields)
+        protocol = self.choose(backbone.protocol, fields)
         if self.weights == "color" and "layer" in fields:
             _LOG.warning("color has only one layer: --set layer changes nothing")
         where = {"device": str(choose_device(self.device)), "precision": self.precision}
         settings = {"weights": self.weights, **fingerprint(self.weights), "network": self.network}
         return kind(backbone, protocol=protocol, **where), settings | where
+
+    def choose(self, suits: str, fields: dict[str, Any]) -> Any:
+        """The protocol, for weights that the protocol `suits` suits, with these fields replaced."""
+        from ino.propagate.protocols import get_protocol
+
+        return get_protocol(self.protocol or suits, **fields)
 
     def print_choices(self, tracker: Any) -> None:
         """Says by what network and protocol a tracker propagates."""
@@ -120,6 +127,43 @@ class SegmentTracking(Tracking):
 
     weights: str = "ino_vitt8"
     protocol: Annotated[str | None, Parameter(show_default="the one that suits the weights")] = None
+    quality: Annotated[
+        Quality | None,
+        Parameter(
+            help="In place of a protocol: fast for a quick look, best for the best masks.",
+            show_default="default",
+        ),
+    ] = None
+    precision: Annotated[
+        Precision | None, Parameter(show_default="fp32; with --quality fast bf16 where it is quick")
+    ] = None
+
+    def load(self, kind: Callable[..., T]) -> tuple[T, dict[str, Any]]:
+        """See `Tracking.load`.
+
+        Raises:
+            ConfigError: both a protocol and a quality are given.
+        """
+        from ino.errors import ConfigError
+        from ino.propagate.tracker import usual_precision
+
+        if self.protocol is not None and self.quality is not None:
+            raise ConfigError(
+                f"both --protocol {self.protocol} and --quality {self.quality} are given: a "
+                "protocol is exact, and a quality chooses one; give either"
+            )
+        precision = self.precision or usual_precision(self.quality, self.device)
+        tracker, settings = super(SegmentTracking, replace(self, precision=precision)).load(kind)
+        quality = None if self.protocol else self.quality or "default"
+        return tracker, settings | {"quality": quality}
+
+    def choose(self, suits: str, fields: dict[str, Any]) -> Any:
+        """See `Tracking.choose`."""
+        from ino.propagate.protocols import protocol_for
+
+        if self.protocol is not None:
+            return super().choose(suits, fields)
+        return protocol_for(suits, self.quality or "default", **fields)
 
     def print_choices(self, tracker: Any) -> None:
         """Also says that there are better weights than the small ones that come with ino."""

@@ -8,9 +8,10 @@ from propagate.moving_squares import moving_squares
 
 
 class PatchBackbone(nn.Module):
-    """Two layers of random features of 8 x 8 patches."""
+    """Two layers of random features of 8 x 8 patches, each of its patch alone."""
 
     stride = 8
+    limits_attention = True
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
@@ -20,7 +21,7 @@ class PatchBackbone(nn.Module):
         self.weights = nn.Parameter(torch.randn(2, 24, 3, 8, 8, generator=generator))
         self.calls: list[tuple[tuple[int, ...], int, bool]] = []
 
-    def forward(self, images: Tensor, *, layer: int) -> Tensor:
+    def forward(self, images: Tensor, *, layer: int, **_: object) -> Tensor:
         self.calls.append((tuple(images.shape), layer, self.training))
         return nn.functional.conv2d(images, self.weights[layer - 1], stride=8)
 

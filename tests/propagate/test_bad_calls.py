@@ -21,6 +21,7 @@ CALLS = {
     "Tracker(color, protocol='ino-davis', precision='fp8')": "precision is 'fp8'; give fp32 or",
     "Tracker(color, protocol='ino-davis', device='x')": "device 'x' cannot be used here",
     "Tracker(color, protocol='ino-davis', device=None)": "device 'None' cannot be used here",
+    "Tracker(color, quality='good')": "quality is 'good'; choose one of fast, default, best",
     "Tracker(color, protocol=5)": "protocol is 5; give a name",
     "Tracker(5, protocol='ino-davis')": "backbone is int, but a network",
     "Tracker('colour')": "'?colour'?",

@@ -6,9 +6,16 @@ import yaml
 
 from ino.errors import ConfigError
 from ino.propagate.peers import PeerSettings
-from ino.propagate.protocols import PROTOCOLS, Protocol, describe_protocol, get_protocol
+from ino.propagate.protocols import (
+    PROTOCOLS,
+    OwnSettings,
+    Protocol,
+    describe_protocol,
+    get_protocol,
+)
 
 SETTINGS = list(PeerSettings.model_fields)
+OWN = list(OwnSettings.model_fields)
 DEFAULTS = list(PeerSettings().model_dump().items())
 
 
@@ -46,6 +53,10 @@ def test_ino_davis_is_the_table_of_the_released_code():
         "mask_up": "bilinear-stride",
         "normalize_output": True,
         "keep_given": True,
+        "attention_side": None,
+        "color_share": 0.0,
+        "zoom_margin": None,
+        "flow_share": 0.0,
     }
 
 
@@ -78,8 +89,13 @@ def test_names_are_the_keys():
 @pytest.mark.parametrize(
     ("first", "fields", "names"),
     [
-        ("`ino-davis`", [one for one in Protocol.model_fields if one not in SETTINGS], PROTOCOLS),
-        ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle"]),
+        (
+            "`ino-davis`",
+            [one for one in Protocol.model_fields if one not in (*SETTINGS, *OWN)],
+            PROTOCOLS,
+        ),
+        ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle", "ino-fast`, `ino-best"]),
+        ("`ino-fast`", OWN, ["ino-fast", "ino-best"]),
     ],
 )
 def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, names):
@@ -91,7 +107,7 @@ def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, na
     fields = [field for field in fields if field != "name"]
     for field, row in zip(fields, rows[start : start + len(fields)], strict=True):
         assert row[0].strip(" `") == field
-        values = [getattr(PROTOCOLS[name], field) for name in names]
+        values = [getattr(PROTOCOLS[name.partition("`")[0]], field) for name in names]
         if fields[0] not in ("layer", "name"):  # the last column is for all others
             values.append(getattr(PROTOCOLS["ino-davis"], field))
         for cell, value in zip(row[1:], values, strict=True):
@@ -104,9 +120,15 @@ def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, na
                 assert (tuple(found) if isinstance(found, list) else found) == value
 
 
-def test_only_four_protocols_have_settings_of_peers():
+def test_only_these_protocols_have_settings_of_peers():
     named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != v for s, v in DEFAULTS)}
-    assert named == {"mast", "corrflow", "contcorr", "timecycle"}
+    assert named == {"mast", "corrflow", "contcorr", "timecycle", "ino-fast", "ino-best"}
+
+
+def test_no_published_protocol_has_settings_of_our_own():
+    usual = OwnSettings().model_dump()
+    named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != usual[s] for s in OWN)}
+    assert named == {"ino-fast", "ino-best"}
 
 
 def test_overrides_replace_single_fields_and_leave_the_table_alone():

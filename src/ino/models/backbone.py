@@ -140,7 +140,10 @@ class Backbone(nn.Module, ABC):
             features cover the remainder.
         smallest_side: minimum length of a side of the input, in pixels.
         mean, std, colors, protocol: see `Reading`.
+        limits_attention: whether `attention_side` can be given.
     """
+
+    limits_attention = False
 
     def __init__(
         self,
@@ -165,13 +168,19 @@ class Backbone(nn.Module, ABC):
         self.protocol = reading.protocol
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], *, layer: int | None
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        *,
+        layer: int | None,
+        attention_side: int | None = None,
+        place: tuple[int, int, int, int] | None = None,
     ) -> Float[Tensor, "batch dim rows columns"]:
         """Features of a layer, counted from 1; what comes after it does not run.
 
         Args:
             images: normalised by `mean` and `std`; sides are multiples of `side_multiple`.
             layer: 1 to `num_layers`; None for the last.
+            attention_side, place: see `VisionTransformer`; only where `limits_attention` is true.
 
         Raises:
             ConfigError: there is no such layer.
@@ -185,7 +194,9 @@ class Backbone(nn.Module, ABC):
                 f"backbone: each side must be at least {self.smallest_side} pixels; give a larger "
                 "video or a larger short_side"
             )
-        return self.read(images, layer)
+        if attention_side is None:
+            return self.read(images, layer)
+        return self.read_locally(images, layer, attention_side, place)
 
     def check_layer(self, layer: int | None) -> None:
         """Raises a ConfigError if there is no such layer; None stands for the last."""
@@ -200,6 +211,16 @@ class Backbone(nn.Module, ABC):
         self, images: Float[Tensor, "batch 3 height width"], layer: int
     ) -> Float[Tensor, "batch dim rows columns"]:
         """Features of a layer that exists."""
+
+    def read_locally(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        layer: int,
+        attention_side: int,
+        place: tuple[int, int, int, int] | None,
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        """The same where each patch attends to patches near it, and of a part of an image."""
+        raise NotImplementedError
 
 
 def input_channels(
@@ -224,6 +245,8 @@ def input_channels(
 class VitBackbone(Backbone):
     """Patch tokens of a ViT's block, final norm applied; layer n is block n."""
 
+    limits_attention = True
+
     def __init__(
         self, vit: VisionTransformer, *, std: Triple = IMAGENET_STD, reading: Reading | None = None
     ) -> None:
@@ -238,7 +261,19 @@ class VitBackbone(Backbone):
     def read(
         self, images: Float[Tensor, "batch 3 height width"], layer: int
     ) -> Float[Tensor, "batch dim rows columns"]:
-        tokens = self.vit(images, num_blocks=layer)[:, 1:]
+        return self._features(images, num_blocks=layer)
+
+    def read_locally(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        layer: int,
+        attention_side: int,
+        place: tuple[int, int, int, int] | None,
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        return self._features(images, num_blocks=layer, attention_side=attention_side, place=place)
+
+    def _features(self, images: Tensor, **options: Any) -> Tensor:
+        tokens = self.vit(images, **options)[:, 1:]
         rows, columns = (side // self.stride for side in images.shape[-2:])
         return tokens.transpose(1, 2).unflatten(2, (rows, columns))
 
@@ -248,6 +283,8 @@ class ColorBackbone(Backbone):
 
     A baseline for learned features. It has one layer and accepts any layer number.
     """
+
+    limits_attention = True  # there is none: each patch stands alone
 
     def __init__(self, stride: int = 8) -> None:
         super().__init__(strides=[stride], dims=[3 * stride**2], reading=Reading())
@@ -260,6 +297,15 @@ class ColorBackbone(Backbone):
     ) -> Float[Tensor, "batch dim rows columns"]:
         """The pixels of each patch, 3 x stride x stride numbers."""
         return F.pixel_unshuffle(images, self.stride)
+
+    def read_locally(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        layer: int,
+        attention_side: int,
+        place: tuple[int, int, int, int] | None,
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        return self.read(images, layer)
 
 
 class TimmBackbone(Backbone):

@@ -6,7 +6,7 @@ embeddings follow the size of the input: bicubically, by the factors of DINO's a
 code, which timm's own resampling does not equal (features change by 1 to 4% of their maximum).
 """
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +118,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
         *,
         num_blocks: int | None = None,
         read: Int[Tensor, "batch read"] | None = None,
+        attention_side: int | None = None,
+        place: tuple[int, int, int, int] | None = None,
     ) -> Float[Tensor, "batch class_and_read dim"]:
         """The class token and the patch tokens of a block, final norm applied.
 
@@ -128,12 +130,24 @@ class VisionTransformer(timm_vit.VisionTransformer):
             num_blocks: run only this many blocks; all of them by default.
             read: positions of the patch tokens to return, counted from 0; all by default. If given,
                 the last block computes only these and the class token, which is faster.
+            attention_side: side, in patches, of the square around it that a patch attends to
+                beside the class token; None: all of the image. Not together with `read`.
+            place: where the images were cut out of larger ones, whose position embeddings they
+                keep: rows and columns of the whole grid, and the first row and column; None: they
+                are whole.
         """
         patches = self.patch_embed(images)  # (b, h, w, d)
         if mask is not None:
             token = self.mask_token.to(patches.dtype)
             patches = torch.where(mask.reshape(*patches.shape[:3], 1), token, patches)
-        tokens = self._pos_embed(patches)
+        tokens = self._pos_embed(patches, place)
+        if attention_side is not None:
+            assert read is None, "all positions are computed"
+            rows, columns = patches.shape[1:3]
+            near = Neighborhoods.of(rows, columns, attention_side, tokens.device)
+            for block in cast(list[Block], list(self.blocks)[:num_blocks]):
+                tokens = block(tokens, near=near)
+            return self.norm(tokens)
         *earlier, last = cast(list[Block], list(self.blocks)[:num_blocks])
         for block in earlier:
             tokens = self._run(block, tokens)
@@ -146,11 +160,21 @@ class VisionTransformer(timm_vit.VisionTransformer):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
-    def _pos_embed(self, x: Float[Tensor, "batch rows columns dim"]) -> Tensor:
+    def _pos_embed(
+        self,
+        x: Float[Tensor, "batch rows columns dim"],
+        place: tuple[int, int, int, int] | None = None,
+    ) -> Tensor:
         """Adds the class token and the position embeddings; timm's own methods call it as well."""
         batch, rows, columns, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.reshape(batch, -1, dim)], dim=1)
-        return tokens + interpolate_positions(self.pos_embed, rows=rows, columns=columns)
+        if place is None:
+            return tokens + interpolate_positions(self.pos_embed, rows=rows, columns=columns)
+        whole_rows, whole_columns, top, left = place
+        whole = interpolate_positions(self.pos_embed, rows=whole_rows, columns=whole_columns)
+        grid = whole[:, 1:].unflatten(1, (whole_rows, whole_columns))
+        cut = grid[:, top : top + rows, left : left + columns].flatten(1, 2)
+        return tokens + torch.cat([whole[:, :1], cut], dim=1)
 
 
 def interpolate_positions(
@@ -181,6 +205,8 @@ class Block(timm_vit.Block):
         self,
         tokens: Float[Tensor, "batch tokens dim"],
         read: Int[Tensor, "batch read"] | None = None,
+        *,
+        near: "Neighborhoods | None" = None,
     ) -> Float[Tensor, "batch read dim"]:
         """The block's output.
 
@@ -188,8 +214,12 @@ class Block(timm_vit.Block):
             tokens: class token and patch tokens.
             read: the positions among `tokens` whose outputs are wanted; all by default. All tokens
                 are attended to in either case.
+            near: what each patch attends to, for all positions; None: all tokens.
         """
         normed = self.norm1(tokens)
+        if near is not None:
+            tokens = tokens + self.ls1(local_attention(self.attn, normed, near))
+            return tokens + self.ls2(self.mlp(self.norm2(tokens)))
         queries = None
         if read is not None:
             tokens, queries = gather_tokens(tokens, read), gather_tokens(normed, read)
@@ -232,6 +262,67 @@ def attention(
     else:
         mixed = F.scaled_dot_product_attention(query, key, value)
     return attn.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Neighborhoods(NamedTuple):
+    """Squares of patches that attend to larger squares around them.
+
+    Along each side of the grid the squares of queries begin at every half of `attention_side`, the
+    last ones so that they end with the grid; the squares of keys are moved into the grid. Patches
+    are counted row by row from 0.
+    """
+
+    queries: Int[Tensor, "squares queries"]
+    keys: Int[Tensor, "squares keys"]
+
+    @staticmethod
+    def of(rows: int, columns: int, attention_side: int, device: torch.device) -> "Neighborhoods":
+        """Those of a grid; `attention_side` is at least 2."""
+        (top, height), (key_top, key_height) = _spans(rows, attention_side)
+        (left, width), (key_left, key_width) = _spans(columns, attention_side)
+
+        def squares(tops: list[int], lefts: list[int], height: int, width: int) -> Tensor:
+            inner = torch.arange(height)[:, None] * columns + torch.arange(width)
+            corners = torch.tensor([row * columns + column for row in tops for column in lefts])
+            return (corners[:, None] + inner.flatten()).to(device)
+
+        return Neighborhoods(
+            squares(top, left, height, width), squares(key_top, key_left, key_height, key_width)
+        )
+
+
+def _spans(length: int, attention_side: int) -> tuple[tuple[list[int], int], ...]:
+    """Starts and length of the queries' spans along one side, then those of their keys."""
+    size, reach = min(attention_side // 2, length), min(attention_side, length)
+    starts = [min(start, length - size) for start in range(0, length, size)]
+    margin = (reach - size) // 2
+    return (starts, size), (
+        [min(max(start - margin, 0), length - reach) for start in starts],
+        reach,
+    )
+
+
+def local_attention(
+    attn: Any, tokens: Float[Tensor, "batch tokens dim"], near: Neighborhoods
+) -> Float[Tensor, "batch tokens dim"]:
+    """Multi-head attention of each patch to the class token and the patches around it, and of the
+    class token to all tokens, with the weights of timm's attention module."""
+    projected = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1))
+    query, key, value = projected.permute(2, 0, 3, 1, 4)  # (b, h, n, d) each
+    keys = F.pad(near.keys + 1, (1, 0))  # the class token, at 0, and patches after it
+
+    def gathered(part: Tensor, places: Tensor) -> Tensor:
+        return part[:, :, places].transpose(1, 2).flatten(0, 1)  # (b * squares, h, places, d)
+
+    mixed = F.scaled_dot_product_attention(
+        gathered(query, near.queries + 1), gathered(key, keys), gathered(value, keys)
+    )
+    whole = torch.empty_like(query)
+    whole[:, :, near.queries.flatten() + 1] = (
+        mixed.unflatten(0, (len(tokens), -1)).transpose(1, 2).flatten(2, 3)
+    )
+    whole[:, :, :1] = F.scaled_dot_product_attention(query[:, :, :1], key, value)
+    return attn.proj(whole.transpose(1, 2).flatten(2))
 
 
 class ProjectionHead(nn.Module):

@@ -3,7 +3,7 @@
 import math
 import typing
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -19,6 +19,12 @@ from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
 
+Place = tuple[slice, slice]
+"""Rows and columns of features."""
+
+COLOR_BASE = 6.0
+"""Colors, in the units of the network's input, count the less the larger this is."""
+
 
 @typing.runtime_checkable
 class FeatureBackbone(typing.Protocol):
@@ -27,8 +33,8 @@ class FeatureBackbone(typing.Protocol):
     It is called with normalized images (batch, 3, height, width), whose sides are multiples of the
     stride, and the layer to read (None for the last one). It returns features (batch, dim, rows,
     columns) and raises ConfigError if it has no such layer. It may also have the attributes
-    `strides`, `side_multiple`, `smallest_side`, `colors` and `check_layer`, which are described in
-    `ino.models.backbone.Backbone`; without `colors` the input is RGB.
+    `strides`, `side_multiple`, `smallest_side`, `colors`, `check_layer` and `limits_attention`,
+    which are described in `ino.models.backbone.Backbone`; without `colors` the input is RGB.
 
     Attributes:
         stride: pixels of the input per feature of the last layer.
@@ -103,6 +109,14 @@ class FeatureExtractor:
         if check_layer := getattr(backbone, "check_layer", None):
             check_layer(protocol.layer)
         layer, strides = protocol.layer, getattr(backbone, "strides", ())
+        self._options: dict[str, int] = {}
+        if protocol.attention_side is not None:
+            if not getattr(backbone, "limits_attention", False):
+                raise ConfigError(
+                    f"protocol {protocol.name} limits attention to {protocol.attention_side} "
+                    "patches, which only ino's own ViTs and color do; choose another protocol"
+                )
+            self._options = {"attention_side": protocol.attention_side}
         self.stride = strides[layer - 1] if layer and layer <= len(strides) else backbone.stride
         self._side_multiple = getattr(backbone, "side_multiple", None) or self.stride
         self._colors: Colors = getattr(backbone, "colors", "rgb")
@@ -122,26 +136,46 @@ class FeatureExtractor:
         self._std = torch.tensor(backbone.std, device=self.device).view(3, 1, 1)
 
     @torch.no_grad()
-    def __call__(self, frame: np.ndarray | Tensor) -> Float[Tensor, "rows cols d"]:
+    def __call__(
+        self, frame: np.ndarray | Tensor, place: Place | None = None
+    ) -> Float[Tensor, "rows cols d"]:
         """Features, channels last, L2-normalised unless the protocol takes them as they are.
 
         Args:
             frame: uint8 RGB, height x width x 3.
+            place: where they are computed; they are 0 elsewhere. Only with `attention_side`. None:
+                everywhere.
 
         Raises:
             ConfigError: the backbone has no such layer as the protocol reads, or gives something
                 else than features (batch, dim, rows, columns).
             VideoError: the frame is no RGB image, or too small.
         """
-        return self.read(self.prepare(as_frame(frame)))
+        image = self.prepare(as_frame(frame))
+        if place is None:
+            return self.read(image)
+        rows, columns = (side // self.stride for side in image.shape[-2:])
+        top, left = place[0].start, place[1].start
+        pixels = [slice(one.start * self.stride, one.stop * self.stride) for one in place]
+        found = self.read(image[..., pixels[0], pixels[1]], place=(rows, columns, top, left))
+        features = found.new_zeros(rows, columns, found.shape[-1])
+        features[place] = found
+        return features
+
+    def grid(self, size: Size) -> Size:
+        """Rows and columns of the features of frames of this size."""
+        height, width = self.sizes(size)[1]
+        return height // self.stride, width // self.stride
 
     @torch.no_grad()
-    def read(self, image: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "rows cols d"]:
-        """Features of an image that `prepare` gave."""
+    def read(
+        self, image: Float[Tensor, "1 3 height width"], **options: Any
+    ) -> Float[Tensor, "rows cols d"]:
+        """Features of an image that `prepare` gave; options are the backbone's."""
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):
-            features = self._backbone(image, layer=self._protocol.layer)
+            features = self._backbone(image, layer=self._protocol.layer, **self._options, **options)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
             raise ConfigError(
                 "a backbone must give features of shape 1 x dim x rows x columns for an image, but "
@@ -150,6 +184,9 @@ class FeatureExtractor:
         features = features[0].float().permute(1, 2, 0)
         if self._protocol.normalize_features:
             features = F.normalize(features, dim=-1)
+        if share := self._protocol.color_share:
+            colors = color_features(image, (features.shape[0], features.shape[1]))
+            features = torch.cat([features * (1 - share) ** 0.5, colors * share**0.5], dim=-1)
         return features.contiguous()
 
     def prepare(
@@ -180,6 +217,24 @@ class FeatureExtractor:
             return cropped, cropped
         height, width = (round(side) for side in _scaled_sides(size, protocol=rule))
         return (height, width), cropped
+
+
+def color_features(
+    image: Float[Tensor, "1 3 height width"], grid: Size
+) -> Float[Tensor, "rows columns 13"]:
+    """Color of each feature's area, as vectors of length 1.
+
+    The mean color of each quarter of the area and the constant COLOR_BASE, divided by their length:
+    the product of two vectors falls with the distance of their colors.
+
+    Args:
+        image: the network's input.
+        grid: rows and columns of the features.
+    """
+    rows, columns = grid
+    quarters = F.adaptive_avg_pool2d(image, (2 * rows, 2 * columns))
+    colors = F.pixel_unshuffle(quarters, 2)[0].permute(1, 2, 0) / 2
+    return F.normalize(F.pad(colors, (0, 1), value=COLOR_BASE), dim=-1)
 
 
 def input_size(

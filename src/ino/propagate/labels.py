@@ -103,8 +103,9 @@ def soften_labels(
     channels = []
     for label in ids:
         one_hot = (labels == label).astype(np.float32)
-        if method == "linear":
-            one_hot = cv2.resize(one_hot, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        if method in ("linear", "area"):
+            how = cv2.INTER_LINEAR if method == "linear" else cv2.INTER_AREA
+            one_hot = cv2.resize(one_hot, (columns, rows), interpolation=how)
         channel = torch.from_numpy(one_hot).to(device)
         if method == "bilinear-align-corners":
             channel = F.interpolate(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ino.kernels.topk import DEFAULT_MAX_BYTES, Candidates, FeatureMap, TiledMatcher, Window
 from ino.propagate.affinity import propagate_labels
+from ino.propagate.features import Place
 from ino.propagate.labels import stretch_labels
 from ino.propagate.memory import ContextFrame, Memory, MemoryFrame, Reference
 from ino.propagate.peers import averaged_labels, window_labels
@@ -51,6 +52,9 @@ class Propagator:
         self._screening = screening
         self._max_bytes = max_bytes
         self._matcher: Any = None  # a TiledMatcher or a TritonMatcher, chosen by the first frame
+        # Where the protocol zooms: the matcher of each size, and what is labeled of a frame.
+        self._matchers: dict[tuple[int, int], Any] = {}
+        self._place: Place = (slice(None), slice(None))
         self._time = 0
         # Of the last frame, before any labels were given for it.
         self._predicted = torch.empty(0, 0, 0)
@@ -65,6 +69,8 @@ class Propagator:
         self,
         features: Float[Tensor, "height width dim"],
         new: Float[Tensor, "height width introduced"] | None = None,
+        *,
+        place: Place | None = None,
     ) -> Float[Tensor, "height width channel"]:
         """Soft labels of the next frame.
 
@@ -72,7 +78,9 @@ class Propagator:
             features: of the frame, L2-normalised unless the protocol takes them as they are.
             new: labels, 0 to 1, of the objects that enter with this frame; they become the last
                 channels.
+            place: what is labeled, with a protocol that zooms; all else is background.
         """
+        self._place = place or (slice(None), slice(None))
         assert new is not None or self.memory.references, "the first step introduces objects"
         known = self.num_channels
         empty = features.new_zeros(*features.shape[:2], known)
@@ -118,6 +126,7 @@ class Propagator:
         """
         latest = self.memory.latest
         found = {}
+        self._place = (slice(None), slice(None))
         for reference in self.memory.references:
             back = [ContextFrame(latest, windowed=False)]
             channels = list(range(latest.soft.shape[-1]))
@@ -170,7 +179,7 @@ class Propagator:
 
     def _prepare(self, features: Float[Tensor, "height width dim"]) -> Any:
         """What the memory keeps of a frame's features."""
-        if self._protocol.matching != "topk":
+        if self._protocol.matching != "topk" or self._protocol.zoom_margin is not None:
             return features
         if self._matcher is None:
             self._matcher = self._choose_matcher(features.device)
@@ -200,6 +209,8 @@ class Propagator:
         time: int,
     ) -> list[Float[Tensor, "height width channel"]]:
         """For each context the labels of its channels in the query, a frame of that time."""
+        if self._protocol.zoom_margin is not None:
+            return self._propagate_zoomed(query, contexts, channels)
         pairs = zip(contexts, channels, strict=True)
         if self._protocol.matching != "topk":
             return [self._propagate_as_peers(query, *pair, time=time) for pair in pairs]
@@ -215,6 +226,44 @@ class Propagator:
                 self._candidates(query, contexts), pairs, strict=True
             )
         ]
+
+    def _propagate_zoomed(
+        self,
+        query: Tensor,
+        contexts: Sequence[list[ContextFrame]],
+        channels: Sequence[list[int]],
+    ) -> list[Tensor]:
+        """The same in `_place`; all else is background."""
+        place, whole = self._place, query
+        query = query[place]
+        size = (query.shape[0], query.shape[1])
+        if size not in self._matchers:
+            self._matchers[size] = self._choose_matcher(query.device)
+        self._matcher = self._matchers[size]
+        frames = {one.frame.time: one.frame for context in contexts for one in context}
+        near = {
+            time: MemoryFrame(time, self._matcher.prepare(frame.features[place]), frame.soft[place])
+            for time, frame in frames.items()
+        }
+        zoomed = [[one._replace(frame=near[one.frame.time]) for one in part] for part in contexts]
+        found = self._candidates(self._matcher.prepare(query), zoomed)
+        results = []
+        for candidates, context, chosen in zip(found, zoomed, channels, strict=True):
+            result = whole.new_zeros(*whole.shape[:2], len(chosen))
+            result[..., [channel == 0 for channel in chosen]] = 1
+            result[place] = propagate_labels(
+                candidates,
+                [one.frame.soft[..., chosen] for one in context],
+                topk=self._protocol.topk,
+                temperature=self._protocol.temperature,
+                copies=[one.copies for one in context],
+            )
+            results.append(result)
+        return results
+
+    def replace_features(self, features: Float[Tensor, "height width dim"]) -> None:
+        """Replaces those of the last frame."""
+        self.memory.latest.features = self._prepare(features)
 
     def _candidates(
         self, query: FeatureMap, contexts: Sequence[list[ContextFrame]]

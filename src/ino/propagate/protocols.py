@@ -1,36 +1,62 @@
 """Named protocols of mask propagation: every choice that decides a published number.
 
 `Protocol` has the fields that methods share; those that only MAST, CorrFlow, TimeCycle and ContCorr
-set come from `ino.propagate.peers.PeerSettings`. A protocol says what is computed, not how fast.
+set come from `ino.propagate.peers.PeerSettings`, and those that only our fast and our best one set
+from `OwnSettings`. A protocol says what is computed, not how fast.
 Mean, deviation and color space of the network's input belong to the backbone.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ino.errors import ConfigError
 from ino.kernels.topk import WindowShape
 from ino.propagate.peers import Count, PeerSettings, Positive
-from ino.schema import checked
+from ino.schema import Model, checked
+
+Quality = Literal["fast", "default", "best"]
+"""What a user chooses in place of a protocol."""
 
 Size = tuple[int, int]
 """Height and width, pixels."""
 
 MaskDown = Literal[
-    "bilinear-align-corners", "linear", "nearest", "nearest-or-most", "strided", "averaged-ids"
+    "bilinear-align-corners",
+    "linear",
+    "nearest",
+    "nearest-or-most",
+    "strided",
+    "averaged-ids",
+    "area",
 ]
 """One-hot maps to the feature grid: bilinearly with corners aligned; bilinearly as OpenCV does,
 corners not aligned; the label map by nearest neighbor; the same, where an object that would be lost
-gets the feature that holds most of it; the pixel at the top left of each feature; or bilinearly
-averaged numbers of the objects, fractions cut off."""
+gets the feature that holds most of it; the pixel at the top left of each feature; bilinearly
+averaged numbers of the objects, fractions cut off; or the share of each feature's area."""
 
 MaskUp = Literal["bilinear-stride", "bilinear", "bilinear-align-corners", "nearest"]
 """Channels to pixels: bilinearly to stride times the grid and, after the argmax, by nearest
 neighbor to the size of masks; or straight to that size in one of three ways."""
 
 
-class Protocol(PeerSettings):
+class OwnSettings(Model):
+    """Protocol fields that only `ino-fast` and `ino-best` set; others keep the defaults."""
+
+    attention_side: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    """Side, in patches, of the square around it that a patch attends to in the network; None: the
+    whole frame. Only for ino's own ViTs and color."""
+    color_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of raw color in the similarity of two features."""
+    zoom_margin: Count | None = None
+    """Features between the box of the objects in the frame before and the edge of what is computed
+    of a frame; all else is background. None: everything is computed. Only with `attention_side`."""
+    flow_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share in a pixel's label of the label map of the frame before, moved along the optical flow,
+    where the flow is trusted."""
+
+
+class Protocol(PeerSettings, OwnSettings):
     """The choices of one protocol; `get_protocol` gives a named one with single fields replaced."""
 
     name: str
@@ -118,6 +144,18 @@ class Protocol(PeerSettings):
                 "reference_passed_on must be false where feedback is hard",
             ),
             (
+                self.masks_at == "video" or not self.flow_share,
+                "masks_at must be video where flow_share is above 0",
+            ),
+            (
+                self.zoom_margin is None or self.attention_side is not None,
+                "attention_side must be set where zoom_margin is",
+            ),
+            (
+                self.zoom_margin is None or self.matching == "topk",
+                "matching must be topk where zoom_margin is set",
+            ),
+            (
                 self.realign_after is None or self.border == "empty",
                 "border must be empty where realign_after is set",
             ),
@@ -128,10 +166,11 @@ class Protocol(PeerSettings):
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name, for settings.json; the fields of `PeerSettings` come last."""
+        """All fields by name, for settings.json; the fields of `PeerSettings` and
+        `OwnSettings` come last."""
         values = self.model_dump()
-        of_peers = PeerSettings.model_fields
-        return {one: values[one] for one in values if one not in of_peers} | values
+        last = PeerSettings.model_fields | OwnSettings.model_fields
+        return {one: values[one] for one in values if one not in last} | values
 
 
 def _like(protocol: Protocol, **changes: Any) -> Protocol:
@@ -307,11 +346,30 @@ _INO_NEAR = _like(
     mask_up="bilinear",
 )
 
+# Ours, by which `--quality` chooses; docs/benchmarks.md has what each field is worth.
+_INO_FAST = _like(
+    _INO_NEAR,
+    name="ino-fast",
+    mask_down="area",
+    feedback="hard",
+    attention_side=16,
+    zoom_margin=8,
+    color_share=0.6,
+    flow_share=0.8,
+)
+
+_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=640, radius=8, zoom_margin=None)
+
+_OF_FLOW = ("flow_share", "feedback", "mask_down")
+"""How labels follow the optical flow."""
+
+_SMALL_SIDE = 320
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         *(_INO_DAVIS, _INO_YTVOS, _DINO, _DINOV3, _CRW, _VFS, _DUL),
-        *(_MAST, _CORRFLOW, _CONTCORR, _TIMECYCLE, _INO_NEAR),
+        *(_MAST, _CORRFLOW, _CONTCORR, _TIMECYCLE, _INO_NEAR, _INO_FAST, _INO_BEST),
     )
 }
 """The protocols by name."""
@@ -346,6 +404,43 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
         return protocol
     radius = max(1, round(usual.radius * protocol.short_side / usual.short_side))
     return checked(Protocol, dict(protocol) | {"radius": radius}, where=where)
+
+
+def protocol_for(name: str, quality: Quality, **overrides: Any) -> Protocol:
+    """The protocol of a quality for weights that a named protocol suits.
+
+    For `ino-near` these are `ino-fast` and `ino-best`, which were chosen for the weights that come
+    with ino. For another one, `best` takes over from `ino-best` how labels follow the optical flow,
+    and `fast` also scales the input to a short side of 320 pixels; their scores were not measured.
+
+    Args:
+        name: of the protocol that suits the weights, which is that of quality default.
+        quality: fast, default or best.
+        overrides: see `get_protocol`.
+
+    Raises:
+        ConfigError: the quality is unknown, the protocol cannot follow the flow, or see
+            `get_protocol`.
+    """
+    if quality not in get_args(Quality):
+        raise ConfigError(
+            f"the quality is {quality!r}; choose one of {', '.join(get_args(Quality))}"
+        )
+    if quality == "default":
+        return get_protocol(name, **overrides)
+    chosen = PROTOCOLS[f"ino-{quality}"]
+    if name == _INO_NEAR.name:
+        return get_protocol(chosen.name, **overrides)
+    usual = get_protocol(name)
+    if usual.matching != "topk" or usual.masks_at != "video":
+        raise ConfigError(
+            f"quality {quality} does not go with protocol {name}, which suits these weights; use "
+            "quality default or other weights"
+        )
+    fields: dict[str, Any] = {one: getattr(chosen, one) for one in _OF_FLOW}
+    if quality == "fast":
+        fields["short_side"] = _SMALL_SIDE
+    return get_protocol(name, **fields | overrides)
 
 
 def describe_protocol(protocol: Protocol) -> str:

@@ -17,11 +17,12 @@ import torch
 
 from ino.data.label_maps import BACKGROUND, VOID, as_labels
 from ino.errors import ConfigError, InoError, MaskError, VideoError
-from ino.models.backbone import computes_in_bf16
+from ino.models.backbone import choose_device, computes_in_bf16
 from ino.models.load import load_backbone
 from ino.propagate.features import (
     FeatureBackbone,
     FeatureExtractor,
+    Place,
     Precision,
     as_frame,
     check_finite,
@@ -34,12 +35,20 @@ from ino.propagate.labels import (
     soften_labels,
 )
 from ino.propagate.propagator import Propagator
-from ino.propagate.protocols import Protocol, Size, get_protocol
+from ino.propagate.protocols import Protocol, Quality, Size, get_protocol, protocol_for
 from ino.propagate.references import ReferencePropagation, TrackedFrame
+from ino.propagate.refine import Motion, estimate_motion, refine_labels
 
 Image = np.ndarray | torch.Tensor
 
 _LOG = logging.getLogger("ino")
+
+SMALL_RADIUS = 12
+"""Up to which screening takes longer than it saves."""
+
+ZOOM_STEP = 8
+"""What is computed of a frame begins and ends at multiples of this many features."""
+
 HALF = 0.5
 """An object with a smaller share of every feature has none of its own."""
 
@@ -67,8 +76,9 @@ class Tracker:
         backbone: FeatureBackbone | str | Path,
         *,
         protocol: Protocol | str | None = None,
+        quality: Quality | None = None,
         device: torch.device | str = "cpu",
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
         screening: bool | None = None,
         warns: bool = True,
     ) -> None:
@@ -78,23 +88,32 @@ class Tracker:
             backbone: for instance from `ino.models.load.load_backbone`, or what that takes.
             protocol: a Protocol (see `get_protocol`), or the name of one, such as "ino-davis"; None
                 for the one that suits the weights.
+            quality: in place of a protocol, see `protocol_for`; None is default.
             device: where everything is computed; "auto" takes CUDA, else MPS, else the CPU.
             precision: of the network; bf16 is faster on hardware that supports it, but rounds the
-                features.
+                features; None is fp32, but bf16 for quality fast where the device computes in it.
             screening: on a CPU, preselect similar positions in bf16 and rank only these in fp32,
-                which gives the same result; None does so if the CPU supports bf16.
+                which gives the same result; None does so if the CPU supports bf16 and windows are
+                large.
             warns: name objects that are too small for the features, vanish or fill a frame; off
                 where scores tell.
 
         Raises:
-            ConfigError: the protocol, the device or the precision is unknown, or the backbone does
-                not fit the protocol.
+            ConfigError: both a protocol and a quality are given; one of these, the device or the
+                precision is unknown; or the backbone does not fit the protocol.
             CheckpointError: see `load_backbone`.
         """
         if isinstance(backbone, str | Path):
             backbone = load_backbone(backbone)
+        if protocol is not None and quality is not None:
+            raise ConfigError(
+                "both a protocol and a quality are given: a protocol is exact, and a quality "
+                "chooses one; give either"
+            )
         if protocol is None:
             protocol = getattr(backbone, "protocol", None)
+            if isinstance(protocol, str):
+                protocol = protocol_for(protocol, quality or "default")
         if isinstance(protocol, str):
             protocol = get_protocol(protocol)
         if not isinstance(protocol, Protocol):
@@ -103,12 +122,13 @@ class Tracker:
                 "get_protocol gives"
             )
         self.protocol = protocol
-        self.precision: Precision = precision
+        self.precision: Precision = precision or usual_precision(quality, device)
         self._extractor = FeatureExtractor(
-            backbone, protocol=self.protocol, device=device, precision=precision
+            backbone, protocol=self.protocol, device=device, precision=self.precision
         )
         if screening is None:
-            screening = computes_in_bf16(self._extractor.device)
+            is_large = protocol.radius is None or protocol.radius > SMALL_RADIUS
+            screening = is_large and computes_in_bf16(self._extractor.device)
         self._screening = screening
         self._warns = warns
         self._session: Session | None = None
@@ -360,6 +380,13 @@ class Tracker:
         return self._session
 
 
+def usual_precision(quality: Quality | None, device: torch.device | str) -> Precision:
+    """The precision of the network where none is chosen."""
+    if quality == "fast" and computes_in_bf16(choose_device(str(device))):
+        return "bf16"
+    return "fp32"
+
+
 class Session:
     """The state of a `Tracker` in one video; the first frame is number 0.
 
@@ -411,6 +438,11 @@ class Session:
         self._given = np.empty((0, 0), dtype=np.uint8)
         self._given_ids: list[int] = []
         self._labels = np.empty((0, 0), dtype=np.uint8)
+        # Where labels follow the optical flow: the last frame, and what they were before it.
+        self._frame: np.ndarray | None = None
+        self._place: Place | None = None
+        self._motion: Motion | None = None
+        self._before = np.empty((0, 0), dtype=np.uint8)
         self._num_pixels = np.zeros(256)  # of each label
 
     @property
@@ -425,8 +457,9 @@ class Session:
 
     @property
     def soft(self) -> torch.Tensor:
-        """Soft labels of the last frame, rows x columns x channels."""
-        return self._soft
+        """Soft labels of the last frame, rows x columns x channels; where labels follow the optical
+        flow, those that the next frame is given."""
+        return self._soft if self._motion is None else self._soften(self._labels, self._ids)
 
     @property
     def protocol(self) -> Protocol:
@@ -473,12 +506,17 @@ class Session:
             mask = _without(mask, self._unsaid)
         if features is None and (self._ids or mask is not None):
             # Before anything is changed: a frame that is refused leaves no trace.
-            features = self.read(frame, number)
+            self._place = None if new_ids else self._near_objects(size)
+            features = self.read(frame, number, self._place)
         self._size = size
         self._num_frames += 1
         if features is None:
             return np.zeros(size, dtype=np.uint8)
         is_first = not self._ids
+        if self._protocol.flow_share or self._protocol.zoom_margin is not None:
+            if self._frame is not None and self._protocol.flow_share:
+                self._motion, self._before = estimate_motion(self._frame, frame), self._labels
+            self._frame = frame.copy()
         entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
         self._ids += entering
         labels = self._advance(features, mask if entering else None, entering)
@@ -488,9 +526,9 @@ class Session:
         self._inspect(labels)
         return labels
 
-    def read(self, frame: Image, number: int) -> torch.Tensor:
-        """The features of the frame of that number."""
-        features = self._extractor(frame)
+    def read(self, frame: Image, number: int, place: Place | None = None) -> torch.Tensor:
+        """The features of the frame of that number; all of them, or those of a place."""
+        features = self._extractor(frame, place)
         check_finite(features, f"frame {number}")
         return features
 
@@ -513,6 +551,10 @@ class Session:
         channels = [self._ids.index(label) for label in given]
         resized = resize_mask(mask, whole=self._whole, size=self._compared)
         grid = (self._soft.shape[0], self._soft.shape[1])
+        if self._place is not None:  # what is drawn may lie where nothing was computed
+            assert self._frame is not None
+            self._propagator.replace_features(self._extractor(self._frame))
+            self._place = None
         soft = self._soften_given(resized, given, grid=grid)
         self._soft = self._propagator.add(soft, channels=channels)
         if self._protocol.feedback == "hard":
@@ -533,8 +575,9 @@ class Session:
             raise MaskError(f"there is no object {label!r} to remove; the objects are {objects}")
         self._ids[self._ids.index(label)] = BACKGROUND
         self._given_ids = [one for one in self._given_ids if one != label]
-        self._given, self._predicted, self._labels = (
-            _without(one, [label]) for one in (self._given, self._predicted, self._labels)
+        self._given, self._predicted, self._labels, self._before = (
+            _without(one, [label])
+            for one in (self._given, self._predicted, self._labels, self._before)
         )
         return self._labels
 
@@ -543,6 +586,8 @@ class Session:
         assert self._size is not None
         if not self._ids:
             return np.zeros(self._size, dtype=np.float32)
+        if soft is None and self._motion is not None:
+            return self._refine(self._motion)[1]
         confidence = label_confidence(
             self._soft if soft is None else soft,
             stride=self._extractor.stride,
@@ -579,9 +624,26 @@ class Session:
             new = self._soften_given(mask, entering, grid=(features.shape[0], features.shape[1]))
             if self._protocol.feedback == "hard":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
-        self._soft = self._propagator.step(features, new)
+        self._soft = self._propagator.step(features, new, place=self._place)
         self._predicted = self._harden()
         return self._settle(self._predicted, mask, entering)
+
+    def _near_objects(self, size: Size) -> Place | None:
+        """The features near the objects of the last frame; None: all of them."""
+        margin = self._protocol.zoom_margin
+        if margin is None or self._labels.shape != size or not self._labels.any():
+            return None
+        grid = self._extractor.grid(size)
+        least = self._protocol.attention_side or 1
+        spans = []
+        for axis, count in enumerate(grid):
+            marked = np.flatnonzero(self._labels.any(axis=1 - axis)) * count // size[axis]
+            start, stop = int(marked[0]) - margin, int(marked[-1]) + 1 + margin
+            # Few different sizes, none below what a patch attends to.
+            start = max(0, min(start, count - least) // ZOOM_STEP * ZOOM_STEP)
+            stop = max(stop, start + least)
+            spans.append(slice(start, min(count, -(-stop // ZOOM_STEP) * ZOOM_STEP)))
+        return (spans[0], spans[1])
 
     def _inspect(self, labels: np.ndarray) -> None:
         """Keeps a label map, and warns of objects that it has lost, or that fill it."""
@@ -606,9 +668,23 @@ class Session:
             number = self._first + self._direction * self.frame
             _LOG.warning("%sobject %d in frame %d %s", video, label, number, what)
 
+    def _refine(self, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
+        """Label map and confidence."""
+        return refine_labels(
+            self._soft,
+            motion,
+            self._before,
+            ids=self._ids,
+            share=self._protocol.flow_share,
+            method=self._protocol.mask_up,
+            normalize=self._protocol.normalize_output,
+        )
+
     def _harden(
         self, soft: torch.Tensor | None = None, ids: Sequence[int] | None = None
     ) -> np.ndarray:
+        if soft is None and self._motion is not None:
+            return self._refine(self._motion)[0]
         return harden_labels(
             self._soft if soft is None else soft,
             ids=self._ids if ids is None else ids,
@@ -621,10 +697,11 @@ class Session:
     def _settle(
         self, labels: np.ndarray, mask: np.ndarray | None, given: Sequence[int]
     ) -> np.ndarray:
-        """The label map; where labels are fed back hard, with `given` ones as the mask says."""
+        """The label map; where labels are fed back hard or follow the optical flow, with `given`
+        ones as the mask says."""
+        if mask is not None and (self._protocol.feedback == "hard" or self._protocol.flow_share):
+            labels = np.where(np.isin(mask, given), mask, labels)
         if self._protocol.feedback == "hard":
-            if mask is not None:
-                labels = np.where(np.isin(mask, given), mask, labels)
             self._propagator.feed_back(self._soften(labels, self._ids))
         return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
 

@@ -53,4 +53,6 @@ def mask_from_prompt(
         known[[0, -1]] = known[:, [0, -1]] = cv2.GC_BGD
     cv2.grabCut(small, known, (0, 0, 0, 0), models[0], models[1], _ROUNDS, cv2.GC_INIT_WITH_MASK)
     found = np.isin(known, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    if not found.any():  # nothing differs from what is around it: the box is a beginning
+        found[y0:y1, x0:x1] = 1
     return cv2.resize(found, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)

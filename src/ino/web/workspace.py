@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Literal
@@ -392,19 +393,23 @@ class Allowed:
         real = Path(os.path.realpath(path))
         return any(real.is_relative_to(one) for one in self.folders)
 
-    def check(self, text: str) -> Path:
+    def check(self, text: str, *, opens: bool = True) -> Path:
         """The real path of what somebody typed.
+
+        Args:
+            text: absolute, or relative to one of the folders.
+            opens: what is in a folder will be read, too.
 
         Raises:
             VideoError: it is nowhere in the folders, whether it exists or not.
         """
-        if "\0" not in text and 0 < len(text) < 4096:
-            for one in self.folders:
-                path = Path(os.path.realpath(one / text))
-                if not self.holds(path) or not path.exists():
+        for one in self.folders if text and "\0" not in text else ():
+            path = Path(os.path.realpath(one / text))
+            # A folder of images may hold links, which are followed when they are read.
+            with suppress(OSError):
+                if not self.holds(path) or not (path.is_file() or path.is_dir()):
                     continue
-                # A folder of images may hold links, which are followed when they are read.
-                if path.is_file() or all(self.holds(entry) for entry in path.iterdir()):
+                if path.is_file() or not opens or all(map(self.holds, path.iterdir())):
                     return path
         raise VideoError(
             f"{text[:200]!r} is not in the folders that this page may open "
@@ -416,7 +421,7 @@ class Allowed:
         if not text:
             here = [{"name": str(one), "path": str(one)} for one in self.folders]
             return {"path": "", "parent": None, "folders": here, "videos": []}
-        folder = self.check(text)
+        folder = self.check(text, opens=False)
         if not folder.is_dir():
             raise VideoError(f"{folder.name} is not a folder")
         folders: list[dict[str, str]] = []

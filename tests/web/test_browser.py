@@ -97,7 +97,7 @@ def person(browser):
 
 
 def drawn(site, number):
-    (path,) = site.root.glob(f"*/clip-*/annotations/{number:05d}.png")
+    (path,) = site.root.glob(f"*/clip-*/drawings/{number:05d}.png")
     return read_labels(path)
 
 
@@ -117,7 +117,7 @@ def test_a_person_follows_an_object(person, site, tmp_path):
     assert first[round(y), round(x)] == 1
     page.keyboard.press("Control+z")
     person.saved()
-    assert not list(site.root.glob("*/clip-*/annotations/*.png"))
+    assert not list(site.root.glob("*/clip-*/drawings/*.png"))
     page.keyboard.press("Control+Shift+z")
     person.saved()
     np.testing.assert_array_equal(drawn(site, 0), first)

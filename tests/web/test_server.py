@@ -65,7 +65,7 @@ def test_masks_are_those_of_the_command_and_a_restart_continues(tmp_path, videos
         assert until(client, work, "done")["followed"] == [[0, 5]]
         folder = site.workspaces_of(site.own_key) / work.rsplit("/", 1)[1]
         assert json.loads((folder / "settings.json").read_text())["objects"] == {"1": "the fly"}
-        masks = ["--mask", folder / "annotations"]
+        masks = ["--mask", folder / "drawings"]
         assert run("segment", videos / "clip.mp4", *masks, "--out", tmp_path / "out", *FAST) == 0
         for path in sorted((tmp_path / "out/masks").iterdir()):
             np.testing.assert_array_equal(
@@ -80,7 +80,7 @@ def test_masks_are_those_of_the_command_and_a_restart_continues(tmp_path, videos
         assert (state["view"]["frame"], state["view"]["opacity"]) == (4, 0.25)
         assert (state["annotated"], state["followed"]) == ([0], [[0, 5]])
         assert opened(client, videos / "clip.mp4") == work  # not a second one
-        assert (site.root / "own" / one["id"] / "annotations/00000.png").is_file()
+        assert (site.root / "own" / one["id"] / "drawings/00000.png").is_file()
 
 
 def test_exports_come_as_files_and_leave_none_behind(tmp_path, videos, labels):
@@ -102,7 +102,7 @@ def test_exports_come_as_files_and_leave_none_behind(tmp_path, videos, labels):
             assert "asked for" in sentence(client.get(f"{work}/export/{kind}"))
         names = zipfile.ZipFile(io.BytesIO(files["masks"])).namelist()
         assert names[:2] == ["masks/00000.png", "masks/00001.png"]
-        assert {"annotations/00000.png", "settings.json"} <= set(names)
+        assert {"drawings/00000.png", "settings.json"} <= set(names)
         (tmp_path / "overlay.mp4").write_bytes(files["overlay"])
         assert len(list(read_frames(tmp_path / "overlay.mp4"))) == 6
         assert not [path for one in site.root.glob(".export-*") for path in one.iterdir()]

@@ -43,7 +43,7 @@ def _write_zip(workspace: Workspace, path: Path) -> None:
             packed.write(folder / "masks" / (name := workspace.file_name(number)), f"masks/{name}")
         for number in workspace.annotated():
             name = workspace.file_name(number)
-            packed.write(folder / "annotations" / name, f"annotations/{name}")
+            packed.write(folder / "drawings" / name, f"drawings/{name}")
         for name in ("settings.json", "frames.csv"):
             if (folder / name).is_file():
                 packed.write(folder / name, name)

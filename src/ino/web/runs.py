@@ -174,7 +174,7 @@ class Runner:
 
         workspace = run.workspace
         tracker, settings = self._tracker(run.quality)
-        masks = workspace.annotations()
+        masks = workspace.drawings()
         run.status, run.began = "running", time.time()
 
         def on_frame() -> None:

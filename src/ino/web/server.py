@@ -1,11 +1,8 @@
 """The server of `ino web`: pages, frames and drawings over HTTP, on top of `ino.web.workspace`.
 
-Starlette and one hand-written page were chosen after prototypes of drawing one stroke of 300 mouse
-moves on a 480p frame. NiceGUI sends each move to the server and redraws from its answer: 308
-messages up, 304 down (517 kB), 9.0 s until the stroke was there; it adds 49 packages (82 MB).
-Gradio's ImageEditor has no polygon and no time line; 52 packages (257 MB). Here a stroke is painted
-in the browser and sent once when it ends, there is no build step and nothing is fetched from
-elsewhere, and Starlette with uvicorn adds 6 packages (3 MB).
+Starlette and one hand-written page were chosen after prototypes (docs/architecture.md): a stroke is
+painted in the browser and sent once when it ends, there is no build step, and nothing is fetched
+from elsewhere.
 
 Whoever opens the page gets a session by a cookie; the workspaces of a session are one folder, named
 by a hash of the cookie, so no name that a browser sends is part of a path. Who started the server

@@ -1,8 +1,10 @@
 """A workspace: the folder that holds all that is known of one video of `ino web`.
 
     workspace.json           the video, its objects with their colors, what the page showed last
-    annotations/00000.png    the masks that somebody drew, as indexed PNG
-    masks/ settings.json     what `segment_video` writes: the folder is a result folder, too
+    drawings/00000.png       the masks that somebody drew, as indexed PNG
+    masks/ settings.json     what `segment_video` writes: the folder is a result folder, too; what
+                             it stores of the masks it was given is of the last run, while drawings
+                             go on meanwhile
     video.mp4                the video, if it was uploaded
 
 Every change is on disk before it is answered, and files appear whole or not at all, so a server
@@ -152,7 +154,7 @@ class Workspace:
 
     def annotated(self) -> list[int]:
         """The numbers of the frames that somebody drew on, ascending."""
-        return self._numbers_in("annotations")
+        return self._numbers_in("drawings")
 
     def followed(self) -> list[int]:
         """The numbers of the frames whose masks were propagated, ascending."""
@@ -175,7 +177,7 @@ class Workspace:
         """The label map of a frame, and where it is from: drawn, followed or none."""
         self.check_number(number)
         size = (self._state.height, self._state.width)
-        for folder, source in (("annotations", "drawn"), ("masks", "followed")):
+        for folder, source in (("drawings", "drawn"), ("masks", "followed")):
             path = self.folder / folder / self.file_name(number)
             if path.is_file():
                 labels = read_raw_labels(path)
@@ -187,7 +189,7 @@ class Workspace:
                 return np.where(labels == VOID, np.uint8(0), labels), source
         return np.zeros(size, dtype=np.uint8), "none"
 
-    def annotations(self) -> dict[int, np.ndarray]:
+    def drawings(self) -> dict[int, np.ndarray]:
         """The drawn label maps by the numbers of their frames."""
         return {number: self.labels(number)[0] for number in self.annotated()}
 
@@ -204,7 +206,7 @@ class Workspace:
         """
         self.check_number(number)
         state = self._state
-        path = self.folder / "annotations" / self.file_name(number)
+        path = self.folder / "drawings" / self.file_name(number)
         if content is not None:
             if len(content) != state.height * state.width:
                 raise MaskError(
@@ -236,7 +238,7 @@ class Workspace:
         if not numbers or len(set(numbers)) != len(numbers):
             raise ConfigError("there must be at least one object, and each number once")
         gone = {one.id for one in self._state.objects} - set(numbers)
-        for folder in ("annotations", "masks") if gone else ():
+        for folder in ("drawings", "masks") if gone else ():
             for number in self._numbers_in(folder):
                 path = self.folder / folder / self.file_name(number)
                 labels = read_raw_labels(path)

@@ -593,8 +593,8 @@ function showTool(name) {
 }
 
 function showHint() {
-  const isNew = work && !work.annotated.length && !work.followed.length;
-  $("hint").textContent = isNew || tool === "polygon" || tool === "clicks" ? HINTS[tool] : "";
+  const isNew = shown && !work.annotated.length && !work.followed.length;
+  $("hint").textContent = !shown ? "" : isNew || tool === "polygon" || tool === "clicks" ? HINTS[tool] : "";
 }
 
 function showObjects() {

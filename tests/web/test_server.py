@@ -385,10 +385,12 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, videos, labels)
             client.put(f"{work}/objects", json={"objects": [{"id": 0, "name": "a"}]}),
             client.put(f"{work}/view", json={"frame": -1}),
             client.put(f"{work}/view", json={"frame": 99}),
-            client.post(f"{work}/prompt/0", json={"box": [3, 3, 3, 3]}),
-            client.post(f"{work}/prompt/0", json={"box": [1e308, 0, 1e308, 9]}),
-            client.post(f"{work}/prompt/0", json={"points": []}),
-            client.post(f"{work}/prompt/9", json={"points": [[1, 1, True]]}),
+            prompt(client, work, 0, {"box": [3, 3, 3, 3]}),
+            prompt(client, work, 0, {"box": [1e308, 0, 1e308, 9]}),
+            prompt(client, work, 0, {"points": []}),
+            prompt(client, work, 0, {"points": [[1, 1, True]]}, mask=b"1"),
+            client.post(f"{work}/prompt/0"),
+            prompt(client, work, 9, {"points": [[1, 1, True]]}),
             client.post(f"{work}/dance"),
             client.get("/nothing"),
         ]
@@ -407,7 +409,7 @@ def test_a_box_and_clicks_find_something(tmp_path, videos, labels):
         box = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
         middle = [float(columns.mean()), float(rows.mean()), True]
         for given in ({"box": box}, {"points": [middle]}):
-            answer = client.post(f"{work}/prompt/0", json=given)
+            answer = prompt(client, work, 0, given)
             found = np.frombuffer(answer.content, np.uint8).reshape(SIZE) > 0
             assert 0 < found.sum() < 0.8 * found.size
             if "box" in given:
@@ -415,6 +417,11 @@ def test_a_box_and_clicks_find_something(tmp_path, videos, labels):
                 assert not found.any()
             else:
                 assert found[round(middle[1]), round(middle[0])]
+
+
+def prompt(client, work, number, given, mask=b""):
+    address = f"{work}/prompt/{number}"
+    return client.post(address, params={"given": json.dumps(given)}, content=mask)
 
 
 def test_undrawing_and_removing_objects(tmp_path, videos, labels):

@@ -16,6 +16,7 @@ def mask_from_prompt(
     *,
     box: tuple[float, float, float, float] | None = None,
     points: Sequence[tuple[float, float, bool]] = (),
+    mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """The object in a box or at the clicks, bool, height x width.
 
@@ -23,9 +24,10 @@ def mask_from_prompt(
         frame: uint8 RGB, height x width x 3.
         box: x0, y0, x1, y1 in pixels; x1 and y1 are exclusive.
         points: x and y in pixels, and whether the object is there.
+        mask: bool, height x width: of the object so far, which the points correct.
 
     Raises:
-        MaskError: neither is given, or the box holds no pixel.
+        MaskError: nothing is given, or the box holds no pixel.
     """
     height, width = frame.shape[:2]
     scale = min(1.0, _LONG_SIDE / max(height, width))
@@ -33,6 +35,9 @@ def mask_from_prompt(
     small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     if box is None:
         inside = [(x, y) for x, y, is_object in points if is_object]
+        if mask is not None:
+            rows, columns = np.nonzero(mask)
+            inside += [(columns.min(), rows.min()), (columns.max(), rows.max())]
         if not inside:
             raise MaskError("click on the object first, and then on what is not part of it")
         reach = max(height, width) / 5
@@ -44,6 +49,9 @@ def mask_from_prompt(
         raise MaskError("the box is too small: drag it around the whole object")
     known = np.full((size[1], size[0]), cv2.GC_BGD, np.uint8)
     known[y0:y1, x0:x1] = cv2.GC_PR_FGD
+    if mask is not None:
+        so_far = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        known[~so_far & (known == cv2.GC_PR_FGD)] = cv2.GC_PR_BGD
     radius = max(2, max(size) // 80)
     for x, y, is_object in points:
         place = (round(x * scale), round(y * scale))

@@ -34,7 +34,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from ino.data.video import VIDEO_SUFFIXES, read_clip
-from ino.errors import ConfigError, InoError, VideoError
+from ino.errors import ConfigError, InoError, MaskError, VideoError
 from ino.schema import Model, checked, parse_json
 from ino.system import atomic_path, folder_lock, new_folder
 from ino.web.exports import EXPORTS, Exporter
@@ -461,13 +461,21 @@ async def _draw(site: Site, request: Request, session: Path) -> Any:
 
 
 async def _prompt(site: Site, request: Request, session: Path) -> Response:
-    prompt = await _read(request, _Prompt)
+    """The body is the mask of the object so far, one byte per pixel, or nothing."""
+    workspace = site.workspace(session, request.path_params["workspace"])
+    workspace.check_number(number := request.path_params["number"])
+    state = workspace.state
+    prompt = _checked(request.query_params.get("given", "").encode(), _Prompt)
+    content = await _body(request, limit=state.height * state.width)
+    if len(content) not in (0, state.height * state.width):
+        raise MaskError("the mask so far is not of the size of the frames")
 
     def found() -> Response:
-        workspace = site.workspace(session, request.path_params["workspace"])
-        workspace.check_number(number := request.path_params["number"])
         frame = read_clip(workspace.video, [number])[0]
-        mask = mask_from_prompt(frame, box=prompt.box, points=prompt.points)
+        mask = np.frombuffer(content, np.uint8).reshape(-1, state.width) > 0
+        mask = mask_from_prompt(
+            frame, box=prompt.box, points=prompt.points, mask=mask if mask.any() else None
+        )
         return _packed(mask.astype(np.uint8), "prompt")
 
     return await run_in_threadpool(found)
@@ -576,7 +584,10 @@ async def _take(site: Site, request: Request, session: Path) -> Response:
 
 async def _read(request: Request, kind: type[Any]) -> Any:
     """The checked JSON of a request."""
-    content = await _body(request, limit=_MAX_JSON)
+    return _checked(await _body(request, limit=_MAX_JSON), kind)
+
+
+def _checked(content: bytes, kind: type[Any]) -> Any:
     try:
         values = parse_json(content.decode("utf-8"))
     except ValueError as error:

@@ -441,7 +441,10 @@ async function prompt(before, given) {
   busy = true;
   $("busy").hidden = false;
   try {
-    const found = new Uint8Array(await (await ask("POST", at(`/prompt/${number}`), given)).arrayBuffer());
+    // Clicks correct what is there of the object; a box replaces it.
+    const mask = given.points ? before.map((one) => +(one === label)) : new Uint8Array();
+    const path = at(`/prompt/${number}?given=${encodeURIComponent(JSON.stringify(given))}`);
+    const found = new Uint8Array(await (await ask("POST", path, mask)).arrayBuffer());
     if (work?.id !== id || shown?.number !== number || shown.entry !== entry) return;
     const now = shown.labels.slice();
     for (let spot = 0; spot < found.length; spot++) {

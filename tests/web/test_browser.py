@@ -116,9 +116,11 @@ def test_a_person_follows_an_object(person, site, tmp_path):
     first = drawn(site, 0)
     assert first[round(y), round(x)] == 1
     page.keyboard.press("Control+z")
+    person.expect(page.locator("#clear")).to_be_hidden()
     person.saved()
     assert not list(site.root.glob("*/clip-*/drawings/*.png"))
     page.keyboard.press("Control+Shift+z")
+    person.expect(page.locator("#clear")).to_be_visible()
     person.saved()
     np.testing.assert_array_equal(drawn(site, 0), first)
 

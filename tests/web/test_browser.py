@@ -78,6 +78,7 @@ class Person:
 
     def is_at(self, number):
         self.expect(self.page.locator("#number")).to_have_value(str(number))
+        self.expect(self.page.locator("#stage")).to_have_attribute("data-frame", str(number))
 
     def open(self, address):
         self.page.goto(address)
@@ -186,6 +187,7 @@ def test_the_other_tools(person, site):
     person.saved()
     assert drawn(site, 1).any()
     page.keyboard.press("ArrowRight")
+    person.is_at(2)
     page.keyboard.press("c")
     page.mouse.click(*person.place(float(columns.mean()), float(rows.mean())))
     person.expect(page.locator("#clear")).to_be_visible()
@@ -207,3 +209,9 @@ def test_uploads(person, site, tmp_path):
     (tmp_path / "letter.txt").write_text("no video")
     page.set_input_files("#file", tmp_path / "letter.txt")
     person.says("#toasts", "no video by its name")
+    dropped = page.evaluate_handle(
+        "() => { const one = new DataTransfer(); one.items.add(new File(['x'], 'dropped.doc')); "
+        "return one; }"
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    person.says("#toasts", "dropped.doc is no video by its name")

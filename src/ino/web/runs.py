@@ -145,29 +145,30 @@ class Runner:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _work(self, run: Run) -> None:
+        status: Literal["done", "stopped", "failed"] = "failed"
         try:
             if run.is_stopped:
                 raise _StopRun
             self._segment(run)
-            run.status = "done"
+            status = "done"
         except _StopRun:
-            run.status = "stopped"
+            status = "stopped"
         except InoError as error:
-            run.status, run.reason = "failed", str(error)
+            run.reason = str(error)
         except Exception as error:
             _LOG.exception("a run of ino web failed")
             memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
-            run.status = "failed"
             run.reason = (
                 "the memory of this machine does not hold this work: choose the quality fast"
                 if memory
                 else f"a fault of the program ({type(error).__name__}); the terminal shows more"
             )
         finally:
+            with suppress(InoError):  # the folder may be gone
+                run.workspace.change(run=status)
             with self._lock:
                 self._queue.remove(run)
-            with suppress(InoError):  # the folder may be gone
-                run.workspace.change(run=run.status)
+                run.status = status  # last: whoever sees it finds all else as it will stay
 
     def _segment(self, run: Run) -> None:
         from ino.tasks.segment import segment_video

@@ -290,6 +290,7 @@ async def _home(site: Site, request: Request, session: Path) -> Any:
         return {
             "workspaces": [_summary(one) for one in find_all(session)],
             "max_upload": site.max_upload,
+            "is_local": site.is_local,
             "suffixes": sorted(_UPLOAD_SUFFIXES),
             "qualities": QUALITIES,
             "colors": COLORS,
@@ -678,7 +679,8 @@ def serve(
                 own = site.workspaces_of(site.own_key)
                 place = f"#{site.open(own, video, title=video.resolve().stem).id}"
             site.runner.warm_up(next(iter(QUALITIES)))
-            name = f"[{host}]" if ":" in host else host
+            name = socket.gethostname() if host in ("0.0.0.0", "::") else host
+            name = f"[{name}]" if ":" in name else name
             address = f"http://{name}:{listener.getsockname()[1]}/"
             token = "" if site.is_local else f"token={site.token}&"
             say(f"open {address}?{token}own={site.own_key}{place}")

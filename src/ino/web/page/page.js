@@ -60,7 +60,7 @@ function toast(error) {
   const line = document.createElement("div");
   line.className = "toast";
   const text = String(error.message || error);
-  line.textContent = text[0].toUpperCase() + text.slice(1);
+  line.textContent = /^[a-z]+ /.test(text) ? text[0].toUpperCase() + text.slice(1) : text; // no file's name
   line.onclick = () => line.remove();
   $("toasts").append(line);
   setTimeout(() => line.remove(), 9000);
@@ -80,6 +80,7 @@ async function openStart() {
   $("start").hidden = false;
   home = await json("GET", "/api/home");
   $("file").accept = home.suffixes.join(",");
+  $("where").textContent = home.is_local ? "Open from a folder of this computer" : "Open from a folder of the server";
   $("limits").textContent = `MP4, MOV, AVI, MKV, WebM, TIFF stack and others, up to ${readableSize(home.max_upload)}`;
   const cards = home.workspaces.map((one) => {
     const card = document.createElement("div");
@@ -175,7 +176,7 @@ async function openWork(id) {
   $("work").hidden = false;
   document.title = `${work.title} - ino`;
   $("title").textContent = work.title;
-  $("facts").textContent = `${work.width} x ${work.height}, ${work.num_frames} frames`;
+  $("facts").textContent = `${work.width} \u00d7 ${work.height}, ${work.num_frames} frames`;
   for (const canvas of [$("picture"), $("overlay")]) [canvas.width, canvas.height] = [work.width, work.height];
   $("marks").setAttribute("viewBox", `0 0 ${work.width} ${work.height}`);
   $("quality").replaceChildren(...Object.entries(home.qualities).map(([name, words]) => new Option(words, name)));
@@ -263,6 +264,7 @@ async function load() {
       shown = { number, ...found, entry: found };
       $("picture").getContext("2d").drawImage(image, 0, 0, work.width, work.height);
       paint();
+      $("stage").dataset.frame = number;
       showState();
       if (number === wanted) break;
     }

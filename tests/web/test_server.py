@@ -485,6 +485,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys):
     out = ["--out", tmp_path / "workspaces"]
     assert "not a folder" in refused(capsys, "web", "--folder", tmp_path / "nowhere", *out)
     assert "--max-upload" in refused(capsys, "web", "--max-upload", -1, *out)
+    assert "no video" in refused(capsys, "web", tmp_path / "nothing.mp4", "--port", 0, *out)
     assert "listen" in refused(capsys, "web", "--host", "no.such.host.invalid", *out)
 
 

@@ -350,8 +350,10 @@ def check_video(video: Path) -> tuple[int, float, int, int]:
 
 def _check_container(video: Path) -> None:
     """Raises a VideoError where a file is not one of `FORMATS`, before anything else is opened."""
-    if not video.is_file() or video.stat().st_size == 0:
-        raise VideoError(f"{video.name} is empty or no file: copy it again")
+    if not video.is_file():
+        raise VideoError(f"there is no video {video.name}: give a file or a folder of images")
+    if video.stat().st_size == 0:
+        raise VideoError(f"{video.name} is empty (0 bytes): copy it again")
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
         av.open(str(video.absolute()), options=options, metadata_errors="ignore").close()

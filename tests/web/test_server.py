@@ -476,7 +476,10 @@ def test_certainty_marks_doubtful_frames(tmp_path, videos, labels):
         work = opened(client, "clip.mp4")
         rows = "frame,object,confidence,survival\n0,1,1,1\n1,1,.9,.2\n2,1,.9,.3\n3,1,.9,\n"
         next(site.root.glob("*/clip-*")).joinpath("frames.csv").write_text(rows)
+        rows = '[{"frame": 4, "object": 1}, {"frame": 99}]'
+        next(site.root.glob("*/clip-*")).joinpath("next.json").write_text(rows)
         state = client.get(work).json()
+        assert state["next"] == [4]
         assert state["doubtful"] == [[1, 2]]
         assert state["certainty"][3] == [3, 0.9]
 

@@ -43,6 +43,7 @@ class Run:
     quality: str
     status: Literal["waiting", "running", "paused", "done", "stopped", "failed"] = "waiting"
     num_done: int = 0
+    num_steps: int = 1  # calls of `on_frame`
     reason: str = ""
     began: float = 0.0  # time of the system, by which new masks are told from old ones
     seconds_paused: float = 0.0
@@ -69,7 +70,7 @@ class Run:
         if self.num_done < 2:
             return None
         spent = time.time() - self.first_mask - self.seconds_paused
-        return spent / (self.num_done - 1) * (self.workspace.state.num_frames - self.num_done)
+        return spent / (self.num_done - 1) * max(0, self.num_steps - self.num_done)
 
 
 class Runner:
@@ -176,6 +177,7 @@ class Runner:
         workspace = run.workspace
         tracker, settings = self._tracker(run.quality)
         masks = workspace.drawings()
+        run.num_steps = workspace.state.num_frames
         run.status, run.began = "running", time.time()
 
         def on_frame() -> None:

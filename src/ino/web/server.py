@@ -393,6 +393,7 @@ def _times(workspace: Workspace) -> dict[str, Any]:
         "annotated": drawn,
         "followed": _ranges(workspace.followed()),
         "certainty": sorted(certainty.items()),
+        "next": workspace.next_frames()[:3],
         "doubtful": _ranges([n for n, value in sorted(certainty.items()) if value < DOUBTFUL]),
     }
 
@@ -518,7 +519,7 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
             "status": run.status,
             "reason": run.reason,
             "num_done": run.num_done,
-            "num_frames": workspace.state.num_frames,
+            "num_frames": run.num_steps,
             "seconds_left": run.seconds_left(),
             "num_before": site.runner.num_before(run),
             "new": _ranges(run.new_masks()) if run.is_live else [],

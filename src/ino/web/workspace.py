@@ -279,6 +279,15 @@ class Workspace:
             return self._survival()
         return found
 
+    def next_frames(self) -> list[int]:
+        """The frames that are worth drawing next, the best first; empty where nobody knows."""
+        try:
+            found = [int(one["frame"]) for one in read_json(self.folder / "next.json")]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+        drawn = {*self.annotated()}
+        return [one for one in found if 0 <= one < self._state.num_frames and one not in drawn]
+
     def _survival(self) -> dict[int, float]:
         try:
             stored = read_json(self.folder / "survival.json")

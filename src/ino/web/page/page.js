@@ -680,15 +680,17 @@ function showState() {
   $("result").textContent = live ? "" : words;
   $("result").classList.toggle("warn", run?.status === "failed" || work.is_changed);
   $("opacity-text").textContent = hidden ? "hidden" : `${$("opacity").value} %`;
-  const doubts = work.doubtful.slice(0, 5).map(([first, last]) => {
+  const link = (text, number) => {
     const button = document.createElement("button");
     button.className = "button small";
-    button.textContent = first === last ? `frame ${first}` : `${first} to ${last}`;
-    button.onclick = () => show(Math.floor((first + last) / 2));
+    button.textContent = text;
+    button.onclick = () => show(number);
     return button;
-  });
-  $("doubts").replaceChildren(...(doubts.length ? ["Doubtful here:", ...doubts] : []));
-  $("doubts").hidden = !doubts.length;
+  };
+  const doubts = work.doubtful.slice(0, 5).map(([first, last]) => link(first === last ? `frame ${first}` : `${first} to ${last}`, Math.floor((first + last) / 2)));
+  const next = work.next.map((number) => link(`frame ${number}`, number));
+  $("doubts").replaceChildren(...(next.length ? ["Draw next:", ...next] : []), ...(doubts.length ? ["Doubtful here:", ...doubts] : []));
+  $("doubts").hidden = !doubts.length && !next.length;
   showHint();
   drawLine();
 }

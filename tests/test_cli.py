@@ -374,7 +374,7 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
         (["score", "nowhere", "--root", "."], "ImageSets"),
         (["juggle"], "there is no command 'juggle'; give one of check, compare, convert, demo,"),
         (["trian"], "there is no command 'trian'; did you mean train (ino --help shows more)"),
-        ([], ", strips, sweep, train, weights (ino --help shows more)"),
+        ([], ", sweep, train, web, weights (ino --help shows more)"),
         (
             ["evaluate"],
             "a command is missing; give one of davis, jhmdb, suite, vip, ytvos (ino evaluate -",

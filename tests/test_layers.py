@@ -28,6 +28,7 @@ LAYERS = {
     "export": 6,
     "experiments": 7,
     "demo": 7,
+    "web": 7,
     "cli": 8,
     "__main__": 9,
     "__init__": 9,

@@ -633,6 +633,55 @@ def frame(
         _say(path)
 
 
+def web(
+    video: Path | None = None,
+    /,
+    *,
+    folder: list[Path] | None = None,
+    host: str = "localhost",
+    port: int = 8484,
+    max_upload: float = 4.0,
+    out: Annotated[Path, Parameter(help="Folder of the workspaces.")] = Path("workspaces"),
+    tracking: SegmentTracking = SegmentTracking(),
+) -> None:
+    """Open a page to draw, watch, correct and take away masks (extra web).
+
+    What is done is kept in the folder of the workspaces and continues there.
+
+    Args:
+        video: Video file or folder of images to begin with.
+        folder: Folders whose videos may be opened by path (default: the current folder).
+        host: Address to listen on; beyond localhost, visitors need the token that is printed.
+        port: Port to listen on; 0 takes any that is free.
+        max_upload: Size limit of uploaded videos, in GB.
+    """
+    try:
+        from ino.web.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise ConfigError("ino web needs the extra web: pip install 'ino-vos[web]'") from error
+
+    def make_tracker(quality: str) -> tuple[Any, dict[str, Any]]:
+        from ino.propagate.tracker import Tracker
+
+        chosen = tracking if tracking.protocol else replace(tracking, quality=quality)
+        return chosen.load(Tracker)
+
+    if not 0 < max_upload < 1e6:
+        raise ConfigError(f"--max-upload is in GB and more than 0, but it is {max_upload}")
+    serve(
+        out,
+        folders=folder or [Path()],
+        make_tracker=make_tracker,
+        video=video,
+        host=host,
+        port=port,
+        max_upload=int(max_upload * (1 << 30)),
+        say=_say,
+    )
+
+
 def davis(
     *,
     root: Path,
@@ -1007,6 +1056,7 @@ def build_app(arguments: Sequence[str] = ()) -> App:
         frame,
         segment,
         convert,
+        web,
         compare,
         strips,
         score,

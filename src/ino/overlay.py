@@ -19,8 +19,9 @@ def draw_overlay(
     *,
     opacity: float = 0.5,
     caption: str = "",
+    palette: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A copy of the frame with each object tinted and outlined in its color of the DAVIS palette.
+    """A copy of the frame with each object tinted and outlined in its color.
 
     Background and void (255) are left as they are.
 
@@ -29,6 +30,7 @@ def draw_overlay(
         labels: a label map of the frame's height and width.
         opacity: of the tint, 0 (outlines only) to 1 (flat colors).
         caption: written at the bottom left, such as the number of the frame.
+        palette: the RGB color of each label; None for the DAVIS palette.
 
     Raises:
         MaskError: the labels are of another type or size than the frame.
@@ -42,7 +44,7 @@ def draw_overlay(
             f"labels must be {frame.shape[0]}x{frame.shape[1]} as the frame is, but they are "
             f"{labels.shape[0]}x{labels.shape[1]}; give labels of the frame's size"
         )
-    palette = davis_palette()
+    palette = davis_palette() if palette is None else palette
     marked = (labels != 0) & (labels != VOID)
     result = frame.copy()
     tinted = (1 - opacity) * frame[marked] + opacity * palette[labels[marked]]

@@ -118,7 +118,7 @@ def segment_video(
     in_order = complete_frames(masks) == [0]
     if in_order:
         frames = _propagate_forward(
-            video, info, masks, tracker, value_range, check_every=check_every, on_frame=on_frame
+            video, info, masks, tracker, value_range, check_every=check_every
         )
     else:
         frames = _propagate_references(
@@ -152,7 +152,9 @@ def segment_video(
         _write_annotations(masks, out / "annotations", names)
         drawn_at_once = overlay and in_order
         with VideoWriter(movie, fps=fps) if drawn_at_once else nullcontext() as writer:
-            done, broken = _write(chain([first], results), folder, names, writer)
+            # References count the frames of each pass.
+            on_written = on_frame if in_order else lambda: None
+            done, broken = _write(chain([first], results), folder, names, writer, on_written)
         written = {_mask_name(number, names) for number in done}
         for path in folder.glob("*.png"):  # of an earlier, longer result that this one overwrites
             if path.name not in written:
@@ -244,7 +246,6 @@ def _propagate_forward(
     value_range: tuple[float, float] | None,
     *,
     check_every: int,
-    on_frame: OnFrame,
 ) -> Iterator[_Labeled]:
     """All frames in order, decoded ahead."""
     pending: deque[np.ndarray] = deque()
@@ -265,7 +266,6 @@ def _propagate_forward(
             confidence = mean_confidence(labels, tracker.confidence())
             if index in masks:
                 confidence |= dict.fromkeys(object_areas(masks[index]), 1.0)
-            on_frame()
             yield _Labeled(index, pending.popleft(), labels, confidence, survival)
 
 
@@ -322,6 +322,7 @@ def _write(
     folder: Path,
     names: Sequence[str] | None,
     writer: VideoWriter | None,
+    on_frame: OnFrame,
 ) -> tuple[dict[int, _Measured], VideoError | None]:
     """Writes masks and gives, by frame number, what was measured; and why they end, if the video
     broke off."""
@@ -333,6 +334,7 @@ def _write(
             if writer is not None and frame is not None:
                 writer.write(draw_overlay(frame, labels, caption=path.stem))
             done[number] = _Measured(object_areas(labels), confidence, survival)
+            on_frame()
     except VideoError as error:
         return done, error
     return done, None

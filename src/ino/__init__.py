@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.models.load import list_weights as list_weights
     from ino.models.load import load_backbone as load_backbone
     from ino.pretraining import pretrain as pretrain
+    from ino.propagate.prompts import mask_from_prompt as mask_from_prompt
     from ino.propagate.protocols import get_protocol as get_protocol
     from ino.propagate.protocols import list_protocols as list_protocols
     from ino.propagate.tracker import Tracker as Tracker
@@ -46,6 +47,7 @@ _MODULES = {
     "list_weights": "ino.models.load",
     "load_backbone": "ino.models.load",
     "load_recipe": "ino.train.config",
+    "mask_from_prompt": "ino.propagate.prompts",
     "pretrain": "ino.pretraining",
     "read_frames": "ino.data.video",
     "read_labels": "ino.data.label_maps",

@@ -23,12 +23,11 @@ from command import refused, run
 from data.video_files import cut, write_sound, write_video
 from ino import cli
 from ino.data.label_maps import read_labels, write_labels
-from ino.data.video import VideoWriter, read_frames, read_info
+from ino.data.video import VideoWriter, read_frames, read_info, video_name
 from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.models.load import DEFAULT
 from ino.progress import progress
 from ino.propagate.protocols import PROTOCOLS
-from ino.tasks.segment import video_name
 from processes import held_elsewhere
 from synthetic_ytvos import write_ytvos_layout
 

@@ -538,11 +538,11 @@ def segment(
         save: Also write these formats, see ino convert --help.
     """
     from ino.data.label_maps import describe_objects
-    from ino.data.video import frame_names, read_info
+    from ino.data.video import frame_names, read_info, video_name
     from ino.propagate.tracker import Tracker
     from ino.tasks.convert import check_formats, convert_result
     from ino.tasks.masks import read_masks
-    from ino.tasks.segment import segment_video, steps_of_work, suggestions, video_name
+    from ino.tasks.segment import segment_video, steps_of_work, suggestions
 
     check_formats(save or [])
     names, info = frame_names(video), read_info(video)
@@ -573,8 +573,8 @@ def segment(
             on_frame=advance,
         )
     _say(f"{count} masks in {out / 'masks'}")
-    for suggestion in suggestions(out):
-        _say(suggestion)
+    if found := suggestions(out):
+        _say(f"to improve them, draw one of these frames next: {', '.join(found)}")
     if save:
         for path in convert_result(out, save, out=out, video=video, fps=fps, overwrite=True):
             _say(path)
@@ -625,8 +625,8 @@ def frame(
         video: Video file or folder of images.
         frames: Numbers of frames from 0, or names of images.
     """
+    from ino.data.video import video_name
     from ino.tasks.convert import write_frames
-    from ino.tasks.segment import video_name
 
     out = out or Path("frames") / video_name(video)
     for path in write_frames(video, frames, out=out, overwrite=overwrite):

@@ -65,6 +65,13 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
+def video_name(video: Path) -> str:
+    """What a video is called: its file or folder, or the folder of a pattern of images."""
+    if is_pattern(video):
+        return video.parent.resolve().name
+    return video.resolve().stem if video.name in ("", "..") else video.stem
+
+
 def frame_names(path: Path) -> list[str] | None:
     """The names without suffix of a folder's or pattern's images, in their order; None for a file,
     whose frames have numbers only.

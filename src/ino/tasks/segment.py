@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ino.data.images import is_pattern, open_sequence
+from ino.data.images import open_sequence
 from ino.data.label_maps import as_labels, object_areas, read_labels, write_labels
 from ino.data.video import (
     VideoInfo,
@@ -33,6 +33,7 @@ from ino.propagate.references import (
     rank_frames,
 )
 from ino.propagate.tracker import Tracker
+from ino.schema import read_json
 from ino.system import check_new_folder, folder_lock, new_folder, write_text
 from ino.tasks.results import OnFrame, settings_text
 
@@ -40,13 +41,6 @@ _LOG = logging.getLogger("ino")
 
 LOST = 0.5
 """A warning names each object whose `Tracker.survival` is below this."""
-
-
-def video_name(video: Path) -> str:
-    """What a video is called: its file or folder, or the folder of a pattern of images."""
-    if is_pattern(video):
-        return video.parent.resolve().name
-    return video.resolve().stem if video.name in ("", "..") else video.stem
 
 
 def segment_video(
@@ -187,12 +181,12 @@ def steps_of_work(masks: Mapping[int, np.ndarray], num_frames: int) -> int:
 
 
 def suggestions(out: Path | str) -> list[str]:
-    """In words, which frames to annotate next, from the `next.json` of a result."""
+    """In words, which frames of a result to annotate next, and the most doubtful object in each."""
+    objects = read_json(Path(out) / "settings.json")["objects"]
     return [
-        f"draw frame {found['name']} next: "
-        + ("it is doubtful" if found["object"] is None else f"object {found['object']} is doubtful")
-        + " there"
-        for found in json.loads((Path(out) / "next.json").read_text())
+        f"frame {found['name']}"
+        + (f" ({objects[str(found['object'])]})" if found["object"] is not None else "")
+        for found in read_json(Path(out) / "next.json")
     ]
 
 

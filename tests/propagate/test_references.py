@@ -130,15 +130,18 @@ def test_void_says_nothing(tracker, video):
     assert iou(found[4], labels[4], 2) > 0.6  # some of it lies in void
 
 
-def test_a_pass_that_fails_counts_less():
-    forward = torch.tensor([[[0.0, 1.0]]])
-    backward = torch.tensor([[[1.0, 0.0]]])
-    shares = [
-        float(blend(forward, backward, [Span(0, 10, *recovered)], 5, (0, 10))[0, 0, 1])
-        for recovered in ((1.0, 1.0), (1.0, 0.1), (0.1, 1.0))
-    ]
-    assert shares[0] == 0.5
-    assert shares[1] > 0.7 and shares[1] + shares[2] == pytest.approx(1)
+def test_a_pass_that_is_unsure_or_far_counts_less():
+    sure, unsure = (torch.tensor([[[1 - p, p], [1.0, 0.0]]]) for p in (1.0, 0.5))
+
+    def share(forward, backward, number):
+        """Of the forward pass in the object's label."""
+        found = float(blend(forward, backward, [Span(0, 10)], number, (0, 10))[0, 0, 1])
+        low, high = float(backward[0, 0, 1]), float(forward[0, 0, 1])
+        return (found - low) / (high - low)
+
+    assert share(sure, unsure, 5) == pytest.approx(1 / (1 + 0.5**4), abs=1e-5)
+    assert share(unsure, sure, 5) == pytest.approx(0.5**4 / (1 + 0.5**4), abs=1e-5)
+    assert share(sure, unsure, 9) < share(sure, unsure, 5) < share(sure, unsure, 1)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -154,7 +157,7 @@ def test_every_protocol(backbone, name, video):
         )
     )
     assert [one.number for one in results] == [0, 1, 2, 3, 4, 5]
-    assert len(steps) == num_steps(masks, 6) == 9
+    assert len(steps) == num_steps(masks, 6) == 8
     for one in results:
         assert set(one.confidence) <= {1, 2}
         assert all(0 <= value <= 1 for value in [*one.confidence.values(), *one.survival.values()])

@@ -499,13 +499,13 @@ class NextFrame(NamedTuple):
 
     Attributes:
         number: of the frame, from 0.
-        label: the object that is most doubtful there; None if none is.
+        label: the object that is most doubtful there.
         doubt: of that object, 0..1.
-        gain: doubt that annotating the frame is expected to remove, frames.
+        gain: frames by which annotated ones come nearer, weighted by doubt.
     """
 
     number: int
-    label: int | None
+    label: int
     doubt: float
     gain: float
 
@@ -520,14 +520,16 @@ def rank_frames(
     """Which frames to annotate next, the best one first; none if all frames are certain.
 
     The doubt d of an object in a frame is 1 - confidence x survival (confidence alone where
-    survival is not known); that of a frame is the mean over its objects. Doubt is taken to grow in
-    proportion to the distance D from the nearest annotated frame, so annotating frame t is expected
-    to remove
+    survival is not known). It is 1 if the object is drawn in the nearest annotated frame but not
+    found in this one, and nothing is known of its survival. That of a frame is the mean over its
+    objects. With D the distance of a frame from the nearest annotated one, annotating frame t is
+    worth
 
-        sum over frames t' of d(t') (1 - min(|t - t'|, D(t')) / D(t'))
+        sum over frames t' of d(t') max(0, D(t') - |t - t'|)
 
-    In a stretch of equal doubt this is its middle, and two thirds of the way where the video ends
-    without an annotated frame. The next best frame is chosen after this is removed.
+    the number of frames by which annotated ones come nearer, weighted by doubt. In a stretch of
+    equal doubt the best frame is the middle, and where the video ends without an annotated frame,
+    it is at two thirds of the way. The next best frame is chosen as if this one was annotated.
 
     Args:
         confidence: of each object, 0..1, by the number of the frame; all frames of the video.
@@ -535,35 +537,38 @@ def rank_frames(
         annotated: numbers of the annotated frames.
         num_frames: how many to return at most.
     """
-    doubts = {
-        number: {
-            label: 1 - value * survival.get(number, {}).get(label, 1.0)
-            for label, value in found.items()
-        }
-        for number, found in confidence.items()
-    }
-    places = np.arange(max(doubts, default=-1) + 1)
+    places = np.arange(max(confidence, default=-1) + 1)
+    apart = np.abs(places[:, None] - sorted(annotated)) if annotated else None
     doubt = np.zeros(len(places))
-    for number, found in doubts.items():
-        if found and number not in annotated:
-            doubt[number] = sum(found.values()) / len(found)
+    doubts: dict[int, dict[int, float]] = {}
+    for number, found in confidence.items():
+        if number in annotated:
+            continue
+        known = survival.get(number, {})
+        there = {
+            label: 1 - found.get(label, 1.0) * known.get(label, 1.0) for label in (*found, *known)
+        }
+        if apart is not None:
+            nearest = sorted(annotated)[int(apart[number].argmin())]
+            there = dict.fromkeys(confidence.get(nearest, {}), 1.0) | there
+        doubts[number] = there
+        doubt[number] = sum(there.values()) / max(1, len(there))
     distance = np.full(len(places), float(len(places)))
-    for number in annotated:
-        distance = np.minimum(distance, np.abs(places - number))
+    if apart is not None:
+        distance = apart.min(axis=1).astype(float)
     chosen: list[NextFrame] = []
-    while len(chosen) < num_frames and doubt.any():
-        rates = doubt / np.maximum(distance, 1)
+    while len(chosen) < num_frames:
         gains = [
-            float(rates @ np.maximum(distance - np.abs(places - number), 0))
+            float(doubt @ np.maximum(distance - np.abs(places - number), 0))
             if doubt[number]
             else 0.0
             for number in places
         ]
+        if not any(gains):
+            break
         number = int(np.argmax(gains))
-        there = doubts.get(number, {})
-        label = max(there, key=lambda one: there[one], default=None)
-        gain = round(gains[number], 3)
-        chosen.append(NextFrame(number, label, there[label] if label else 0.0, gain))
-        nearer = np.minimum(distance, np.abs(places - number))
-        doubt, distance = rates * nearer, nearer
+        there = doubts[number]
+        label = max(there, key=lambda one: there[one])
+        chosen.append(NextFrame(number, label, there[label], round(gains[number], 3)))
+        distance = np.minimum(distance, np.abs(places - number))
     return chosen

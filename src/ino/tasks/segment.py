@@ -189,9 +189,7 @@ def steps_of_work(masks: Mapping[int, np.ndarray], num_frames: int) -> int:
 def suggestions(out: Path | str) -> list[str]:
     """In words, which frames to annotate next, from the `next.json` of a result."""
     return [
-        f"draw frame {found['name']} next: "
-        + ("it is doubtful" if found["object"] is None else f"object {found['object']} is doubtful")
-        + " there"
+        f"draw frame {found['name']} next: object {found['object']} is doubtful there"
         for found in json.loads((Path(out) / "next.json").read_text())
     ]
 

@@ -51,7 +51,8 @@ class Remembered:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._extractor, name)
 
-    def __call__(self, frame: np.ndarray) -> torch.Tensor:
+    def __call__(self, frame: np.ndarray, place: object = None) -> torch.Tensor:
+        assert place is None, "only whole frames are stored"
         number = self._numbers[id(frame)]
         if number not in self._features:
             self._features[number] = self._extractor(frame)

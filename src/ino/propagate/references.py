@@ -3,13 +3,14 @@
 Between two annotated frames a < b, masks are propagated forward from a and backward from b. With
 f(t) and b(t) the soft labels of both in frame t,
 
-    p(t) = w f(t) + (1 - w) b(t),    w : (1 - w) = (1 - u) F^u : u B^(1 - u),    u = (t - a)/(b - a)
+    p(t) = w f(t) + (1 - w) b(t),    w : (1 - w) = (1 - u)^(1/2) F^4 : u^(1/2) B^4,
+    u = (t - a)/(b - a)
 
-where F is how well the forward pass recovers the mask of b (J, 0..1) and B how well the backward
-pass recovers that of a. F and B are measured for each object, and w at a position is the mean over
-the objects that either pass sees there. An annotated frame comes out as its mask says, and frames
-before the first and after the last one are propagated from it alone. Reversing the video reverses
-the result.
+where F and B say how sure each pass is of an object in frame t: the mean of its soft label,
+weighted by itself. It is low where a pass has lost the object or spreads it over its surroundings.
+w at a position is the mean over the objects that either pass sees there. An annotated frame comes
+out as its mask says, and frames before the first and after the last one are propagated from it
+alone. Reversing the video reverses the result.
 
 Two or more annotated frames also say which differences of features matter. Features are centered
 and multiplied by (C + 0.1 tr(C)/dim)^(-1/4), where C is their covariance within background and
@@ -49,8 +50,12 @@ CLASS_TEMPERATURE = 0.3
 """Of the softmax of the classifier's scores."""
 CLASS_WEIGHT = 0.7
 """Of the classifier's scores beside features of length 1."""
-LOWEST = 0.05
-"""F and B are at least this, so that no pass is ruled out by its end."""
+NEARNESS_POWER = 0.5
+"""Of the distance from the other annotated frame, in the weight of a pass."""
+SURENESS_POWER = 4.0
+"""Of F and B in the weight of a pass."""
+LEAST_SURE = 0.01
+"""F and B are at least this."""
 
 
 class TrackedFrame(NamedTuple):
@@ -170,15 +175,13 @@ class ReferencePropagation:
         ids = sorted({BACKGROUND, *begins, *self._objects[end]})
         with tempfile.TemporaryFile(dir=self._folder) as file:
             session = self._start(end, -1)
-            recovered_back: dict[int, float] = {}
             stored: _SoftLabels | None = None
-            for number in range(end - 1, start - 1, -1):
-                returned = self._step(session, number, enters=False)
+            for number in range(end - 1, start, -1):
+                self._step(session, number, enters=False)
                 if stored is None:
                     stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
                 stored.write(0, number, arrange(session.soft, session.ids, ids))
                 for label in (one for one, begin in begins.items() if begin == number):
-                    recovered_back[label] = jaccard(returned, self._masks[number], label)
                     if label in session.ids:
                         session.remove(label)
             assert stored is not None
@@ -187,30 +190,20 @@ class ReferencePropagation:
             for number in range(start + 1, end + 1):
                 labels = self._step(session, number)
                 stored.write(1, number, arrange(session.soft, session.ids, ids))
-            recovered = {
-                label: jaccard(labels, self._masks[end], label) for label in self._objects[end]
-            }
-            spans = {
-                label: Span(
-                    begins.get(label),
-                    end if label in recovered else None,
-                    max(LOWEST, recovered.get(label, 1.0)),
-                    max(LOWEST, recovered_back.get(label, 1.0)),
-                )
+            spans = [
+                Span(begins.get(label), end if label in self._objects[end] else None)
                 for label in ids[1:]
-            }
+            ]
             for number in range(start + 1, end):
                 forward = stored.read(1, number).to(session.soft.device)
                 backward = stored.read(0, number).to(session.soft.device)
-                soft = blend(
-                    forward, backward, [spans[label] for label in ids[1:]], number, (start, end)
-                )
+                soft = blend(forward, backward, spans, number, (start, end))
                 blended = session.label_map(soft, ids)
                 confidence = mean_confidence(blended, session.confidence(soft))
                 if number in self._masks:
                     blended = _drawn_over(blended, self._masks[number])
                     confidence |= dict.fromkeys(self._objects[number], 1.0)
-                both = [i for i, label in enumerate(ids) if i and None not in spans[label][:2]]
+                both = [i for i, span in enumerate(spans, start=1) if None not in span]
                 agreement = agreement_of(forward, backward, both)
                 yield TrackedFrame(
                     number, blended, confidence, {ids[i]: j for i, j in agreement.items()}
@@ -347,19 +340,15 @@ class Moments:
 
 
 class Span(NamedTuple):
-    """Where an object is drawn on both sides of a frame, and how well each pass recovers it.
+    """Where an object is drawn on both sides of a frame.
 
     Attributes:
         begin: the annotated frame before, None if it does not hold the object.
         end: the annotated frame after, None if it does not hold the object.
-        recovered: J of the forward pass at the end, above 0.
-        recovered_back: J of the backward pass at the beginning, above 0.
     """
 
     begin: int | None
     end: int | None
-    recovered: float
-    recovered_back: float
 
 
 def blend(
@@ -395,14 +384,19 @@ def blend(
                     soft[..., channel] = 0
                 continue
         else:
-            ours = (1 - share) * span.recovered**share
-            theirs = share * span.recovered_back ** (1 - share)
+            ours = (1 - share) ** NEARNESS_POWER * sureness(forward[..., channel]) ** SURENESS_POWER
+            theirs = share**NEARNESS_POWER * sureness(backward[..., channel]) ** SURENESS_POWER
             weight = ours / (ours + theirs)
         seen = forward[..., channel] + backward[..., channel]
         weighted += weight * seen
         mass += seen
     local = torch.where(mass > 0, weighted / mass.clamp(min=1e-12), usual)[..., None]
     return local * forward + (1 - local) * backward
+
+
+def sureness(soft: Float[Tensor, "rows columns"]) -> float:
+    """The mean of an object's soft label, 0..1, weighted by itself; at least `LEAST_SURE`."""
+    return max(LEAST_SURE, float((soft**2).sum() / soft.sum().clamp(min=1e-6)))
 
 
 def complete_frames(masks: Mapping[int, np.ndarray]) -> list[int]:
@@ -424,7 +418,7 @@ def num_steps(masks: Mapping[int, np.ndarray], num_frames: int) -> int:
     """The number of frames that `Tracker.track_references` computes; those between two annotated
     frames count twice."""
     numbers = complete_frames(masks)
-    between = sum(2 * (end - start) if end - start > 1 else 1 for start, end in pairwise(numbers))
+    between = sum(2 * (end - start) - 1 for start, end in pairwise(numbers))
     return numbers[0] + 1 + between + num_frames - 1 - numbers[-1]
 
 
@@ -436,13 +430,6 @@ def arrange(
     for channel, label in enumerate(given):
         arranged[..., ids.index(label)] += soft[..., channel]
     return arranged
-
-
-def jaccard(labels: np.ndarray, mask: np.ndarray, label: int) -> float:
-    """J of one label, 0..1, where the mask is not void; 1 if it is in neither."""
-    ours, theirs = (labels == label) & (mask != VOID), mask == label
-    union = int((ours | theirs).sum())
-    return int((ours & theirs).sum()) / union if union else 1.0
 
 
 def agreement_of(
@@ -512,13 +499,13 @@ class NextFrame(NamedTuple):
 
     Attributes:
         number: of the frame, from 0.
-        label: the object that is most doubtful there; None if none is.
+        label: the object that is most doubtful there.
         doubt: of that object, 0..1.
-        gain: doubt that annotating the frame is expected to remove, frames.
+        gain: frames by which annotated ones come nearer, weighted by doubt.
     """
 
     number: int
-    label: int | None
+    label: int
     doubt: float
     gain: float
 
@@ -533,13 +520,16 @@ def rank_frames(
     """Which frames to annotate next, the best one first; none if all frames are certain.
 
     The doubt d of an object in a frame is 1 - confidence x survival (confidence alone where
-    survival is not known); that of a frame is the mean over its objects. Annotating frame t within
-    a stretch of n frames without annotation is expected to remove
+    survival is not known). It is 1 if the object is drawn in the nearest annotated frame but not
+    found in this one, and nothing is known of its survival. That of a frame is the mean over its
+    objects. With D the distance of a frame from the nearest annotated one, annotating frame t is
+    worth
 
-        sum over frames t' of the stretch of d(t') (1 - |t - t'| / n)
+        sum over frames t' of d(t') max(0, D(t') - |t - t'|)
 
-    so long stretches count, and places in the midst of doubtful frames. The next best frame is
-    chosen after this is removed.
+    the number of frames by which annotated ones come nearer, weighted by doubt. In a stretch of
+    equal doubt the best frame is the middle, and where the video ends without an annotated frame,
+    it is at two thirds of the way. The next best frame is chosen as if this one was annotated.
 
     Args:
         confidence: of each object, 0..1, by the number of the frame; all frames of the video.
@@ -547,34 +537,38 @@ def rank_frames(
         annotated: numbers of the annotated frames.
         num_frames: how many to return at most.
     """
-    doubts = {
-        number: {
-            label: 1 - value * survival.get(number, {}).get(label, 1.0)
-            for label, value in found.items()
+    places = np.arange(max(confidence, default=-1) + 1)
+    apart = np.abs(places[:, None] - sorted(annotated)) if annotated else None
+    doubt = np.zeros(len(places))
+    doubts: dict[int, dict[int, float]] = {}
+    for number, found in confidence.items():
+        if number in annotated:
+            continue
+        known = survival.get(number, {})
+        there = {
+            label: 1 - found.get(label, 1.0) * known.get(label, 1.0) for label in (*found, *known)
         }
-        for number, found in confidence.items()
-    }
-    doubt = np.zeros(max(doubts, default=-1) + 1)
-    for number, found in doubts.items():
-        if found and number not in annotated:
-            doubt[number] = sum(found.values()) / len(found)
-    borders = sorted({-1, len(doubt), *annotated})
+        if apart is not None:
+            nearest = sorted(annotated)[int(apart[number].argmin())]
+            there = dict.fromkeys(confidence.get(nearest, {}), 1.0) | there
+        doubts[number] = there
+        doubt[number] = sum(there.values()) / max(1, len(there))
+    distance = np.full(len(places), float(len(places)))
+    if apart is not None:
+        distance = apart.min(axis=1).astype(float)
     chosen: list[NextFrame] = []
     while len(chosen) < num_frames:
-        best: tuple[float, int, int, int] = (0.0, -1, 0, 0)
-        for before, after in pairwise(borders):
-            places = np.arange(before + 1, after)
-            distances = np.abs(places[:, None] - places) / max(1, len(places))
-            gains = ((1 - distances) * doubt[places]).sum(axis=1)
-            if len(places) and gains.max() > best[0]:
-                best = (float(gains.max()), int(places[gains.argmax()]), before, after)
-        gain, number, before, after = best
-        if number < 0:
+        gains = [
+            float(doubt @ np.maximum(distance - np.abs(places - number), 0))
+            if doubt[number]
+            else 0.0
+            for number in places
+        ]
+        if not any(gains):
             break
-        there = doubts.get(number, {})
-        label = max(there, key=lambda one: there[one], default=None)
-        chosen.append(NextFrame(number, label, there[label] if label else 0.0, round(gain, 3)))
-        places = np.arange(before + 1, after)
-        doubt[places] *= np.abs(places - number) / len(places)
-        borders = sorted({*borders, number})
+        number = int(np.argmax(gains))
+        there = doubts[number]
+        label = max(there, key=lambda one: there[one])
+        chosen.append(NextFrame(number, label, there[label], round(gains[number], 3)))
+        distance = np.minimum(distance, np.abs(places - number))
     return chosen

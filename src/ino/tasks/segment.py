@@ -184,8 +184,7 @@ def suggestions(out: Path | str) -> list[str]:
     """In words, which frames of a result to annotate next, and the most doubtful object in each."""
     objects = read_json(Path(out) / "settings.json")["objects"]
     return [
-        f"frame {found['name']}"
-        + (f" ({objects[str(found['object'])]})" if found["object"] is not None else "")
+        f"frame {found['name']} ({objects[str(found['object'])]})"
         for found in read_json(Path(out) / "next.json")
     ]
 

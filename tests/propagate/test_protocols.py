@@ -54,6 +54,7 @@ def test_ino_davis_is_the_table_of_the_released_code():
         "normalize_output": True,
         "keep_given": True,
         "attention_side": None,
+        "learned_metric": False,
         "color_share": 0.0,
         "zoom_margin": None,
         "flow_share": 0.0,

@@ -73,6 +73,21 @@ def test_a_part_has_the_positions_of_the_whole(bundled):
     assert (part[:, 1:] == whole[:, 1:].view(1, 6, 10, 192)[:, 2:5, 3:9].flatten(1, 2)).all()
 
 
+def test_a_metric_is_learned_from_the_first_mask(bundled, squares):
+    frames, labels = squares
+    fields = {"short_side": 64, "flow_share": 0.0, "feedback": "soft"}
+    with_metric, without = (
+        Tracker(bundled, protocol=get_protocol("ino-best", learned_metric=one, **fields))
+        for one in (True, False)
+    )
+    found = list(with_metric.track(frames, {0: labels[0]}))
+    assert iou(found[-1], labels[-1], 1) > iou(
+        list(without.track(frames, {0: labels[0]}))[-1], labels[-1], 1
+    )
+    references = with_metric.track_references(frames, {0: labels[0]})
+    assert all((one.labels == other).all() for one, other in zip(references, found, strict=True))
+
+
 def test_a_large_margin_changes_nothing(bundled, squares):
     frames, labels = squares
     results = [
@@ -153,3 +168,5 @@ def test_refusals(bundled, backbone):
         get_protocol("corrflow", flow_share=0.5)
     with pytest.raises(ConfigError, match="attention_side must be set"):
         get_protocol("ino-near", zoom_margin=8)
+    with pytest.raises(ConfigError, match="normalize_features must be true"):
+        get_protocol("ino-near", learned_metric=True, normalize_features=False)

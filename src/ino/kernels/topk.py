@@ -28,6 +28,10 @@ are ranked in fp32, so the result is that of fp32. Three things keep the loss by
 - m.(k - m) and what belongs to the query alone become further dimensions of the product.
 - A guess of the query's best similarity is subtracted: a result is rounded by a share of its size,
   so it loses least near the best.
+
+**Small windows.** Without screening, and where windows are small, bounds take longer than they
+save: a tile is compared with all maps, what lies within the window of each query is gathered, and
+all of that is ranked.
 """
 
 import functools
@@ -72,6 +76,9 @@ _UNIT = 2.0**-8
 _MULTIPLE = 8
 """Rows of a multiple of 16 bytes are multiplied faster."""
 
+SMALL_RADIUS = 12
+"""Up to which windows are small."""
+
 
 WindowShape = Literal["square", "circle", "closed-circle"]
 """Offsets (dy, dx) in a window of radius r: max(|dy|, |dx|) <= r; the distance < r; it <= r."""
@@ -82,6 +89,17 @@ class Window(NamedTuple):
 
     radius: int | None
     shape: WindowShape = "square"
+
+    def offsets(self) -> tuple[Int64[Tensor, " offsets"], Int64[Tensor, " offsets"]]:
+        """Rows and columns from a query to each position of its window; it needs a radius."""
+        assert self.radius is not None
+        steps = torch.arange(-self.radius, self.radius + 1)
+        row, column = (one.flatten() for one in torch.meshgrid(steps, steps, indexing="ij"))
+        if self.shape == "square":
+            return row, column
+        squared = row.square() + column.square()
+        inside = squared <= self.radius**2 - (self.shape == "circle")
+        return row[inside], column[inside]
 
 
 class Screen(NamedTuple):
@@ -564,6 +582,8 @@ class TiledMatcher:
         window: Window,
     ) -> list[Candidates]:
         assert self._layout is not None, "maps come from `prepare`"
+        if query.screen is None and window.radius is not None and window.radius <= SMALL_RADIUS:
+            return self._match_near(query, keys, groups, window)
         tokens = len(query.exact)
         similarity = query.exact.new_full((len(groups), tokens, self._topk), -torch.inf)
         position = torch.zeros_like(similarity, dtype=torch.int64)
@@ -582,6 +602,50 @@ class TiledMatcher:
                 best, place = _best([found[number] for number in group], tokens, topk=self._topk)
                 similarity[index, queries, : best.shape[1]] = best
                 position[index, queries, : best.shape[1]] = place
+        return [Candidates(*one) for one in zip(similarity, position, strict=True)]
+
+    def _match_near(
+        self,
+        query: FeatureMap,
+        keys: Sequence[FeatureMap],
+        groups: Sequence[Sequence[int]],
+        window: Window,
+    ) -> list[Candidates]:
+        """`_match` for small windows: everything within them is ranked."""
+        assert self._layout is not None
+        height, width = self._layout.height, self._layout.width
+        device, tokens = query.exact.device, len(query.exact)
+        down, right = (one.to(device) for one in window.offsets())
+        similarity = query.exact.new_full((len(groups), tokens, self._topk), -torch.inf)
+        position = torch.zeros_like(similarity, dtype=torch.int64)
+        column_of = torch.empty(tokens, dtype=torch.int64, device=device)  # of each key of a tile
+        max_pairs = max(1, self._max_pairs // len(keys))
+        everything = list(range(len(keys)))
+        for tile in self._layout.tiles(radius=window.radius, max_pairs=max_pairs):
+            features, queries = query.exact[tile.queries], self._positions[tile.queries]
+            places = torch.cat([self._positions[one] for one in tile.keys])
+            count = len(places)
+            column_of[places] = torch.arange(count, device=device)
+            row, column = (queries // width)[:, None] + down, (queries % width)[:, None] + right
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            near = torch.where(inside, row * width + column, 0)
+            # The last column is -inf, for what lies outside of the map.
+            chosen = torch.where(inside, column_of[near], count)
+            products = features.new_full((len(features), len(keys), count + 1), -torch.inf)
+            for number, key in enumerate(keys):
+                first = 0
+                for one in tile.keys:
+                    last = first + one.stop - one.start
+                    torch.mm(features, key.exact[one].T, out=products[:, number, first:last])
+                    first = last
+            found = products.gather(2, chosen[:, None].expand(-1, len(keys), -1))
+            for index, group in enumerate(groups):
+                ranked = found if list(group) == everything else found[:, list(group)]
+                ranked = ranked.flatten(1)
+                best, place = ranked.topk(min(self._topk, ranked.shape[1]), dim=1)
+                number, offset = place // near.shape[1], place % near.shape[1]
+                similarity[index, queries, : best.shape[1]] = best
+                position[index, queries, : best.shape[1]] = number * tokens + near.gather(1, offset)
         return [Candidates(*one) for one in zip(similarity, position, strict=True)]
 
     def _search(

@@ -307,22 +307,26 @@ def local_attention(
 ) -> Float[Tensor, "batch tokens dim"]:
     """Multi-head attention of each patch to the class token and the patches around it, and of the
     class token to all tokens, with the weights of timm's attention module."""
-    projected = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1))
-    query, key, value = projected.permute(2, 0, 3, 1, 4)  # (b, h, n, d) each
+    projected = attn.qkv(tokens)
+    dim = tokens.shape[-1]
     keys = F.pad(near.keys + 1, (1, 0))  # the class token, at 0, and patches after it
 
-    def gathered(part: Tensor, places: Tensor) -> Tensor:
-        return part[:, :, places].transpose(1, 2).flatten(0, 1)  # (b * squares, h, places, d)
+    def gathered(rows: Tensor, places: Tensor) -> Tensor:
+        """(parts, b * squares, h, places, d): whole rows are copied, which is faster."""
+        found = rows.index_select(1, places.flatten()).unflatten(1, places.shape).flatten(0, 1)
+        return found.unflatten(-1, (-1, attn.num_heads, dim // attn.num_heads)).permute(
+            2, 0, 3, 1, 4
+        )
 
-    mixed = F.scaled_dot_product_attention(
-        gathered(query, near.queries + 1), gathered(key, keys), gathered(value, keys)
-    )
-    whole = torch.empty_like(query)
-    whole[:, :, near.queries.flatten() + 1] = (
-        mixed.unflatten(0, (len(tokens), -1)).transpose(1, 2).flatten(2, 3)
-    )
-    whole[:, :, :1] = F.scaled_dot_product_attention(query[:, :, :1], key, value)
-    return attn.proj(whole.transpose(1, 2).flatten(2))
+    (query,) = gathered(projected[..., :dim], near.queries + 1)
+    key, value = gathered(projected[..., dim:], keys)
+    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    whole = torch.empty_like(projected[..., :dim])
+    whole[:, near.queries.flatten() + 1] = mixed.unflatten(0, (len(tokens), -1)).flatten(1, 2)
+    query, key, value = projected.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    class_token = F.scaled_dot_product_attention(query[:, :, :1], key, value)
+    whole[:, :1] = class_token.transpose(1, 2).flatten(2)
+    return attn.proj(whole)
 
 
 class ProjectionHead(nn.Module):

@@ -51,6 +51,9 @@ class OwnSettings(Model):
     zoom_margin: Count | None = None
     """Features between the box of the objects in the frame before and the edge of what is computed
     of a frame; all else is background. None: everything is computed. Only with `attention_side`."""
+    learned_metric: bool = False
+    """Transform features by what the first mask tells of the objects, as several annotated frames
+    do in `ino.propagate.references`."""
     flow_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share in a pixel's label of the label map of the frame before, moved along the optical flow,
     where the flow is trusted."""
@@ -146,6 +149,10 @@ class Protocol(PeerSettings, OwnSettings):
             (
                 self.masks_at == "video" or not self.flow_share,
                 "masks_at must be video where flow_share is above 0",
+            ),
+            (
+                self.normalize_features or not self.learned_metric,
+                "normalize_features must be true where learned_metric is",
             ),
             (
                 self.zoom_margin is None or self.attention_side is not None,
@@ -355,10 +362,11 @@ _INO_FAST = _like(
     attention_side=16,
     zoom_margin=8,
     color_share=0.6,
+    learned_metric=True,
     flow_share=0.8,
 )
 
-_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=640, radius=8, zoom_margin=None)
+_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=800, radius=10, zoom_margin=None)
 
 _OF_FLOW = ("flow_share", "feedback", "mask_down")
 """How labels follow the optical flow."""

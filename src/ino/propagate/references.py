@@ -15,7 +15,8 @@ alone. Reversing the video reverses the result.
 Two or more annotated frames also say which differences of features matter. Features are centered
 and multiplied by (C + 0.1 tr(C)/dim)^(-1/4), where C is their covariance within background and
 objects in all annotated frames: directions in which one object varies count less. Appended to them
-are the scores of a linear classifier of the objects (ridge regression, softmax), times 0.7.
+are the scores of a linear classifier of the objects (ridge regression, softmax), times 0.7. With a
+protocol's `learned_metric` one annotated frame is enough.
 
 `rank_frames` says which frame to annotate next.
 """
@@ -116,7 +117,7 @@ class ReferencePropagation:
         """All frames, each as soon as it is finished."""
         self._say_what_is_missing()
         first, last = self._complete[0], self._complete[-1]
-        if len(self._complete) > 1:
+        if len(self._complete) > 1 or self._new_session().protocol.learned_metric:
             self._metric = self._learn_metric()
         if first > 0:
             yield from self._one_way(first, -1)
@@ -215,7 +216,8 @@ class ReferencePropagation:
         session = self._new_session()
         if not session.protocol.normalize_features:
             return None
-        ids = sorted({BACKGROUND, *(one for found in self._objects.values() for one in found)})
+        drawn = {one for number in self._complete for one in self._objects[number]}
+        ids = sorted({BACKGROUND, *drawn})
         first = self._complete[0]
         shape = session.read(as_frame(self._frames[first], f"frame {first}"), first)
         labels = {}

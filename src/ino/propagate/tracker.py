@@ -17,6 +17,7 @@ import torch
 
 from ino.data.label_maps import BACKGROUND, VOID, as_labels
 from ino.errors import ConfigError, InoError, MaskError, VideoError
+from ino.kernels.topk import SMALL_RADIUS
 from ino.models.backbone import choose_device, computes_in_bf16
 from ino.models.load import load_backbone
 from ino.propagate.features import (
@@ -36,15 +37,12 @@ from ino.propagate.labels import (
 )
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Quality, Size, get_protocol, protocol_for
-from ino.propagate.references import ReferencePropagation, TrackedFrame
+from ino.propagate.references import Metric, Moments, ReferencePropagation, TrackedFrame
 from ino.propagate.refine import Motion, estimate_motion, refine_labels
 
 Image = np.ndarray | torch.Tensor
 
 _LOG = logging.getLogger("ino")
-
-SMALL_RADIUS = 12
-"""Up to which screening takes longer than it saves."""
 
 ZOOM_STEP = 8
 """What is computed of a frame begins and ends at multiples of this many features."""
@@ -426,6 +424,7 @@ class Session:
         self._extractor = extractor
         self._protocol = protocol
         self._propagator = Propagator(protocol, screening=screening)
+        self._metric: Metric | None = None
         self._ids: list[int] = []
         self._num_frames = 0
         self._size: Size | None = None
@@ -508,6 +507,9 @@ class Session:
             # Before anything is changed: a frame that is refused leaves no trace.
             self._place = None if new_ids else self._near_objects(size)
             features = self.read(frame, number, self._place)
+            if not self._ids and mask is not None and self._protocol.learned_metric:
+                self._metric = self._learn_metric(features, mask, [BACKGROUND, *new_ids])
+                features = self._metric(features)
         self._size = size
         self._num_frames += 1
         if features is None:
@@ -530,7 +532,21 @@ class Session:
         """The features of the frame of that number; all of them, or those of a place."""
         features = self._extractor(frame, place)
         check_finite(features, f"frame {number}")
-        return features
+        if self._metric is None:
+            return features
+        if place is None:
+            return self._metric(features)
+        part = self._metric(features[place])
+        transformed = part.new_zeros(*features.shape[:2], part.shape[-1])
+        transformed[place] = part
+        return transformed
+
+    def _learn_metric(self, features: torch.Tensor, mask: np.ndarray, ids: Sequence[int]) -> Metric:
+        """Of the first mask."""
+        labels = self.soft_mask(mask, ids, features=features).argmax(dim=-1).flatten()
+        moments = Moments(torch.bincount(labels.cpu(), minlength=len(ids)), features.shape[-1])
+        moments.add(features.flatten(0, 1), labels)
+        return moments.metric()
 
     def add(self, mask: np.ndarray) -> np.ndarray:
         """See `Tracker.add`."""
@@ -553,7 +569,7 @@ class Session:
         grid = (self._soft.shape[0], self._soft.shape[1])
         if self._place is not None:  # what is drawn may lie where nothing was computed
             assert self._frame is not None
-            self._propagator.replace_features(self._extractor(self._frame))
+            self._propagator.replace_features(self.read(self._frame, self.frame))
             self._place = None
         soft = self._soften_given(resized, given, grid=grid)
         self._soft = self._propagator.add(soft, channels=channels)

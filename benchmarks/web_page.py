@@ -82,7 +82,7 @@ def measure(address: str, video: Path, *, seconds: float) -> dict[str, float]:
         page.locator("#clear:not([hidden])").wait_for()
         done("object drawn")
         page.click("#follow")
-        page.locator("#progress", has_text=" of ").wait_for()
+        page.locator("#progress", has_text="% done").wait_for()
         done("first mask")
         for one in answers.values():
             one.clear()

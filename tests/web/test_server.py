@@ -424,6 +424,33 @@ def prompt(client, work, number, given, mask=b""):
     return client.post(address, params={"given": json.dumps(given)}, content=mask)
 
 
+def test_who_is_not_drawn_in_a_frame_counts_as_not_there(tmp_path, videos, labels):
+    with running(tmp_path / "root", videos) as (_, visitor):
+        client = visitor()
+        client.get("/")
+        work = opened(client, "clip.mp4")
+        objects = [{"id": n, "name": f"n{n}", "color": "#123456"} for n in (1, 2)]
+        client.put(f"{work}/objects", json={"objects": objects})
+        draw(client, work, labels[0])
+        second = np.where(labels[3] == 2, 2, 0).astype(np.uint8)
+        answer = client.put(f"{work}/labels/3", content=second.tobytes())
+        assert answer.json()["absent"] == {"0": [2]}  # frame 3 only introduces the second object
+        client.post(f"{work}/run", json={})
+        assert until(client, work, "done")["followed"] == [[0, 5]]
+        both, source = labels_of(client, work, 3)
+        assert source == "drawn" and set(np.unique(both)) == {0, 1, 2}
+        np.testing.assert_array_equal(both == 2, second == 2)
+        # A correction begins with the masks that are there, so nobody is forgotten.
+        followed, source = labels_of(client, work, 4)
+        assert source == "followed" and set(np.unique(followed)) == {0, 1, 2}
+        followed = np.where(followed == 1, 0, followed)
+        answer = client.put(f"{work}/labels/4", content=followed.tobytes())
+        assert answer.json()["absent"] == {"0": [2], "4": [1]}
+        client.post(f"{work}/run", json={})
+        until(client, work, "done")
+        np.testing.assert_array_equal(labels_of(client, work, 4)[0], followed)
+
+
 def test_undrawing_and_removing_objects(tmp_path, videos, labels):
     with running(tmp_path / "root", videos) as (_, visitor):
         client = visitor()

@@ -99,7 +99,7 @@ class _Prompt(Model):
 
 
 class _Started(Model):
-    quality: str = Field("fast", max_length=20)
+    quality: str = Field("", max_length=20)
 
 
 class Site:
@@ -109,6 +109,7 @@ class Site:
         root: folder of all workspaces, created if missing; one server at a time.
         folders: below which videos may be opened.
         make_tracker: see `ino.web.runs`.
+        quality: that the page proposes; None if there is no choice.
         host: the address that is listened on; another one than localhost asks for the token.
         max_upload: bytes.
 
@@ -122,6 +123,7 @@ class Site:
         *,
         folders: Sequence[Path],
         make_tracker: MakeTracker,
+        quality: str | None = "fast",
         host: str = "localhost",
         max_upload: int = 4 << 30,
     ) -> None:
@@ -131,6 +133,7 @@ class Site:
         secret = _secret(self.root / ".secret")
         self.own_key, self.token = (_derived(secret, one) for one in ("own", "token"))
         self.is_local = host in _LOCAL
+        self.quality = quality
         self.max_upload = max_upload
         self.allowed = Allowed(folders)
         self.runner = Runner(make_tracker)
@@ -292,7 +295,8 @@ async def _home(site: Site, request: Request, session: Path) -> Any:
             "max_upload": site.max_upload,
             "is_local": site.is_local,
             "suffixes": sorted(_UPLOAD_SUFFIXES),
-            "qualities": QUALITIES,
+            "quality": site.quality,
+            "qualities": QUALITIES if site.quality else {},
             "colors": COLORS,
             "exports": {
                 kind: {"title": one.title, "hint": one.hint} for kind, one in EXPORTS.items()
@@ -391,6 +395,7 @@ def _times(workspace: Workspace) -> dict[str, Any]:
         "run": workspace.state.run,
         "is_changed": workspace.state.is_changed,
         "annotated": drawn,
+        "absent": workspace.absent(),
         "followed": _ranges(workspace.followed()),
         "certainty": sorted(certainty.items()),
         "next": workspace.next_frames()[:3],
@@ -457,7 +462,7 @@ async def _draw(site: Site, request: Request, session: Path) -> Any:
 
     def draw() -> dict[str, Any]:
         workspace.draw(request.path_params["number"], content or None)
-        return {"annotated": workspace.annotated(), "is_changed": workspace.state.is_changed}
+        return {"annotated": workspace.annotated(), "absent": workspace.absent()}
 
     return await run_in_threadpool(draw)
 
@@ -521,7 +526,7 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
             "status": run.status,
             "reason": run.reason,
             "num_done": run.num_done,
-            "num_frames": run.num_steps,
+            "num_steps": run.num_steps,
             "seconds_left": run.seconds_left(),
             "num_before": site.runner.num_before(run),
             "new": _ranges(run.new_masks()) if run.is_live else [],
@@ -533,6 +538,8 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
 
 async def _run(site: Site, request: Request, session: Path) -> Any:
     quality = (await _read(request, _Started)).quality
+    if site.quality is None or not quality:
+        quality = site.quality or "default"
     if quality not in QUALITIES:
         raise ConfigError(f"there is no quality {quality!r}; there are {', '.join(QUALITIES)}")
 
@@ -645,6 +652,7 @@ def serve(
     *,
     folders: Sequence[Path],
     make_tracker: MakeTracker,
+    quality: str | None = "fast",
     video: Path | None = None,
     host: str = "localhost",
     port: int = 8484,
@@ -657,6 +665,7 @@ def serve(
         root: folder of the workspaces, see `Site`.
         folders: below which videos may be opened.
         make_tracker: see `ino.web.runs`.
+        quality: that the page proposes; None if there is no choice.
         video: opened at once, for whoever started the server.
         host: the address to listen on.
         port: 0 for any that is free.
@@ -674,14 +683,19 @@ def serve(
         raise ConfigError(f"{missing[0]} is not a folder")
     with folder_lock(root, command="ino web"), _listening(host, port) as listener:
         site = Site(
-            root, folders=folders, make_tracker=make_tracker, host=host, max_upload=max_upload
+            root,
+            folders=folders,
+            make_tracker=make_tracker,
+            quality=quality,
+            host=host,
+            max_upload=max_upload,
         )
         try:
             place = ""
             if video is not None:
                 own = site.workspaces_of(site.own_key)
                 place = f"#{site.open(own, video, title=video.resolve().stem).id}"
-            site.runner.warm_up(next(iter(QUALITIES)))
+            site.runner.warm_up(quality or "default")
             name = socket.gethostname() if host in ("0.0.0.0", "::") else host
             name = f"[{name}]" if ":" in name else name
             address = f"http://{name}:{listener.getsockname()[1]}/"

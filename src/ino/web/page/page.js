@@ -180,7 +180,8 @@ async function openWork(id) {
   for (const canvas of [$("picture"), $("overlay")]) [canvas.width, canvas.height] = [work.width, work.height];
   $("marks").setAttribute("viewBox", `0 0 ${work.width} ${work.height}`);
   $("quality").replaceChildren(...Object.entries(home.qualities).map(([name, words]) => new Option(words, name)));
-  $("quality").value = work.view.quality in home.qualities ? work.view.quality : "fast";
+  $("quality").value = work.view.quality in home.qualities ? work.view.quality : home.quality;
+  $("quality").parentElement.hidden = !home.quality;
   $("opacity").value = 100 * work.view.opacity;
   $("size").max = Math.round(Math.max(30, work.height / 3));
   $("size").value = Math.round(work.height / 18);
@@ -417,7 +418,8 @@ function send(number, labels) {
   $("saved").textContent = "Saving";
   saving = saving.then(async () => {
     try {
-      await ask("PUT", `/api/w/${id}/labels/${number}`, labels);
+      const { absent } = await json("PUT", `/api/w/${id}/labels/${number}`, labels);
+      if (work?.id === id) { work.absent = absent; showAbsent(); }
       if (isEmpty && work?.id === id && unsaved === 1) { // what was followed there is seen again
         labelings.delete(number);
         if (shown?.number === number) { shown = null; show(number); }
@@ -657,6 +659,14 @@ async function removeObject(one) {
   show(wanted);
 }
 
+// A drawing tells the whole frame: what is not in it counts as not visible.
+function showAbsent() {
+  const missing = shown?.source === "drawn" ? work.absent[shown.number] || [] : [];
+  const names = work.objects.filter((one) => missing.includes(one.id)).map((one) => one.name).join(", ");
+  const [counts, it, is] = missing.length > 1 ? ["They count", "them", "they are"] : ["It counts", "it", "it is"];
+  $("absent").textContent = names && `Not drawn in this frame: ${names}. ${counts} as out of view here; draw ${it} as well if ${is} in view.`;
+}
+
 const inRanges = (ranges, number) => ranges.some(([first, last]) => first <= number && number <= last);
 const isLive = () => run && ["waiting", "running", "paused"].includes(run.status);
 
@@ -665,6 +675,7 @@ function showState() {
   $("undo").disabled = !undone.length;
   $("redo").disabled = !redone.length;
   $("clear").hidden = shown?.source !== "drawn";
+  showAbsent();
   $("idle").hidden = !!live;
   $("running").hidden = !live;
   $("follow").disabled = !work.annotated.length;
@@ -742,21 +753,23 @@ async function poll() {
     if (!unsaved && annotated) work.annotated = annotated;
     if (wasLive) {
       fresh = [];
-      for (const [number, one] of [...labelings]) if (one.source !== "drawn") labelings.delete(number);
-      if (!stroke && shown?.source !== "drawn") { shown = null; show(wanted); }
+      // A drawing of a new object has the others beside it now.
+      for (const [number, one] of [...labelings]) if (one.source !== "drawn" || !unsaved) labelings.delete(number);
+      if (!stroke && !busy && !corners.length && (shown?.source !== "drawn" || !unsaved)) { shown = null; show(wanted); }
     }
   }
   showState();
 }
 
 function showProgress() {
-  const { status, num_done: done, num_frames: total, seconds_left: left, num_before: before } = run;
-  $("done").style.width = `${(100 * done) / total}%`;
+  const { status, num_done: done, num_steps: total, seconds_left: left, num_before: before } = run;
+  const percent = Math.floor((100 * done) / total);
+  $("done").style.width = `${percent}%`;
   $("pause").textContent = status === "paused" ? "Go on" : "Pause";
   $("pause").disabled = status === "waiting";
   if (status === "waiting") $("progress").textContent = before ? `${before === 1 ? "One video is" : `${before} videos are`} before yours. It begins by itself.` : "It begins in a moment.";
   else if (!done) $("progress").textContent = "Getting ready";
-  else $("progress").textContent = `${done} of ${total} frames${status === "paused" ? ", paused" : left === null ? "" : `, ${readableTime(left)} left`}`;
+  else $("progress").textContent = `${percent} % done${status === "paused" ? ", paused" : left === null ? "" : `, ${readableTime(left)} left`}`;
 }
 
 const readableTime = (seconds) => seconds < 90 ? `about ${Math.max(1, Math.round(seconds))} s` : `about ${Math.round(seconds / 60)} min`;

@@ -13,12 +13,16 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from command import refused, run
 from data.video_files import cut, write_sound
 from ino.data.label_maps import read_labels
 from ino.data.video import read_frames
+from ino.propagate.protocols import protocol_for
+from ino.propagate.tracker import Tracker
 from ino.web.exports import EXPORTS
+from ino.web.server import Site, make_app
 from ino.web.workspace import find_all
 from web.visitors import (
     FAST,
@@ -81,6 +85,30 @@ def test_masks_are_those_of_the_command_and_a_restart_continues(tmp_path, videos
         assert (state["annotated"], state["followed"]) == ([0], [[0, 5]])
         assert opened(client, videos / "clip.mp4") == work  # not a second one
         assert (site.root / "own" / one["id"] / "drawings/00000.png").is_file()
+
+
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_several_drawings_give_the_masks_of_the_command(quality, tmp_path, videos, labels):
+    def make_tracker(quality):
+        protocol = protocol_for("ino-davis", quality, short_side=None)
+        return Tracker("color", protocol=protocol, device="cpu"), {"weights": "color"}
+
+    site = Site(tmp_path / "root", folders=[videos], make_tracker=make_tracker)
+    with TestClient(make_app(site), base_url="http://localhost") as client:
+        work = opened(client, "clip.mp4")
+        objects = [{"id": n, "name": f"n{n}", "color": "#123456"} for n in (1, 2)]
+        client.put(f"{work}/objects", json={"objects": objects})
+        for number in (1, 4):
+            client.put(f"{work}/labels/{number}", content=labels[number].tobytes())
+        client.post(f"{work}/run", json={"quality": quality})
+        until(client, work, "done")
+        (folder,) = site.root.glob("*/clip-*")
+        masks = ["--mask", folder / "drawings", "--quality", quality]
+        assert run("segment", videos / "clip.mp4", *masks, "--out", tmp_path / "out", *FAST) == 0
+        for path in sorted((tmp_path / "out/masks").iterdir()):
+            mine = read_labels(folder / "masks" / path.name)
+            np.testing.assert_array_equal(read_labels(path), mine)
+        assert json.loads((folder / "settings.json").read_text())["quality"] == quality
 
 
 def test_exports_come_as_files_and_leave_none_behind(tmp_path, videos, labels):

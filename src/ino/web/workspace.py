@@ -474,7 +474,8 @@ class Allowed:
             videos.insert(
                 0, {"name": "the images of this folder, as one video", "path": str(folder)}
             )
-        parent = str(folder.parent) if self.holds(folder.parent) else ""
+        parent = "" if len(self.folders) > 1 else None  # where the folders themselves are listed
+        parent = str(folder.parent) if self.holds(folder.parent) else parent
         return {"path": str(folder), "parent": parent, "folders": folders, "videos": videos}
 
 

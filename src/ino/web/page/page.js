@@ -47,7 +47,7 @@ async function ask(method, path, body) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Error("The server does not answer. Is ino web still running? What was drawn before is kept.");
+    throw Object.assign(new Error("The server does not answer. Is ino web still running?"), { isOffline: true });
   }
   if (answer.ok) return answer;
   const found = await answer.json().catch(() => ({}));
@@ -107,7 +107,8 @@ async function openStart() {
 const readableSize = (bytes) => bytes >= 1 << 30 ? `${+(bytes / (1 << 30)).toFixed(1)} GB` : `${Math.max(1, Math.round(bytes / (1 << 20)))} MB`;
 
 async function list(path) {
-  const found = await json("GET", `/api/folder?path=${encodeURIComponent(path)}`);
+  let found = await json("GET", `/api/folder?path=${encodeURIComponent(path)}`);
+  if (!path && found.folders.length === 1) found = await json("GET", `/api/folder?path=${encodeURIComponent(found.folders[0].path)}`);
   const line = (icon, text, action) => {
     const button = document.createElement("button");
     button.innerHTML = `<svg class="icon"><use href="#i-${icon}"/></svg><span></span>`;
@@ -120,14 +121,14 @@ async function list(path) {
     ...found.folders.map((one) => line("folder", one.name, () => list(one.path))),
     ...found.videos.map((one) => line("film", one.name, () => openPath(one.path))),
   ];
-  if (!lines.length || (found.path && lines.length === 1)) {
+  if (!found.folders.length && !found.videos.length) {
     const nothing = document.createElement("p");
     nothing.className = "muted";
     nothing.textContent = "No videos here.";
     lines.push(nothing);
   }
   $("listing").replaceChildren(...lines);
-  $("path").value = found.path;
+  if (path) $("path").value = found.path; // somebody may be typing while the page opens
 }
 
 async function openPath(path) {
@@ -187,7 +188,7 @@ async function openWork(id) {
   $("size").value = Math.round(work.height / 18);
   $("number").max = work.num_frames - 1;
   $("of").textContent = `of ${work.num_frames - 1}`;
-  $("exports").replaceChildren(...Object.entries(home.exports).map(([kind, one]) => {
+  const exports = Object.entries(home.exports).map(([kind, one]) => {
     const button = document.createElement("button");
     button.className = "button export";
     button.dataset.kind = kind;
@@ -196,7 +197,11 @@ async function openWork(id) {
     button.querySelector("small").textContent = one.hint;
     button.onclick = guarded(() => takeHome(kind, button));
     return button;
-  }));
+  });
+  const more = document.createElement("details");
+  more.append(document.createElement("summary"), ...exports.slice(4));
+  more.firstChild.textContent = "More formats";
+  $("exports").replaceChildren(...exports.slice(0, 4), more);
   zoom.fits = true;
   showTool("brush");
   showObjects();
@@ -418,7 +423,7 @@ function send(number, labels) {
   $("saved").textContent = "Saving";
   saving = saving.then(async () => {
     try {
-      const { absent } = await json("PUT", `/api/w/${id}/labels/${number}`, labels);
+      const { absent } = await sent(`/api/w/${id}/labels/${number}`, labels);
       if (work?.id === id) { work.absent = absent; showAbsent(); }
       if (isEmpty && work?.id === id && unsaved === 1) { // what was followed there is seen again
         labelings.delete(number);
@@ -426,10 +431,28 @@ function send(number, labels) {
       }
     } catch (error) {
       toast(error);
+      if (work?.id === id) { // what is on disk is seen again
+        labelings.delete(number);
+        if (shown?.number === number) { shown = null; show(number); }
+      }
     }
     unsaved -= 1;
     if (!unsaved) $("saved").textContent = "All drawings are saved";
   });
+}
+
+// A drawing waits for a server that does not answer.
+async function sent(path, labels) {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await json("PUT", path, labels);
+    } catch (error) {
+      if (!error.isOffline) throw error;
+      if (!tries) toast(error);
+      $("saved").textContent = "Not saved yet: the server does not answer";
+      await new Promise((done) => setTimeout(done, 2000));
+    }
+  }
 }
 
 async function removeDrawing() {
@@ -688,6 +711,7 @@ function showState() {
   else if (run?.status === "stopped") words = `Stopped${run.reason ? `, because ${run.reason}` : ""}. The new masks are kept.`;
   else if (work.run === "running" && !live) words = "The last time broke off before the end. Its masks are kept: follow again.";
   else if (numFollowed === work.num_frames) words = "Every frame has its mask.";
+  else if (numFollowed) words = `${numFollowed} of ${work.num_frames} frames have their masks: follow again for the others.`;
   $("result").textContent = live ? "" : words;
   $("result").classList.toggle("warn", run?.status === "failed" || work.is_changed);
   $("opacity-text").textContent = hidden ? "hidden" : `${$("opacity").value} %`;

@@ -5,9 +5,10 @@
 
 Starts a server, opens its page in Chromium, uploads the video, drags a box around the middle of the
 first frame and follows it with the quality fast. Printed are the seconds from the first request of
-the page until it can be used, until the video is shown, until the object is drawn, until the first
-new mask and until the last one; the median and largest time of an answer to `progress` and to
-`frame` meanwhile; and the largest resident memory of the server. Needs playwright and Chromium.
+the page until it can be used, until the video is shown, until the object is drawn, until the mask
+of another frame is shown and until the last one; the median and largest time of an answer to
+`progress` and to `frame` meanwhile; and the largest resident memory of the server. Needs playwright
+and Chromium.
 """
 
 import argparse
@@ -82,7 +83,8 @@ def measure(address: str, video: Path, *, seconds: float) -> dict[str, float]:
         page.locator("#clear:not([hidden])").wait_for()
         done("object drawn")
         page.click("#follow")
-        page.locator("#progress", has_text=" of ").wait_for()
+        # The newest mask is shown as it comes; that of frame 0 is the drawing itself.
+        page.locator("#stage:not([data-frame='0'])").wait_for()
         done("first mask")
         for one in answers.values():
             one.clear()

@@ -144,18 +144,21 @@ class SegmentTracking(Tracking):
         Raises:
             ConfigError: both a protocol and a quality are given.
         """
-        from ino.errors import ConfigError
         from ino.propagate.tracker import usual_precision
 
+        self.check_choice()
+        precision = self.precision or usual_precision(self.quality, self.device)
+        tracker, settings = super(SegmentTracking, replace(self, precision=precision)).load(kind)
+        quality = None if self.protocol else self.quality or "default"
+        return tracker, settings | {"quality": quality}
+
+    def check_choice(self) -> None:
+        """Raises a ConfigError if both a protocol and a quality are given."""
         if self.protocol is not None and self.quality is not None:
             raise ConfigError(
                 f"both --protocol {self.protocol} and --quality {self.quality} are given: a "
                 "protocol is exact, and a quality chooses one; give either"
             )
-        precision = self.precision or usual_precision(self.quality, self.device)
-        tracker, settings = super(SegmentTracking, replace(self, precision=precision)).load(kind)
-        quality = None if self.protocol else self.quality or "default"
-        return tracker, settings | {"quality": quality}
 
     def choose(self, suits: str, fields: dict[str, Any]) -> Any:
         """See `Tracking.choose`."""
@@ -646,7 +649,8 @@ def web(
 ) -> None:
     """Open a page to draw, watch, correct and take away masks (extra web).
 
-    What is done is kept in the folder of the workspaces and continues there.
+    What is done is kept in the folder of the workspaces and continues there. The page begins with
+    the quality fast, or with the one of --quality; with --protocol there is none to choose.
 
     Args:
         video: Video file or folder of images to begin with.
@@ -660,7 +664,9 @@ def web(
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise ConfigError("ino web needs the extra web: pip install 'ino-vos[web]'") from error
+        raise ConfigError("ino web needs the extra web: uv sync --extra web") from error
+
+    tracking.check_choice()
 
     def make_tracker(quality: str) -> tuple[Any, dict[str, Any]]:
         from ino.propagate.tracker import Tracker
@@ -674,6 +680,7 @@ def web(
         out,
         folders=folder or [Path()],
         make_tracker=make_tracker,
+        quality=None if tracking.protocol else tracking.quality or "fast",
         video=video,
         host=host,
         port=port,

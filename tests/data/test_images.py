@@ -293,9 +293,9 @@ def test_a_file_of_pages_is_decoded_once(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.stack([*read_frames(tmp_path / "a.webp")]), FRAMES)
     opened, image_open = [], images.Image.open
 
-    def recording(source):
+    def recording(source, **options):
         opened.append(source)
-        return image_open(source)
+        return image_open(source, **options)
 
     monkeypatch.setattr(images.Image, "open", recording)
     np.testing.assert_array_equal(np.stack([*read_frames(tmp_path / "a.webp")]), FRAMES)
@@ -376,3 +376,13 @@ def test_an_unknown_orientation_turns_nothing(value, tmp_path):
     Image.new("RGB", (12, 8)).save(tmp_path / "0.jpg", exif=exif)
     assert image_size(tmp_path / "0.jpg") == (8, 12)
     assert read_image(tmp_path / "0.jpg", size=(8, 12)).shape == (8, 12, 3)
+
+
+@pytest.mark.parametrize("name", ["plot.tif", "plot.png"])
+def test_postscript_is_not_run_whatever_its_name(name, tmp_path):
+    (tmp_path / name).write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
+    for video in (tmp_path, tmp_path / name):
+        with pytest.raises(VideoError, match="cannot be read"):
+            list(read_frames(video))

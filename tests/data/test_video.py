@@ -406,6 +406,22 @@ def test_what_is_no_video_is_told_in_one_sentence(name, make, message, tmp_path)
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{}'\n",
+    ],
+)
+def test_a_playlist_is_not_followed_whatever_its_name(text, tmp_path):
+    secret = write_video(tmp_path / "secret.ts", FRAMES[:4])
+    playlist = tmp_path / "harmless.mp4"
+    playlist.write_text(text.format(secret.name))
+    for read in (read_info, lambda path: list(read_frames(path)), lambda p: read_clip(p, [0])):
+        with pytest.raises(VideoError, match="cannot be read as a video"):
+            read(playlist)
+
+
 def test_a_song_with_a_cover_holds_no_pictures(tmp_path):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as file:

@@ -197,6 +197,20 @@ def test_the_other_tools(person, site):
     person.expect(page.locator("#keys-dialog")).to_be_visible()
 
 
+def test_a_drawing_waits_for_a_server_that_does_not_answer(person, site):
+    site, address, _ = site
+    page = person.page
+    person.open(address)
+    page.route("**/labels/0", lambda route: route.abort())
+    person.stroke((20, 20), (40, 20))
+    person.says("#saved", "Not saved yet")
+    person.says("#toasts", "does not answer")
+    page.unroute("**/labels/0")
+    person.saved()
+    assert drawn(site, 0)[20, 30] == 1
+    person.faults = [one for one in person.faults if "ERR_FAILED" not in one]
+
+
 def test_uploads(person, site, tmp_path):
     _, address, _ = site
     page = person.page

@@ -1,5 +1,6 @@
 """The server of `ino web` without a browser: what a person does, and what nobody may do."""
 
+import asyncio
 import io
 import json
 import random
@@ -7,18 +8,23 @@ import subprocess
 import sys
 import time
 import zipfile
+from xml.etree import ElementTree
 
 import cv2
 import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from command import refused, run
 from data.video_files import cut, write_sound
 from ino.data.label_maps import read_labels
 from ino.data.video import read_frames
+from ino.propagate.protocols import protocol_for
+from ino.propagate.tracker import Tracker
 from ino.web.exports import EXPORTS
+from ino.web.server import Site, make_app
 from ino.web.workspace import find_all
 from web.visitors import (
     FAST,
@@ -26,6 +32,7 @@ from web.visitors import (
     GatedTracker,
     draw,
     labels_of,
+    make_tracker,
     opened,
     running,
     sentence,
@@ -81,6 +88,30 @@ def test_masks_are_those_of_the_command_and_a_restart_continues(tmp_path, videos
         assert (state["annotated"], state["followed"]) == ([0], [[0, 5]])
         assert opened(client, videos / "clip.mp4") == work  # not a second one
         assert (site.root / "own" / one["id"] / "drawings/00000.png").is_file()
+
+
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_several_drawings_give_the_masks_of_the_command(quality, tmp_path, videos, labels):
+    def make_tracker(quality):
+        protocol = protocol_for("ino-davis", quality, short_side=None)
+        return Tracker("color", protocol=protocol, device="cpu"), {"weights": "color"}
+
+    site = Site(tmp_path / "root", folders=[videos], make_tracker=make_tracker)
+    with TestClient(make_app(site), base_url="http://localhost") as client:
+        work = opened(client, "clip.mp4")
+        objects = [{"id": n, "name": f"n{n}", "color": "#123456"} for n in (1, 2)]
+        client.put(f"{work}/objects", json={"objects": objects})
+        for number in (1, 4):
+            client.put(f"{work}/labels/{number}", content=labels[number].tobytes())
+        client.post(f"{work}/run", json={"quality": quality})
+        until(client, work, "done")
+        (folder,) = site.root.glob("*/clip-*")
+        masks = ["--mask", folder / "drawings", "--quality", quality]
+        assert run("segment", videos / "clip.mp4", *masks, "--out", tmp_path / "out", *FAST) == 0
+        for path in sorted((tmp_path / "out/masks").iterdir()):
+            mine = read_labels(folder / "masks" / path.name)
+            np.testing.assert_array_equal(read_labels(path), mine)
+        assert json.loads((folder / "settings.json").read_text())["quality"] == quality
 
 
 def test_exports_come_as_files_and_leave_none_behind(tmp_path, videos, labels):
@@ -256,6 +287,7 @@ def malformed_uploads(tmp_path, videos):
     yield "page.mp4", b"<!doctype html><script>alert(1)</script>"
     yield "doubled-head.mp4", whole[:40] + noise
     yield "photo.mp4", png()
+    yield "program.tif", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
     yield "photo.tif", png()[:60]
     yield "archive.mkv", zipped()
     sound = write_sound(tmp_path / "sound.mp4")
@@ -311,7 +343,7 @@ def test_malformed_uploads_give_a_sentence_and_leave_nothing(tmp_path, videos, l
         assert len(uploads) >= 50
         for name, content in uploads:
             answer = client.post("/api/upload", params={"name": name}, content=content)
-            assert sentence(answer), name
+            assert str(tmp_path) not in sentence(answer), name
             assert client.get("/api/home").json()["workspaces"] == [], name
         assert {one.name for one in site.root.iterdir() if one.name[0] != "."} == set()
         content = (videos / "clip.mp4").read_bytes()
@@ -336,6 +368,47 @@ def test_uploads_end_at_the_limit(tmp_path, videos, labels):
         assert not [one for one in site.root.iterdir() if one.name[0] != "."]
 
 
+def test_who_stops_sending_is_given_up(tmp_path, videos, labels, monkeypatch):
+    monkeypatch.setattr("ino.web.server.PATIENCE", 0.2)
+
+    async def body():
+        yield b"0" * 100
+        await asyncio.sleep(20)
+
+    async def upload(app):
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/api/upload", params={"name": "a.mp4"}, content=body())
+
+    site = Site(tmp_path / "root", folders=[videos], make_tracker=make_tracker)
+    assert "nothing came" in sentence(asyncio.run(upload(make_app(site))), status=408)
+    assert not [one for one in site.root.iterdir() if one.name[0] != "."]
+    site.close()
+
+
+def test_names_with_markup_stay_text(tmp_path, videos, labels):
+    name = "<img src=x onerror=alert(1)> & 'x' \"y\""
+    with running(tmp_path / "root", videos) as (_, visitor):
+        client = visitor()
+        client.get("/")
+        work = opened(client, "clip.mp4")
+        objects = [{"id": 1, "name": name, "color": "#123456"}]
+        assert client.put(f"{work}/objects", json={"objects": objects}).status_code == 200
+        for color in ("red", "#12345g", '#123456"><script>'):
+            wrong = [{"id": 1, "name": "a", "color": color}]
+            sentence(client.put(f"{work}/objects", json={"objects": wrong}), status=400)
+        draw(client, work, labels[0])
+        client.post(f"{work}/run", json={})
+        until(client, work, "done")
+        client.post(f"{work}/export/cvat")
+        while not client.get(f"{work}/export/cvat").json()["is_ready"]:
+            time.sleep(0.02)
+        answer = client.get(f"{work}/export/cvat/file")
+        assert answer.headers["content-disposition"].startswith("attachment")
+        tree = ElementTree.fromstring(answer.content)
+        assert {one.get("label") for one in tree.iter("track")} == {name}
+
+
 def test_beyond_localhost_only_the_token_lets_in(tmp_path, videos, labels):
     with running(tmp_path / "root", videos, host="192.0.2.7") as (site, visitor):
         stranger, guest = visitor(), visitor()
@@ -357,8 +430,19 @@ def test_other_pages_of_the_browser_are_refused(tmp_path, videos, labels):
         elsewhere = {"Origin": "http://evil.example"}
         answer = client.post("/api/open", json={"path": "clip.mp4"}, headers=elsewhere)
         assert "another page" in sentence(answer, status=403)
-        answer = client.get("/api/home", headers={"Host": "evil.example"})
-        assert "this machine only" in sentence(answer, status=403)
+        for host in (
+            "evil.example",
+            "localhost.evil.example",
+            "evil.example:80",
+            "127.0.0.1.nip.io",
+        ):
+            answer = client.get("/api/home", headers={"Host": host})
+            assert "this machine only" in sentence(answer, status=403)
+        sentence(client.get("/api/home", headers={"Host": "[::1"}), status=400)
+        for origin in ("null", "http://[", "http://localhost:1", "https://localhost@evil.example"):
+            answer = client.put("/api/w/x/labels/0", content=b"", headers={"Origin": origin})
+            sentence(answer)
+            assert answer.status_code in (400, 403), origin
         assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
 
 
@@ -424,6 +508,33 @@ def prompt(client, work, number, given, mask=b""):
     return client.post(address, params={"given": json.dumps(given)}, content=mask)
 
 
+def test_who_is_not_drawn_in_a_frame_counts_as_not_there(tmp_path, videos, labels):
+    with running(tmp_path / "root", videos) as (_, visitor):
+        client = visitor()
+        client.get("/")
+        work = opened(client, "clip.mp4")
+        objects = [{"id": n, "name": f"n{n}", "color": "#123456"} for n in (1, 2)]
+        client.put(f"{work}/objects", json={"objects": objects})
+        draw(client, work, labels[0])
+        second = np.where(labels[3] == 2, 2, 0).astype(np.uint8)
+        answer = client.put(f"{work}/labels/3", content=second.tobytes())
+        assert answer.json()["absent"] == {"0": [2]}  # frame 3 only introduces the second object
+        client.post(f"{work}/run", json={})
+        assert until(client, work, "done")["followed"] == [[0, 5]]
+        both, source = labels_of(client, work, 3)
+        assert source == "drawn" and set(np.unique(both)) == {0, 1, 2}
+        np.testing.assert_array_equal(both == 2, second == 2)
+        # A correction begins with the masks that are there, so nobody is forgotten.
+        followed, source = labels_of(client, work, 4)
+        assert source == "followed" and set(np.unique(followed)) == {0, 1, 2}
+        followed = np.where(followed == 1, 0, followed)
+        answer = client.put(f"{work}/labels/4", content=followed.tobytes())
+        assert answer.json()["absent"] == {"0": [2], "4": [1]}
+        client.post(f"{work}/run", json={})
+        until(client, work, "done")
+        np.testing.assert_array_equal(labels_of(client, work, 4)[0], followed)
+
+
 def test_undrawing_and_removing_objects(tmp_path, videos, labels):
     with running(tmp_path / "root", videos) as (_, visitor):
         client = visitor()
@@ -480,18 +591,19 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys):
     out = ["--out", tmp_path / "workspaces"]
     assert "not a folder" in refused(capsys, "web", "--folder", tmp_path / "nowhere", *out)
     assert "--max-upload" in refused(capsys, "web", "--max-upload", -1, *out)
-    assert "no video" in refused(capsys, "web", tmp_path / "nothing.mp4", "--port", 0, *out)
+    assert "does not exist" in refused(capsys, "web", tmp_path / "nothing.mp4", "--port", 0, *out)
     assert "listen" in refused(capsys, "web", "--host", "no.such.host.invalid", *out)
 
 
 @pytest.mark.slow
 def test_a_killed_server_continues(tmp_path, videos, labels):
-    """Killed at 20 random moments of drawing and following: nothing that was saved is lost."""
+    """Killed at 20 random moments of drawing and following: what was drawn is there, finished masks
+    stay, and what is followed in the end is what the command gives for these drawings."""
     write_clip(videos / "long.mp4", num_frames=60)
-    generator, saved = random.Random(1), {}
+    generator, saved, finished = random.Random(1), {}, set()
     command = [sys.executable, "-m", "ino", "web", "--folder", videos, "--port", "0"]
     command = [str(part) for part in [*command, "--out", tmp_path / "root", *FAST]]
-    for moment in range(20):
+    for moment in range(21):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1]
@@ -499,18 +611,30 @@ def test_a_killed_server_continues(tmp_path, videos, labels):
             with httpx2.Client(base_url=base, follow_redirects=True, timeout=30) as client:
                 client.get(address)
                 work = opened(client, "long.mp4")
-                assert set(client.get(work).json()["annotated"]) == set(saved)
+                state = client.get(work).json()
+                assert set(state["annotated"]) == set(saved)
+                assert state["run"] in ("never", "running", "done")
                 for number, content in saved.items():
                     found = client.get(f"{work}/labels/{number}").content
                     assert found == content
-                mask = np.zeros(SIZE, np.uint8)
-                mask[5:25, 5 : 20 + moment] = 1
-                number = 2 * moment
-                client.put(f"{work}/labels/{number}", content=mask.tobytes())
-                saved[number] = mask.tobytes()
+                if moment < 20:
+                    mask = np.zeros(SIZE, np.uint8)
+                    mask[5:25, 5 : 20 + moment] = 1
+                    client.put(f"{work}/labels/{2 * moment}", content=mask.tobytes())
+                    saved[2 * moment] = mask.tobytes()
                 client.post(f"{work}/run", json={})
-                time.sleep(generator.uniform(0, 6))
+                if moment < 20:
+                    time.sleep(generator.uniform(0, 6))
+                else:
+                    assert until(client, work, "done")["followed"] == [[0, 59]]
             server.kill()
-        for path in (tmp_path / "root").glob("own/*/*/*.png"):
-            if not path.name.startswith("."):
-                assert read_labels(path).shape == SIZE
+        (folder,) = (tmp_path / "root/own").glob("long-*")
+        masks = {path.name for path in folder.glob("masks/[0-9]*.png")}
+        assert masks >= finished
+        finished = masks
+        for path in folder.glob("*/[0-9]*.png"):
+            assert read_labels(path).shape == SIZE
+    masks = ["--mask", folder / "drawings", "--quality", "fast"]
+    assert run("segment", videos / "long.mp4", *masks, "--out", tmp_path / "out", *FAST) == 0
+    for path in sorted((tmp_path / "out/masks").iterdir()):
+        np.testing.assert_array_equal(read_labels(path), read_labels(folder / "masks" / path.name))

@@ -44,6 +44,13 @@ _FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores", 
 _STORES_TIME_SHOWN = frozenset({"mov", "matroska", "mpegts"})
 # Decoders of these can skip frames that others do not refer to.
 _MARKS_UNREFERENCED = frozenset({"h264", "hevc"})
+# Containers that hold their pictures themselves. Playlists (HLS, DASH, ffconcat, SDP) name other
+# files, whatever their own name is: who opens one of a stranger would read what it names.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mjpeg,"
+    "h261,h263,h264,hevc,vvc,av1,obu,vc1,m4v,mxf,nut,ivf,dv,yuv4mpegpipe,rm,wtv,dhav,cine,ser,"
+    "mp3,flac,wav,aac"
+)
 _WITHOUT_DECODER = {"codec_whitelist": "none", "probesize": "32", "analyzeduration": "0"}
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _EBML_SEGMENT = b"\x18\x53\x80\x67"
@@ -343,11 +350,15 @@ def _open(path: Path, content: bytes | None, *, decodes: bool) -> InputContainer
     try:
         if (path.stat().st_size if content is None else len(content)) == 0:
             raise VideoError(f"{path} is empty (0 bytes): copy the file again")
-        # Absolute, so that "a:b.mp4" is no protocol; a playlist may not lead to the network.
+        # Absolute, so that "a:b.mp4" is no protocol.
         return av.open(
             str(path.absolute()) if content is None else io.BytesIO(content),
             mode="r",
-            options={"protocol_whitelist": "file", **({} if decodes else _WITHOUT_DECODER)},
+            options={
+                "protocol_whitelist": "file",
+                "format_whitelist": _FORMATS,
+                **({} if decodes else _WITHOUT_DECODER),
+            },
             metadata_errors="ignore",
         )
     except (av.FFmpegError, OSError) as error:

@@ -31,6 +31,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 MAX_PIXELS = 1 << 26
 """Of a frame; a larger one is refused."""
 
+# By content, not by name. Among what else Pillow reads are programs: it hands PostScript to
+# Ghostscript.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 _PAGED = frozenset({"TIFF", "WEBP", "PNG", "GIF"})  # a JPEG's second picture is a preview
 NOMINAL_FPS = 24.0  # of videos that have no frame rate of their own
 _TIMED = frozenset({".webp", ".png"})  # FFmpeg reads GIF
@@ -231,7 +234,7 @@ def _opened(source: Path | io.BytesIO, path: Path) -> Iterator[Image.Image]:
     try:
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
             raise VideoError(f"{path} is not a regular file: give an image")
-        with Image.open(source) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             is_open = True
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError(

@@ -6,7 +6,7 @@ palettes in any order and as color images; `read_mask` takes these, too, and say
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,24 @@ def object_areas(labels: UInt8[np.ndarray, "height width"]) -> dict[int, int]:
     """The number of pixels of each object, by its label."""
     areas = np.bincount(labels.ravel(), minlength=VOID + 1)[1:VOID]
     return {int(label) + 1: int(areas[label]) for label in np.flatnonzero(areas)}
+
+
+def introducing_frames(objects: Mapping[int, Collection[int]]) -> set[int]:
+    """The numbers of annotated frames that hold nothing but objects that none before them holds.
+
+    They only introduce these objects. The mask of every other frame says of all objects whether
+    they are visible there.
+
+    Args:
+        objects: of each annotated frame, by its number.
+    """
+    known: set[int] = set()
+    found = set()
+    for position, number in enumerate(sorted(objects)):
+        if position and objects[number] and known.isdisjoint(objects[number]):
+            found.add(number)
+        known.update(objects[number])
+    return found
 
 
 def describe_objects(

@@ -35,7 +35,7 @@ from cachetools import LRUCache
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from ino.data.label_maps import BACKGROUND, VOID
+from ino.data.label_maps import BACKGROUND, VOID, introducing_frames
 from ino.propagate.features import as_frame
 
 _LOG = logging.getLogger("ino")
@@ -406,14 +406,8 @@ def complete_frames(masks: Mapping[int, np.ndarray]) -> list[int]:
 
     The others hold nothing but objects that no mask before them holds: they only introduce these.
     """
-    known: set[int] = set()
-    complete = []
-    for number in sorted(masks):
-        found = set(_objects(masks[number]))
-        if not complete or not found or found & known:
-            complete.append(number)
-        known |= found
-    return complete
+    introducing = introducing_frames({number: _objects(mask) for number, mask in masks.items()})
+    return sorted(set(masks) - introducing)
 
 
 def num_steps(masks: Mapping[int, np.ndarray], num_frames: int) -> int:

@@ -89,16 +89,16 @@ EXPORTS = {
         name: Export(title, hint, suffix, _converted(name))
         for name, title, hint, suffix in (
             ("csv", "Table", "area, center and box per frame, CSV", ".csv"),
+            ("tiff", "TIFF stack", "for Fiji and napari", ".tiff"),
             ("cutout-video", "Cut-out video", "transparent background, WebM", ".webm"),
             ("cutout-png", "Cut-out pictures", "transparent background, PNG in a ZIP", ".zip"),
             ("png-per-object", "One mask per object", "black and white PNG in a ZIP", ".zip"),
             ("mask-video", "Video of the masks", "without loss, MKV", ".mkv"),
-            ("tiff", "TIFF stack", "for Fiji and napari", ".tiff"),
             ("npz", "NumPy", "all masks as one array, NPZ", ".npz"),
-            ("coco", "COCO", "JSON", ".json"),
-            ("ytvis", "YouTube-VIS", "JSON", ".json"),
-            ("mots", "MOTS", "text", ".txt"),
-            ("cvat", "CVAT", "XML", ".xml"),
+            ("coco", "COCO", "to train detectors, JSON", ".json"),
+            ("ytvis", "YouTube-VIS", "to train trackers, JSON", ".json"),
+            ("mots", "MOTS", "to score trackers, text", ".txt"),
+            ("cvat", "CVAT", "to go on in CVAT, XML", ".xml"),
         )
     },
 }

@@ -10,6 +10,7 @@ gets the address of the session `own`, which stays the same after a restart. On 
 localhost nothing is answered without the token in the printed address.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -17,13 +18,14 @@ import secrets
 import shutil
 import socket
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from pydantic import Field
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -72,6 +74,9 @@ _HEADERS = {
 }
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MAX_JSON = 1 << 20
+_ROOM = 1 << 27
+PATIENCE = 60.0
+"""Seconds without a byte after which a request is given up."""
 _YEAR = 365 * 24 * 3600
 _UPLOAD_SUFFIXES = VIDEO_SUFFIXES | {".tif", ".tiff"}
 _LOG = logging.getLogger("ino")
@@ -99,7 +104,7 @@ class _Prompt(Model):
 
 
 class _Started(Model):
-    quality: str = Field("fast", max_length=20)
+    quality: str = Field("", max_length=20)
 
 
 class Site:
@@ -109,6 +114,7 @@ class Site:
         root: folder of all workspaces, created if missing; one server at a time.
         folders: below which videos may be opened.
         make_tracker: see `ino.web.runs`.
+        quality: that the page proposes; None if there is no choice.
         host: the address that is listened on; another one than localhost asks for the token.
         max_upload: bytes.
 
@@ -122,6 +128,7 @@ class Site:
         *,
         folders: Sequence[Path],
         make_tracker: MakeTracker,
+        quality: str | None = "fast",
         host: str = "localhost",
         max_upload: int = 4 << 30,
     ) -> None:
@@ -131,11 +138,13 @@ class Site:
         secret = _secret(self.root / ".secret")
         self.own_key, self.token = (_derived(secret, one) for one in ("own", "token"))
         self.is_local = host in _LOCAL
+        self.quality = quality
         self.max_upload = max_upload
         self.allowed = Allowed(folders)
         self.runner = Runner(make_tracker)
         self.exporter = Exporter(self.root)
         self.frames = Frames()
+        self.prompts = CapacityLimiter(2)
         self.cookie = f"ino_{zlib.crc32(str(self.root.resolve()).encode()):08x}"
         self._opened: dict[Path, Workspace] = {}
 
@@ -250,11 +259,16 @@ def _enter(site: Site, request: Request) -> Response | None:
     Raises:
         _RefusedError: the token is missing, or a page of somebody else sends the request.
     """
-    host = request.headers.get("host", "")
-    if site.is_local and urlsplit(f"//{host}").hostname not in _LOCAL:
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    try:
+        name, sender = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+    except ValueError as error:  # such as half of an address of IPv6
+        raise _RefusedError(400, "the request does not say which page it is for") from error
+    if (
+        site.is_local and name not in _LOCAL
+    ):  # another name may be made to lead here (DNS rebinding)
         raise _RefusedError(403, "this page is for this machine only: open it as localhost")
-    origin = request.headers.get("origin")
-    if request.method != "GET" and origin and urlsplit(origin).netloc != host:
+    if request.method != "GET" and origin and sender != host:
         raise _RefusedError(403, "this request comes from another page")
     given = request.query_params.get("token", "")
     is_right = hmac.compare_digest(given.encode(), site.token.encode())
@@ -292,7 +306,8 @@ async def _home(site: Site, request: Request, session: Path) -> Any:
             "max_upload": site.max_upload,
             "is_local": site.is_local,
             "suffixes": sorted(_UPLOAD_SUFFIXES),
-            "qualities": QUALITIES,
+            "quality": site.quality,
+            "qualities": QUALITIES if site.quality else {},
             "colors": COLORS,
             "exports": {
                 kind: {"title": one.title, "hint": one.hint} for kind, one in EXPORTS.items()
@@ -331,16 +346,19 @@ async def _upload(site: Site, request: Request, session: Path) -> Any:
     if (stated := request.headers.get("content-length", "0")).isdecimal():
         if int(stated) > site.max_upload:
             raise too_large
-        if int(stated) + (1 << 28) > shutil.disk_usage(site.root).free:
-            raise _RefusedError(507, "the disk of the server has no room for this video")
+        _check_room(site, int(stated))
     folder = session / f".upload-{secrets.token_hex(8)}"
     folder.mkdir(parents=True)
     try:
-        num_bytes, path = 0, folder / f"{Path(name).stem[:80] or 'video'}{suffix}"
+        num_bytes = num_checked = 0
+        path = folder / f"{Path(name).stem[:80] or 'video'}{suffix}"
         with path.open("wb") as file:
-            async for piece in request.stream():
+            async for piece in _pieces(request):
                 if (num_bytes := num_bytes + len(piece)) > site.max_upload:
                     raise too_large
+                if num_bytes > num_checked + _ROOM:  # its size may not have been stated
+                    num_checked = num_bytes
+                    _check_room(site, 0)
                 await run_in_threadpool(file.write, piece)
 
         def opened() -> dict[str, str]:
@@ -351,6 +369,25 @@ async def _upload(site: Site, request: Request, session: Path) -> Any:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
         with suppress(OSError):
             session.rmdir()  # if nothing else is in it
+
+
+def _check_room(site: Site, num_bytes: int) -> None:
+    if num_bytes + 2 * _ROOM > shutil.disk_usage(site.root).free:
+        raise _RefusedError(507, "the disk of the server has no room for this video")
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes, from somebody who does not stop sending."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                piece = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise _RefusedError(408, "nothing came for a minute: send it again") from error
+        yield piece
 
 
 async def _state(site: Site, request: Request, session: Path) -> Any:
@@ -391,6 +428,7 @@ def _times(workspace: Workspace) -> dict[str, Any]:
         "run": workspace.state.run,
         "is_changed": workspace.state.is_changed,
         "annotated": drawn,
+        "absent": workspace.absent(),
         "followed": _ranges(workspace.followed()),
         "certainty": sorted(certainty.items()),
         "next": workspace.next_frames()[:3],
@@ -457,7 +495,7 @@ async def _draw(site: Site, request: Request, session: Path) -> Any:
 
     def draw() -> dict[str, Any]:
         workspace.draw(request.path_params["number"], content or None)
-        return {"annotated": workspace.annotated(), "is_changed": workspace.state.is_changed}
+        return {"annotated": workspace.annotated(), "absent": workspace.absent()}
 
     return await run_in_threadpool(draw)
 
@@ -482,7 +520,8 @@ async def _prompt(site: Site, request: Request, session: Path) -> Response:
         )
         return _packed(mask.astype(np.uint8), "prompt")
 
-    return await run_in_threadpool(found)
+    # A few at a time, and the threads of all else stay free.
+    return await to_thread.run_sync(found, limiter=site.prompts)
 
 
 async def _objects(site: Site, request: Request, session: Path) -> Any:
@@ -521,7 +560,7 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
             "status": run.status,
             "reason": run.reason,
             "num_done": run.num_done,
-            "num_frames": run.num_steps,
+            "num_steps": run.num_steps,
             "seconds_left": run.seconds_left(),
             "num_before": site.runner.num_before(run),
             "new": _ranges(run.new_masks()) if run.is_live else [],
@@ -533,6 +572,8 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
 
 async def _run(site: Site, request: Request, session: Path) -> Any:
     quality = (await _read(request, _Started)).quality
+    if site.quality is None or not quality:
+        quality = site.quality or "default"
     if quality not in QUALITIES:
         raise ConfigError(f"there is no quality {quality!r}; there are {', '.join(QUALITIES)}")
 
@@ -603,7 +644,7 @@ def _checked(content: bytes, kind: type[Any]) -> Any:
 
 async def _body(request: Request, *, limit: int) -> bytes:
     content = bytearray()
-    async for piece in request.stream():
+    async for piece in _pieces(request):
         content += piece
         if len(content) > limit:
             raise _RefusedError(413, f"the request is larger than {limit} bytes")
@@ -645,6 +686,7 @@ def serve(
     *,
     folders: Sequence[Path],
     make_tracker: MakeTracker,
+    quality: str | None = "fast",
     video: Path | None = None,
     host: str = "localhost",
     port: int = 8484,
@@ -657,6 +699,7 @@ def serve(
         root: folder of the workspaces, see `Site`.
         folders: below which videos may be opened.
         make_tracker: see `ino.web.runs`.
+        quality: that the page proposes; None if there is no choice.
         video: opened at once, for whoever started the server.
         host: the address to listen on.
         port: 0 for any that is free.
@@ -674,14 +717,19 @@ def serve(
         raise ConfigError(f"{missing[0]} is not a folder")
     with folder_lock(root, command="ino web"), _listening(host, port) as listener:
         site = Site(
-            root, folders=folders, make_tracker=make_tracker, host=host, max_upload=max_upload
+            root,
+            folders=folders,
+            make_tracker=make_tracker,
+            quality=quality,
+            host=host,
+            max_upload=max_upload,
         )
         try:
             place = ""
             if video is not None:
                 own = site.workspaces_of(site.own_key)
                 place = f"#{site.open(own, video, title=video.resolve().stem).id}"
-            site.runner.warm_up(next(iter(QUALITIES)))
+            site.runner.warm_up(quality or "default")
             name = socket.gethostname() if host in ("0.0.0.0", "::") else host
             name = f"[{name}]" if ":" in name else name
             address = f"http://{name}:{listener.getsockname()[1]}/"

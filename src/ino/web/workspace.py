@@ -24,14 +24,19 @@ from pathlib import Path
 from threading import Lock
 from typing import Annotated, Literal
 
-import av
 import cv2
 import numpy as np
 from cachetools import LRUCache
 from pydantic import Field, StringConstraints
 
 from ino.data.images import IMAGE_SUFFIXES, MAX_PIXELS, open_sequence
-from ino.data.label_maps import VOID, read_raw_labels, write_labels
+from ino.data.label_maps import (
+    VOID,
+    introducing_frames,
+    object_areas,
+    read_raw_labels,
+    write_labels,
+)
 from ino.data.video import (
     VIDEO_SUFFIXES,
     count_frames,
@@ -50,13 +55,6 @@ COLORS = (
     *("#ff8fab", "#4cc9f0", "#f4845f", "#b8c0ff", "#e0e04f", "#9d7b5e"),
 )
 """Of the objects in turn; they differ in hue and lightness."""
-
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mjpeg,"
-    "h264,hevc,m4v,mxf,nut,ivf,dv,yuv4mpegpipe"
-)
-"""Containers that hold their pictures themselves. Playlists (HLS, DASH, ffconcat) name other files,
-so a page that took them could read what it must not."""
 
 STACK_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".webp"})
 """Images that may hold a page for each frame."""
@@ -86,7 +84,7 @@ class View(Model):
 
     frame: Annotated[int, Field(ge=0)] = 0
     opacity: Annotated[float, Field(ge=0, le=1)] = 0.5
-    quality: Annotated[str, Field(max_length=20)] = "fast"
+    quality: Annotated[str, Field(max_length=20)] = ""  # what the server proposes
 
 
 class State(Model):
@@ -124,6 +122,7 @@ class Workspace:
         self._lock = Lock()
         self._state = self._read()
         self._names = frame_names(self.video) if self.video.is_dir() else None
+        self._objects_of: dict[int, tuple[int, frozenset[int]]] = {}
         self._numbers = {self.file_name(n): n for n in range(self._state.num_frames)}
 
     @property
@@ -174,24 +173,61 @@ class Workspace:
             raise VideoError(f"the video has frames 0 to {last}, but frame {number} was asked for")
 
     def labels(self, number: int) -> tuple[np.ndarray, str]:
-        """The label map of a frame, and where it is from: drawn, followed or none."""
+        """The label map of a frame, and where it is from: drawn, followed or none.
+
+        Where a drawing only introduces objects, the others are as followed.
+        """
         self.check_number(number)
-        size = (self._state.height, self._state.width)
-        for folder, source in (("drawings", "drawn"), ("masks", "followed")):
-            path = self.folder / folder / self.file_name(number)
-            if path.is_file():
-                labels = read_raw_labels(path)
-                if labels.shape != size:
-                    raise MaskError(
-                        f"{path} is {labels.shape[0]}x{labels.shape[1]}, but the frames are "
-                        f"{size[0]}x{size[1]}: delete it"
-                    )
-                return np.where(labels == VOID, np.uint8(0), labels), source
-        return np.zeros(size, dtype=np.uint8), "none"
+        drawn, followed = self._labels_in("drawings", number), self._labels_in("masks", number)
+        if drawn is not None:
+            drawings = self._drawn_objects()
+            if followed is not None and number in introducing_frames(drawings):
+                others = np.where(np.isin(followed, list(drawings[number])), np.uint8(0), followed)
+                drawn = np.where(drawn > 0, drawn, others)
+            return drawn, "drawn"
+        if followed is not None:
+            return followed, "followed"
+        return np.zeros((self._state.height, self._state.width), dtype=np.uint8), "none"
+
+    def _labels_in(self, folder: str, number: int) -> np.ndarray | None:
+        path, size = self.folder / folder / self.file_name(number), self._state
+        if not path.is_file():
+            return None
+        labels = read_raw_labels(path)
+        if labels.shape != (size.height, size.width):
+            raise MaskError(
+                f"{path} is {labels.shape[0]}x{labels.shape[1]}, but the frames are "
+                f"{size.height}x{size.width}: delete it"
+            )
+        return np.where(labels == VOID, np.uint8(0), labels)
 
     def drawings(self) -> dict[int, np.ndarray]:
         """The drawn label maps by the numbers of their frames."""
-        return {number: self.labels(number)[0] for number in self.annotated()}
+        found = {number: self._labels_in("drawings", number) for number in self.annotated()}
+        return {number: labels for number, labels in found.items() if labels is not None}
+
+    def absent(self) -> dict[int, list[int]]:
+        """The objects that count as not visible in a drawn frame, because they are drawn elsewhere
+        and not there; by the number of the frame."""
+        drawings = self._drawn_objects()
+        everywhere = set().union(*drawings.values())
+        return {
+            number: sorted(missing)
+            for number in sorted(drawings.keys() - introducing_frames(drawings))
+            if (missing := everywhere - drawings[number])
+        }
+
+    def _drawn_objects(self) -> dict[int, frozenset[int]]:
+        """The objects of each drawing; a file is read again where it changed."""
+        kept, found = self._objects_of, {}
+        for number in self.annotated():
+            path = self.folder / "drawings" / self.file_name(number)
+            with suppress(FileNotFoundError):
+                time = path.stat().st_mtime_ns
+                if number not in kept or kept[number][0] != time:
+                    kept[number] = (time, frozenset(object_areas(read_raw_labels(path))))
+                found[number] = kept[number][1]
+        return found
 
     def draw(self, number: int, content: bytes | None) -> None:
         """Stores what was drawn on a frame; None or an empty drawing takes it away.
@@ -350,27 +386,12 @@ def check_video(video: Path) -> tuple[int, float, int, int]:
             f"{video.name} is no video by its name: give a file such as .mp4, .mov, .avi, .mkv, "
             ".webm or .tif, or a folder of images"
         )
-    if open_sequence(video) is None:
-        _check_container(video)
-    info, num_frames = read_info(video), count_frames(video)
-    read_clip(video, [num_frames - 1])  # what cannot be decoded shows now
-    return num_frames, info.fps, info.height, info.width
-
-
-def _check_container(video: Path) -> None:
-    """Raises a VideoError where a file is not one of `FORMATS`, before anything else is opened."""
-    if not video.is_file():
-        raise VideoError(f"there is no video {video.name}: give a file or a folder of images")
-    if video.stat().st_size == 0:
-        raise VideoError(f"{video.name} is empty (0 bytes): copy it again")
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
-        av.open(str(video.absolute()), options=options, metadata_errors="ignore").close()
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(
-            f"{video.name} cannot be read as a video: give a video file that holds its pictures "
-            "itself, or copy it again if it was not copied whole"
-        ) from error
+        info, num_frames = read_info(video), count_frames(video)
+        read_clip(video, [num_frames - 1])  # what cannot be decoded shows now
+    except VideoError as error:  # where an upload lies is nobody's business
+        raise VideoError(str(error).replace(str(video), video.name)) from error
+    return num_frames, info.fps, info.height, info.width
 
 
 def find(parent: Path, identity: str) -> Workspace:
@@ -453,7 +474,8 @@ class Allowed:
             videos.insert(
                 0, {"name": "the images of this folder, as one video", "path": str(folder)}
             )
-        parent = str(folder.parent) if self.holds(folder.parent) else ""
+        parent = "" if len(self.folders) > 1 else None  # where the folders themselves are listed
+        parent = str(folder.parent) if self.holds(folder.parent) else parent
         return {"path": str(folder), "parent": parent, "folders": folders, "videos": videos}
 
 

@@ -47,7 +47,7 @@ async function ask(method, path, body) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Error("The server does not answer. Is ino web still running? What was drawn before is kept.");
+    throw Object.assign(new Error("The server does not answer. Is ino web still running?"), { isOffline: true });
   }
   if (answer.ok) return answer;
   const found = await answer.json().catch(() => ({}));
@@ -107,7 +107,8 @@ async function openStart() {
 const readableSize = (bytes) => bytes >= 1 << 30 ? `${+(bytes / (1 << 30)).toFixed(1)} GB` : `${Math.max(1, Math.round(bytes / (1 << 20)))} MB`;
 
 async function list(path) {
-  const found = await json("GET", `/api/folder?path=${encodeURIComponent(path)}`);
+  let found = await json("GET", `/api/folder?path=${encodeURIComponent(path)}`);
+  if (!path && found.folders.length === 1) found = await json("GET", `/api/folder?path=${encodeURIComponent(found.folders[0].path)}`);
   const line = (icon, text, action) => {
     const button = document.createElement("button");
     button.innerHTML = `<svg class="icon"><use href="#i-${icon}"/></svg><span></span>`;
@@ -120,14 +121,14 @@ async function list(path) {
     ...found.folders.map((one) => line("folder", one.name, () => list(one.path))),
     ...found.videos.map((one) => line("film", one.name, () => openPath(one.path))),
   ];
-  if (!lines.length || (found.path && lines.length === 1)) {
+  if (!found.folders.length && !found.videos.length) {
     const nothing = document.createElement("p");
     nothing.className = "muted";
     nothing.textContent = "No videos here.";
     lines.push(nothing);
   }
   $("listing").replaceChildren(...lines);
-  $("path").value = found.path;
+  if (path) $("path").value = found.path; // somebody may be typing while the page opens
 }
 
 async function openPath(path) {
@@ -180,13 +181,14 @@ async function openWork(id) {
   for (const canvas of [$("picture"), $("overlay")]) [canvas.width, canvas.height] = [work.width, work.height];
   $("marks").setAttribute("viewBox", `0 0 ${work.width} ${work.height}`);
   $("quality").replaceChildren(...Object.entries(home.qualities).map(([name, words]) => new Option(words, name)));
-  $("quality").value = work.view.quality in home.qualities ? work.view.quality : "fast";
+  $("quality").value = work.view.quality in home.qualities ? work.view.quality : home.quality;
+  $("quality").parentElement.hidden = !home.quality;
   $("opacity").value = 100 * work.view.opacity;
   $("size").max = Math.round(Math.max(30, work.height / 3));
   $("size").value = Math.round(work.height / 18);
   $("number").max = work.num_frames - 1;
   $("of").textContent = `of ${work.num_frames - 1}`;
-  $("exports").replaceChildren(...Object.entries(home.exports).map(([kind, one]) => {
+  const exports = Object.entries(home.exports).map(([kind, one]) => {
     const button = document.createElement("button");
     button.className = "button export";
     button.dataset.kind = kind;
@@ -195,7 +197,11 @@ async function openWork(id) {
     button.querySelector("small").textContent = one.hint;
     button.onclick = guarded(() => takeHome(kind, button));
     return button;
-  }));
+  });
+  const more = document.createElement("details");
+  more.append(document.createElement("summary"), ...exports.slice(4));
+  more.firstChild.textContent = "More formats";
+  $("exports").replaceChildren(...exports.slice(0, 4), more);
   zoom.fits = true;
   showTool("brush");
   showObjects();
@@ -417,17 +423,36 @@ function send(number, labels) {
   $("saved").textContent = "Saving";
   saving = saving.then(async () => {
     try {
-      await ask("PUT", `/api/w/${id}/labels/${number}`, labels);
+      const { absent } = await sent(`/api/w/${id}/labels/${number}`, labels);
+      if (work?.id === id) { work.absent = absent; showAbsent(); }
       if (isEmpty && work?.id === id && unsaved === 1) { // what was followed there is seen again
         labelings.delete(number);
         if (shown?.number === number) { shown = null; show(number); }
       }
     } catch (error) {
       toast(error);
+      if (work?.id === id) { // what is on disk is seen again
+        labelings.delete(number);
+        if (shown?.number === number) { shown = null; show(number); }
+      }
     }
     unsaved -= 1;
     if (!unsaved) $("saved").textContent = "All drawings are saved";
   });
+}
+
+// A drawing waits for a server that does not answer.
+async function sent(path, labels) {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await json("PUT", path, labels);
+    } catch (error) {
+      if (!error.isOffline) throw error;
+      if (!tries) toast(error);
+      $("saved").textContent = "Not saved yet: the server does not answer";
+      await new Promise((done) => setTimeout(done, 2000));
+    }
+  }
 }
 
 async function removeDrawing() {
@@ -657,6 +682,14 @@ async function removeObject(one) {
   show(wanted);
 }
 
+// A drawing tells the whole frame: what is not in it counts as not visible.
+function showAbsent() {
+  const missing = shown?.source === "drawn" ? work.absent[shown.number] || [] : [];
+  const names = work.objects.filter((one) => missing.includes(one.id)).map((one) => one.name).join(", ");
+  const [counts, it, is] = missing.length > 1 ? ["They count", "them", "they are"] : ["It counts", "it", "it is"];
+  $("absent").textContent = names && `Not drawn in this frame: ${names}. ${counts} as out of view here; draw ${it} as well if ${is} in view.`;
+}
+
 const inRanges = (ranges, number) => ranges.some(([first, last]) => first <= number && number <= last);
 const isLive = () => run && ["waiting", "running", "paused"].includes(run.status);
 
@@ -665,6 +698,7 @@ function showState() {
   $("undo").disabled = !undone.length;
   $("redo").disabled = !redone.length;
   $("clear").hidden = shown?.source !== "drawn";
+  showAbsent();
   $("idle").hidden = !!live;
   $("running").hidden = !live;
   $("follow").disabled = !work.annotated.length;
@@ -677,6 +711,7 @@ function showState() {
   else if (run?.status === "stopped") words = `Stopped${run.reason ? `, because ${run.reason}` : ""}. The new masks are kept.`;
   else if (work.run === "running" && !live) words = "The last time broke off before the end. Its masks are kept: follow again.";
   else if (numFollowed === work.num_frames) words = "Every frame has its mask.";
+  else if (numFollowed) words = `${numFollowed} of ${work.num_frames} frames have their masks: follow again for the others.`;
   $("result").textContent = live ? "" : words;
   $("result").classList.toggle("warn", run?.status === "failed" || work.is_changed);
   $("opacity-text").textContent = hidden ? "hidden" : `${$("opacity").value} %`;
@@ -742,21 +777,23 @@ async function poll() {
     if (!unsaved && annotated) work.annotated = annotated;
     if (wasLive) {
       fresh = [];
-      for (const [number, one] of [...labelings]) if (one.source !== "drawn") labelings.delete(number);
-      if (!stroke && shown?.source !== "drawn") { shown = null; show(wanted); }
+      // A drawing of a new object has the others beside it now.
+      for (const [number, one] of [...labelings]) if (one.source !== "drawn" || !unsaved) labelings.delete(number);
+      if (!stroke && !busy && !corners.length && (shown?.source !== "drawn" || !unsaved)) { shown = null; show(wanted); }
     }
   }
   showState();
 }
 
 function showProgress() {
-  const { status, num_done: done, num_frames: total, seconds_left: left, num_before: before } = run;
-  $("done").style.width = `${(100 * done) / total}%`;
+  const { status, num_done: done, num_steps: total, seconds_left: left, num_before: before } = run;
+  const percent = Math.floor((100 * done) / total);
+  $("done").style.width = `${percent}%`;
   $("pause").textContent = status === "paused" ? "Go on" : "Pause";
   $("pause").disabled = status === "waiting";
   if (status === "waiting") $("progress").textContent = before ? `${before === 1 ? "One video is" : `${before} videos are`} before yours. It begins by itself.` : "It begins in a moment.";
   else if (!done) $("progress").textContent = "Getting ready";
-  else $("progress").textContent = `${done} of ${total} frames${status === "paused" ? ", paused" : left === null ? "" : `, ${readableTime(left)} left`}`;
+  else $("progress").textContent = `${percent} % done${status === "paused" ? ", paused" : left === null ? "" : `, ${readableTime(left)} left`}`;
 }
 
 const readableTime = (seconds) => seconds < 90 ? `about ${Math.max(1, Math.round(seconds))} s` : `about ${Math.round(seconds / 60)} min`;

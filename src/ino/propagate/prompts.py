@@ -54,9 +54,10 @@ HELD = 2.0
 STRENGTH, REACH, STEP, DISSIMILAR = 8.0, 0.35, 4.0, 2.0
 """Of a click: largest log odds; how far it reaches, as a fraction of the object's size; how much a
 pixel's distance counts beside a change of color by 1 (CIELAB); how much features count."""
-ALONE, FIRST, FIRST_REACH = 0.6, 2.0, 0.25
-"""Of an object of which only clicks are known: its size as a fraction of the frame's; largest log
-odds of the first click, and how far it reaches, as a fraction of the frame's size."""
+FIRST, FIRST_REACH, GROUND_REACH, EXTENT = 2.0, 0.25, 1.5, 2.4
+"""Of the first click where only clicks are known: largest log odds; how far it reaches, as a
+fraction of the frame's size and at most as a multiple of the distance to the nearest click on
+background; size of the object that later clicks assume, as a multiple of that reach."""
 SURE = 50.0
 """Log odds that nothing outweighs."""
 
@@ -149,7 +150,7 @@ def mask_from_prompt(
     else:
         first = next(number for number, click in enumerate(moved) if click.is_object)
         moved.insert(0, moved.pop(first))
-        odds.fit_click(moved[0])
+        odds.fit_click(moved[0], ground=[click for click in moved if not click.is_object])
     for number in range(1, len(moved) + 1):
         odds.apply(moved[:number])
     found = crop.enlarge(odds.finish(), frame_size=size)
@@ -525,12 +526,17 @@ class _Odds:
             self._odds = (odds + _missing(odds, self._inside)).astype(np.float32)
             self.probability = _smooth(self._odds, view.lab, smoothness=SMOOTHNESS, rounds=40)
 
-    def fit_click(self, click: _Click) -> None:
-        """The mask of one click: near it, in as far as the way there has no edges."""
+    def fit_click(self, click: _Click, *, ground: list[_Click]) -> None:
+        """The mask of one click: near it, in as far as the way there has no edges.
+
+        Clicks on background bound how large the object can be.
+        """
         view = self._view
         start = np.zeros(view.size, dtype=bool)
         start[click.y, click.x] = True
-        far = view.distance(start, per_pixel=STEP) / (FIRST_REACH * self._extent * STEP)
+        bounds = [GROUND_REACH * np.hypot(one.x - click.x, one.y - click.y) for one in ground]
+        reach = min([FIRST_REACH * self._extent, *bounds])
+        far = view.distance(start, per_pixel=STEP) / (reach * STEP)
         near = FIRST * (2 * np.exp(-(far**2) / 2) - 1)
         held = _held([click], view.size, radius=HELD)
         self.probability = (1 / (1 + np.exp(-2 * near))).astype(np.float32)
@@ -539,7 +545,7 @@ class _Odds:
             self._odds = odds.astype(np.float32)
             self.probability = _smooth(self._odds, view.lab, smoothness=SMOOTHNESS, rounds=40)
             self.probability[held > 0] = 1
-        self._extent *= ALONE
+        self._extent = EXTENT * reach
 
     def _barrier(self) -> Map:
         """How far each pixel of the box is from its outside, in deviations from the median."""

@@ -28,9 +28,10 @@ from ino.propagate.protocols import get_protocol
 AREA = 90_000
 """Pixels of the crop that the network sees."""
 LARGEST_ZOOM = 2.5
-MARGIN = 0.35
-"""What a crop shows around a box, as a fraction of the square root of its area."""
-SMALLEST_MARGIN = 16
+MARGIN, MASK_MARGIN = 0.15, 0.4
+"""What a crop shows around a box and around a mask to be corrected, which may be too small, as
+fractions of the square root of their areas."""
+SMALLEST_MARGIN = 4
 """Pixels of the frame."""
 LEVELS, LOCAL_LEVELS, LOCAL_CELLS = 24, 14, 6
 """Of each color channel in the global and in the local histograms, and the latter's rows and
@@ -45,14 +46,18 @@ GLOBAL_COLOR, LOCAL_COLOR, FEATURES, BARRIER = 0.7, 1.5, 0.7, 0.3
 """Weights of the log odds."""
 BEFORE = 0.5
 """Weight of the mask that a click corrects."""
+TIGHTNESS = 1.5
+"""Log odds that the most likely pixel of each row and each column of a box should reach."""
 SMOOTHNESS = 1.0
 HELD = 2.0
 """Radius around a click that always gets its label, pixels of the half-size crop."""
 STRENGTH, REACH, STEP, DISSIMILAR = 8.0, 0.35, 4.0, 2.0
 """Of a click: largest log odds; how far it reaches, as a fraction of the object's size; how much a
 pixel's distance counts beside a change of color by 1 (CIELAB); how much features count."""
-ALONE = 0.4
-"""Size of an object of which only clicks are known, as a fraction of the frame's."""
+FIRST, FIRST_REACH, GROUND_REACH, EXTENT = 2.0, 0.25, 1.5, 2.4
+"""Of the first click where only clicks are known: largest log odds; how far it reaches, as a
+fraction of the frame's size and at most as a multiple of the distance to the nearest click on
+background; size of the object that later clicks assume, as a multiple of that reach."""
 SURE = 50.0
 """Log odds that nothing outweighs."""
 
@@ -127,7 +132,7 @@ def mask_from_prompt(
             "least one point (x, y, True)"
         )
     around = _region(limits, given, clicks, size)
-    crop = _Crop.around(around, size)
+    crop = _Crop.around(around, size, margin=MARGIN if given is None else MASK_MARGIN)
     features = {} if features is None else features
     if crop not in features:
         features[crop] = _read_features(crop.cut(frame), backbone)
@@ -135,13 +140,17 @@ def mask_from_prompt(
     odds = _Odds(
         view,
         limits and crop.inside(limits),
-        crop.inside(around).extent * (ALONE if limits is None and given is None else 1),
+        crop.inside(around).extent,
     )
+    moved = [crop.move(click) for click in clicks]
     if given is not None:
         odds.probability = crop.shrink(given, view.size)
     elif limits is not None:
         odds.fit_box()
-    moved = [crop.move(click) for click in clicks]
+    else:
+        first = next(number for number, click in enumerate(moved) if click.is_object)
+        moved.insert(0, moved.pop(first))
+        odds.fit_click(moved[0], ground=[click for click in moved if not click.is_object])
     for number in range(1, len(moved) + 1):
         odds.apply(moved[:number])
     found = crop.enlarge(odds.finish(), frame_size=size)
@@ -251,10 +260,9 @@ class _Crop(NamedTuple):
     height: int
 
     @classmethod
-    def around(cls, box: _Box, size: tuple[int, int]) -> "_Crop":
+    def around(cls, box: _Box, size: tuple[int, int], *, margin: float) -> "_Crop":
         """The crop that shows a box and its surroundings."""
-        longer = max(box.x1 - box.x0, box.y1 - box.y0)
-        margin = max(MARGIN * box.extent, SMALLEST_MARGIN, longer / 4)
+        margin = max(margin * box.extent, SMALLEST_MARGIN)
         x0, y0 = max(0, int(box.x0 - margin)), max(0, int(box.y0 - margin))
         x1 = min(size[1], int(box.x1 + margin + 1))
         y1 = min(size[0], int(box.y1 + margin + 1))
@@ -514,8 +522,30 @@ class _Odds:
         barrier = self._barrier()
         for _ in range(ROUNDS):
             odds = self._cues(self.probability) + BARRIER * barrier
-            self._odds = np.where(self._inside, odds, -SURE).astype(np.float32)
+            odds = np.where(self._inside, odds, -SURE)
+            self._odds = (odds + _missing(odds, self._inside)).astype(np.float32)
             self.probability = _smooth(self._odds, view.lab, smoothness=SMOOTHNESS, rounds=40)
+
+    def fit_click(self, click: _Click, *, ground: list[_Click]) -> None:
+        """The mask of one click: near it, in as far as the way there has no edges.
+
+        Clicks on background bound how large the object can be.
+        """
+        view = self._view
+        start = np.zeros(view.size, dtype=bool)
+        start[click.y, click.x] = True
+        bounds = [GROUND_REACH * np.hypot(one.x - click.x, one.y - click.y) for one in ground]
+        reach = min([FIRST_REACH * self._extent, *bounds])
+        far = view.distance(start, per_pixel=STEP) / (reach * STEP)
+        near = FIRST * (2 * np.exp(-(far**2) / 2) - 1)
+        held = _held([click], view.size, radius=HELD)
+        self.probability = (1 / (1 + np.exp(-2 * near))).astype(np.float32)
+        for _ in range(ROUNDS):
+            odds = np.where(held, SURE, self._cues(self.probability) + near)
+            self._odds = odds.astype(np.float32)
+            self.probability = _smooth(self._odds, view.lab, smoothness=SMOOTHNESS, rounds=40)
+            self.probability[held > 0] = 1
+        self._extent = EXTENT * reach
 
     def _barrier(self) -> Map:
         """How far each pixel of the box is from its outside, in deviations from the median."""
@@ -566,6 +596,18 @@ class _Odds:
         size = (image.shape[1], image.shape[0])
         odds = cv2.resize(self._odds, size, interpolation=cv2.INTER_LINEAR)
         return _smooth(odds, _as_lab(image), smoothness=SMOOTHNESS, rounds=40)
+
+
+def _missing(odds: Map, inside: Bool[np.ndarray, "rows columns"]) -> Map:
+    """What raises the most likely pixels of each row and column of the box to `TIGHTNESS`.
+
+    A box is tight: no row or column of it is without the object.
+    """
+    added = np.zeros_like(odds)
+    for axis in (0, 1):
+        highest = odds.max(axis=axis, keepdims=True)
+        added += np.clip(TIGHTNESS - highest, 0, None) * np.exp(odds - highest)
+    return np.where(inside, added, 0)
 
 
 def _held(clicks: list[_Click], size: tuple[int, int], *, radius: float) -> np.ndarray:

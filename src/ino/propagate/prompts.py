@@ -3,7 +3,9 @@
 Three cues are added as log odds of "object": color (histograms of the whole crop, and local ones),
 features of the backbone (a linear discriminant), and how much color changes on the way from the
 outside of the box. A total-variation segmentation whose contours follow edges of the image makes a
-mask of them. Cues and mask are computed in turn, as in GrabCut. A click changes what is similar and
+mask of them. Cues and mask are computed in turn, as in GrabCut. Boxes are tight: some pixel of each
+row and column of a box is made object. Without a box the first click starts the same rounds, with
+the distance from it in place of the box. A later click changes what is similar and
 near to it; clicks are applied in their order, and a clicked pixel always keeps its label.
 
 Everything is computed in a crop around the prompt, enlarged where the object is small.
@@ -99,7 +101,8 @@ def mask_from_prompt(
     """The mask of one object from a box, clicks, or both.
 
     Clicks are applied in their order: to the mask that the box gave, to `mask` if that is given,
-    or else to an empty one. A click whose pixel has its label already only holds the label there.
+    or else to what the first click on the object gives, whose size the clicks on background bound.
+    A click whose pixel has its label already only holds the label there.
     The result is the same for the same input.
 
     Args:
@@ -535,7 +538,7 @@ class _Odds:
         start = np.zeros(view.size, dtype=bool)
         start[click.y, click.x] = True
         bounds = [GROUND_REACH * np.hypot(one.x - click.x, one.y - click.y) for one in ground]
-        reach = min([FIRST_REACH * self._extent, *bounds])
+        reach = max(1.0, min([FIRST_REACH * self._extent, *bounds]))
         far = view.distance(start, per_pixel=STEP) / (reach * STEP)
         near = FIRST * (2 * np.exp(-(far**2) / 2) - 1)
         held = _held([click], view.size, radius=HELD)

@@ -41,6 +41,8 @@ from ino.propagate.features import as_frame
 _LOG = logging.getLogger("ino")
 MAX_FEATURE_BYTES = 256 << 20
 """Bound on the features that are kept from a backward pass for the forward pass."""
+MAX_FEATURE_FRAMES = 48
+"""Bound on the frames whose features are kept, so that small ones do not add up either."""
 FLOOR = 0.1
 """Share of the mean variance that is added to the variance of each direction."""
 POWER = -0.25
@@ -110,7 +112,8 @@ class ReferencePropagation:
         self._objects = {number: _objects(mask) for number, mask in masks.items()}
         self._metric: Metric | None = None
         self._features: LRUCache[int, Tensor] = LRUCache(
-            MAX_FEATURE_BYTES, getsizeof=lambda one: one.nbytes
+            MAX_FEATURE_BYTES,
+            getsizeof=lambda one: max(one.nbytes, MAX_FEATURE_BYTES // MAX_FEATURE_FRAMES),
         )
 
     def run(self) -> Iterator[TrackedFrame]:

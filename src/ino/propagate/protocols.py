@@ -357,6 +357,7 @@ _INO_NEAR = _like(
 _INO_FAST = _like(
     _INO_NEAR,
     name="ino-fast",
+    layer=5,
     mask_down="area",
     feedback="hard",
     attention_side=16,
@@ -366,7 +367,9 @@ _INO_FAST = _like(
     flow_share=0.8,
 )
 
-_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=800, radius=10, zoom_margin=None)
+_INO_BEST = _like(
+    _INO_FAST, name="ino-best", layer=None, short_side=800, radius=10, zoom_margin=None
+)
 
 _OF_FLOW = ("flow_share", "feedback", "mask_down")
 """How labels follow the optical flow."""

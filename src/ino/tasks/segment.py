@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shutil
 import time
 from collections import deque
@@ -124,7 +125,7 @@ def segment_video(
         objects: names of objects by their number, stored in `settings.json`.
         resume: leave a result of the same settings and masks as it is, or go on where it was
             stopped; masks are those of a call that was not stopped.
-        overwrite: accept a folder that holds something, and start anew.
+        overwrite: accept a folder that holds something; with `resume`, only what is no result.
         on_frame: called `steps_of_work(masks, num_frames)` times, by numbers from `first` on; less
             often where a result goes on.
 
@@ -162,7 +163,7 @@ def segment_video(
     in_order = complete_frames(inner) == [0]
     with ExitStack() as stack:
         progress = _Progress(out / UNFINISHED)
-        if resume and not overwrite and (out / "settings.json").is_file():
+        if resume and (out / "settings.json").is_file():
             stack.enter_context(folder_lock(out, command="ino segment"))
             check_settings(
                 out / "settings.json", json.loads(text), leave_out=("device", "checkpoint")
@@ -229,6 +230,34 @@ def segment_video(
 def is_finished(out: Path) -> bool:
     """Whether a folder holds a result that is finished."""
     return (out / "settings.json").is_file() and not (out / UNFINISHED).exists()
+
+
+def start_anew(out: Path) -> None:
+    """Lets `resume` do a result again from its beginning."""
+    if (out / "settings.json").is_file():
+        (out / UNFINISHED).mkdir(exist_ok=True)
+        (out / "settings.json").unlink()
+
+
+def frame_number(text: str, video: Path) -> int:
+    """The number of a frame that is named by its number, its name in a folder of images, or a time,
+    minutes:seconds or hours:minutes:seconds.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    names = frame_names(video)
+    if names is not None and text in names:
+        return names.index(text)
+    if text.isdecimal():
+        return int(text)
+    if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", text):
+        seconds = 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3])
+        return round(seconds * read_info(video).fps)
+    raise ConfigError(
+        f"{text!r} is no frame of {video}: give its number from 0, its name in a folder of images, "
+        "or a time such as 1:23.5"
+    )
 
 
 def object_names(masks: Mapping[int, np.ndarray], names: Mapping[int, str]) -> dict[int, str]:

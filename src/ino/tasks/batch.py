@@ -300,6 +300,8 @@ def segment_many(
         (out / f"{job.name}.error.txt").unlink(missing_ok=True)  # it is tried again
         if choices.overwrite:
             start_anew(out / job.name)
+    if num_done := sum(is_finished(out / job.name) for job in jobs):
+        tell(f"{num_done} of {len(jobs)} videos were done before")
     if num_processes == 1:
         _work(jobs, out, choices, make_tracker)
     else:
@@ -372,16 +374,16 @@ def _work(
             say=lambda text: None,
             progress=partial(bar, is_kept=False),
         )
-        seconds = time.monotonic() - began
-        how = "done before" if was_finished else f"{seconds:.1f} s"
-        tell(f"{job.name}: {found} masks in {out / job.name / 'masks'} ({how})")
+        if not was_finished:
+            seconds = time.monotonic() - began
+            tell(f"{job.name}: {found} masks in {out / job.name / 'masks'} ({seconds:.1f} s)")
 
     share(jobs, out, segment=segment)
 
 
 def tell(text: str) -> None:
     """Prints a line, whole, also where several processes print."""
-    sys.stdout.write(shown(f"{text}\n"))
+    sys.stdout.write(f"{shown(text)}\n")
     sys.stdout.flush()
 
 

@@ -623,8 +623,7 @@ def segment(
     tracker, settings = tracking.load(Tracker)
     out = out or Path("segments") / video_name(video)
     tracking.print_choices(tracker)
-    if is_finished(out) and not overwrite:
-        _LOG.warning(f"{out} is finished already: it is kept if settings and masks are the same")
+    was_finished = is_finished(out) and not overwrite
     with stop_on_signal():
         count = segment_job(
             Job(video_name(video), video, tuple(mask)),
@@ -635,7 +634,8 @@ def segment(
             say=_say,
             progress=progress,
         )
-    _say(f"{count} masks in {out / 'masks'}")
+    before = ", finished before: --overwrite starts anew" if was_finished else ""
+    _say(f"{count} masks in {out / 'masks'}{before}")
     for suggestion in suggestions(out):
         _say(suggestion)
     return 0

@@ -69,22 +69,28 @@ def test_a_broken_video_costs_its_own_result(folder, capsys):
     assert "cannot be read as a video" in (out / "a.error.txt").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["0003", "a.error.txt", "b"]
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/masks/*")}
-    os.replace(folder / "videos" / "lonely.mp4", folder / "videos" / "a.mp4")
-    assert run(*command, "--out", out, "--jobs", "2") == 0
+    (folder / "videos" / "lonely.mp4").replace(folder / "videos" / "a.mp4")
+    assert run(*command, "--out", out) == 0
     assert "2 of 3 videos were done before" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
     assert len(list(out.glob("a/masks/*"))) == 4 and not (out / "a.error.txt").exists()
 
 
+@pytest.mark.slow
+def test_processes_share_the_videos(folder, capfd):
+    command = ["segment", folder / "videos", "--mask", folder / "masks", *SMALL]
+    assert run(*command, "--out", folder / "out", "--jobs", "2") == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "4 masks in" in line]
+    assert sorted(line.partition(":")[0] for line in lines) == ["0003", "a", "b"]
+
+
 def test_a_video_of_another_process_is_left_to_it_until_that_is_gone(tmp_path, monkeypatch):
     jobs = [Job(name, tmp_path / name, ()) for name in ("a", "b")]
     claim = f"""
-import sys, time
-from pathlib import Path
-from ino.tasks import batch
-batch.LEASE = 1.5
-with batch.Claim(Path({str(tmp_path / ".a.claim")!r})).hold() as held:
-    print(held, flush=True)
+import time
+from filelock import SoftFileLease
+with SoftFileLease({str(tmp_path / ".a.claim")!r}, lease_duration=1.5):
+    print(True, flush=True)
     time.sleep(60)
 """
     monkeypatch.setattr(batch, "LEASE", 1.5)

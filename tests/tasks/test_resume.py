@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -18,27 +16,10 @@ from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Session, Tracker
 from ino.tasks import segment
 from ino.tasks.segment import is_finished, segment_video
+from processes import DEADLINE, start_segmenting, wait
 from propagate.moving_squares import moving_squares
 
 NUM_FRAMES = 8
-
-CHILD = """
-import sys
-import torch
-from pathlib import Path
-from ino.data.label_maps import read_labels
-from ino.propagate.protocols import get_protocol
-from ino.propagate.tracker import Tracker
-from ino.tasks import segment
-video, out, save_every, *masks = sys.argv[1:]
-torch.set_num_threads(1)
-segment.SAVE_EVERY = float(save_every)
-masks = {int(path.split("=")[0]): read_labels(Path(path.split("=")[1])) for path in masks}
-tracker = Tracker("ino_vitt8", protocol=get_protocol("ino-near", short_side=64))
-segment.segment_video(
-    video, masks, out=out, tracker=tracker, resume=True, on_frame=lambda: print("frame", flush=True)
-)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +33,9 @@ def given(tmp_path_factory):
     return folder
 
 
-def start(given, out, numbers, *, save_every=0.0):
-    masks = [f"{number}={given / f'{number}.png'}" for number in numbers]
-    words = [given / "video.mp4", out, save_every, *masks]
-    command = [sys.executable, "-c", CHILD, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(given, out, numbers):
+    masks = {number: given / f"{number}.png" for number in numbers}
+    return start_segmenting(given / "video.mp4", out, masks)
 
 
 def files(out):
@@ -124,25 +103,25 @@ def test_every_stop_changes_nothing(given, tmp_path, monkeypatch, backbone, prot
     ],
 )
 def test_kills_at_random_moments_change_nothing(given, tmp_path, num_kills, numbers):
-    assert start(given, tmp_path / "whole", numbers).wait() == 0
-    moments = random.Random(0)
+    assert wait([start(given, tmp_path / "whole", numbers)]) == [0]
+    moments, out = random.Random(0), tmp_path / "killed"
     for kill in range(num_kills):
-        process = start(given, tmp_path / "killed", numbers)
-        if kill % 2:  # at any time
-            time.sleep(moments.uniform(1.0, 6.0))
-            process.kill()
-        else:  # soon after a step, while something is written
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(moments.uniform(0, 0.03))
-            process.kill()
-        process.communicate()
-        for path in (tmp_path / "killed").glob("masks/[0-9]*.png"):
+        process = start(given, out, numbers)
+        state, deadline = out / ".unfinished" / "state.pt", time.monotonic() + DEADLINE
+        before = state.stat().st_mtime_ns if state.exists() else None
+        # Half of them soon after progress was stored, half at any time.
+        while kill % 2 == 0 and process.is_alive() and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns != before:
+                break
+        time.sleep(moments.uniform(0.0, 2.0 if kill % 2 else 0.2))
+        process.kill()
+        process.join()
+        for path in out.glob("masks/[0-9]*.png"):
             read_labels(path)
-    assert start(given, tmp_path / "killed", numbers).wait() == 0
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    assert not (tmp_path / "killed" / ".unfinished").exists()
-    assert count_frames(tmp_path / "killed" / "overlay.mp4") == NUM_FRAMES
+    assert wait([start(given, out, numbers)]) == [0]
+    assert files(out) == files(tmp_path / "whole")
+    assert is_finished(out)
+    assert count_frames(out / "overlay.mp4") == NUM_FRAMES
 
 
 def test_sigterm_keeps_each_frame_and_the_overlay_plays(given, tmp_path, monkeypatch, capsys):
@@ -170,9 +149,9 @@ def test_sigterm_keeps_each_frame_and_the_overlay_plays(given, tmp_path, monkeyp
     assert len(computed) == NUM_FRAMES - 6
     assert run(*command) == 0
     assert len(computed) == NUM_FRAMES - 6
-    assert "finished already" in capsys.readouterr().err
+    assert "finished before" in capsys.readouterr().out
     other = [*command[:3], given / "1.png", *options]
-    assert "digest" in refused(capsys, *other) or "masks" in refused(capsys, *other)
+    assert "annotated was [0], but now it is [1]" in refused(capsys, *other)
     assert run(*other, "--overwrite") == 0
 
 

@@ -49,7 +49,7 @@ def test_masks_are_found_by_the_names_of_videos(folder, caplog):
     assert "videos without a mask, which are left out: lonely" in caplog.text
     with pytest.raises(MaskError, match="cannot be for several videos"):
         find_jobs([folder / "videos"], ["box=1,2,3,4"])
-    with pytest.raises(MaskError, match="both for a"):
+    with pytest.raises(MaskError, match="are both for 0003"):
         find_jobs([folder / "videos"], [str(masks), str(masks)])
     with pytest.raises(MaskError, match="no mask is named as a video is"):
         find_jobs([folder / "videos" / "lonely.mp4"], [str(masks)])

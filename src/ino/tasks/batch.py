@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -362,6 +362,7 @@ def _work(
     make_tracker: Callable[[], tuple[Tracker, dict[str, Any]]],
 ) -> None:
     tracker, settings = make_tracker()
+    is_alone = multiprocessing.parent_process() is None
 
     def segment(job: Job) -> None:
         was_finished, began = is_finished(out / job.name), time.monotonic()
@@ -372,13 +373,22 @@ def _work(
             tracker,
             settings,
             say=lambda text: None,
-            progress=partial(bar, is_kept=False),
+            progress=partial(_named_bar, job.name) if is_alone else _no_bar,
         )
         if not was_finished:
             seconds = time.monotonic() - began
             tell(f"{job.name}: {found} masks in {out / job.name / 'masks'} ({seconds:.1f} s)")
 
     share(jobs, out, segment=segment)
+
+
+def _named_bar(name: str, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+    return bar(f"{name}, {what}", total, is_kept=False)
+
+
+def _no_bar(what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+    """Several bars would overwrite one another."""
+    return nullcontext(lambda: None)
 
 
 def tell(text: str) -> None:

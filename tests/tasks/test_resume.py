@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -47,6 +48,12 @@ def files(out):
 @pytest.fixture(scope="module")
 def backbone():
     return load_backbone("ino_vitt8")
+
+
+def time_of_state(out):
+    """When progress was stored last; None where none is."""
+    with suppress(FileNotFoundError):  # it may go away at any moment
+        return (out / ".unfinished" / "state.pt").stat().st_mtime_ns
 
 
 class Killed(BaseException):
@@ -107,11 +114,10 @@ def test_kills_at_random_moments_change_nothing(given, tmp_path, num_kills, numb
     moments, out = random.Random(0), tmp_path / "killed"
     for kill in range(num_kills):
         process = start(given, out, numbers)
-        state, deadline = out / ".unfinished" / "state.pt", time.monotonic() + DEADLINE
-        before = state.stat().st_mtime_ns if state.exists() else None
+        before, deadline = time_of_state(out), time.monotonic() + DEADLINE
         # Half of them soon after progress was stored, half at any time.
         while kill % 2 == 0 and process.is_alive() and time.monotonic() < deadline:
-            if state.exists() and state.stat().st_mtime_ns != before:
+            if time_of_state(out) not in (None, before):
                 break
         time.sleep(moments.uniform(0.0, 2.0 if kill % 2 else 0.2))
         process.kill()

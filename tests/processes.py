@@ -37,6 +37,17 @@ def start_training(
     return process
 
 
+def start_segmenting(
+    video: Path, out: Path, masks: dict[int, Path], *, save_every: float = 0.0
+) -> BaseProcess:
+    """A process that segments a small video, or goes on with it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ino.train.loop", "ino.tasks.segment"])
+    process = context.Process(target=_segment, args=(video, out, masks, save_every))
+    process.start()
+    return process
+
+
 def start_processes(
     config: TrainConfig, out: Path, *, number: int, resume: bool = False, fault: str = ""
 ) -> list[BaseProcess]:
@@ -104,6 +115,21 @@ def _train(
     except (InoError, StoppedError) as error:
         out.with_suffix(".error").write_text(str(error))
         sys.exit(error.status if isinstance(error, StoppedError) else 2)
+
+
+def _segment(video: Path, out: Path, masks: dict[int, Path], save_every: float) -> None:
+    import torch
+
+    from ino.data.label_maps import read_labels
+    from ino.propagate.protocols import get_protocol
+    from ino.propagate.tracker import Tracker
+    from ino.tasks import segment
+
+    torch.set_num_threads(1)
+    segment.SAVE_EVERY = save_every
+    labels = {number: read_labels(path) for number, path in masks.items()}
+    tracker = Tracker("ino_vitt8", protocol=get_protocol("ino-near", short_side=64))
+    segment.segment_video(video, labels, out=out, tracker=tracker, resume=True)
 
 
 def _die_while_saving() -> None:

@@ -504,11 +504,14 @@ def export(
 
 
 def segment(
-    video: Path,
+    videos: Annotated[list[str], Parameter(metavar="VIDEO...")],
     /,
     *,
     mask: Annotated[list[str], Parameter(metavar="[FRAME=]MASK...")],
     resize_mask: bool = False,
+    start: Annotated[str | None, Parameter(name="--from", metavar="FRAME")] = None,
+    end: Annotated[str | None, Parameter(name="--to", metavar="FRAME")] = None,
+    region: Annotated[str | None, Parameter(metavar="X0,Y0,X1,Y1")] = None,
     overlay: bool = True,
     fps: float | None = None,
     value_range: Annotated[tuple[float, float] | None, Parameter(metavar="LOW HIGH")] = None,
@@ -516,19 +519,31 @@ def segment(
     both_ways: bool = False,
     check_every: int = 0,
     save: Annotated[list[str] | None, Parameter(metavar="FORMAT...")] = None,
+    jobs: int = 1,
     out: Annotated[Out | None, Parameter(show_default="segments/VIDEO")] = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, Parameter(help="Start anew, also in a folder that holds something.")
+    ] = False,
     tracking: SegmentTracking = SegmentTracking(),
-) -> None:
-    """Propagate masks through a video: indexed PNGs and an overlay video.
+) -> int:
+    """Propagate masks through videos: indexed PNGs and an overlay video.
+
+    What was stopped continues when the same command is started again, and what is finished stays.
+    Several videos may be shared by several processes and machines: start the same command in each.
 
     Args:
-        video: Video file or folder of images.
+        videos: Video file or folder of images; several, a folder of videos, or a text file with one
+            per line; or a stream: rtsp://..., http://..., udp://... or /dev/video0.
         mask: PNG, npy, npz, TIFF, labelme, COCO, YouTube-VIS, CVAT or Label Studio; a folder of
             FRAME.png; or typed: box=x0,y0,x1,y1, polygon=x,y,x,y,x,y,... or points=x,y,-x,y (-x
             where the object is not), NAME:box=... for a name. FRAME= before it: its number from 0,
-            or its name in a folder of images.
+            or its name in a folder of images. For several videos, a folder of VIDEO.png or
+            VIDEO/FRAME.png, or a file that names them.
         resize_mask: Fit masks to the size of the video.
+        start: First frame that is computed: its number from 0, its name in a folder of images, or a
+            time such as 1:23.5.
+        end: Last frame that is computed, in the same way.
+        region: Compute only this part of each frame, in pixels.
         overlay: Write overlay.mp4.
         fps: Frames per second of the overlay (default: those of the video).
         value_range: In images of more than 8 bits, the values that become 0 and 255 (default: what
@@ -539,48 +554,107 @@ def segment(
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
         save: Also write these formats, see ino convert --help.
+        jobs: Processes that share the videos and the cores.
     """
-    from ino.data.label_maps import describe_objects
-    from ino.data.video import frame_names, read_info, video_name
+    from ino.data.video import is_video, video_name
     from ino.propagate.tracker import Tracker
-    from ino.tasks.convert import check_formats, convert_result
-    from ino.tasks.masks import read_masks
-    from ino.tasks.segment import segment_video, steps_of_work, suggestions
+    from ino.tasks.batch import Choices, Job, find_jobs, segment_job, segment_many, stop_on_signal
+    from ino.tasks.convert import check_formats
+    from ino.tasks.live import is_stream, segment_stream
+    from ino.tasks.segment import is_finished, suggestions
 
     check_formats(save or [])
-    names, info = frame_names(video), read_info(video)
-    masks = read_masks(mask, video, resize=resize_mask)
-    for number, labels in masks.labels.items():
-        frame = names[number] if names is not None and number < len(names) else number
-        found = describe_objects(labels, masks.names)
-        _say(f"mask of frame {frame}: {found}, from {masks.sources[number]}")
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}; it must be 1 or more")
+    choices = Choices(
+        resize=resize_mask,
+        overlay=overlay,
+        fps=fps,
+        value_range=value_range,
+        start=start,
+        end=end,
+        region=None if region is None else _four_numbers(region),
+        correct=correct,
+        both_ways=both_ways,
+        check_every=check_every,
+        save=tuple(save or ()),
+        overwrite=overwrite,
+    )
+    if any(map(is_stream, videos)):
+        if len(videos) > 1 or choices != Choices(
+            resize=resize_mask, overlay=overlay, overwrite=overwrite
+        ):
+            raise ConfigError(
+                "a stream is segmented alone, and only with --mask, --resize-mask, --no-overlay, "
+                "--out and the choice of weights: leave out the rest"
+            )
+        tracker, settings = tracking.load(Tracker)
+        tracking.print_choices(tracker)
+        out = out or Path("segments") / "stream"
+        with stop_on_signal():
+            segment_stream(
+                videos[0],
+                mask,
+                out=out,
+                tracker=tracker,
+                settings=settings,
+                resize=resize_mask,
+                overlay=overlay,
+                overwrite=overwrite,
+                say=_say,
+            )
+        return 0
+    paths = [Path(video) for video in videos]
+    video = paths[0]
+    is_list = video.is_file() and video.suffix.lower() in (".txt", ".csv", ".list")
+    if len(paths) > 1 or is_list or (video.is_dir() and not is_video(video)):
+        found = find_jobs(paths, mask)
+        out = out or Path("segments")
+        make_tracker = partial(tracking.load, Tracker)
+        if jobs == 1:
+            loaded = make_tracker()
+            tracking.print_choices(loaded[0])
+            make_tracker = partial(tuple, loaded)
+        with stop_on_signal():
+            outcomes = segment_many(found, out, choices, make_tracker, num_processes=jobs)
+        rows = [["video", "result", "frames"]]
+        rows += [[one.name, one.status, str(one.num_frames)] for one in outcomes]
+        print_table(rows, Console(), num_texts=2)
+        return int(any(one.status == "failed" for one in outcomes))
+    if jobs > 1:
+        _LOG.warning("--jobs is of no use for one video")
     tracker, settings = tracking.load(Tracker)
-    settings |= {"video": str(video), "masks": masks.sources, "resize_mask": resize_mask}
     out = out or Path("segments") / video_name(video)
     tracking.print_choices(tracker)
-    with progress("frames", steps_of_work(masks.labels, info.num_frames)) as advance:
-        count = segment_video(
-            video,
-            masks.labels,
-            objects=masks.names,
-            out=out,
-            tracker=tracker,
-            settings=settings,
-            overlay=overlay,
-            fps=fps,
-            value_range=value_range,
-            correct=correct,
-            both_ways=both_ways,
-            check_every=check_every,
-            overwrite=overwrite,
-            on_frame=advance,
+    was_finished = is_finished(out) and not overwrite
+    with stop_on_signal():
+        count = segment_job(
+            Job(video_name(video), video, tuple(mask)),
+            out,
+            replace(choices, resume=not overwrite),
+            tracker,
+            settings,
+            say=_say,
+            progress=progress,
         )
-    _say(f"{count} masks in {out / 'masks'}")
-    if found := suggestions(out):
-        _say(f"to improve them, draw one of these frames next: {', '.join(found)}")
-    if save:
-        for path in convert_result(out, save, out=out, video=video, fps=fps, overwrite=True):
-            _say(path)
+    before = ", finished before: --overwrite starts anew" if was_finished else ""
+    _say(f"{count} masks in {out / 'masks'}{before}")
+    if following := suggestions(out):
+        _say(f"to improve them, draw one of these frames next: {', '.join(following)}")
+    return 0
+
+
+def _four_numbers(region: str) -> tuple[int, int, int, int]:
+    """The numbers of --region.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    parts = region.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"--region {region!r} is not understood: give X0,Y0,X1,Y1 in pixels")
+    left, top, right, bottom = map(int, parts)
+    return left, top, right, bottom
 
 
 def convert(
@@ -1294,7 +1368,7 @@ def _reason(error: Exception) -> str | None:
 def _how_to_resume(arguments: Sequence[str]) -> str:
     """What follows `stopped` for commands that keep what is done."""
     command = " ".join(arguments[:2])
-    if command.startswith("sweep ") or command == "evaluate suite":
+    if command.startswith(("sweep ", "segment ")) or command == "evaluate suite":
         return "; what is done is kept: start the same command again to continue"
     if command.startswith("evaluate "):
         return "; what is done is kept: continue with --resume"

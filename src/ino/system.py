@@ -1,5 +1,5 @@
 """Files that appear whole or not at all or are read whole, output folders, the lock of a folder,
-usable cores.
+usable cores, signals.
 
 Nothing here knows what is in a file: the caller writes to the temporary path that it is given.
 """
@@ -8,13 +8,16 @@ import errno
 import os
 import re
 import secrets
+import signal
 import socket
 import stat
 import tempfile
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ino.errors import OutputError
 
@@ -224,6 +227,19 @@ def folder_lock(out: Path, *, command: str = "ino train") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def handle_signals(*names: str, handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Within, the handler gets these signals; outside the main thread Python handles none."""
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [signal.Signals[name] for name in names if is_main and hasattr(signal, name)]
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, other in previous.items():
+            signal.signal(number, other)
 
 
 def available_cores() -> int:

@@ -279,6 +279,11 @@ def _check_twice(found: Sequence[_Placed], more: Sequence[_Placed], frames: _Fra
 _TYPED = re.compile(r"(?:(?P<frame>[^=]+)=)?(?:(?P<name>[^=:]+):)?(?P<kind>box|polygon|points)=")
 
 
+def is_typed(text: str) -> bool:
+    """Whether a text of --mask types a box, polygon or points, and names no file."""
+    return _TYPED.match(text) is not None
+
+
 def _typed(text: str, frames: _Frames) -> Drawing | None:
     """The drawing that a text such as `40=dog:box=10,20,80,90` types; None if it names a file."""
     match = _TYPED.match(text)

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -36,6 +36,12 @@ VIDEO_SUFFIXES = frozenset({
 })
 # fmt: on
 _LOG = logging.getLogger("ino")
+_WHOLE = {"movflags": "+faststart"}
+_FRAGMENTS = {
+    "movflags": "+empty_moov+default_base_moof",
+    "frag_duration": "1000000",  # microseconds
+    "flush_packets": "1",
+}
 _BT709 = 1  # the number of BT.709 among color primaries, transfer functions and matrices
 
 
@@ -114,7 +120,7 @@ def count_frames(path: Path) -> int:
 
 
 def read_frames(
-    path: Path | str, *, value_range: tuple[float, float] | None = None
+    path: Path | str, *, value_range: tuple[float, float] | None = None, first: int = 0
 ) -> Iterator[np.ndarray]:
     """Every frame of a video, uint8 RGB (height, width, 3), one at a time in constant memory.
 
@@ -126,6 +132,7 @@ def read_frames(
         value_range: in images of more than 8 bits, the values that become 0 and 255; None for what
             the values of all frames span (whole numbers of more than 14 bits: for all of 16 bits).
             Of no effect on other videos.
+        first: number of the frame to begin with; of a file, those before are decoded, too.
 
     Raises:
         VideoError: `path` is missing or not a video; or the video breaks off, after all frames
@@ -136,12 +143,13 @@ def read_frames(
     if images is not None:
         if value_range is None:
             images.tell_span()
-        yield from images.read(range(len(images)), value_range=value_range)
+        yield from images.read(range(first, len(images)), value_range=value_range)
         return
     with VideoFile(path) as file:
         try:
-            for frame in file.decoded():
-                yield file.to_rgb(frame)
+            for number, frame in enumerate(file.decoded()):
+                if number >= first:
+                    yield file.to_rgb(frame)
         finally:
             if damage := file.damage:
                 _LOG.warning(f"{path} is damaged: {damage}; the others are used")
@@ -200,18 +208,22 @@ class VideoWriter:
     """Writes frames to an H.264 file (yuv420p, BT.709, MP4 that plays while it loads).
 
     Used in a `with` block; the file appears when the block ends without an exception, and not
-    otherwise. Sides of an odd length are padded by repeating the last row or column.
+    otherwise. With `live`, it grows from the start and can be played at any time, also after an
+    exception or a kill, up to a few seconds before its end: it is in fragments until the block
+    ends. Sides of an odd length are padded by repeating the last row or column.
 
     Args:
         path: the file to write, e.g. out.mp4; its folder must exist.
         fps: frames per second.
+        live: write the file itself, in fragments.
 
     Raises:
         OutputError: the file cannot be written, no frame came, or frames differ in size.
     """
 
-    def __init__(self, path: Path | str, *, fps: float) -> None:
+    def __init__(self, path: Path | str, *, fps: float, live: bool = False) -> None:
         self._path = path = Path(path)
+        self._is_live = live
         if not 0 < fps < math.inf:
             raise OutputError(f"cannot write {path} at {fps} frames per second: give more than 0")
         # NTSC rates are multiples of 1 / 1001; a time lapse may have a frame an hour.
@@ -220,18 +232,29 @@ class VideoWriter:
         )
         self._size: tuple[int, ...] | None = None
         self._num_frames = 0
+        self._last = -1
 
     def __enter__(self) -> "VideoWriter":
+        if self._is_live:
+            try:
+                self._path.unlink(missing_ok=True)
+                self._container = av.open(str(self._path), "w", format="mp4", options=_FRAGMENTS)
+            except OSError as error:
+                raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+            return self
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self._path))
             temporary.touch()  # a folder that is missing or read-only shows now, not at the end
             self._container = stack.enter_context(
-                av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
+                av.open(str(temporary), "w", format="mp4", options=_WHOLE)
             )
             self._exits = stack.pop_all()
         return self
 
     def __exit__(self, *failure: Any) -> None:
+        if self._is_live:
+            self._end_live(is_whole=failure[0] is None)
+            return
         if failure[0] is not None:
             self._exits.__exit__(*failure)
             return
@@ -240,8 +263,37 @@ class VideoWriter:
                 raise OutputError(f"cannot write {self._path}: no frame was given")
             self._encode(None)
 
-    def write(self, frame: np.ndarray) -> None:
-        """Adds one frame, uint8 RGB (height, width, 3)."""
+    def _end_live(self, *, is_whole: bool) -> None:
+        """Closes the file, and copies it into one that is not in fragments."""
+        if self._size is None:
+            with suppress(av.FFmpegError, OSError):
+                self._container.close()
+            self._path.unlink(missing_ok=True)
+            if is_whole:
+                raise OutputError(f"cannot write {self._path}: no frame was given")
+            return
+        try:
+            self._encode(None)
+            self._container.close()
+        except (av.FFmpegError, OSError, OutputError) as error:
+            if is_whole:
+                raise OutputError(f"cannot write {self._path}: {error}") from error
+            return
+        if is_whole:
+            with (
+                atomic_path(self._path) as temporary,
+                av.open(str(self._path)) as source,
+                av.open(str(temporary), "w", format="mp4", options=_WHOLE) as target,
+            ):
+                stream = target.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.dts is not None:
+                        packet.stream = stream
+                        target.mux(packet)
+
+    def write(self, frame: np.ndarray, *, at: float | None = None) -> None:
+        """Adds one frame, uint8 RGB (height, width, 3), shown after the one before, or from a time
+        in seconds on."""
         if self._size is None:
             self._size = frame.shape
             self._stream = self._add_stream(frame.shape[0], frame.shape[1])
@@ -257,7 +309,8 @@ class VideoWriter:
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
         )
-        picture.pts = self._num_frames
+        self._last = max(self._last + 1, 0 if at is None else round(at * float(self._rate)))
+        picture.pts = self._last
         picture.time_base = 1 / self._rate
         self._num_frames += 1
         self._encode(picture)

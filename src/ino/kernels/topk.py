@@ -548,6 +548,15 @@ class TiledMatcher:
         exact = features.flatten(0, 1)[self._positions]
         return FeatureMap(exact, None if self._axes is None else key_screen(exact, self._axes))
 
+    def restore(self, exact: Float[Tensor, "tokens dim"], height: int, width: int) -> FeatureMap:
+        """What `prepare` gave for a frame of that size, from its `exact` part."""
+        layout = self._layout or choose_layout(
+            height, width, radius=self._window.radius, max_pairs=self._max_pairs
+        )
+        features = torch.empty_like(exact)
+        features[layout.positions().to(exact.device)] = exact
+        return self.prepare(features.unflatten(0, (height, width)))
+
     @torch.no_grad()
     def match(
         self,

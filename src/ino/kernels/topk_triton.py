@@ -48,6 +48,10 @@ class TritonMatcher:
         self._height, self._width, _ = features.shape
         return FeatureMap(features.float().flatten(0, 1).contiguous(), None)
 
+    def restore(self, exact: Float[Tensor, "tokens dim"], height: int, width: int) -> FeatureMap:
+        """What `prepare` gave for a frame of that size, from its `exact` part."""
+        return self.prepare(exact.unflatten(0, (height, width)))
+
     @torch.no_grad()
     def match(
         self,

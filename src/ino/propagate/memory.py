@@ -6,6 +6,7 @@ frame is stored once, even if it is in the context of several references.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -88,6 +89,59 @@ class Memory:
             distance = frame.time - reference.frame.time
             if distance > 0 and distance in self._protocol.kept:
                 reference.kept.append(frame)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from: lists, numbers and the tensors themselves, not copies."""
+        frames: list[MemoryFrame] = []
+        features: list[Any] = []
+
+        def place(items: list[Any], item: Any) -> int:
+            found = next((i for i, one in enumerate(items) if one is item), len(items))
+            if found == len(items):
+                items.append(item)
+            return found
+
+        references = [
+            {
+                "frame": place(frames, one.frame),
+                "channels": list(one.channels),
+                "copied": place(frames, one.copied),
+                "kept": [place(frames, frame) for frame in one.kept],
+            }
+            for one in self.references
+        ]
+        recent = [place(frames, frame) for frame in self._recent]
+        latest = None if self._latest is None else place(frames, self._latest)
+        stored = [(one.time, place(features, one.features), one.soft) for one in frames]
+        return {
+            "references": references,
+            "recent": recent,
+            "latest": latest,
+            "frames": stored,
+            "features": [getattr(one, "exact", one) for one in features],
+        }
+
+    def restore(self, state: dict[str, Any], prepare: Callable[..., Any]) -> None:
+        """Goes on from a state.
+
+        Args:
+            state: what `state` gave.
+            prepare: makes of features, rows and columns what the memory keeps of a frame.
+        """
+        grids = {index: soft.shape[:2] for _, index, soft in state["frames"]}
+        features = [prepare(one, *grids[i]) for i, one in enumerate(state["features"])]
+        frames = [MemoryFrame(time, features[i], soft) for time, i, soft in state["frames"]]
+        self.references = [
+            Reference(
+                frames[one["frame"]],
+                list(one["channels"]),
+                copied=frames[one["copied"]],
+                kept=[frames[i] for i in one["kept"]],
+            )
+            for one in state["references"]
+        ]
+        self._recent.extend(frames[i] for i in state["recent"])
+        self._latest = None if state["latest"] is None else frames[state["latest"]]
 
     def take_back(self) -> MemoryFrame:
         """Removes the latest frame from the recent and the kept frames and returns it."""

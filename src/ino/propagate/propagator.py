@@ -140,6 +140,23 @@ class Propagator:
                 found[channel] = int((ours & theirs).sum()) / union if union else 0.0
         return found
 
+    def state(self) -> dict[str, Any]:
+        """See `Memory.state`."""
+        return {"time": self._time, "predicted": self._predicted, "memory": self.memory.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave under the same protocol."""
+        self._time, self._predicted = state["time"], state["predicted"]
+        self.memory.restore(state["memory"], self._prepare_again)
+
+    def _prepare_again(self, stored: Tensor, height: int, width: int) -> Any:
+        """What `_prepare` gave, from what a state holds of it."""
+        if self._protocol.matching != "topk" or self._protocol.zoom_margin is not None:
+            return stored
+        if self._matcher is None:
+            self._matcher = self._choose_matcher(stored.device)
+        return self._matcher.restore(stored, height, width)
+
     def _enter(self, frame: MemoryFrame, new: Tensor, channels: list[int]) -> None:
         """Writes given labels into a frame, which becomes their reference."""
         known = frame.soft.shape[-1]

@@ -24,6 +24,7 @@ protocol's `learned_metric` one annotated frame is enough.
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -61,6 +62,13 @@ LEAST_SURE = 0.01
 """F and B are at least this."""
 
 
+State = dict[str, Any]
+"""What `ReferencePropagation.run` goes on from: lists, numbers and tensors. `is_step` says whether
+it follows one of the steps of work that `num_steps` counts."""
+BACKWARD, FORWARD, BLENDED = range(3)
+"""What was done last between two annotated frames, in the `phase` of a state."""
+
+
 class TrackedFrame(NamedTuple):
     """A frame with its result.
 
@@ -90,7 +98,7 @@ class ReferencePropagation:
         *,
         folder: Path | None,
         check_every: int,
-        on_step: Callable[[], None],
+        kept: Path | None = None,
     ) -> None:
         """See `Tracker.track_references`; nothing is computed yet.
 
@@ -100,14 +108,14 @@ class ReferencePropagation:
             new_session: makes a session of the tracker.
             folder: of the temporary file.
             check_every: frames between two checks of survival outside of two annotated frames.
-            on_step: called after each frame of each pass.
+            kept: a file for soft labels that stays, in place of the temporary one.
         """
         self._frames = frames
         self._masks = masks
         self._new_session = new_session
         self._folder = folder
         self._check_every = check_every
-        self._on_step = on_step
+        self._kept = kept
         self._complete = complete_frames(masks)
         self._objects = {number: _objects(mask) for number, mask in masks.items()}
         self._metric: Metric | None = None
@@ -116,20 +124,39 @@ class ReferencePropagation:
             getsizeof=lambda one: max(one.nbytes, MAX_FEATURE_BYTES // MAX_FEATURE_FRAMES),
         )
 
-    def run(self) -> Iterator[TrackedFrame]:
-        """All frames, each as soon as it is finished."""
-        self._say_what_is_missing()
+    def run(self, state: Mapping[str, Any] | None = None) -> Iterator[TrackedFrame | State]:
+        """Each frame as soon as it is finished, and a state after each step of work.
+
+        Args:
+            state: goes on after the step that gave it.
+        """
         first, last = self._complete[0], self._complete[-1]
+        if state is None:
+            self._say_what_is_missing()
         if len(self._complete) > 1 or self._new_session().protocol.learned_metric:
             self._metric = self._learn_metric()
+        parts: list[Callable[[Any], Iterator[TrackedFrame | State]]] = []
         if first > 0:
-            yield from self._one_way(first, -1)
-        self._on_step()
-        yield self._as_drawn(first, None)
-        for start, end in pairwise(self._complete):
-            yield from self._between(start, end)
+            parts.append(partial(self._one_way, first, -1))
+        parts.append(self._first)
+        parts += [partial(self._between, *ends) for ends in pairwise(self._complete)]
         if last + 1 < len(self._frames):
-            yield from self._one_way(last, 1)
+            parts.append(partial(self._one_way, last, 1))
+        begin = 0 if state is None else state["part"]
+        for number, part in enumerate(parts[begin:], start=begin):
+            within = state["within"] if state is not None and number == begin else None
+            for found in part(within):
+                if isinstance(found, TrackedFrame):
+                    yield found
+                else:
+                    counts = found.get("phase") != BLENDED
+                    yield {"part": number, "within": found, "is_step": counts}
+
+    def _first(self, state: Any) -> Iterator[TrackedFrame | State]:
+        """The first annotated frame."""
+        if state is None:
+            yield self._as_drawn(self._complete[0], None)
+            yield {"done": True}
 
     def _say_what_is_missing(self) -> None:
         known: set[int] = set()
@@ -151,23 +178,28 @@ class ReferencePropagation:
             mask = np.where(mask == VOID, filling, mask)
         return TrackedFrame(number, mask.copy(), dict.fromkeys(self._objects[number], 1.0), {})
 
-    def _one_way(self, reference: int, direction: int) -> Iterator[TrackedFrame]:
+    def _one_way(
+        self, reference: int, direction: int, state: Any
+    ) -> Iterator[TrackedFrame | State]:
         """The frames from an annotated one to the end or to the beginning of the video."""
-        session = self._start(reference, direction)
+        session = self._resumed(reference, direction, state)
+        begin = reference + direction if state is None else state["number"] + direction
         end = len(self._frames) if direction > 0 else -1
-        for number in range(reference + direction, end, direction):
+        for number in range(begin, end, direction):
             labels = self._step(session, number)
             checks = self._check_every and (number - reference) % self._check_every == 0
             confidence = mean_confidence(labels, session.confidence())
             if number in self._masks:
                 confidence |= dict.fromkeys(self._objects[number], 1.0)
             yield TrackedFrame(number, labels, confidence, session.survival() if checks else {})
+            yield {"number": number, "session": session.state()}
 
-    def _between(self, start: int, end: int) -> Iterator[TrackedFrame]:
+    def _between(self, start: int, end: int, state: Any) -> Iterator[TrackedFrame | State]:
         """The frames between two annotated ones, and the latter of these."""
         if end - start == 1:
-            self._on_step()
-            yield self._as_drawn(end, None)
+            if state is None:
+                yield self._as_drawn(end, None)
+                yield {"done": True}
             return
         entering = {
             label: number
@@ -177,28 +209,37 @@ class ReferencePropagation:
         }
         begins = dict.fromkeys(self._objects[start], start) | entering
         ids = sorted({BACKGROUND, *begins, *self._objects[end]})
-        with tempfile.TemporaryFile(dir=self._folder) as file:
-            session = self._start(end, -1)
+        before = -1 if state is None else state["number"]
+        phase = None if state is None else state["phase"]
+        with self._open(is_new=state is None) as file:
             stored: _SoftLabels | None = None
-            for number in range(end - 1, start, -1):
-                self._step(session, number, enters=False)
-                if stored is None:
-                    stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
-                stored.write(0, number, arrange(session.soft, session.ids, ids))
-                for label in (one for one, begin in begins.items() if begin == number):
-                    if label in session.ids:
-                        session.remove(label)
-            assert stored is not None
-            session = self._start(start, 1)
+            if phase in (None, BACKWARD):
+                session = self._resumed(end, -1, state)
+                for number in range((end if phase is None else before) - 1, start, -1):
+                    self._step(session, number, enters=False)
+                    if stored is None:
+                        stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
+                    stored.write(0, number, arrange(session.soft, session.ids, ids))
+                    for label in (one for one, begin in begins.items() if begin == number):
+                        if label in session.ids:
+                            session.remove(label)
+                    yield self._state(BACKWARD, number, session)
+            session = self._resumed(start, 1, state if phase in (FORWARD, BLENDED) else None)
+            stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
             labels = self._masks[start]
-            for number in range(start + 1, end + 1):
-                labels = self._step(session, number)
-                stored.write(1, number, arrange(session.soft, session.ids, ids))
+            if state is not None and state["labels"] is not None:
+                labels = state["labels"].numpy()
+            if phase != BLENDED:
+                for number in range((before if phase == FORWARD else start) + 1, end + 1):
+                    labels = self._step(session, number)
+                    stored.write(1, number, arrange(session.soft, session.ids, ids))
+                    yield self._state(FORWARD, number, session, labels)
             spans = [
                 Span(begins.get(label), end if label in self._objects[end] else None)
                 for label in ids[1:]
             ]
-            for number in range(start + 1, end):
+            finished = self._state(BLENDED, start, session, labels)
+            for number in range((before if phase == BLENDED else start) + 1, end):
                 forward = stored.read(1, number).to(session.soft.device)
                 backward = stored.read(0, number).to(session.soft.device)
                 soft = blend(forward, backward, spans, number, (start, end))
@@ -212,7 +253,37 @@ class ReferencePropagation:
                 yield TrackedFrame(
                     number, blended, confidence, {ids[i]: j for i, j in agreement.items()}
                 )
+                yield {**finished, "number": number}
         yield self._as_drawn(end, labels)
+
+    def _open(self, *, is_new: bool) -> IO[bytes]:
+        """The file of soft labels."""
+        if self._kept is None:
+            return tempfile.TemporaryFile(dir=self._folder)
+        return self._kept.open("w+b" if is_new else "r+b")
+
+    def _state(
+        self,
+        phase: int,
+        number: int,
+        session: Any,
+        labels: np.ndarray | None = None,
+    ) -> State:
+        """Of a stretch between two annotated frames."""
+        return {
+            "phase": phase,
+            "number": number,
+            "session": session.state(),
+            "labels": None if labels is None else torch.from_numpy(labels),
+        }
+
+    def _resumed(self, reference: int, direction: int, state: Any) -> Any:
+        """A session that has seen an annotated frame, or that of a state."""
+        if state is None:
+            return self._start(reference, direction)
+        session = self._session(reference, direction)
+        session.restore(state["session"])
+        return session
 
     def _learn_metric(self) -> "Metric | None":
         """Of the annotated frames; None where the protocol does not take normalized features."""
@@ -237,13 +308,17 @@ class ReferencePropagation:
             moments.add(features[labeled], labels[number][labeled])
         return moments.metric()
 
-    def _start(self, reference: int, direction: int) -> Any:
-        """A session that has seen an annotated frame."""
+    def _session(self, reference: int, direction: int) -> Any:
+        """A new session, which begins with an annotated frame."""
         inside = reference not in (self._complete[0], self._complete[-1])
         outward = reference == self._complete[0 if direction < 0 else -1]
-        session = self._new_session(
+        return self._new_session(
             first=reference, direction=direction, void=True, warns=outward and not inside
         )
+
+    def _start(self, reference: int, direction: int) -> Any:
+        """A session that has seen an annotated frame."""
+        session = self._session(reference, direction)
         mask = self._masks[reference]
         session.step(
             self._frames[reference],
@@ -257,11 +332,9 @@ class ReferencePropagation:
         """The label map of the next frame, which objects enter that only its mask has."""
         mask = self._masks.get(number) if enters and number not in self._complete else None
         new_ids = [] if mask is None else self._objects[number]
-        labels = session.step(
+        return session.step(
             self._frames[number], mask, new_ids, features=self._read(session, number)
         )
-        self._on_step()
-        return labels
 
     def _read(self, session: Any, number: int) -> Tensor:
         """The features of a frame."""
@@ -474,6 +547,7 @@ class _SoftLabels:
     def write(self, side: int, number: int, soft: Tensor) -> None:
         self._seek(side, number)
         self._file.write(soft.half().cpu().numpy().tobytes())
+        self._file.flush()  # a state that is stored later counts on it
 
     def read(self, side: int, number: int) -> Tensor:
         self._seek(side, number)

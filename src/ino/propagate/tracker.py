@@ -237,6 +237,15 @@ class Tracker:
         with self._alone():
             return self._running().survival()
 
+    def state(self) -> dict[str, Any]:
+        """What `track` needs to go on after the last frame: see its `state`.
+
+        It consists of lists, numbers and tensors, which `torch.save` writes and `torch.load` reads
+        with `weights_only`. Nothing is copied, and what comes later does not change it.
+        """
+        with self._alone():
+            return self._running().state()
+
     def track(
         self,
         frames: Iterable[Image],
@@ -244,6 +253,7 @@ class Tracker:
         *,
         num_frames: int | None = None,
         name: str = "",
+        state: Mapping[str, Any] | None = None,
     ) -> Iterator[np.ndarray]:
         """One label map per frame, of the frame's size; zeros before the first mask.
 
@@ -261,6 +271,8 @@ class Tracker:
             num_frames: length of the video where it is known, so that a mask beyond its end is
                 found at once.
             name: of the video, for warnings.
+            state: goes on from what `state` gave after some frame; `frames` begin with the next
+                one. On the same device, label maps equal those of a call that was not cut.
 
         Raises:
             MaskError: there is no mask, or one is malformed, without objects, of another size than
@@ -278,7 +290,7 @@ class Tracker:
         entering = _entering_objects(masks)
         if num_frames is not None:
             _check_end(masks, num_frames)
-        return self._stream(frames, masks, entering, name=name)
+        return self._stream(frames, masks, entering, name=name, state=state)
 
     def track_references(
         self,
@@ -318,6 +330,42 @@ class Tracker:
             MaskError: as `track`.
             VideoError: as `track`.
         """
+        steps = self.reference_steps(frames, masks, folder=folder, check_every=check_every)
+
+        def tracked() -> Iterator[TrackedFrame]:
+            for found in steps:
+                if isinstance(found, TrackedFrame):
+                    yield found
+                elif found["is_step"]:
+                    on_step()
+
+        return tracked()
+
+    def reference_steps(
+        self,
+        frames: Sequence[Image] | Image,
+        masks: Mapping[int, Image],
+        *,
+        folder: Path | None = None,
+        check_every: int = 0,
+        kept: Path | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> Iterator[TrackedFrame | dict[str, Any]]:
+        """`track_references` for programs that are stopped and go on later.
+
+        Args:
+            frames, masks, folder, check_every: see `track_references`.
+            kept: a file in which soft labels are kept in place of one without a name; its folder
+                may be made later, but must exist after the first item. The caller removes it.
+            state: goes on from a state that this method gave; `kept` must be as it was left.
+
+        Returns:
+            Frames, and between them a state after each step of work (see `Tracker.state` for what
+            it consists of).
+
+        Raises:
+            MaskError, VideoError: see `track_references`.
+        """
         if not isinstance(frames, Sequence | np.ndarray | torch.Tensor):
             raise VideoError(
                 f"frames are {type(frames).__name__}, but a sequence, such as a list, is needed"
@@ -337,13 +385,15 @@ class Tracker:
             self._new_session,
             folder=folder,
             check_every=check_every,
-            on_step=on_step,
+            kept=kept,
         )
-        return self._each_frame(propagation)
+        return self._each_step(propagation, state)
 
-    def _each_frame(self, propagation: ReferencePropagation) -> Iterator[TrackedFrame]:
-        """Its frames; another thread may not use the tracker while one of them is computed."""
-        results = propagation.run()
+    def _each_step(
+        self, propagation: ReferencePropagation, state: Mapping[str, Any] | None
+    ) -> Iterator[TrackedFrame | dict[str, Any]]:
+        """Its steps; another thread may not use the tracker while one of them is computed."""
+        results = propagation.run(state)
         while True:
             with self._alone():
                 found = next(results, None)
@@ -358,9 +408,12 @@ class Tracker:
         entering: Mapping[int, list[int]],
         *,
         name: str,
+        state: Mapping[str, Any] | None,
     ) -> Iterator[np.ndarray]:
         session = self._session = self._new_session(name)
-        for index, frame in enumerate(frames):
+        if state is not None:
+            session.restore(state)
+        for index, frame in enumerate(frames, start=session.frame + 1):
             with self._alone():
                 labels = session.step(frame, masks.get(index), entering.get(index, []))
             yield labels
@@ -480,6 +533,48 @@ class Session:
         """Other soft labels of the last frame's grid as a label map."""
         labels = self._harden(soft, ids)
         return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
+
+    def state(self) -> dict[str, Any]:
+        """See `Tracker.state`."""
+        place = self._place
+        return {
+            "propagator": self._propagator.state(),
+            "warned": sorted(self._warned),
+            "ids": list(self._ids),
+            "num_frames": self._num_frames,
+            "sizes": [self._size, self._whole, self._compared],
+            "soft": self._soft,
+            "given_ids": list(self._given_ids),
+            "arrays": {
+                name: torch.from_numpy(getattr(self, f"_{name}"))
+                for name in ("predicted", "given", "labels", "before")
+            },
+            "frame": None if self._frame is None else torch.from_numpy(self._frame),
+            "place": None if place is None else [(one.start, one.stop) for one in place],
+            "motion": None if self._motion is None else [*map(torch.from_numpy, self._motion)],
+            "num_pixels": torch.from_numpy(self._num_pixels),
+            "metric": None if self._metric is None else list(self._metric),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        state = _moved(state, self._extractor.device)
+        self._propagator.restore(state["propagator"])
+        self._warned = set(state["warned"])
+        self._ids, self._given_ids = list(state["ids"]), list(state["given_ids"])
+        self._num_frames = state["num_frames"]
+        self._size, self._whole, self._compared = state["sizes"]
+        self._soft = state["soft"]
+        for name, value in state["arrays"].items():
+            setattr(self, f"_{name}", value.cpu().numpy())
+        self._frame = None if state["frame"] is None else state["frame"].cpu().numpy()
+        if state["place"] is not None:
+            rows, columns = (slice(*ends) for ends in state["place"])
+            self._place = (rows, columns)
+        if state["motion"] is not None:
+            self._motion = Motion(*(one.cpu().numpy() for one in state["motion"]))
+        self._num_pixels = state["num_pixels"].cpu().numpy()
+        self._metric = None if state["metric"] is None else Metric(*state["metric"])
 
     def step(
         self,
@@ -745,6 +840,17 @@ class Session:
                     "short_side helps (--set short_side=...)",
                 )
         return soft
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A state with its tensors on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(one, device) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(one, device) for one in value)
+    return value
 
 
 def object_ids(mask: np.ndarray, index: int) -> list[int]:

@@ -10,10 +10,9 @@ import logging
 import os
 import shutil
 import signal
-import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,7 @@ from ino.system import (
     atomic_path,
     check_new_folder,
     folder_lock,
+    handle_signals,
     new_folder,
     remove_leftovers,
     write_text,
@@ -123,19 +123,6 @@ class Run:
 
 
 @contextmanager
-def _handling(*names: str, handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Within, the handler gets these signals; outside the main thread Python handles none."""
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers = [signal.Signals[name] for name in names if is_main and hasattr(signal, name)]
-    previous = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, other in previous.items():
-            signal.signal(number, other)
-
-
-@contextmanager
 def stop_on_signal() -> Iterator[None]:
     """Context in which SIGTERM and SIGUSR1 raise StoppedError at once, as nothing is to be saved.
 
@@ -147,7 +134,7 @@ def stop_on_signal() -> Iterator[None]:
         where = "nothing was done since the start, pass --resume to start again"
         raise StoppedError(f"stopped by {name}; {where}", status=SAVED_STATUS)
 
-    with _handling("SIGTERM", "SIGUSR1", handler=stop):
+    with handle_signals("SIGTERM", "SIGUSR1", handler=stop):
         yield
 
 
@@ -172,7 +159,7 @@ def record_signal() -> Iterator[StopRequest]:
         _LOG.warning("%s: finishing the step, saving, then stopping", request.received.name)
 
     with handlers:
-        handlers.enter_context(_handling("SIGINT", "SIGTERM", "SIGUSR1", handler=note))
+        handlers.enter_context(handle_signals("SIGINT", "SIGTERM", "SIGUSR1", handler=note))
         yield request
 
 

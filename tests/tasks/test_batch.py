@@ -1,0 +1,162 @@
+"""Many videos per call of `ino segment`: whose masks are whose, and several processes at once."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from command import refused, run
+from ino.data.label_maps import read_labels, write_labels
+from ino.data.video import VideoWriter, read_frames
+from ino.errors import MaskError, VideoError
+from ino.tasks import batch
+from ino.tasks.batch import Job, find_jobs, share
+from propagate.moving_squares import moving_squares
+
+SMALL = ["--weights", "color", "--protocol", "ino-near", "--set", "short_side=none"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Videos a, b, 0003 and lonely, and masks of the first three."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "masks" / "b").mkdir(parents=True)
+    for name in ("a", "b", "0003", "lonely"):
+        with VideoWriter(tmp_path / "videos" / f"{name}.mp4", fps=10.0) as writer:
+            for frame, _ in moving_squares(4, height=64, width=80):
+                writer.write(frame)
+    labels = [one for _, one in moving_squares(4, height=64, width=80)]
+    write_labels(tmp_path / "masks" / "a.png", labels[0])
+    write_labels(tmp_path / "masks" / "b" / "00002.png", labels[2])
+    write_labels(tmp_path / "masks" / "0003.png", labels[0])  # of the first frame, not of frame 3
+    return tmp_path
+
+
+def test_masks_are_found_by_the_names_of_videos(folder, caplog):
+    write_labels(folder / "masks" / "other.png", np.ones((64, 80), np.uint8))
+    masks = folder / "masks"
+    assert [(job.name, job.masks) for job in find_jobs([folder / "videos"], [str(masks)])] == [
+        ("0003", (f"0={masks / '0003.png'}",)),
+        ("a", (f"0={masks / 'a.png'}",)),
+        ("b", (str(masks / "b"),)),
+    ]
+    assert "masks without a video, which are left out: other" in caplog.text
+    assert "videos without a mask, which are left out: lonely" in caplog.text
+    with pytest.raises(MaskError, match="cannot be for several videos"):
+        find_jobs([folder / "videos"], ["box=1,2,3,4"])
+    with pytest.raises(MaskError, match="are both for 0003"):
+        find_jobs([folder / "videos"], [str(masks), str(masks)])
+    with pytest.raises(MaskError, match="no mask is named as a video is"):
+        find_jobs([folder / "videos" / "lonely.mp4"], [str(masks)])
+    (folder / "more").mkdir()
+    os.link(folder / "videos" / "a.mp4", folder / "more" / "a.avi")
+    with pytest.raises(VideoError, match="are both called a"):
+        find_jobs([folder / "videos", folder / "more"], [str(masks)])
+
+
+def test_a_broken_video_costs_its_own_result(folder, capsys):
+    (folder / "videos" / "a.mp4").write_bytes(b"no video")
+    command = ["segment", folder / "videos", "--mask", folder / "masks", *SMALL]
+    out = folder / "out"
+    assert run(*command, "--out", out) == 1
+    shown = capsys.readouterr().out
+    assert "a: failed: " in shown and "b: 4 masks in" in shown
+    assert "cannot be read as a video" in (out / "a.error.txt").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["0003", "a.error.txt", "b"]
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/masks/*")}
+    (folder / "videos" / "lonely.mp4").replace(folder / "videos" / "a.mp4")
+    assert run(*command, "--out", out) == 0
+    assert "2 of 3 videos were done before" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    assert len(list(out.glob("a/masks/*"))) == 4 and not (out / "a.error.txt").exists()
+
+
+@pytest.mark.slow
+def test_processes_share_the_videos(folder, capfd):
+    command = ["segment", folder / "videos", "--mask", folder / "masks", *SMALL]
+    assert run(*command, "--out", folder / "out", "--jobs", "2") == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "4 masks in" in line]
+    assert sorted(line.partition(":")[0] for line in lines) == ["0003", "a", "b"]
+
+
+def test_a_video_of_another_process_is_left_to_it_until_that_is_gone(tmp_path, monkeypatch):
+    jobs = [Job(name, tmp_path / name, ()) for name in ("a", "b")]
+    claim = f"""
+import time
+from filelock import SoftFileLease
+with SoftFileLease({str(tmp_path / ".a.claim")!r}, lease_duration=1.5):
+    print(True, flush=True)
+    time.sleep(60)
+"""
+    monkeypatch.setattr(batch, "LEASE", 1.5)
+    with subprocess.Popen([sys.executable, "-c", claim], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"True\n"
+        done = []
+        share(jobs, tmp_path, segment=lambda job: done.append(job.name))
+        assert done == ["b"]
+        other.send_signal(
+            signal.SIGSTOP
+        )  # as a machine that is gone: its process is not known here
+        share(jobs[:1], tmp_path, segment=lambda job: done.append(job.name))
+        assert done == ["b", "a"]
+        other.kill()
+
+
+STREAM = """
+import sys, time, av
+sys.path.insert(0, "tests")
+from propagate.moving_squares import moving_squares
+with av.open(sys.argv[1], "w", format="mpegts") as container:
+    stream = container.add_stream("libx264", rate=25, options={"tune": "zerolatency", "g": "5"})
+    stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p"
+    for index, (frame, _) in enumerate(moving_squares(20, height=64, width=80)):
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        time.sleep(0.02)
+    container.mux(stream.encode(None))
+"""
+
+
+def test_a_stream_that_comes_too_fast_is_followed_with_frames_skipped(
+    tmp_path, monkeypatch, capsys
+):
+    from ino.propagate.tracker import Tracker
+
+    step = Tracker.step
+
+    def slow(self, frame):
+        time.sleep(0.1)
+        return step(self, frame)
+
+    monkeypatch.setattr(Tracker, "step", slow)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    with subprocess.Popen([sys.executable, "-c", STREAM, f"{address}?listen=1"]) as server:
+        out = tmp_path / "out"
+        command = ["segment", address, "--mask", "dog:box=2,4,16,18", *SMALL, "--out", out]
+        for _ in range(100):  # until the server listens
+            if (status := run(*command)) == 0:
+                break
+            assert "cannot be opened" in capsys.readouterr().err
+            time.sleep(0.2)
+        server.wait(30)
+    assert status == 0
+    shown = capsys.readouterr().out
+    rows = [line.split(",") for line in (out / "times.csv").read_text().splitlines()[1:]]
+    assert len(rows) == len(list((out / "masks").iterdir())) < 20
+    skipped = sum(int(row[2]) for row in rows)
+    assert skipped > 0 and f"{skipped} frames were skipped" in shown
+    assert len(list(read_frames(out / "overlay.mp4"))) == len(rows)
+    assert read_labels(out / "masks" / "00000.png").any()
+
+
+def test_a_stream_that_is_not_there(tmp_path, capsys):
+    command = ["segment", "tcp://127.0.0.1:9", "--mask", "box=1,1,9,9", *SMALL]
+    assert "cannot be opened" in refused(capsys, *command, "--out", tmp_path / "out")
+    assert "segmented alone" in refused(capsys, *command, "--jobs", "2", "--check-every", "3")
+    assert not (tmp_path / "out").exists()

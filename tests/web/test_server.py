@@ -163,6 +163,9 @@ def test_a_run_pauses_stops_and_others_wait(tmp_path, videos, labels):
         until(second, works[1], "done")
         GatedTracker.gate.clear()
         second.post(f"{works[1]}/run", json={})
+        assert until(second, works[1], "done")["num_done"] == 0  # nothing is left to do
+        draw(second, works[1], np.roll(labels[0], 3, axis=1))
+        second.post(f"{works[1]}/run", json={})
         until(second, works[1], "running")
         second.post(f"{works[1]}/stop")
         GatedTracker.gate.set()

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from ino.errors import InoError, MaskError
+from ino.errors import InoError, MaskError, OutputError
 from ino.web.workspace import Workspace
 
 if TYPE_CHECKING:  # it loads torch, which takes seconds: the page is there before
@@ -186,22 +187,29 @@ class Runner:
             if run.is_stopped:
                 raise _StopRun
 
-        segment_video(
+        settings = {
+            **settings,
+            "video": str(workspace.video),
+            "quality": run.quality,
+            "objects": workspace.names(),
+            "annotated": sorted(masks),
+        }
+        follow = partial(
+            segment_video,
             workspace.video,
             masks,
             out=workspace.folder,
             tracker=tracker,
-            settings={
-                **settings,
-                "video": str(workspace.video),
-                "quality": run.quality,
-                "objects": workspace.names(),
-                "annotated": sorted(masks),
-            },
+            settings=settings,
             overlay=False,
-            overwrite=True,
             on_frame=on_frame,
         )
+        try:
+            follow(resume=True)
+        except OutputError:  # what is there belongs to other drawings, or nothing is there
+            if run.num_done:
+                raise
+            follow(overwrite=True)
 
     def _tracker(self, quality: str) -> "tuple[Tracker, dict[str, Any]]":
         if quality not in self._trackers:

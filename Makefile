@@ -18,7 +18,7 @@ demo: $(READY)
 	$(RUN)/ino demo --out demo --overwrite
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS) --durations 10 -m "not real and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS) --dist worksteal --durations 10 -m "not real and not slow and not gpu"
 
 test-real: $(READY)
 	$(RUN)/pytest -m "real or slow"

@@ -179,7 +179,7 @@ def test_what_was_read_outlives_an_interruption(how, videos, tmp_path, monkeypat
             with pytest.raises(KeyboardInterrupt):
                 index_videos([videos], file=file)
     else:
-        process = multiprocessing.get_context("fork").Process(
+        process = multiprocessing.get_context("forkserver").Process(
             target=index_and_die, args=(videos, file)
         )
         process.start()
@@ -193,6 +193,7 @@ def test_what_was_read_outlives_an_interruption(how, videos, tmp_path, monkeypat
 
 def index_and_die(videos: Path, file: Path) -> None:
     """Every header is written at once; SIGKILL comes with the third."""
+    video_index._CHUNK = video_index._MAX_THREADS = 1
     video_index._SECONDS_BETWEEN_WRITES = -1.0
     numbers = iter(range(5))
 
@@ -206,7 +207,7 @@ def index_and_die(videos: Path, file: Path) -> None:
 def test_processes_that_index_at_once_all_find_everything(videos, tmp_path):
     file = tmp_path / "index.sqlite"
     jobs = [(videos, file)] * 3
-    with multiprocessing.get_context("fork").Pool(3) as pool:
+    with multiprocessing.get_context("forkserver").Pool(3) as pool:
         lengths = pool.starmap(num_indexed, jobs, chunksize=1)
     assert set(lengths) == {5}
     assert index_videos([videos], file=file).num_read == 0
@@ -480,7 +481,7 @@ def add_all(file: Path) -> int:
 
 def test_processes_name_each_video_once(tmp_path):
     file = tmp_path / "quarantine.sqlite"
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    with multiprocessing.get_context("forkserver").Pool(4) as pool:
         added = pool.map(add_all, [file] * 4, chunksize=1)
     assert sum(added) == len(VIDEOS)
     rows = rows_of(file, "path, fault")

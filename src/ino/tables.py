@@ -125,7 +125,7 @@ def markdown_cell(text: str) -> str:
     return re.sub(r"[|<`\\]", r"\\\g<0>", shown(text))
 
 
-def write_csv(path: Path, rows: Rows) -> None:
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """Writes the table as CSV, whole or not at all; raises OutputError where that is impossible.
 
     A text that spreadsheets would run, for it begins with one of = + - @ and is no number, gets an

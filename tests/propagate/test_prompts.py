@@ -82,6 +82,19 @@ def test_one_click(ask, truth, point):
     assert region_similarity(ask(points=[(*point, True)]), truth) > 0.95
 
 
+def test_one_click_marks_one_of_several_alike(network):
+    """Also where each is small in the frame, as cells are."""
+    places = [(30, 30), (80, 35), (130, 30), (35, 85), (85, 90), (130, 85)]
+    cells = np.any([disk(x, y, radius=8) for x, y in places], axis=0)
+    frame = np.where(cells[..., None], textured((150, 150, 150), 0), textured((40, 40, 40), 1))
+    for x, y in places[:4]:
+        found = mask_from_prompt(frame, points=[(x, y, True)], backbone=network)
+        assert region_similarity(found, disk(x, y, radius=8)) > 0.85
+    found = mask_from_prompt(frame, points=[(30, 30, True), (80, 35, True)], backbone=network)
+    both = disk(30, 30, radius=8) | disk(80, 35, radius=8)
+    assert region_similarity(found, both) > 0.8
+
+
 def test_a_click_on_background_bounds_the_object(frame, network):
     """Also one whose pixel was background already: here a part is on a larger part."""
     small = disk(80, 60, radius=10)

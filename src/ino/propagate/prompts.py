@@ -5,7 +5,8 @@ features of the backbone (a linear discriminant), and how much color changes on 
 outside of the box. A total-variation segmentation whose contours follow edges of the image makes a
 mask of them. Cues and mask are computed in turn, as in GrabCut. Boxes are tight: some pixel of each
 row and column of a box is made object. Without a box the first click starts the same rounds, with
-the distance from it in place of the box. A later click changes what is similar and
+the distance from it in place of the box, at several scales; the mask with the strongest edges is
+taken, of it what is connected with the clicks. A later click changes what is similar and
 near to it; clicks are applied in their order, and a clicked pixel always keeps its label.
 
 Everything is computed in a crop around the prompt, enlarged where the object is small.
@@ -60,6 +61,9 @@ FIRST, FIRST_REACH, GROUND_REACH, EXTENT = 2.0, 0.25, 1.5, 2.4
 """Of the first click where only clicks are known: largest log odds; how far it reaches, as a
 fraction of the frame's size and at most as a multiple of the distance to the nearest click on
 background; size of the object that later clicks assume, as a multiple of that reach."""
+SHARES, PREFERENCE = (1.0, 0.5, 0.25), 1.3
+"""Of that reach, what is tried for the first click; how much stronger the edges of a mask must be
+than those of the one before."""
 SURE = 50.0
 """Log odds that nothing outweighs."""
 
@@ -159,7 +163,8 @@ def mask_from_prompt(
     found = crop.enlarge(odds.finish(), frame_size=size)
     if given is not None and not clicks and limits is None:
         found = given
-    return _hold(found, clicks, limits, radius=2 * HELD / crop.zoom)
+    found = _hold(found, clicks, limits, radius=2 * HELD / crop.zoom)
+    return found if limits is not None else _connected(found, clicks, given)
 
 
 def _as_box(box: object, size: tuple[int, int]) -> _Box:
@@ -342,9 +347,15 @@ class _View:
 
     @cached_property
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Change of color to the right and to the lower neighbor."""
-        smooth = cv2.GaussianBlur(self.lab, (0, 0), 1.0)
-        return _norm(smooth[:, 1:] - smooth[:, :-1]), _norm(smooth[1:] - smooth[:-1])
+        """See `_steps`."""
+        return _steps(self.lab)
+
+    def edge_strength(self, mask: Bool[np.ndarray, "height width"]) -> float:
+        """Median change of color across the outline of a mask of the full size of the crop."""
+        across, down = _steps(_as_lab(self.image))
+        crossed = [across[mask[:, 1:] != mask[:, :-1]], down[mask[1:] != mask[:-1]]]
+        outline = np.concatenate(crossed)
+        return float(np.median(outline)) if len(outline) else 0.0
 
     @cached_property
     def cells(self) -> Int[np.ndarray, " pixels"]:
@@ -432,6 +443,12 @@ LOCAL_SHAPE = (LOCAL_CELLS, LOCAL_CELLS, LOCAL_LEVELS, LOCAL_LEVELS, LOCAL_LEVEL
 
 def _as_lab(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+
+
+def _steps(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Change of color to the right and to the lower neighbor."""
+    smooth = cv2.GaussianBlur(lab, (0, 0), 1.0)
+    return _norm(smooth[:, 1:] - smooth[:, :-1]), _norm(smooth[1:] - smooth[:-1])
 
 
 def _norm(colors: np.ndarray) -> Map:
@@ -532,23 +549,39 @@ class _Odds:
     def fit_click(self, click: _Click, *, ground: list[_Click]) -> None:
         """The mask of one click: near it, in as far as the way there has no edges.
 
-        Clicks on background bound how large the object can be.
+        Clicks on background bound how large the object can be. As one click does not tell how large
+        it is, several reaches are tried, and the mask whose outline has the strongest edges is
+        taken.
         """
+        view = self._view
+        bounds = [GROUND_REACH * np.hypot(one.x - click.x, one.y - click.y) for one in ground]
+        largest = max(1.0, min([FIRST_REACH * self._extent, *bounds]))
+        strongest = -1.0
+        for number, share in enumerate(SHARES):
+            reach = max(1.0, share * largest)
+            grown = self._grow(click, reach=reach)
+            mask = self._contour(grown[1]) > 0.5
+            middle = click._replace(x=2 * click.x, y=2 * click.y)
+            strength = view.edge_strength(_connected(mask, [middle], None)) / PREFERENCE**number
+            if strength > strongest:
+                strongest, self._extent = strength, EXTENT * reach
+                self.probability, self._odds = grown
+
+    def _grow(self, click: _Click, *, reach: float) -> tuple[Map, Map]:
+        """The soft mask of a click, and its log odds, if the object reaches about so far."""
         view = self._view
         start = np.zeros(view.size, dtype=bool)
         start[click.y, click.x] = True
-        bounds = [GROUND_REACH * np.hypot(one.x - click.x, one.y - click.y) for one in ground]
-        reach = max(1.0, min([FIRST_REACH * self._extent, *bounds]))
         far = view.distance(start, per_pixel=STEP) / (reach * STEP)
         near = FIRST * (2 * np.exp(-(far**2) / 2) - 1)
         held = _held([click], view.size, radius=HELD)
-        self.probability = (1 / (1 + np.exp(-2 * near))).astype(np.float32)
+        odds = near
+        probability = (1 / (1 + np.exp(-2 * near))).astype(np.float32)
         for _ in range(ROUNDS):
-            odds = np.where(held, SURE, self._cues(self.probability) + near)
-            self._odds = odds.astype(np.float32)
-            self.probability = _smooth(self._odds, view.lab, smoothness=SMOOTHNESS, rounds=40)
-            self.probability[held > 0] = 1
-        self._extent = EXTENT * reach
+            odds = np.where(held, SURE, self._cues(probability) + near).astype(np.float32)
+            probability = _smooth(odds, view.lab, smoothness=SMOOTHNESS, rounds=40)
+            probability[held > 0] = 1
+        return probability, odds
 
     def _barrier(self) -> Map:
         """How far each pixel of the box is from its outside, in deviations from the median."""
@@ -595,9 +628,13 @@ class _Odds:
 
     def finish(self) -> Map:
         """The soft mask at the full size of the crop, whose contours follow its finer edges."""
+        return self._contour(self._odds)
+
+    def _contour(self, odds: Map) -> np.ndarray:
+        """A soft mask of these log odds, height x width of the crop."""
         image = self._view.image
         size = (image.shape[1], image.shape[0])
-        odds = cv2.resize(self._odds, size, interpolation=cv2.INTER_LINEAR)
+        odds = cv2.resize(odds, size, interpolation=cv2.INTER_LINEAR)
         return _smooth(odds, _as_lab(image), smoothness=SMOOTHNESS, rounds=40)
 
 
@@ -637,6 +674,18 @@ def _hold(found: Mask, clicks: list[_Click], limits: _Box | None, *, radius: flo
         found[y0:y1, x0:x1] = True
     held = _held(clicks, (found.shape[0], found.shape[1]), radius=radius)
     return (found | (held > 0)) & (held >= 0)
+
+
+def _connected(found: Mask, clicks: list[_Click], given: Mask | None) -> Mask:
+    """The parts of a mask that are clicked as object or touch the given mask.
+
+    Color and features alone also find other objects that look the same.
+    """
+    _, parts = cv2.connectedComponents(found.astype(np.uint8))
+    wanted = {int(parts[click.y, click.x]) for click in clicks if click.is_object}
+    if given is not None:
+        wanted |= set(np.unique(parts[given]).tolist())
+    return np.isin(parts, list(wanted - {0}))
 
 
 def _up(number: float) -> int:

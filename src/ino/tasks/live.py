@@ -22,6 +22,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import ExitError
 from PIL import Image
 
 from ino.data.label_maps import describe_objects, write_labels
@@ -73,10 +74,9 @@ class Receiver:
                 self._container.close()
                 raise VideoError(f"the stream {self._address} has no video")
         except (av.FFmpegError, OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
             raise VideoError(
-                f"the stream {self._address} cannot be opened: {reason}; check its address, and "
-                "whether it is running"
+                f"the stream {self._address} cannot be opened: {_reason(error)}; check its "
+                "address, and whether it is running"
             ) from error
         self._thread.start()
         return self
@@ -118,10 +118,16 @@ class Receiver:
                             self._changed.notify()
                         number += 1
         except Exception as error:  # told by the thread that reads
-            self._reason = getattr(error, "strerror", None) or str(error)
+            self._reason = _reason(error)
         with self._changed:
             self._is_over = True
             self._changed.notify()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ExitError):  # how FFmpeg says that its timeout is over
+        return f"nothing came for {TIMEOUT:g} seconds"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def segment_stream(
@@ -188,6 +194,7 @@ def segment_stream(
             with (
                 VideoWriter(movie, fps=OVERLAY_RATE, live=True) if overlay else nullcontext()
             ) as writer:
+                end = "the stream ended"
                 try:
                     seconds, before = 0.0, 0
                     while True:
@@ -205,8 +212,9 @@ def segment_stream(
                         seconds = moment - begun
                         labels = tracker.step(frame)
                 except KeyboardInterrupt:
+                    end = "stopped"
                     sys.stderr.write("\n")
                 finally:
                     write_text(out / "times.csv", "\n".join(rows) + "\n")
-    say(f"{count} masks in {folder}; {skipped} frames were skipped as they came too fast")
+    say(f"{end}: {count} masks in {folder}; {skipped} frames were skipped as they came too fast")
     return count

@@ -17,6 +17,7 @@ import logging
 import secrets
 import shutil
 import socket
+import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -26,6 +27,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
+from cachetools import LRUCache
 from pydantic import Field
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -75,6 +77,8 @@ _HEADERS = {
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MAX_JSON = 1 << 20
 _ROOM = 1 << 27
+_NUM_FEATURES = 4
+"""Frames, and crops of each, whose features are kept; each of them has about a megabyte."""
 PATIENCE = 60.0
 """Seconds without a byte after which a request is given up."""
 _YEAR = 365 * 24 * 3600
@@ -145,6 +149,8 @@ class Site:
         self.exporter = Exporter(self.root)
         self.frames = Frames()
         self.prompts = CapacityLimiter(2)
+        self._features: LRUCache[tuple[Path, int], dict[Any, Any]] = LRUCache(_NUM_FEATURES)
+        self._lock = threading.Lock()
         self.cookie = f"ino_{zlib.crc32(str(self.root.resolve()).encode()):08x}"
         self._opened: dict[Path, Workspace] = {}
 
@@ -172,6 +178,14 @@ class Site:
             if one.video == video.resolve():
                 return self.workspace(session, one.id)
         return create(session, video, title=title)
+
+    def features(self, workspace: Workspace, number: int) -> dict[Any, Any]:
+        """What `mask_from_prompt` keeps of a frame, so that the next click is quick."""
+        place = (workspace.folder, number)
+        with self._lock:
+            if len(self._features.get(place, ())) >= _NUM_FEATURES:  # each box has its own
+                del self._features[place]
+            return self._features.setdefault(place, {})
 
     def close(self) -> None:
         """Ends the work; what is on disk stays."""
@@ -516,7 +530,11 @@ async def _prompt(site: Site, request: Request, session: Path) -> Response:
         frame = read_clip(workspace.video, [number])[0]
         mask = np.frombuffer(content, np.uint8).reshape(-1, state.width) > 0
         mask = mask_from_prompt(
-            frame, box=prompt.box, points=prompt.points, mask=mask if mask.any() else None
+            frame,
+            box=prompt.box,
+            points=prompt.points,
+            mask=mask if mask.any() else None,
+            features=site.features(workspace, number),
         )
         return _packed(mask.astype(np.uint8), "prompt")
 

@@ -412,6 +412,23 @@ def test_names_with_markup_stay_text(tmp_path, videos, labels):
         assert {one.get("label") for one in tree.iter("track")} == {name}
 
 
+def test_a_part_of_a_video(tmp_path, videos, labels):
+    with running(tmp_path / "root", videos) as (_, visitor):
+        client = visitor()
+        work = opened(client, videos / "clip.mp4")
+        draw(client, work, labels[3], number=3)
+        for wrong in ({"first": 4}, {"last": 2}, {"first": 3, "last": 2}, {"last": 6}):
+            sentence(client.post(f"{work}/run", json=wrong))
+        assert client.post(f"{work}/run", json={"first": 2, "last": 4}).status_code == 200
+        until(client, work, "done")
+        assert client.get(work).json()["followed"] == [[2, 4]]
+        assert client.post(f"{work}/export/overlay").status_code == 200
+        while not client.get(f"{work}/export/overlay").json()["is_ready"]:
+            time.sleep(0.02)
+        (tmp_path / "part.mp4").write_bytes(client.get(f"{work}/export/overlay/file").content)
+        assert sum(1 for _ in read_frames(tmp_path / "part.mp4")) == 3
+
+
 def test_beyond_localhost_only_the_token_lets_in(tmp_path, videos, labels):
     with running(tmp_path / "root", videos, host="192.0.2.7") as (site, visitor):
         stranger, guest = visitor(), visitor()

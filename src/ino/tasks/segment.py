@@ -596,18 +596,11 @@ class _Frames(Sequence[np.ndarray]):
 
     def __init__(self, part: _Part) -> None:
         self._part = part
-        # Read once, so that a video that breaks off is refused before anything is written.
-        video, found = part.video, 0
-        for _, frame in part.frames():
-            found += 1
-            self.size = frame.shape[:2]
-        end = count_frames(video) if part.end is None else part.end
-        if found != (wanted := end - part.first):
-            raise VideoError(
-                f"{video} holds {wanted} frames, of which {found} can be decoded: "
-                "repair it, or give a mask of frame 0 only"
-            )
-        self._num_frames = found
+        end = count_frames(part.video) if part.end is None else part.end
+        # A video that breaks off is refused before anything is written.
+        (last,) = read_clip(part.video, [end - 1], value_range=part.value_range)
+        self.size = last.shape[:2]
+        self._num_frames = end - part.first
         self._first = -1
         self._kept = np.empty(0)
 

@@ -50,15 +50,17 @@ def _write_zip(workspace: Workspace, path: Path) -> None:
 
 
 def _write_overlay(workspace: Workspace, path: Path) -> None:
-    """The video with the masks drawn over it, in the colors of the page."""
+    """The frames from the first mask to the last, with masks in the colors of the page."""
+    followed = workspace.followed()
+    first, last = followed[0], followed[-1]
     state, palette = workspace.state, davis_palette()
     for one in state.objects:
         palette[one.id] = np.frombuffer(bytes.fromhex(one.color[1:]), np.uint8)
     with VideoWriter(path, fps=state.fps) as writer:
-        for number, frame in enumerate(read_frames(workspace.video)):
-            if number < state.num_frames:
-                labels = workspace.labels(number)[0]
-                writer.write(draw_overlay(frame, labels, opacity=0.5, palette=palette))
+        frames = read_frames(workspace.video, first=first)
+        for number, frame in zip(range(first, last + 1), frames, strict=False):
+            labels = workspace.labels(number)[0]
+            writer.write(draw_overlay(frame, labels, opacity=0.5, palette=palette))
 
 
 def _converted(name: str) -> Callable[[Workspace, Path], None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from ino.errors import InoError, MaskError, OutputError
+from ino.errors import InoError, MaskError, OutputError, VideoError
 from ino.web.workspace import Workspace
 
 if TYPE_CHECKING:  # it loads torch, which takes seconds: the page is there before
@@ -40,6 +40,8 @@ class Run:
 
     workspace: Workspace
     quality: str
+    first: int
+    last: int
     status: Literal["waiting", "running", "paused", "done", "stopped", "failed"] = "waiting"
     num_done: int = 0
     num_steps: int = 1  # calls of `on_frame`
@@ -96,19 +98,28 @@ class Runner:
 
         self._thread.submit(load)
 
-    def start(self, workspace: Workspace, quality: str) -> None:
-        """Puts a run at the end of the queue.
+    def start(
+        self, workspace: Workspace, quality: str, *, first: int = 0, last: int | None = None
+    ) -> None:
+        """Puts a run of the frames `first` to `last`, or to the end, at the end of the queue.
 
         Raises:
-            MaskError: nothing is drawn.
+            MaskError: nothing is drawn in these frames.
+            VideoError: the video has no such frames.
             InoError: the workspace has a run already.
         """
-        if not workspace.annotated():
+        last = workspace.state.num_frames - 1 if last is None else last
+        workspace.check_number(last)
+        if first > last:
+            raise VideoError(f"there are no frames from {first} to {last}")
+        if not (drawn := workspace.annotated()):
             raise MaskError("nothing is drawn yet: draw the object on at least one frame")
+        if not any(first <= number <= last for number in drawn):
+            raise MaskError(f"nothing is drawn in the frames {first} to {last}: draw there as well")
         with self._lock:
             if (run := self.of(workspace)) is not None and run.is_live:
                 raise InoError("this video is being worked on: wait for the end, or stop it")
-            run = self._runs[str(workspace.folder)] = Run(workspace, quality)
+            run = self._runs[str(workspace.folder)] = Run(workspace, quality, first, last)
             run.go_on.set()
             self._queue.append(run)
         workspace.change(run="running", is_changed=False)
@@ -175,8 +186,13 @@ class Runner:
 
         workspace = run.workspace
         tracker, settings = self._tracker(run.quality)
-        masks = workspace.drawings()
-        run.num_steps = steps_of_work(masks, workspace.state.num_frames)
+        masks = {
+            number: labels
+            for number, labels in workspace.drawings().items()
+            if run.first <= number <= run.last
+        }
+        inner = {number - run.first: labels for number, labels in masks.items()}
+        run.num_steps = steps_of_work(inner, run.last - run.first + 1)
         run.status, run.began = "running", time.time()
 
         def on_frame() -> None:
@@ -201,6 +217,8 @@ class Runner:
             out=workspace.folder,
             tracker=tracker,
             settings=settings,
+            first=run.first,
+            last=None if run.last == workspace.state.num_frames - 1 else run.last,
             overlay=False,
             on_frame=on_frame,
         )

@@ -109,6 +109,8 @@ class _Prompt(Model):
 
 class _Started(Model):
     quality: str = Field("", max_length=20)
+    first: int = Field(0, ge=0)
+    last: int | None = Field(None, ge=0)
 
 
 class Site:
@@ -589,14 +591,16 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
 
 
 async def _run(site: Site, request: Request, session: Path) -> Any:
-    quality = (await _read(request, _Started)).quality
+    wanted = await _read(request, _Started)
+    quality = wanted.quality
     if site.quality is None or not quality:
         quality = site.quality or "default"
     if quality not in QUALITIES:
         raise ConfigError(f"there is no quality {quality!r}; there are {', '.join(QUALITIES)}")
 
     def start() -> dict[str, bool]:
-        site.runner.start(site.workspace(session, request.path_params["workspace"]), quality)
+        workspace = site.workspace(session, request.path_params["workspace"])
+        site.runner.start(workspace, quality, first=wanted.first, last=wanted.last)
         return {"done": True}
 
     return await run_in_threadpool(start)

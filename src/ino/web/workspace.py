@@ -85,6 +85,8 @@ class View(Model):
     frame: Annotated[int, Field(ge=0)] = 0
     opacity: Annotated[float, Field(ge=0, le=1)] = 0.5
     quality: Annotated[str, Field(max_length=20)] = ""  # what the server proposes
+    first: Annotated[int, Field(ge=0)] = 0
+    last: Annotated[int, Field(ge=0)] | None = None  # to the end
 
 
 class State(Model):

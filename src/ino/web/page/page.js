@@ -186,7 +186,9 @@ async function openWork(id) {
   $("opacity").value = 100 * work.view.opacity;
   $("size").max = Math.round(Math.max(30, work.height / 3));
   $("size").value = Math.round(work.height / 18);
-  $("number").max = work.num_frames - 1;
+  for (const name of ["number", "first", "last"]) $(name).max = work.num_frames - 1;
+  $("first").value = work.view.first;
+  $("last").value = work.view.last ?? work.num_frames - 1;
   $("of").textContent = `of ${work.num_frames - 1}`;
   const exports = Object.entries(home.exports).map(([kind, one]) => {
     const button = document.createElement("button");
@@ -211,9 +213,15 @@ async function openWork(id) {
   await poll();
 }
 
+// Which frames are to be followed; what is not a number means all.
+function range() {
+  const end = work.num_frames - 1, [first, last] = ["first", "last"].map((name) => $(name).value === "" ? NaN : Math.round(+$(name).value));
+  return { first: clamp(first || 0, 0, end), last: Number.isNaN(last) || last >= end ? null : Math.max(last, 0) };
+}
+
 function keepView() {
   clearTimeout(viewTimer);
-  const [id, view] = [work.id, { frame: wanted, opacity: $("opacity").value / 100, quality: $("quality").value }];
+  const [id, view] = [work.id, { frame: wanted, opacity: $("opacity").value / 100, quality: $("quality").value, ...range() }];
   viewTimer = setTimeout(guarded(() => ask("PUT", `/api/w/${id}/view`, view)), 600);
 }
 
@@ -708,10 +716,10 @@ function showState() {
   if (!work.annotated.length) words = "Draw the object on one frame first.";
   else if (run?.status === "failed") words = `This did not work: ${run.reason}.`;
   else if (numFollowed && work.is_changed) words = "You drew since the last time: follow again to spread it.";
-  else if (run?.status === "stopped") words = `Stopped${run.reason ? `, because ${run.reason}` : ""}. The new masks are kept.`;
-  else if (work.run === "running" && !live) words = "The last time broke off before the end. Its masks are kept: follow again.";
+  else if (run?.status === "stopped") words = `Stopped${run.reason ? `, because ${run.reason}` : ""}. The masks are kept: follow again to go on.`;
+  else if (work.run === "running" && !live) words = "The last time ended early. Its masks are kept: follow again to go on.";
   else if (numFollowed === work.num_frames) words = "Every frame has its mask.";
-  else if (numFollowed) words = `${numFollowed} of ${work.num_frames} frames have their masks: follow again for the others.`;
+  else if (numFollowed) words = `${numFollowed} of ${work.num_frames} frames have their masks.`;
   $("result").textContent = live ? "" : words;
   $("result").classList.toggle("warn", run?.status === "failed" || work.is_changed);
   $("opacity-text").textContent = hidden ? "hidden" : `${$("opacity").value} %`;
@@ -735,7 +743,7 @@ function showState() {
 async function follow() {
   if (!work.annotated.length || isLive()) return;
   await saving;
-  await ask("POST", at("/run"), { quality: $("quality").value });
+  await ask("POST", at("/run"), { quality: $("quality").value, ...range() });
   work.is_changed = false;
   await poll();
 }
@@ -969,7 +977,7 @@ $("follow").onclick = guarded(follow);
 $("pause").onclick = guarded(async () => { await ask("POST", at(run.status === "paused" ? "/resume" : "/pause")); await poll(); });
 $("stop").onclick = guarded(async () => { await ask("POST", at("/stop")); await poll(); });
 $("opacity").oninput = () => { if (hidden) hide(false); paint(); showState(); keepView(); };
-$("quality").onchange = keepView;
+$("quality").onchange = $("first").onchange = $("last").onchange = keepView;
 $("number").onchange = () => { stopPlaying(); show(+$("number").value); };
 $("play").onclick = play;
 $("home").onclick = () => { location.hash = ""; };

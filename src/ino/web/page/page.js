@@ -804,7 +804,10 @@ function showProgress() {
   else $("progress").textContent = `${percent} % done${status === "paused" ? ", paused" : left === null ? "" : `, ${readableTime(left)} left`}`;
 }
 
-const readableTime = (seconds) => seconds < 90 ? `about ${Math.max(1, Math.round(seconds))} s` : `about ${Math.round(seconds / 60)} min`;
+const readableTime = (seconds) => {
+  if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 7200 ? `about ${Math.round(seconds / 60)} min` : `about ${Math.round(seconds / 3600)} h`;
+};
 
 async function takeHome(kind, button) {
   const small = button.querySelector("small"), words = small.textContent, id = work.id;

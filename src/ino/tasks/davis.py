@@ -219,8 +219,7 @@ def score_davis(
     if not found:
         raise DatasetError(f"no sequence of {root} is chosen: name at least one")
     frames = [
-        _frames_to_score(one, predictions, one_object=year == 2016, size=data_size)
-        for one in found
+        _frames_to_score(one, predictions, one_object=year == 2016, size=data_size) for one in found
     ]
     with closing(score_sequences(predictions, frames, workers=workers)) as results:
         objects = [

@@ -330,9 +330,7 @@ def propagate_masks(
     """
     masks = {number: read_labels(path) for number, path in annotations.items()}
     if size is not None:
-        masks = {
-            number: resize_mask(mask, whole=size, size=size) for number, mask in masks.items()
-        }
+        masks = {number: resize_mask(mask, whole=size, size=size) for number, mask in masks.items()}
     folder.mkdir(parents=True, exist_ok=True)
     tracked = _track(frames, masks, tracker, name=folder.name, size=size)
     with closing(in_background(tracked)) as results:

@@ -50,9 +50,10 @@ def _as_ascending(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _as_size(value: Any) -> Any:
-    """A list, as YAML has it, as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
+def _as_size(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"give height and width in pixels, as in [480, 880], not {value!r}")
+    return (value[0], value[1])
 
 
 Size = tuple[int, int]

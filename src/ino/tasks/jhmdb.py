@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def evaluate_jhmdb(
         task="jhmdb",
         protocol=tracker.protocol,
         choices={
-            "joint_maps": dataclasses.asdict(maps),
+            "joint_maps": dataclasses.asdict(maps, dict_factory=_without_usual_cut),
             "pck": dataclasses.asdict(rule),
             "input_size": tracker.input_size,
         },
@@ -118,6 +118,11 @@ def evaluate_jhmdb(
         scores = score_jhmdb(predictions, videos, rule=rule)
         scores.write(out)
     return scores
+
+
+def _without_usual_cut(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings as they were recorded before there was another cut."""
+    return {name: value for name, value in fields if (name, value) != ("cut", "both")}
 
 
 def propagate_joints(

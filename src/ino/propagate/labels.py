@@ -48,9 +48,9 @@ def _resize_nearest(
     if mask.shape == size:
         return mask
     if how == "nearest":
-        return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
+        return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
     # Pillow's, as versions of OpenCV differ at exact ties.
-    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def restore_mask(

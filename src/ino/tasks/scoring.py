@@ -163,7 +163,8 @@ def read_pair(
     """
     prediction, truth = read_raw_labels(predicted), read_raw_labels(annotated)
     if size is not None and truth.shape != size:
-        truth = np.array(Image.fromarray(truth).resize(size[::-1], Image.Resampling.NEAREST))
+        nearest = Image.Resampling.NEAREST
+        truth = np.array(Image.fromarray(truth).resize((size[1], size[0]), nearest))
     if prediction.shape != truth.shape:
         raise MaskError(
             f"{predicted} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dense_layouts import write_part_video
 from ino.data.label_maps import read_labels, write_labels
+from ino.data.vip import read_vip
 from ino.kernels.topk import TiledMatcher, Window
 from ino.metrics import PckRule
 from ino.propagate.features import FeatureExtractor, input_size
@@ -23,6 +25,8 @@ from ino.propagate.protocols import get_protocol, protocol_on
 from ino.propagate.tracker import Tracker
 from ino.tasks.davis import evaluate_davis
 from ino.tasks.jhmdb import joint_maps, joints_to_maps, maps_to_joints
+from ino.tasks.label_tracker import LabelTracker
+from ino.tasks.vip import propagate_parts
 from oracles import cropmae as oracle
 from propagate.table_backbone import GRID, TableBackbone, gray_frames
 
@@ -337,6 +341,26 @@ def test_cropmae(inputs, tag, changes):
     masks = [oracle.restored(s, ids, input_size=WHOLE, size=(93, 131)) for s in expected]
     np.testing.assert_array_equal(results, masks)
     assert len({mask.tobytes() for mask in masks}) > NUM_FRAMES // 2
+
+
+def test_parts_by_cropmae(tmp_path, inputs):
+    """VIP's own size rule, k and way back, from frames to label maps."""
+    frames = gray_frames(3, (93, 131))
+    write_part_video(tmp_path, "clip", frames, {0: inputs["gt0"]})
+    # By the rule that makes 720 x 1280 into 448 x 880, 93 x 131 is `WHOLE`.
+    tracker = LabelTracker(
+        TableBackbone(inputs["feats_f16"]), get_protocol("cropmae-vip", long_side=272)
+    )
+    (video,) = read_vip(tmp_path, split="val")
+    propagate_parts(video, tmp_path / "out", tracker=tracker)
+    ids = [0, 1, 2]
+    first = oracle.reduced(inputs["gt0"], ids, input_size=WHOLE, grid=GRID)
+    features = inputs["feats_f16"][:3].astype(np.float64).reshape(-1, *GRID, 16)
+    rule = {"num_context": 20, "radius": 20, "topk": 10, "temperature": 0.7}
+    for path, soft in zip(video.frames, oracle.propagated(features, first, **rule), strict=True):
+        expected = oracle.restored(soft, ids, input_size=WHOLE, size=(93, 131), exact=True)
+        found = read_labels(tmp_path / "out" / "clip" / f"{path.stem}.png")
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_masks_of_cropmae_at_the_official_size(released):

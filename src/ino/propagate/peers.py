@@ -64,7 +64,7 @@ SomeSize = Annotated[tuple[Positive, Positive], BeforeValidator(_as_size)]
 
 Nearest = Literal["nearest", "nearest-exact"]
 """Nearest neighbor of pixel x of N among n: floor(x n / N), as OpenCV's INTER_NEAREST; or floor((x
-+ 1/2) n / N), as Pillow and OpenCV's INTER_NEAREST_EXACT."""
++ 1/2) n / N), as Pillow and the INTER_NEAREST_EXACT of OpenCV 5, which round alike at ties."""
 
 
 class PeerSettings(Model):

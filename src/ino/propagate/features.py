@@ -247,13 +247,13 @@ def prepare_frame(
     """The frame at the size of a prepared data set, by nearest neighbor; as it is where None."""
     if size is None or frame.shape[:2] == size:
         return frame
-    return np.array(Image.fromarray(frame).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def _resized(frame: UInt8[np.ndarray, "height width 3"], size: Size, *, how: str) -> np.ndarray:
     """The frame at that size, 0..255 in whole numbers or, where `how` is linear-float, 0..1."""
     if how == "lanczos":
-        return np.array(Image.fromarray(frame).resize(size[::-1], Image.Resampling.LANCZOS))
+        return np.array(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.LANCZOS))
     if how == "linear-float":
         frame = frame.astype(np.float32) / 255
     method = cv2.INTER_AREA if how == "area" else cv2.INTER_LINEAR

@@ -64,7 +64,8 @@ class Tracking:
             (see ino weights), color, random:MODEL or timm:MODEL[@FILE].
         network: Which network of a file with both (default: the one that its authors evaluate).
         protocol: ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr,
-            timecycle, ino-near, ino-fast or ino-best.
+            timecycle, ino-near, ino-fast, ino-best, rsp, cropmae, rvm or diff-zvos, or one of
+            cropmae-vip, rvm-vip and diff-zvos-mose.
         set: Replace fields of the protocol.
         device: auto, cpu, cuda or mps.
         precision: Precision of the network; bf16 is faster on devices that compute in it.
@@ -843,11 +844,11 @@ def jhmdb(
         joint_topk: Positions that give a joint (CRW: 3).
         input_size: Side of the square input in pixels, 320 as in papers; 0: by protocol.
     """
-    from ino.tasks.jhmdb import JointMaps, evaluate_jhmdb
+    from ino.tasks.jhmdb import evaluate_jhmdb, joint_maps
     from ino.tasks.label_tracker import LabelTracker
 
     tracker = partial(LabelTracker, input_size=input_size or None)
-    choice = {"split": split, "maps": JointMaps(topk=joint_topk)}
+    choice = {"split": split, "maps": joint_maps(tracking.protocol or "", topk=joint_topk)}
     _evaluate("jhmdb", evaluate_jhmdb, root, results, tracking, tracker, **choice)
 
 
@@ -855,7 +856,7 @@ def vip(
     *,
     root: Path,
     split: str = "val",
-    input_size: int = 560,
+    input_size: Annotated[int | None, Parameter(show_default="560, but 0 for cropmae, rvm")] = None,
     results: Results = Results(),
     tracking: Tracking,
 ) -> None:
@@ -864,11 +865,16 @@ def vip(
     Args:
         root: Folder that holds Images.
         split: Name of the list of videos.
-        input_size: Side of the square input in pixels, 560 as in papers; 0: by protocol.
+        input_size: Side of the square input in pixels, 560 as in most papers; 0: by protocol.
     """
+    from ino.propagate.protocols import protocol_on
     from ino.tasks.label_tracker import LabelTracker
     from ino.tasks.vip import evaluate_vip
 
+    name = protocol_on(tracking.protocol or "", "vip")
+    tracking = replace(tracking, protocol=name or None)
+    if input_size is None:
+        input_size = 0 if name.endswith("-vip") else 560
     tracker = partial(LabelTracker, input_size=input_size or None)
     _evaluate("vip", evaluate_vip, root, results, tracking, tracker, split=split)
 

@@ -1,6 +1,10 @@
 """A video with exact masks that is small enough for every test of propagation."""
 
+from typing import Any
+
 import numpy as np
+
+from ino.propagate.protocols import get_protocol
 
 HEIGHT, WIDTH = 45, 69
 
@@ -21,3 +25,11 @@ def moving_squares(num_frames, *, height=HEIGHT, width=WIDTH):
 
 def iou(found, truth, label):
     return ((found == label) & (truth == label)).sum() / ((found == label) | (truth == label)).sum()
+
+
+def small_sizes(name, *, height=HEIGHT, width=WIDTH) -> dict[str, Any]:
+    """The sizes that a protocol names, as small as this video's."""
+    usual = get_protocol(name)
+    small = {"short_side": height, "long_side": width}
+    small |= {"input_size": (height, width), "data_size": (height, width)}
+    return {field: value for field, value in small.items() if getattr(usual, field) is not None}

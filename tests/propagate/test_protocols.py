@@ -14,7 +14,15 @@ from ino.propagate.protocols import (
     get_protocol,
 )
 
-SETTINGS = list(PeerSettings.model_fields)
+SINCE_2023 = ["rsp", "cropmae", "cropmae-vip", "rvm", "rvm-vip", "diff-zvos", "diff-zvos-mose"]
+"""These have a table of their own, which ends with the fields that nothing else sets."""
+LATER = [
+    *("data_size", "input_size", "long_side", "input_resize"),
+    *("similarity", "mask_to_input", "mask_from_input"),
+]
+SETTINGS = [name for name in PeerSettings.model_fields if name not in LATER]
+USED_SINCE_2023 = ["reference_passed_on", "masks_at"]
+"""Settings of older methods that these take other values of."""
 OWN = list(OwnSettings.model_fields)
 DEFAULTS = list(PeerSettings().model_dump().items())
 
@@ -28,6 +36,13 @@ def test_ino_davis_is_the_table_of_the_released_code():
         "size_multiple": None,
         "rounding": "down",
         "fixed_sizes": (),
+        "data_size": None,
+        "input_size": None,
+        "long_side": None,
+        "input_resize": "linear",
+        "similarity": "cosine",
+        "mask_to_input": "nearest-exact",
+        "mask_from_input": "nearest",
         "normalize_features": True,
         "matching": "topk",
         "topk": 5,
@@ -92,8 +107,14 @@ def test_names_are_the_keys():
     [
         (
             "`ino-davis`",
-            [one for one in Protocol.model_fields if one not in (*SETTINGS, *OWN)],
-            PROTOCOLS,
+            [one for one in Protocol.model_fields if one not in (*SETTINGS, *LATER, *OWN)],
+            [name for name in PROTOCOLS if name not in SINCE_2023],
+        ),
+        (
+            "`rsp`",
+            [one for one in Protocol.model_fields if one not in (*SETTINGS, *LATER, *OWN)]
+            + [one for one in PeerSettings.model_fields if one in (*LATER, *USED_SINCE_2023)],
+            SINCE_2023,
         ),
         ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle", "ino-fast`, `ino-best"]),
         ("`ino-fast`", OWN, ["ino-fast", "ino-best"]),
@@ -123,7 +144,8 @@ def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, na
 
 def test_only_these_protocols_have_settings_of_peers():
     named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != v for s, v in DEFAULTS)}
-    assert named == {"mast", "corrflow", "contcorr", "timecycle", "ino-fast", "ino-best"}
+    later = set(SINCE_2023) - {"diff-zvos"}
+    assert named == later | {"mast", "corrflow", "contcorr", "timecycle", "ino-fast", "ino-best"}
 
 
 def test_no_published_protocol_has_settings_of_our_own():
@@ -190,6 +212,20 @@ def test_values_out_of_range_are_refused(overrides, message):
         ("contcorr", {"topk": 0}, "topk must be 1 or more where matching is mutual, but is 0"),
         ("timecycle", {"border": "empty"}, "border must be left-out where matching is per-frame"),
         ("timecycle", {"short_side": None}, "short_side must be set where rounding is square"),
+        ("diff-zvos-mose", {"short_side": None}, "must be set where rounding is width-down"),
+        ("mast", {"similarity": "l1"}, "similarity must be cosine where matching is window"),
+        ("ino-fast", {"data_size": [480, 880]}, "data_size must be none where flow_share is above"),
+        (
+            "rvm",
+            {"input_size": [480]},
+            "input_size: give height and width in pixels, as in [480, 880]",
+        ),
+        ("rvm", {"input_size": [0, 880]}, "must be at least 1, but is 0"),
+        (
+            "rvm",
+            {"input_size": 480},
+            "input_size: give height and width in pixels, as in [480, 880]",
+        ),
         ("dino", {"realign_after": 15}, "realign_after must be none where matching is topk"),
         (
             "dino",

@@ -12,7 +12,7 @@ from ino.errors import MaskError
 from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.references import Moments, Span, blend, complete_frames, num_steps, rank_frames
 from ino.propagate.tracker import Tracker
-from propagate.moving_squares import HEIGHT, iou, moving_squares
+from propagate.moving_squares import HEIGHT, iou, moving_squares, small_sizes
 
 
 @pytest.fixture
@@ -155,8 +155,7 @@ def test_a_pass_that_is_unsure_or_far_counts_less():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol(backbone, name, video):
     frames, labels = video
-    short_side = None if get_protocol(name).short_side is None else HEIGHT
-    protocol = get_protocol(name, layer=1, short_side=short_side, size_multiple=None)
+    protocol = get_protocol(name, layer=1, size_multiple=None, **small_sizes(name))
     steps = []
     masks = {1: labels[1], 4: labels[4]}
     results = list(

@@ -9,7 +9,7 @@ from ino.models.backbone import ColorBackbone
 from ino.models.load import load_backbone
 from ino.propagate.protocols import PROTOCOLS, get_protocol
 from ino.propagate.tracker import Tracker
-from propagate.moving_squares import HEIGHT, WIDTH, iou, moving_squares
+from propagate.moving_squares import HEIGHT, WIDTH, iou, moving_squares, small_sizes
 
 
 @pytest.fixture
@@ -163,8 +163,8 @@ def entering_one_by_one():
 def test_every_protocol_lets_objects_enter_late(name):
     """With a ViT of random weights; at the video's own size where the protocol takes that."""
     frames, masks = entering_one_by_one()
-    short_side = None if get_protocol(name).short_side is None else 64
-    protocol = get_protocol(name, short_side=short_side, size_multiple=None)
+    sizes = small_sizes(name, height=64, width=96)
+    protocol = get_protocol(name, size_multiple=None, **sizes)
     tracker = Tracker(load_backbone("random:vit_nano/8"), protocol=protocol)
     first, *later = tracker.track(frames, masks)
     assert set(np.unique(first)) == {0, 1}
@@ -359,8 +359,7 @@ def test_many_corrections_keep_the_memory_small(fine_tracker, video):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_takes_corrections(backbone, name, video):
     frames, labels = video
-    short_side = None if get_protocol(name).short_side is None else HEIGHT
-    protocol = get_protocol(name, layer=1, short_side=short_side, size_multiple=None)
+    protocol = get_protocol(name, layer=1, size_multiple=None, **small_sizes(name))
     tracker = Tracker(backbone, protocol=protocol)
     tracker.start(frames[0], only(labels[0], 1))
     tracker.step(frames[1])
@@ -496,8 +495,7 @@ def test_questions_before_the_first_mask(fine_tracker, video):
 def test_a_mask_added_twice_is_a_mask_added_once(backbone, name, at, video):
     """On the frame of the start and on a later one: results, confidence and what follows."""
     frames, labels = video
-    short_side = None if get_protocol(name).short_side is None else HEIGHT
-    protocol = get_protocol(name, layer=1, short_side=short_side, size_multiple=None)
+    protocol = get_protocol(name, layer=1, size_multiple=None, **small_sizes(name))
     found = []
     for times in (1, 3):
         tracker = Tracker(backbone, protocol=protocol)
@@ -515,8 +513,7 @@ def test_a_mask_added_twice_is_a_mask_added_once(backbone, name, at, video):
 def test_masks_added_one_after_the_other_are_their_union(backbone, name, video):
     """One corrects object 1, the other brings object 3 and covers a part of the first."""
     frames, labels = video
-    short_side = None if get_protocol(name).short_side is None else HEIGHT
-    protocol = get_protocol(name, layer=1, short_side=short_side, size_multiple=None)
+    protocol = get_protocol(name, layer=1, size_multiple=None, **small_sizes(name))
     first = only(labels[1], 1)
     first[28:36, 10:20] = 1
     second = np.zeros_like(first)

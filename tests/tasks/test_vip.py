@@ -101,6 +101,18 @@ def test_evaluate_vip(tmp_path, vip, capsys):
     assert scores["parts"]["IoU"]["socks"] > 0.2
 
 
+@pytest.mark.parametrize(("given", "size"), [((), None), (("--input-size", "64"), 64)])
+def test_the_authors_settings_for_vip(tmp_path, vip, given, size):
+    """cropmae has another protocol for VIP, with its own size unless one is given."""
+    out = tmp_path / "out"
+    choice = ["--weights", "color", "--device", "cpu", "--protocol", "cropmae", *given]
+    small = ["--set", "long_side=128"]
+    assert run("evaluate", "vip", "--root", vip, "--out", out, *choice, *small) == 0
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["input_size"] == size
+    assert (settings["protocol"]["name"], settings["protocol"]["topk"]) == ("cropmae-vip", 10)
+
+
 def test_settings_tell_which_weights_were_used(tmp_path, vip, monkeypatch):
     def settings(name, *options):
         assert run("evaluate", "vip", "--root", vip, "--out", tmp_path / name, *options) == 0

@@ -26,11 +26,11 @@ from ino.errors import ConfigError
 from ino.models.backbone import Backbone, choose_device
 from ino.models.weights import NetworkName
 from ino.propagate.features import Precision
-from ino.propagate.protocols import Protocol
+from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
 from ino.schema import Model, checked, named_file, read_yaml
 from ino.tasks.davis import propagate_sequence, score_davis, sequence_is_whole
-from ino.tasks.jhmdb import JointMaps, joints_are_whole, propagate_joints, score_jhmdb
+from ino.tasks.jhmdb import joint_maps, joints_are_whole, propagate_joints, score_jhmdb
 from ino.tasks.label_tracker import LabelTracker
 from ino.tasks.vip import parts_are_whole, propagate_parts, score_vip
 from ino.tasks.ytvos import finish_split, propagate_video, video_is_whole
@@ -146,7 +146,6 @@ class DavisRow(Row):
     }
     native_side = 480
     propagate: ClassVar = staticmethod(propagate_sequence)
-    is_whole: ClassVar = staticmethod(sequence_is_whole)
 
     year: Literal[2016, 2017] = 2017
     split: str = "val"
@@ -158,9 +157,22 @@ class DavisRow(Row):
     def read(self) -> list[VideoSequence]:
         return read_davis(Path(self.root or ""), **self.choices)
 
+    def is_whole(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, video: VideoSequence, predictions: Path
+    ) -> bool:
+        usual = get_protocol(self.protocol, **self.published_with).data_size
+        size = self.set.get("data_size", usual)
+        return sequence_is_whole(video, predictions, size=size and (size[0], size[1]))
+
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:
         root = Path(self.root or "")
-        scores = score_davis(out / "predictions", root, workers=workers, **self.choices)
+        scores = score_davis(
+            out / "predictions",
+            root,
+            workers=workers,
+            data_size=protocol.data_size,
+            **self.choices,
+        )
         scores.write(out, split=self.split, protocol=protocol)
 
 
@@ -235,7 +247,7 @@ class JhmdbRow(SquareRow):
     def propagate(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, video: PoseVideo, predictions: Path, *, tracker: LabelTracker
     ) -> None:
-        maps = JointMaps(topk=self.joint_topk)
+        maps = joint_maps(tracker.protocol.name, topk=self.joint_topk)
         propagate_joints(video, predictions, tracker=tracker, maps=maps)
 
     def score(self, out: Path, protocol: Protocol, workers: int | None) -> None:

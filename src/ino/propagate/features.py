@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
 from ino.data.label_maps import kind_of
@@ -189,21 +190,41 @@ class FeatureExtractor:
             features = torch.cat([features * (1 - share) ** 0.5, colors * share**0.5], dim=-1)
         return features.contiguous()
 
+    def mask_sizes(self, size: Size) -> tuple[Size, Size]:
+        """Sizes at which masks of videos of this size are reduced and compared, before and after
+        cropping.
+
+        Raises:
+            VideoError: the frames are too small.
+        """
+        rule = self._protocol
+        if rule.masks_at == "video":
+            size = rule.data_size or size
+        elif rule.short_side is None and (rule.input_size or rule.long_side):
+            # Before sides are rounded down to the backbone's patches.
+            size = input_size(rule.data_size or size, protocol=rule, stride=1)
+        else:
+            return self.sizes(size)
+        return size, size
+
     def prepare(
         self, frame: UInt8[np.ndarray, "height width 3"]
     ) -> Float[Tensor, "1 3 height_in width_in"]:
-        """The network's input: resized with OpenCV's linear interpolation, then normalised."""
+        """The network's input: resized as the protocol says, then normalised."""
+        frame = prepare_frame(frame, size=self._protocol.data_size)
         whole, (height, width) = self.sizes((frame.shape[0], frame.shape[1]))
-        resized = cv2.resize(frame, whole[::-1], interpolation=cv2.INTER_LINEAR)[:height, :width]
+        resized = _resized(frame, whole, how=self._protocol.input_resize)[:height, :width]
         if self._colors == "rgb":
-            image = torch.from_numpy(resized).to(self.device).permute(2, 0, 1).float() / 255
+            image = torch.from_numpy(resized).to(self.device).permute(2, 0, 1).float()
+            image = image if resized.dtype == np.float32 else image / 255
         else:
             channels = torch.from_numpy(input_channels(resized, self._colors))
             image = channels.to(self.device).permute(2, 0, 1)
         return ((image - self._mean) / self._std)[None]
 
     def sizes(self, size: Size) -> tuple[Size, Size]:
-        """Sizes of the network's input before and after cropping, for frames of this size.
+        """Sizes of the network's input before and after cropping, for frames of this size, or of
+        `data_size` where the protocol has one.
 
         They differ only if the protocol's `rounding` is crop.
 
@@ -211,12 +232,32 @@ class FeatureExtractor:
             VideoError: the frames are too small.
         """
         rule = self._protocol
+        size = rule.data_size or size
         multiple = self._side_multiple
         cropped = input_size(size, protocol=rule, stride=self.stride, side_multiple=multiple)
         if rule.rounding != "crop":
             return cropped, cropped
         height, width = (round(side) for side in _scaled_sides(size, protocol=rule))
         return (height, width), cropped
+
+
+def prepare_frame(
+    frame: UInt8[np.ndarray, "height width 3"], *, size: Size | None
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The frame at the size of a prepared data set, by nearest neighbor; as it is where None."""
+    if size is None or frame.shape[:2] == size:
+        return frame
+    return np.array(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def _resized(frame: UInt8[np.ndarray, "height width 3"], size: Size, *, how: str) -> np.ndarray:
+    """The frame at that size, 0..255 in whole numbers or, where `how` is linear-float, 0..1."""
+    if how == "lanczos":
+        return np.array(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+    if how == "linear-float":
+        frame = frame.astype(np.float32) / 255
+    method = cv2.INTER_AREA if how == "area" else cv2.INTER_LINEAR
+    return cv2.resize(frame, size[::-1], interpolation=method)
 
 
 def color_features(
@@ -243,9 +284,10 @@ def input_size(
     """Height and width of the network's input for frames of this size, pixels.
 
     If the protocol has a `short_side`, the frame is scaled so that its shorter side has that many
-    pixels; otherwise it keeps its size, except for the sizes in `fixed_sizes`. Then the sides are
-    rounded by the protocol's `rounding` (`square` makes both sides `short_side`) and finally
-    rounded down to multiples of `side_multiple`.
+    pixels; otherwise it goes to `input_size`, is scaled by its `long_side`, or keeps its size,
+    except for the sizes in `fixed_sizes`. Then the sides are rounded by the protocol's `rounding`
+    (`square` makes both sides `short_side`) and finally rounded down to multiples of
+    `side_multiple`.
 
     Args:
         size: height and width of the frames.
@@ -265,6 +307,11 @@ def input_size(
         sides[long] = Fraction(math.ceil(sides[long] / multiple) * multiple)
     elif protocol.rounding == "long-side-down":
         sides[long] = Fraction(sides[long] // multiple * multiple)
+    elif protocol.rounding == "short-side-down":
+        short = 0 if size[0] < size[1] else 1  # the width of a square
+        sides[short] = Fraction(sides[short] // multiple * multiple)
+    elif protocol.rounding == "width-down":
+        sides[1] = Fraction(math.ceil(sides[1]) // multiple * multiple)
     elif protocol.rounding in ("down", "crop"):
         sides = [Fraction(side // multiple * multiple) for side in sides]
     if side_multiple == 1:
@@ -281,8 +328,14 @@ def input_size(
 
 def _scaled_sides(size: Size, *, protocol: Protocol) -> list[Fraction]:
     """Height and width of the input before they are rounded, pixels."""
-    if protocol.short_side is None:
-        return [Fraction(side) for side in dict(protocol.fixed_sizes).get(size, size)]
-    if protocol.rounding == "square":
-        return [Fraction(protocol.short_side)] * 2
-    return [Fraction(protocol.short_side * side, max(1, min(size))) for side in size]
+    rule = protocol
+    if rule.short_side is None and rule.input_size is not None:
+        return [Fraction(side) for side in rule.input_size]
+    if rule.short_side is None and rule.long_side is not None:
+        return [Fraction(rule.long_side * side, max(1, *size)) for side in size]
+    if rule.short_side is None:
+        return [Fraction(side) for side in dict(rule.fixed_sizes).get(size, size)]
+    if rule.rounding == "square":
+        return [Fraction(rule.short_side)] * 2
+    scaled = size[0] if rule.rounding == "width-down" else min(size)
+    return [Fraction(rule.short_side * side, max(1, scaled)) for side in size]

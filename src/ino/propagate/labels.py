@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ino.data.label_maps import BACKGROUND
+from ino.propagate.peers import Nearest
 from ino.propagate.protocols import MaskDown, MaskUp, Size
 
 MIN_SPAN = 1e-5
@@ -24,7 +25,11 @@ the difference is rounding."""
 
 
 def resize_mask(
-    mask: UInt8[np.ndarray, "height width"], *, whole: Size, size: Size
+    mask: UInt8[np.ndarray, "height width"],
+    *,
+    whole: Size,
+    size: Size,
+    how: Nearest = "nearest-exact",
 ) -> UInt8[np.ndarray, "rows columns"]:
     """The mask at the size of the network's input: by nearest neighbor, then cropped.
 
@@ -32,17 +37,28 @@ def resize_mask(
         mask: of the video's size.
         whole: of the input before it is cropped at the right and the bottom.
         size: of the input.
+        how: see `Nearest`.
     """
-    if mask.shape != whole:
-        # Pillow's takes the pixel at the center of each, as the released code of TimeCycle does.
-        mask = np.asarray(
-            Image.fromarray(mask).resize((whole[1], whole[0]), Image.Resampling.NEAREST)
-        )
-    return mask[: size[0], : size[1]]
+    return _resize_nearest(mask, whole, how=how)[: size[0], : size[1]]
+
+
+def _resize_nearest(
+    mask: Shaped[np.ndarray, "rows columns"], size: Size, *, how: Nearest
+) -> Shaped[np.ndarray, "height width"]:
+    if mask.shape == size:
+        return mask
+    if how == "nearest":
+        return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    # Pillow's, as versions of OpenCV differ at exact ties.
+    return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def restore_mask(
-    mask: Shaped[np.ndarray, "rows columns"], *, whole: Size, size: Size
+    mask: Shaped[np.ndarray, "rows columns"],
+    *,
+    whole: Size,
+    size: Size,
+    how: Nearest = "nearest",
 ) -> Shaped[np.ndarray, "height width"]:
     """A mask, or a map of one value per pixel, padded to `whole` and resized to the video's size.
 
@@ -55,13 +71,11 @@ def restore_mask(
         mask: of the network's input.
         whole: of the input before it was cropped.
         size: of the video.
+        how: see `Nearest`.
     """
     rows, columns = whole[0] - mask.shape[0], whole[1] - mask.shape[1]
     mask = np.pad(mask, ((0, rows), (columns // 2, columns - columns // 2)), mode="edge")
-    if mask.shape == size:
-        return mask
-    # OpenCV's takes the pixel at the top left of each, as the released code of TimeCycle does.
-    return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return _resize_nearest(mask, size, how=how)
 
 
 def soften_labels(

@@ -1,4 +1,5 @@
-"""Propagation in MAST, CorrFlow, TimeCycle and ContCorr, where it differs from `affinity`.
+"""Propagation in MAST, CorrFlow, TimeCycle, ContCorr and later methods, where it differs from
+`affinity`.
 
 Holds their settings, and two ways to weight labels other than by the top k of all context frames.
 `window_labels` (MAST, CorrFlow): one softmax over all positions of the windows in all context
@@ -7,8 +8,10 @@ frames; in old frames MAST moves the windows to where a coarse search expects th
 window, and the results are averaged. Similarities are taken for some queries at a time, so those of
 all pairs of positions are never stored. Feature maps are channels last.
 
-The settings of the context, of label feedback and of the size of masks are applied in `memory`,
-`propagator` and `tracker`.
+`DistanceMatcher` (diff-zvos) finds the top k by other measures than dot products.
+
+The settings of the context, of label feedback and of sizes are applied in `memory`, `propagator`,
+`features` and `tracker`.
 """
 
 import functools
@@ -23,7 +26,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from ino.kernels.topk import DEFAULT_MAX_BYTES
+from ino.kernels.topk import DEFAULT_MAX_BYTES, Candidates, FeatureMap, Window, WindowShape
 from ino.schema import Model
 
 MUTUAL_EPSILON = 1e-5
@@ -47,16 +50,49 @@ def _as_ascending(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _as_size(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"give height and width in pixels, as in [480, 880], not {value!r}")
+    return (value[0], value[1])
+
+
+Size = tuple[int, int]
+"""Height and width, pixels."""
+
+SomeSize = Annotated[tuple[Positive, Positive], BeforeValidator(_as_size)]
+"""Height and width, pixels; a list will do."""
+
+Nearest = Literal["nearest", "nearest-exact"]
+"""Nearest neighbor of pixel x of N among n: floor(x n / N), as OpenCV's INTER_NEAREST; or floor((x
++ 1/2) n / N), as Pillow and the INTER_NEAREST_EXACT of OpenCV 5, which round alike at ties."""
+
+
 class PeerSettings(Model):
-    """Protocol fields that only MAST, CorrFlow, TimeCycle and ContCorr set (and CRW's --norm_mask).
+    """Protocol fields that only single methods set: MAST, CorrFlow, TimeCycle, ContCorr, RSP,
+    CropMAE, RVM and diff-zvos (and CRW's --norm_mask).
 
     The defaults are those of all other protocols.
     """
 
     model_config = ConfigDict(strict=True)
 
+    data_size: SomeSize | None = None
+    """Height and width, pixels, to which frames and masks of any size are brought by nearest
+    neighbor before all else, as where a data set was resized on disk; scores are taken at this
+    size. None: the video's own."""
+    input_size: SomeSize | None = None
+    """Height and width of the network's input, pixels, for videos of any size, where `short_side`
+    is None. None: other fields say."""
+    long_side: Positive | None = None
+    """Pixels of the longer side of the input, where `short_side` and `input_size` are None."""
+    input_resize: Literal["linear", "linear-float", "lanczos", "area"] = "linear"
+    """How frames become input of the network: bilinearly in whole numbers or, `linear-float`, in
+    real ones, by Pillow's Lanczos filter, or by OpenCV's averages of areas."""
     normalize_features: bool = True
     """Divide features by their length, so that similarities are cosines, else dot products."""
+    similarity: Literal["cosine", "euclidean", "l1"] = "cosine"
+    """Of two features, where matching is topk. `cosine`: their dot product, the cosine of the
+    angle between normalized features. `euclidean`, `l1`: minus their distance in that norm."""
     matching: Literal["topk", "window", "per-frame", "mutual"] = "topk"
     """How similarities become weights. `topk`: a softmax over the best k positions of all context
     frames. `window`: a softmax over all positions of the windows in all context frames.
@@ -86,17 +122,22 @@ class PeerSettings(Model):
     realign_corners: bool = True
     """Read moved windows with corners aligned, as torch did before version 1.3. If not, position x
     of n is read at x n / (n - 1) - 1/2, which is what MAST's code gives in a later torch."""
-    grid_normalization: Literal["none", "channels", "positions"] = "none"
+    grid_normalization: Literal["none", "channels", "positions", "positions-fed-back"] = "none"
     """Min-max normalization of labels on the feature grid. `none`: none. `channels`: of each
     channel over all positions; later frames are given the normalized labels. `positions`: of each
     position over its channels, in the result and in the labels of a reference, but not in the
-    labels that other frames contribute as context (CRW's option --norm_mask)."""
+    labels that other frames contribute as context (CRW's option --norm_mask).
+    `positions-fed-back`: in these, too (RVM's option)."""
     feedback: Literal["soft", "hard"] = "soft"
     """The labels that a frame contributes as context: its soft labels on the feature grid, or its
     label map reduced to the grid as a given mask is (`hard`)."""
     masks_at: Literal["video", "input"] = "video"
     """Whether masks are reduced to the feature grid, and channels compared, at the video's size or
     at the size of the network's input."""
+    mask_to_input: Nearest = "nearest-exact"
+    """How a given mask goes to the size of the input, where `masks_at` is input."""
+    mask_from_input: Nearest = "nearest"
+    """How the result comes back from it."""
 
 
 class _Tile(NamedTuple):
@@ -433,3 +474,90 @@ def averaged_labels(
                 summed.append(F.embedding_bag(position, table, mode="sum", per_sample_weights=best))
         total += count * torch.cat(summed)
     return (total / sum(copies)).view(height, width, -1)
+
+
+class DistanceMatcher:
+    """Finds the top-k positions by the distance of features, as `TiledMatcher` does by cosine.
+
+    Similarities are minus the distance. One row of queries is compared at a time with the rows of
+    one key map that its windows reach.
+    """
+
+    def __init__(self, *, topk: int, window: Window, norm: Literal["euclidean", "l1"]) -> None:
+        """A matcher that has seen no frame.
+
+        Args:
+            topk: positions kept for each query and group.
+            window: where a query looks.
+            norm: of the difference of two features.
+        """
+        self._topk = topk
+        self._window = window
+        self._power = 1.0 if norm == "l1" else 2.0
+        self._size: Size = (0, 0)
+
+    def prepare(self, features: Float[Tensor, "height width dim"]) -> FeatureMap:
+        """What the matcher keeps of a frame; all frames have one size."""
+        self._size = (features.shape[0], features.shape[1])
+        return FeatureMap(features.flatten(0, 1), None)
+
+    def restore(self, exact: Float[Tensor, "tokens dim"], height: int, width: int) -> FeatureMap:
+        """What `prepare` gave for a frame of that size, from its `exact` part."""
+        return self.prepare(exact.unflatten(0, (height, width)))
+
+    def match(
+        self,
+        query: FeatureMap,
+        keys: Sequence[FeatureMap],
+        groups: Sequence[Sequence[int]],
+        *,
+        windowed: bool = True,
+    ) -> list[Candidates]:
+        """The best positions of each group; see `TiledMatcher.match`."""
+        window = self._window if windowed else Window(None)
+        found = [self._nearest(query.exact, key.exact, window) for key in keys]
+        results = []
+        for group in groups:
+            similarity = torch.cat([found[number].similarity for number in group], dim=1)
+            position = torch.cat(
+                [found[number].position + i * len(query.exact) for i, number in enumerate(group)],
+                dim=1,
+            )
+            best, place = similarity.topk(min(self._topk, similarity.shape[1]), dim=1)
+            results.append(Candidates(best, position.gather(1, place)))
+        return results
+
+    def _nearest(
+        self, query: Float[Tensor, "tokens dim"], key: Float[Tensor, "tokens dim"], window: Window
+    ) -> Candidates:
+        """The best positions of one key map."""
+        (height, width), reach = self._size, window.radius
+        column = torch.arange(width, device=query.device)
+        similarities, positions = [], []
+        for row in range(height):
+            first = 0 if reach is None else max(0, row - reach)
+            last = height if reach is None else min(height, row + reach + 1)
+            similarity = -torch.cdist(
+                query[row * width : (row + 1) * width],
+                key[first * width : last * width],
+                p=self._power,
+                compute_mode="donot_use_mm_for_euclid_dist",  # which is 0 only up to 3e-4
+            )
+            if reach is not None:
+                down = (torch.arange(first, last, device=query.device) - row)[None, :, None]
+                right = (column - column[:, None])[:, None]
+                inside = _is_inside(down, right, radius=reach, shape=window.shape)
+                similarity = similarity.masked_fill(~inside.flatten(1), -math.inf)
+            best, place = similarity.topk(min(self._topk, similarity.shape[1]), dim=1)
+            similarities.append(F.pad(best, (0, self._topk - best.shape[1]), value=-math.inf))
+            positions.append(F.pad(place + first * width, (0, self._topk - place.shape[1])))
+        return Candidates(torch.cat(similarities), torch.cat(positions))
+
+
+def _is_inside(
+    down: Int64[Tensor, "..."], right: Int64[Tensor, "..."], *, radius: int, shape: WindowShape
+) -> Bool[Tensor, "..."]:
+    """Whether offsets lie in a window; see `WindowShape`."""
+    if shape == "square":
+        return torch.maximum(down.abs(), right.abs()) <= radius
+    return down**2 + right**2 <= radius**2 - (shape == "circle")

@@ -22,7 +22,7 @@ from ino.propagate.affinity import propagate_labels
 from ino.propagate.features import Place
 from ino.propagate.labels import stretch_labels
 from ino.propagate.memory import ContextFrame, Memory, MemoryFrame, Reference
-from ino.propagate.peers import averaged_labels, window_labels
+from ino.propagate.peers import DistanceMatcher, averaged_labels, window_labels
 from ino.propagate.protocols import Protocol
 
 
@@ -51,7 +51,7 @@ class Propagator:
         self._protocol = protocol
         self._screening = screening
         self._max_bytes = max_bytes
-        self._matcher: Any = None  # a TiledMatcher or a TritonMatcher, chosen by the first frame
+        self._matcher: Any = None  # a matcher, chosen by the first frame
         # Where the protocol zooms: the matcher of each size, and what is labeled of a frame.
         self._matchers: dict[tuple[int, int], Any] = {}
         self._place: Place = (slice(None), slice(None))
@@ -192,7 +192,11 @@ class Propagator:
         predicted = self._propagate(frame.features, contexts, channels, time=frame.time)
         for chosen, labels in zip(channels, predicted, strict=True):
             soft[..., chosen] = labels
-        return self._scale(soft, "channels") if references else soft
+        if not references:
+            return soft
+        if self._protocol.grid_normalization == "positions-fed-back":
+            return stretch_labels(soft, over="channels")
+        return self._scale(soft, "channels")
 
     def _prepare(self, features: Float[Tensor, "height width dim"]) -> Any:
         """What the memory keeps of a frame's features."""
@@ -204,6 +208,8 @@ class Propagator:
 
     def _choose_matcher(self, device: torch.device) -> Any:
         topk, window = self._protocol.topk, Window(self._protocol.radius, self._protocol.window)
+        if self._protocol.similarity != "cosine":
+            return DistanceMatcher(topk=topk, window=window, norm=self._protocol.similarity)
         if device.type == "cuda":
             try:
                 from ino.kernels.topk_triton import TritonMatcher

@@ -1,8 +1,8 @@
 """Named protocols of mask propagation: every choice that decides a published number.
 
-`Protocol` has the fields that methods share; those that only MAST, CorrFlow, TimeCycle and ContCorr
-set come from `ino.propagate.peers.PeerSettings`, and those that only our fast and our best one set
-from `OwnSettings`. A protocol says what is computed, not how fast.
+`Protocol` has the fields that methods share; those that only single methods set come from
+`ino.propagate.peers.PeerSettings`, and those that only our fast and our best one set from
+`OwnSettings`. A protocol says what is computed, not how fast.
 Mean, deviation and color space of the network's input belong to the backbone.
 """
 
@@ -12,14 +12,11 @@ from pydantic import Field, model_validator
 
 from ino.errors import ConfigError
 from ino.kernels.topk import WindowShape
-from ino.propagate.peers import Count, PeerSettings, Positive
+from ino.propagate.peers import Count, PeerSettings, Positive, Size
 from ino.schema import Model, checked
 
 Quality = Literal["fast", "default", "best"]
 """What a user chooses in place of a protocol."""
-
-Size = tuple[int, int]
-"""Height and width, pixels."""
 
 MaskDown = Literal[
     "bilinear-align-corners",
@@ -38,6 +35,18 @@ averaged numbers of the objects, fractions cut off; or the share of each feature
 MaskUp = Literal["bilinear-stride", "bilinear", "bilinear-align-corners", "nearest"]
 """Channels to pixels: bilinearly to stride times the grid and, after the argmax, by nearest
 neighbor to the size of masks; or straight to that size in one of three ways."""
+
+
+Rounding = Literal[
+    "down",
+    "long-side-down",
+    "long-side-up",
+    "short-side-down",
+    "width-down",
+    "none",
+    "crop",
+    "square",
+]
 
 
 class OwnSettings(Model):
@@ -70,13 +79,16 @@ class Protocol(PeerSettings, OwnSettings):
     """Pixels of the shorter side of the network's input; None keeps the video's size."""
     size_multiple: Positive | None
     """Sides of the input become multiples of this many pixels; None: the backbone's stride."""
-    rounding: Literal["down", "long-side-down", "long-side-up", "none", "crop", "square"]
+    rounding: Rounding
     """How sides become multiples of `size_multiple`: `down` rounds both down, `long-side-down` and
-    `long-side-up` round the longer one, `none` rounds neither, `crop` crops both at the right and
-    the bottom, and `square` makes both sides `short_side`. Afterwards sides are rounded down to
-    multiples of the backbone's stride."""
+    `long-side-up` round the longer one, `short-side-down` rounds the other one, `none` rounds
+    neither, `crop` crops both at the right and the bottom, and `square` makes both sides
+    `short_side`. With `width-down` the height is `short_side`, and the width is rounded up to a
+    whole number, then down. Afterwards sides are rounded down to multiples of the backbone's
+    stride."""
     fixed_sizes: tuple[tuple[Size, Size], ...]
-    """(video's size, input's size) pairs that take precedence where `short_side` is None."""
+    """(video's size, input's size) pairs that take precedence where `short_side` is None, except
+    over `input_size` and `long_side`."""
     topk: Count
     """Context positions that label a query position: over all context frames together (in each
     frame with matching per-frame or mutual); 0 with matching window, where all count."""
@@ -135,8 +147,16 @@ class Protocol(PeerSettings, OwnSettings):
                 "num_context must be 1 or more where kept has no 0",
             ),
             (
-                self.rounding != "square" or self.short_side is not None,
-                "short_side must be set where rounding is square",
+                self.rounding not in ("square", "width-down") or self.short_side is not None,
+                f"short_side must be set where rounding is {self.rounding}",
+            ),
+            (
+                self.similarity == "cosine" or self.matching == "topk",
+                f"similarity must be cosine {here}",
+            ),
+            (
+                self.data_size is None or not self.flow_share,
+                "data_size must be none where flow_share is above 0",
             ),
             (
                 self.rounding != "crop" or self.masks_at == "input",
@@ -343,6 +363,60 @@ _TIMECYCLE = _like(
     normalize_output=False,
 )
 
+_RSP = _like(_DINO, name="rsp", data_size=(480, 880), topk=7, num_context=30, radius=30)
+
+_CROPMAE = _like(  # SiamMAE's and ToBo's too
+    _CRW,
+    name="cropmae",
+    input_size=(480, 880),
+    input_resize="linear-float",
+    topk=7,
+    radius=20,
+    temperature=0.7,
+    masks_at="input",
+    mask_to_input="nearest",
+)
+
+_CROPMAE_VIP = _like(
+    _CROPMAE,
+    name="cropmae-vip",
+    input_size=None,
+    long_side=880,
+    size_multiple=64,
+    rounding="short-side-down",
+    topk=10,
+    mask_from_input="nearest-exact",
+)
+
+_RVM = _like(
+    _CROPMAE,
+    name="rvm",
+    input_resize="lanczos",
+    reference_passed_on=True,
+    mask_from_input="nearest-exact",
+)
+
+_RVM_VIP = _like(_RVM, name="rvm-vip", input_size=(448, 880), topk=10)
+
+_DIFF_ZVOS = _like(
+    _DINO,
+    name="diff-zvos",
+    size_multiple=32,
+    topk=15,
+    num_context=28,
+    radius=15,
+    temperature=0.2,
+)
+
+_DIFF_ZVOS_MOSE = _like(
+    _DIFF_ZVOS,
+    name="diff-zvos-mose",
+    size_multiple=64,
+    rounding="width-down",
+    input_resize="area",
+    mask_up="bilinear",
+)
+
 # Ours, not a published one: for features of little training, which go wrong where they look far.
 _INO_NEAR = _like(
     _DINOV3,
@@ -381,6 +455,7 @@ PROTOCOLS = {
     for protocol in (
         *(_INO_DAVIS, _INO_YTVOS, _DINO, _DINOV3, _CRW, _VFS, _DUL),
         *(_MAST, _CORRFLOW, _CONTCORR, _TIMECYCLE, _INO_NEAR, _INO_FAST, _INO_BEST),
+        *(_RSP, _CROPMAE, _CROPMAE_VIP, _RVM, _RVM_VIP, _DIFF_ZVOS, _DIFF_ZVOS_MOSE),
     )
 }
 """The protocols by name."""
@@ -389,6 +464,13 @@ PROTOCOLS = {
 def list_protocols() -> list[str]:
     """The names that `get_protocol` and `Tracker` take."""
     return list(PROTOCOLS)
+
+
+def protocol_on(name: str, data: str) -> str:
+    """The protocol by which the authors of a named one evaluate on another data set, such as
+    cropmae-vip; the name itself where they do not change anything."""
+    there = f"{name}-{data}"
+    return there if there in PROTOCOLS else name
 
 
 def get_protocol(name: str, /, **overrides: Any) -> Protocol:

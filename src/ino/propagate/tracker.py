@@ -522,17 +522,14 @@ class Session:
         self, mask: np.ndarray, ids: Sequence[int], *, features: torch.Tensor
     ) -> torch.Tensor:
         """Labels of a mask on the grid of its frame's features."""
-        size = (mask.shape[0], mask.shape[1])
-        whole = compared = size
-        if self._protocol.masks_at == "input":
-            whole, compared = self._extractor.sizes(size)
-        mask = resize_mask(mask, whole=whole, size=compared)
+        whole, compared = self._extractor.mask_sizes((mask.shape[0], mask.shape[1]))
+        how = self._protocol.mask_to_input
+        mask = resize_mask(mask, whole=whole, size=compared, how=how)
         return self._soften(mask, ids, grid=(features.shape[0], features.shape[1]))
 
     def label_map(self, soft: torch.Tensor, ids: Sequence[int]) -> np.ndarray:
         """Other soft labels of the last frame's grid as a label map."""
-        labels = self._harden(soft, ids)
-        return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
+        return self._restore(self._harden(soft, ids))
 
     def state(self) -> dict[str, Any]:
         """See `Tracker.state`."""
@@ -660,7 +657,8 @@ class Session:
         objects = self._given_ids = sorted({*self._given_ids, *found})
         given = [BACKGROUND, *objects] if {BACKGROUND, *objects} >= set(self._ids) else objects
         channels = [self._ids.index(label) for label in given]
-        resized = resize_mask(mask, whole=self._whole, size=self._compared)
+        how = self._protocol.mask_to_input
+        resized = resize_mask(mask, whole=self._whole, size=self._compared, how=how)
         grid = (self._soft.shape[0], self._soft.shape[1])
         if self._place is not None:  # what is drawn may lie where nothing was computed
             assert self._frame is not None
@@ -705,7 +703,7 @@ class Session:
             size=self._compared,
             method=self._protocol.mask_up,
         )
-        return restore_mask(confidence, whole=self._whole, size=self._size)
+        return self._restore(confidence)
 
     def survival(self) -> dict[int, float]:
         """See `Tracker.survival`."""
@@ -723,15 +721,14 @@ class Session:
     ) -> np.ndarray:
         """Label map of the next frame, objects introduced by `mask`."""
         assert self._size is not None
-        self._whole = self._compared = self._size
-        if self._protocol.masks_at == "input":
-            self._whole, self._compared = self._extractor.sizes(self._size)
+        self._whole, self._compared = self._extractor.mask_sizes(self._size)
         new = None
         self._given_ids = [label for label in entering if label != BACKGROUND]
         self._given = np.zeros(self._size, dtype=np.uint8)
         if mask is not None:
             self._given = np.where(np.isin(mask, entering), mask, self._given)
-            mask = resize_mask(mask, whole=self._whole, size=self._compared)
+            how = self._protocol.mask_to_input
+            mask = resize_mask(mask, whole=self._whole, size=self._compared, how=how)
             new = self._soften_given(mask, entering, grid=(features.shape[0], features.shape[1]))
             if self._protocol.feedback == "hard":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
@@ -814,7 +811,12 @@ class Session:
             labels = np.where(np.isin(mask, given), mask, labels)
         if self._protocol.feedback == "hard":
             self._propagator.feed_back(self._soften(labels, self._ids))
-        return restore_mask(labels, whole=self._whole, size=self._size or labels.shape)
+        return self._restore(labels)
+
+    def _restore(self, labels: np.ndarray) -> np.ndarray:
+        """A label map at the video's size."""
+        how, size = self._protocol.mask_from_input, self._size or labels.shape
+        return restore_mask(labels, whole=self._whole, size=size, how=how)
 
     def _soften(
         self, mask: np.ndarray, ids: Sequence[int], *, grid: tuple[int, int] | None = None

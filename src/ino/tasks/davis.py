@@ -22,7 +22,7 @@ from ino.data.images import image_size
 from ino.data.label_maps import VOID, read_labels, read_raw_labels, resolve_void
 from ino.errors import ConfigError, DatasetError, OutputError
 from ino.metrics import Summary, summarize
-from ino.propagate.protocols import Protocol
+from ino.propagate.protocols import Protocol, Size
 from ino.propagate.tracker import Tracker
 from ino.tables import fraction, percent, print_table, write_csv, write_json
 from ino.tasks.results import (
@@ -88,7 +88,7 @@ def evaluate_davis(
         protocol=tracker.protocol,
         choices={"root": str(root), "year": year, "split": split, "resolution": resolution},
         propagate=partial(propagate_sequence, tracker=tracker),
-        is_whole=sequence_is_whole,
+        is_whole=partial(sequence_is_whole, size=tracker.protocol.data_size),
         **options,
     ) as (predictions, _):
         if not is_scored:
@@ -97,7 +97,13 @@ def evaluate_davis(
                 pack_submission(predictions, asked, out / "submission.zip", top="")
             return None
         scores = score_davis(
-            predictions, root, year=year, split=split, resolution=resolution, sequences=sequences
+            predictions,
+            root,
+            year=year,
+            split=split,
+            resolution=resolution,
+            sequences=sequences,
+            data_size=tracker.protocol.data_size,
         )
         scores.write(out, split=split, protocol=tracker.protocol)
     return scores
@@ -112,6 +118,8 @@ def propagate_sequence(
 ) -> None:
     """Propagates the first annotation of a sequence, into `predictions`/SEQUENCE/FRAME.png.
 
+    Masks have the size of the frames, or the `data_size` of the protocol.
+
     Raises:
         DatasetError: it holds no object or is of another size than its frame.
         VideoError: a frame is broken or of another size than the first.
@@ -123,13 +131,17 @@ def propagate_sequence(
         tracker=tracker,
         wanted={frame.stem for frame in sequence.frames},
         on_frame=on_frame,
+        size=tracker.protocol.data_size,
     )
 
 
-def sequence_is_whole(sequence: VideoSequence, predictions: Path) -> bool:
-    """Whether the masks of all frames exist and are intact PNG files of the right size."""
+def sequence_is_whole(
+    sequence: VideoSequence, predictions: Path, *, size: Size | None = None
+) -> bool:
+    """Whether the masks of all frames exist and are intact PNG files of that size, or, where it is
+    None, of the size of the frames."""
     stems = (frame.stem for frame in sequence.frames)
-    size = image_size(sequence.frames[0])
+    size = size or image_size(sequence.frames[0])
     return masks_are_whole(predictions / sequence.name, stems, size=size)
 
 
@@ -169,6 +181,7 @@ def score_davis(
     resolution: str = "480p",
     sequences: Sequence[str] | None = None,
     workers: int | None = None,
+    data_size: Size | None = None,
 ) -> "DavisScores":
     """J and F of every object of a split, equal to those of the official evaluation.
 
@@ -190,6 +203,8 @@ def score_davis(
         resolution: name of the folder between Annotations and the sequences.
         sequences: the sequences of the list to score; all where None.
         workers: see `ino.tasks.scoring.score_sequences`.
+        data_size: height and width to which annotations are brought by nearest neighbor, as by
+            protocols that have one; None: they keep theirs.
 
     Raises:
         ConfigError: the year is another, or `workers` is below 1.
@@ -203,7 +218,9 @@ def score_davis(
     found = read_davis(root, year=year, split=split, resolution=resolution, sequences=sequences)
     if not found:
         raise DatasetError(f"no sequence of {root} is chosen: name at least one")
-    frames = [_frames_to_score(one, predictions, one_object=year == 2016) for one in found]
+    frames = [
+        _frames_to_score(one, predictions, one_object=year == 2016, size=data_size) for one in found
+    ]
     with closing(score_sequences(predictions, frames, workers=workers)) as results:
         objects = [
             ObjectScore(sequence.name, number, j=summarize(j), f=summarize(f))
@@ -214,7 +231,7 @@ def score_davis(
 
 
 def _frames_to_score(
-    sequence: VideoSequence, predictions: Path, *, one_object: bool
+    sequence: VideoSequence, predictions: Path, *, one_object: bool, size: Size | None
 ) -> FramesToScore:
     """The scored frames; reads the first annotation, whose objects are those of the sequence."""
     _check_truth(sequence)
@@ -233,6 +250,7 @@ def _frames_to_score(
         # The first annotation tells for all what 255 means: a later one may be all void.
         is_binary=truth is not raw,
         one_object=one_object,
+        size=size,
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -45,10 +45,14 @@ class JointMaps:
     Attributes:
         sigma: standard deviation of a joint's Gaussian, feature positions.
         topk: positions whose weighted mean is the joint: 5 in UVC and VFS, 3 in CRW.
+        cut: where Gaussians end. `both`: three standard deviations from the center, rounded up, on
+            all sides. `released`: as the released codes draw them, one position less at the right
+            and the bottom; near the left and the upper edge they move by one position.
     """
 
     sigma: float = 0.5
     topk: int = 5
+    cut: Literal["both", "released"] = "both"
 
     def __post_init__(self) -> None:
         if not self.sigma > 0 or self.topk < 1:
@@ -58,13 +62,18 @@ class JointMaps:
             )
 
 
+def joint_maps(protocol: str, *, topk: int = 5) -> JointMaps:
+    """The maps by which the authors of a protocol evaluate, by its name."""
+    return JointMaps(topk=topk, cut="released" if protocol in ("cropmae", "rvm") else "both")
+
+
 def evaluate_jhmdb(
     root: Path,
     *,
     out: Path,
     tracker: LabelTracker,
     split: int = 1,
-    maps: JointMaps = JointMaps(),
+    maps: JointMaps | None = None,
     rule: PckRule = RELEASED_RULE,
     **options: Unpack[RunOptions],
 ) -> "PoseScores":
@@ -78,7 +87,7 @@ def evaluate_jhmdb(
         out: folder of the results.
         tracker: propagates the maps of joints; papers take an input size of 320.
         split: 1, 2 or 3.
-        maps: how joints become maps and maps become joints.
+        maps: how joints become maps and maps become joints; None for the protocol's (`joint_maps`).
         rule: what counts.
         options: see `ino.tasks.results.RunOptions`.
 
@@ -88,6 +97,7 @@ def evaluate_jhmdb(
         ConfigError: see `ino.tasks.results.propagated`.
         OutputError: the same.
     """
+    maps = maps or joint_maps(tracker.protocol.name)
     videos = read_jhmdb(root, split=split)
     for video in videos:
         annotated_joints(video)  # a broken file is told before hours of work
@@ -97,7 +107,7 @@ def evaluate_jhmdb(
         task="jhmdb",
         protocol=tracker.protocol,
         choices={
-            "joint_maps": dataclasses.asdict(maps),
+            "joint_maps": dataclasses.asdict(maps, dict_factory=_without_usual_cut),
             "pck": dataclasses.asdict(rule),
             "input_size": tracker.input_size,
         },
@@ -110,12 +120,17 @@ def evaluate_jhmdb(
     return scores
 
 
+def _without_usual_cut(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings as they were recorded before there was another cut."""
+    return {name: value for name, value in fields if (name, value) != ("cut", "both")}
+
+
 def propagate_joints(
     video: PoseVideo,
     predictions: Path,
     *,
     tracker: LabelTracker,
-    maps: JointMaps = JointMaps(),
+    maps: JointMaps,
     on_frame: OnFrame = lambda: None,
 ) -> None:
     """Propagates the joints of the first frame, into `predictions`/ACTION/VIDEO.npy."""
@@ -165,22 +180,31 @@ def joints_to_maps(
 ) -> Float[Tensor, "rows columns channel"]:
     """A Gaussian of height 1 for each joint; the first channel is 1 where all of them are 0.
 
-    The Gaussian is centered on the feature position nearest to the joint and cut off at three
-    standard deviations, rounded up. The map of a joint far enough outside the image is empty.
+    The Gaussian is centered on the feature position nearest to the joint and cut off as `maps`
+    says. The map of a joint far enough outside the image is empty.
 
     Args:
         joints: column and row in the image, pixels from 0.
         image_size: height and width, pixels.
         grid: rows and columns of the feature map.
-        maps: the standard deviation.
+        maps: the standard deviation, and where it is cut off.
         device: where the result will be.
     """
     (height, width), (rows, columns) = image_size, grid
-    center = np.floor(joints * [columns / width, rows / height] + 0.5)
-    across = np.arange(columns)[None, :] - center[:, :1]  # (joints, columns)
-    down = np.arange(rows)[None, :] - center[:, 1:]
-    reach = np.ceil(3 * maps.sigma)
-    bell = [np.exp(-(d**2) / (2 * maps.sigma**2)) * (abs(d) <= reach) for d in (down, across)]
+    place = joints * [columns / width, rows / height]
+    if maps.cut == "released":
+        first = np.trunc(place - 3 * maps.sigma)
+        last = np.trunc(place + 3 * maps.sigma + 1) - 1
+        center = first + (6 * maps.sigma + 1) // 2
+    else:
+        center, reach = np.floor(place + 0.5), np.ceil(3 * maps.sigma)
+        first, last = center - reach, center + reach
+    bell = []
+    for axis, count in ((1, rows), (0, columns)):
+        middle, low, high = (one[:, axis, None] for one in (center, first, last))
+        at = np.arange(count)[None]  # (joints, positions)
+        height_there = np.exp(-((at - middle) ** 2) / (2 * maps.sigma**2))
+        bell.append(height_there * ((low <= at) & (at <= high)))
     drawn = bell[0].T[:, None] * bell[1].T[None]  # (rows, columns, joints)
     empty = (drawn.sum(axis=-1, keepdims=True) == 0).astype(float)
     channels = np.concatenate([empty, drawn], axis=-1)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import cv2
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,11 +51,13 @@ class LabelTracker:
             if input_size < 1:
                 raise ConfigError(f"the input size is {input_size}; it must be 1 pixel or more")
             size = {"short_side": None, "size_multiple": None, "rounding": "none"}
-            protocol = protocol.model_copy(update=size | {"fixed_sizes": ()})
+            square = {"input_size": (input_size, input_size), "data_size": None}
+            protocol = protocol.model_copy(update=size | square)
         self._extractor = FeatureExtractor(
             backbone, protocol=protocol, device=device, precision=precision
         )
         self.device, self.stride = self._extractor.device, self._extractor.stride
+        self.mask_sizes = self._extractor.mask_sizes
 
     def track(
         self,
@@ -77,9 +78,6 @@ class LabelTracker:
         size = image_size(frames[0])
         with closing(in_background(read_image(path, size=size) for path in frames)) as images:
             for number, frame in enumerate(images):
-                if self.input_size is not None:
-                    square = (self.input_size, self.input_size)
-                    frame = cv2.resize(frame, square, interpolation=cv2.INTER_LINEAR)
                 features = self._extractor(frame)
                 check_finite(features, str(frames[number]))
                 grid = (features.shape[0], features.shape[1])

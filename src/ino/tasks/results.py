@@ -27,7 +27,9 @@ from ino.errors import ConfigError, DatasetError, OutputError
 from ino.models.backbone import split_weights
 from ino.models.load import bundled_folder
 from ino.models.weights import exported_weights, find_checkpoint, is_exported
-from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.features import prepare_frame
+from ino.propagate.labels import resize_mask
+from ino.propagate.protocols import Protocol, Size, get_protocol
 from ino.propagate.tracker import Tracker
 from ino.schema import read_json
 from ino.system import folder_lock, new_folder, remove_leftovers, write_text
@@ -305,6 +307,7 @@ def propagate_masks(
     tracker: Tracker,
     wanted: Collection[str],
     on_frame: OnFrame,
+    size: Size | None = None,
 ) -> None:
     """Propagates annotations through a video, into `folder`/FRAME.png for the frames `wanted`.
 
@@ -318,14 +321,18 @@ def propagate_masks(
         tracker: propagates the masks.
         wanted: names of the frames whose masks are written.
         on_frame: called after each frame.
+        size: height and width to which frames and masks are brought by nearest neighbor first,
+            and which the results have; None: they keep theirs.
 
     Raises:
         VideoError: a frame is broken or of another size than the first.
         MaskError: an annotation is broken, or see `Tracker.track`.
     """
     masks = {number: read_labels(path) for number, path in annotations.items()}
+    if size is not None:
+        masks = {number: resize_mask(mask, whole=size, size=size) for number, mask in masks.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    tracked = _track(frames, masks, tracker, name=folder.name)
+    tracked = _track(frames, masks, tracker, name=folder.name, size=size)
     with closing(in_background(tracked)) as results:
         for path, labels in zip(frames, results, strict=True):
             if path.stem in wanted:
@@ -334,10 +341,16 @@ def propagate_masks(
 
 
 def _track(
-    frames: Sequence[Path], masks: Mapping[int, np.ndarray], tracker: Tracker, *, name: str
+    frames: Sequence[Path],
+    masks: Mapping[int, np.ndarray],
+    tracker: Tracker,
+    *,
+    name: str,
+    size: Size | None,
 ) -> Generator[np.ndarray]:
-    size = image_size(frames[0])
-    with closing(in_background(read_image(path, size=size) for path in frames)) as images:
+    own = image_size(frames[0])
+    read = (prepare_frame(read_image(path, size=own), size=size) for path in frames)
+    with closing(in_background(read)) as images:
         yield from tracker.track(images, masks, num_frames=len(frames), name=name)
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 from loky import BrokenProcessPool, ProcessPoolExecutor
+from PIL import Image
 
 from ino.data.label_maps import VOID, read_raw_labels, resolve_void
 from ino.errors import ConfigError, InoError, MaskError
@@ -46,6 +47,8 @@ class FramesToScore:
         objects: ids that predictions may contain, ascending.
         is_binary: annotations have one object, and 255 means that object if no other label occurs.
         one_object: merge all objects into one foreground, as in DAVIS-2016.
+        size: height and width to which annotations are brought by nearest neighbor; None: they
+            keep theirs.
     """
 
     sequence: str
@@ -53,6 +56,7 @@ class FramesToScore:
     objects: tuple[int, ...]
     is_binary: bool
     one_object: bool = False
+    size: tuple[int, int] | None = None
 
 
 def score_sequences(
@@ -148,13 +152,19 @@ def map_in_processes(
         pool.shutdown(kill_workers=True)
 
 
-def read_pair(predicted: Path, annotated: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The label maps of a prediction and of its annotation, as stored.
+def read_pair(
+    predicted: Path, annotated: Path, *, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The label maps of a prediction and of its annotation, as stored; the annotation brought to
+    `size` by nearest neighbor, unless that is None.
 
     Raises:
         MaskError: a file is missing or broken, or they are of two sizes.
     """
     prediction, truth = read_raw_labels(predicted), read_raw_labels(annotated)
+    if size is not None and truth.shape != size:
+        nearest = Image.Resampling.NEAREST
+        truth = np.array(Image.fromarray(truth).resize((size[1], size[0]), nearest))
     if prediction.shape != truth.shape:
         raise MaskError(
             f"{predicted} is {prediction.shape[0]}x{prediction.shape[1]} (height x width), but the "
@@ -180,7 +190,7 @@ def _score_frames(frames: FramesToScore) -> Float[np.ndarray, "2 objects frames"
     num_objects = max(frames.objects)
     scores = np.empty((2, num_objects, len(frames.pairs)))
     for number, (annotated, predicted) in enumerate(frames.pairs):
-        prediction, truth = read_pair(predicted, annotated)
+        prediction, truth = read_pair(predicted, annotated, size=frames.size)
         _check_levels(prediction, truth, predicted)
         if frames.is_binary:
             truth = resolve_void(truth)

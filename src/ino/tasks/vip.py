@@ -22,7 +22,7 @@ from ino.data.label_maps import BACKGROUND, read_raw_labels, write_labels
 from ino.data.vip import PARTS, read_vip
 from ino.errors import DatasetError, MaskError
 from ino.metrics import Confusion, class_iou, count_labels
-from ino.propagate.labels import harden_labels, soften_labels
+from ino.propagate.labels import harden_labels, resize_mask, restore_mask, soften_labels
 from ino.tables import percent, print_table, write_json
 from ino.tasks.davis import sequence_is_whole
 from ino.tasks.label_tracker import LabelTracker
@@ -95,10 +95,12 @@ def propagate_parts(
     ids = sorted({BACKGROUND, *map(int, np.unique(given))})
     folder = predictions / video.name
     folder.mkdir(parents=True, exist_ok=True)
+    whole, compared = tracker.mask_sizes(size)
+    reduced = resize_mask(given, whole=whole, size=compared, how=protocol.mask_to_input)
 
     def first(grid: tuple[int, int]) -> Tensor:
         return soften_labels(
-            given, ids=ids, grid=grid, method=protocol.mask_down, device=tracker.device
+            reduced, ids=ids, grid=grid, method=protocol.mask_down, device=tracker.device
         )
 
     with closing(tracker.track(video.frames, first)) as results:
@@ -107,10 +109,11 @@ def propagate_parts(
                 soft,
                 ids=ids,
                 stride=tracker.stride,
-                size=size,
+                size=compared,
                 method=protocol.mask_up,
                 normalize=protocol.normalize_output,
             )
+            labels = restore_mask(labels, whole=whole, size=size, how=protocol.mask_from_input)
             keep = number == 0 and protocol.keep_given
             write_labels(folder / f"{path.stem}.png", given if keep else labels)
             on_frame()

@@ -158,11 +158,11 @@ def test_masks_at_the_official_size(released, name, stride, tag):
     np.testing.assert_array_equal(found, expected)
 
 
-def extractor_of(protocol, *, stride=16, mean=(0.0,) * 3, std=(1.0,) * 3):
+def extractor_of(protocol, *, stride=16, mean=(0.0,) * 3, std=(1.0,) * 3, colors="rgb"):
     def backbone(images, *, layer):
         raise AssertionError("only sizes and inputs are looked at")
 
-    backbone.stride, backbone.mean, backbone.std = stride, mean, std
+    backbone.stride, backbone.mean, backbone.std, backbone.colors = stride, mean, std, colors
     return FeatureExtractor(backbone, protocol=protocol)
 
 
@@ -396,6 +396,16 @@ def test_input_of_cropmae(released):
         found = extractor_of(protocol, **of_network).prepare(frame)[0].numpy()
         assert np.abs(found - expected).max() < most
     assert np.abs(found - expected).max() > 0.005
+
+
+def test_real_numbers_and_lab():
+    """A network that sees Lab is given whole numbers, which differ by rounding only."""
+    frame = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    usual, real = (
+        extractor_of(get_protocol("cropmae", input_size=(16, 48), input_resize=how), colors="lab")
+        for how in ("linear", "linear-float")
+    )
+    assert (usual.prepare(frame) - real.prepare(frame)).abs().max() < 3
 
 
 @pytest.mark.parametrize("shape", ["square", "circle", "closed-circle"])

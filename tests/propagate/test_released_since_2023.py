@@ -372,6 +372,9 @@ def test_masks_of_cropmae_at_the_official_size(released):
     soft = np.random.default_rng(0).random((30, 55, 3)).astype(np.float32)
     for name in ("cropmae", "cropmae-vip"):
         protocol = get_protocol(name)
+        mask = resize_mask(given, whole=(480, 880), size=(480, 880), how=protocol.mask_to_input)
+        labels = soften_labels(mask, ids=ids, grid=(30, 55), method=protocol.mask_down)
+        np.testing.assert_array_equal(labels, low.astype(np.float32))
         found = harden_labels(
             torch.from_numpy(soft),
             ids=ids,

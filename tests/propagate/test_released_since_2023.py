@@ -245,6 +245,11 @@ def test_rsp_from_frames_to_scores(tmp_path, released, inputs, rsp_small):
     written = masks[3].stat().st_mtime_ns
     evaluate_davis(folder, out=out, tracker=tracker, resume=True)
     assert masks[3].stat().st_mtime_ns == written
+    for path in list(maps.iterdir()):  # as for a server, which takes masks of the frames' size
+        if path.stem != "00000":
+            path.unlink()
+    assert evaluate_davis(folder, out=tmp_path / "server", tracker=tracker) is None
+    assert read_labels(tmp_path / "server/predictions/clip/00005.png").shape == (93, 131)
 
 
 def test_rsp_gives_a_user_masks_of_the_video_s_size(released, inputs, rsp_small):

@@ -158,11 +158,11 @@ def test_masks_at_the_official_size(released, name, stride, tag):
     np.testing.assert_array_equal(found, expected)
 
 
-def extractor_of(protocol, *, stride=16, mean=(0.0,) * 3, std=(1.0,) * 3):
+def extractor_of(protocol, *, stride=16, mean=(0.0,) * 3, std=(1.0,) * 3, colors="rgb"):
     def backbone(images, *, layer):
         raise AssertionError("only sizes and inputs are looked at")
 
-    backbone.stride, backbone.mean, backbone.std = stride, mean, std
+    backbone.stride, backbone.mean, backbone.std, backbone.colors = stride, mean, std, colors
     return FeatureExtractor(backbone, protocol=protocol)
 
 
@@ -245,6 +245,11 @@ def test_rsp_from_frames_to_scores(tmp_path, released, inputs, rsp_small):
     written = masks[3].stat().st_mtime_ns
     evaluate_davis(folder, out=out, tracker=tracker, resume=True)
     assert masks[3].stat().st_mtime_ns == written
+    for path in list(maps.iterdir()):  # as for a server, which takes masks of the frames' size
+        if path.stem != "00000":
+            path.unlink()
+    assert evaluate_davis(folder, out=tmp_path / "server", tracker=tracker) is None
+    assert read_labels(tmp_path / "server/predictions/clip/00005.png").shape == (93, 131)
 
 
 def test_rsp_gives_a_user_masks_of_the_video_s_size(released, inputs, rsp_small):
@@ -372,6 +377,9 @@ def test_masks_of_cropmae_at_the_official_size(released):
     soft = np.random.default_rng(0).random((30, 55, 3)).astype(np.float32)
     for name in ("cropmae", "cropmae-vip"):
         protocol = get_protocol(name)
+        mask = resize_mask(given, whole=(480, 880), size=(480, 880), how=protocol.mask_to_input)
+        labels = soften_labels(mask, ids=ids, grid=(30, 55), method=protocol.mask_down)
+        np.testing.assert_array_equal(labels, low.astype(np.float32))
         found = harden_labels(
             torch.from_numpy(soft),
             ids=ids,
@@ -396,6 +404,16 @@ def test_input_of_cropmae(released):
         found = extractor_of(protocol, **of_network).prepare(frame)[0].numpy()
         assert np.abs(found - expected).max() < most
     assert np.abs(found - expected).max() > 0.005
+
+
+def test_real_numbers_and_lab():
+    """A network that sees Lab is given whole numbers, which differ by rounding only."""
+    frame = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    usual, real = (
+        extractor_of(get_protocol("cropmae", input_size=(16, 48), input_resize=how), colors="lab")
+        for how in ("linear", "linear-float")
+    )
+    assert (usual.prepare(frame) - real.prepare(frame)).abs().max() < 3
 
 
 @pytest.mark.parametrize("shape", ["square", "circle", "closed-circle"])

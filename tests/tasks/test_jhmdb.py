@@ -143,6 +143,14 @@ def test_evaluate_jhmdb(tmp_path, jhmdb, capsys):
     assert settings["protocol"]["name"] == "crw"
 
 
+def test_the_authors_settings_for_jhmdb(tmp_path, jhmdb):
+    out = tmp_path / "out"
+    choice = ["--protocol", "rvm", "--set", "num_context=2", "topk=3"]
+    assert run("evaluate", "jhmdb", "--root", jhmdb, "--out", out, *FAST, *choice) == 0
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["joint_maps"] == {"sigma": 0.5, "topk": 5, "cut": "released"}
+
+
 @pytest.fixture
 def exact():
     """A tracker that follows the blocks exactly."""

@@ -218,6 +218,8 @@ class FeatureExtractor:
             image = torch.from_numpy(resized).to(self.device).permute(2, 0, 1).float()
             image = image if resized.dtype == np.float32 else image / 255
         else:
+            if resized.dtype == np.float32:  # Lab is read from whole numbers
+                resized = np.rint(resized * 255).astype(np.uint8)
             channels = torch.from_numpy(input_channels(resized, self._colors))
             image = channels.to(self.device).permute(2, 0, 1)
         return ((image - self._mean) / self._std)[None]

@@ -87,7 +87,7 @@ class PeerSettings(Model):
     """Pixels of the longer side of the input, where `short_side` and `input_size` are None."""
     input_resize: Literal["linear", "linear-float", "lanczos", "area"] = "linear"
     """How frames become input of the network: bilinearly in whole numbers or, `linear-float`, in
-    real ones, by Pillow's Lanczos filter, or by OpenCV's averages of areas."""
+    real ones (of RGB), by Pillow's Lanczos filter, or by OpenCV's averages of areas."""
     normalize_features: bool = True
     """Divide features by their length, so that similarities are cosines, else dot products."""
     similarity: Literal["cosine", "euclidean", "l1"] = "cosine"

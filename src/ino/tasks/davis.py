@@ -118,7 +118,7 @@ def propagate_sequence(
 ) -> None:
     """Propagates the first annotation of a sequence, into `predictions`/SEQUENCE/FRAME.png.
 
-    Masks have the size of the frames, or the `data_size` of the protocol.
+    Masks have the size of the frames or, where they can be scored, the `data_size` of the protocol.
 
     Raises:
         DatasetError: it holds no object or is of another size than its frame.
@@ -131,7 +131,8 @@ def propagate_sequence(
         tracker=tracker,
         wanted={frame.stem for frame in sequence.frames},
         on_frame=on_frame,
-        size=tracker.protocol.data_size,
+        # A server takes masks of the size of the frames.
+        size=tracker.protocol.data_size if has_truth(sequence) else None,
     )
 
 
@@ -139,9 +140,10 @@ def sequence_is_whole(
     sequence: VideoSequence, predictions: Path, *, size: Size | None = None
 ) -> bool:
     """Whether the masks of all frames exist and are intact PNG files of that size, or, where it is
-    None, of the size of the frames."""
+    None or nothing can be scored, of the size of the frames."""
     stems = (frame.stem for frame in sequence.frames)
-    size = size or image_size(sequence.frames[0])
+    if size is None or not has_truth(sequence):
+        size = image_size(sequence.frames[0])
     return masks_are_whole(predictions / sequence.name, stems, size=size)
 
 

@@ -109,12 +109,11 @@ class TritonMatcher:
     ) -> Candidates:
         """The best of the candidates of a group of maps, best first."""
         tokens = similarity.shape[1]
-        chosen = torch.cat([similarity[number] for number in group], dim=1)
-        positions = torch.cat(
-            [position[number].long() + place * tokens for place, number in enumerate(group)], dim=1
-        )
+        chosen = torch.stack([similarity[number] for number in group], dim=1).flatten(1)
+        positions = torch.stack([position[number] for number in group], dim=1).flatten(1)
         best, index = chosen.topk(self._topk, dim=1)
-        return Candidates(best, positions.gather(1, index))
+        place = index // self._topk  # of the map in the group
+        return Candidates(best, positions.gather(1, index) + place * tokens)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ Also resizes masks between the video's size and that of the network's input. Obj
 one at a time, so a map of 254 objects needs little more memory than a map of one.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -165,7 +166,6 @@ def stretch_labels(
     return torch.where(span > MIN_SPAN * largest, shifted / span, soft)
 
 
-@torch.no_grad()
 def harden_labels(
     soft: Float[Tensor, "rows columns channel"],
     *,
@@ -175,9 +175,27 @@ def harden_labels(
     normalize: bool,
     method: MaskUp = "bilinear-stride",
 ) -> UInt8[np.ndarray, "height width"]:
+    """What `label_pixels` gives, as an array."""
+    labels = label_pixels(
+        soft, ids=ids, stride=stride, size=size, normalize=normalize, method=method
+    )
+    return labels.cpu().numpy()
+
+
+@torch.no_grad()
+def label_pixels(
+    soft: Float[Tensor, "rows columns channel"],
+    *,
+    ids: Sequence[int],
+    stride: int,
+    size: tuple[int, int],
+    normalize: bool,
+    method: MaskUp = "bilinear-stride",
+) -> UInt8[Tensor, "height width"]:
     """The label of the largest channel at each pixel; the smallest label if several are equal.
 
-    Channels are upsampled, min-max normalized if `normalize` is set, and compared.
+    Channels are upsampled, min-max normalized if `normalize` is set, and compared, all on the
+    device of `soft`, which is not waited for.
 
     Args:
         soft: soft labels on the feature grid.
@@ -197,9 +215,20 @@ def harden_labels(
         better = value > best
         best = torch.where(better, value, best)
         labels.masked_fill_(better, label)
-    # Pillow's nearest neighbor decides single pixels of published masks.
-    image = Image.fromarray(labels.cpu().numpy())
-    return np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
+    for axis, length in enumerate(size):
+        if length != labels.shape[axis]:
+            chosen = _nearest(labels.shape[axis], length, str(labels.device))
+            labels = labels.index_select(axis, chosen)
+    return labels
+
+
+@functools.lru_cache(maxsize=64)
+def _nearest(length: int, new_length: int, device: str) -> Int64[Tensor, " new_length"]:
+    """Which pixels Pillow's nearest neighbor takes along a side: it decides single pixels of
+    published masks."""
+    row = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    taken = np.array(row.resize((new_length, 1), Image.Resampling.NEAREST))[0]
+    return torch.from_numpy(taken).long().to(device)
 
 
 def _compared_size(soft: Tensor, *, stride: int, size: Size, method: MaskUp) -> Size:

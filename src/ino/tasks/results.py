@@ -338,7 +338,9 @@ def _track(
 ) -> Generator[np.ndarray]:
     size = image_size(frames[0])
     with closing(in_background(read_image(path, size=size) for path in frames)) as images:
-        yield from tracker.track(images, masks, num_frames=len(frames), name=name)
+        yield from tracker.track(
+            images, masks, num_frames=len(frames), name=name, batch=tracker.best_batch
+        )
 
 
 def masks_are_whole(folder: Path, frames: Iterable[str], *, size: tuple[int, int]) -> bool:

@@ -17,11 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -30,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ino.demo.synthetic import generate_clip
 from ino.errors import StoppedError
+from ino.kernels.topk import Window
 from ino.models.backbone import Backbone, VitBackbone, choose_device
 from ino.models.load import load_backbone
 from ino.propagate.features import FeatureExtractor
@@ -299,6 +301,43 @@ def stages(place: Place, limit: float) -> Numbers:
     return found
 
 
+def blocks(place: Place, limit: float) -> Numbers:
+    """Milliseconds of matching a frame with 11 others, by sizes in `ino.kernels.topk_triton`."""
+    from ino.kernels import topk_triton
+
+    sizes, protocol = place.sizes, place.protocol("ino-davis")
+    if place.device.type != "cuda":
+        raise RuntimeError("the kernel needs a CUDA device")
+    extractor = FeatureExtractor(
+        load_backbone(sizes.small8), protocol=protocol, device=place.device, precision="bf16"
+    )
+    features = extractor.read_batch(extractor.prepare_batch(list(place.clip.frames[:12])))
+    found: Numbers = {}
+    names = ("_ROWS", "_COLUMNS", "_KEYS", "_DIMS", "_WARPS")
+    for values in BLOCKS:
+        matcher = topk_triton.TritonMatcher(topk=protocol.topk, window=Window(protocol.radius))
+        query, *keys = (matcher.prepare(one) for one in features)
+        with ExitStack() as held, suppress(RuntimeError):
+            for name, value in zip(names, values, strict=True):
+                held.enter_context(patch.object(topk_triton, name, value))
+            match = partial(matcher.match, query, keys, [list(range(len(keys)))])
+            seconds = least_seconds(place.device, match)
+            found["x".join(map(str, values))] = 1000 * seconds
+    return found
+
+
+BLOCKS = (
+    (8, 8, 64, 64, 4),
+    (8, 8, 32, 64, 4),
+    (8, 16, 64, 64, 8),
+    (16, 8, 64, 64, 8),
+    (8, 16, 32, 64, 8),
+    (8, 8, 64, 128, 4),
+    (4, 16, 64, 64, 4),
+)
+"""Rows and columns of queries, keys, dimensions, warps."""
+
+
 def equal_masks(place: Place, limit: float) -> Numbers:
     """Shares of pixels that differ from those of one frame at a time on the CPU, in fp32."""
     sizes, protocol = place.sizes, place.protocol("ino-davis")
@@ -480,6 +519,7 @@ MEASURES = (
     ),
     Measure("ViT-S/8, 480x854, ino-near", 15, propagation("small8", "ino-near")),
     Measure("tests marked gpu", 60, tests),
+    Measure("matching by blocks", 40, blocks),
     Measure("training, ViT-S/8, compiled", 90, training(compiles=True)),
     Measure("ViT-S/8, 480x854, ino-fast", 15, propagation("small8", "ino-fast")),
     Measure("ViT-S/16, 480x854, ino-davis, from JPEG to PNG", 20, files("small16", "ino-davis")),

@@ -207,6 +207,9 @@ def first_config(options: argparse.Namespace) -> TrainConfig:
 
 TINY = {
     "model.arch": "vit_nano",
+    "model.out_dim": "64",
+    "model.hidden_dim": "64",
+    "model.bottleneck_dim": "32",
     "data.batch_size": "2",
     "data.num_workers": "1",
     "views.global_size": "32",

@@ -722,6 +722,29 @@ def test_a_batch_does_not_wait_for_its_labels(backbone, video, monkeypatch):
     assert [call[0][0] for call in backbone.calls] == [1, 2, 2, 2]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["ino-davis", "ino-near", "dinov3"])
+def test_a_batch_waits_for_nothing_on_the_gpu(video, monkeypatch, name):
+    frames, labels = video
+    begin, begun = Session.begin, []
+
+    def strict(self, frames):
+        begun.append(len(frames))
+        if len(begun) > 1:  # the first may wait for libraries to load, and compiles
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return begin(self, frames)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Session, "begin", strict)
+    protocol = get_protocol(name, short_side=64, radius=3, num_context=3)
+    tracker = Tracker(load_backbone("random:vit_nano/8"), protocol=protocol, device="cuda")
+    assert len(list(tracker.track(frames, {0: labels[0]}, batch=2))) == len(frames)
+    assert len(begun) > 2
+
+
 @pytest.mark.parametrize("broken", [3, 4, 5])
 def test_a_batch_keeps_what_comes_before_a_broken_frame(backbone, video, broken):
     frames, labels = video

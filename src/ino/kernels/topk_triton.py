@@ -14,7 +14,7 @@ Imported only where it is used: `triton` comes with torch for Linux.
 """
 
 # Triton turns numbers into its constants itself.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import logging
 from collections.abc import Sequence

@@ -184,21 +184,21 @@ def harden_labels(
 
 @torch.no_grad()
 def label_pixels(
-    soft: Float[Tensor, "rows columns channel"],
+    soft: Float[Tensor, "*frames rows columns channel"],
     *,
     ids: Sequence[int],
     stride: int,
     size: tuple[int, int],
     normalize: bool,
     method: MaskUp = "bilinear-stride",
-) -> UInt8[Tensor, "height width"]:
+) -> UInt8[Tensor, "*frames height width"]:
     """The label of the largest channel at each pixel; the smallest label if several are equal.
 
     Channels are upsampled, min-max normalized if `normalize` is set, and compared, all on the
     device of `soft`, which is not waited for.
 
     Args:
-        soft: soft labels on the feature grid.
+        soft: soft labels on the feature grid, of one frame or of several.
         ids: label of each channel.
         stride: pixels of the network's input per feature.
         size: height and width of the result, pixels.
@@ -206,8 +206,9 @@ def label_pixels(
         method: see `MaskUp`.
     """
     compared = _compared_size(soft, stride=stride, size=size, method=method)
-    best = soft.new_full(compared, -torch.inf)
-    labels = torch.zeros(compared, dtype=torch.uint8, device=soft.device)
+    shape = (*soft.shape[:-3], *compared)
+    best = soft.new_full(shape, -torch.inf)
+    labels = torch.zeros(shape, dtype=torch.uint8, device=soft.device)
     for label, channel in sorted(zip(ids, range(len(ids)), strict=True)):
         value = enlarge_channel(
             soft[..., channel], size=compared, method=method, normalize=normalize
@@ -215,7 +216,7 @@ def label_pixels(
         better = value > best
         best = torch.where(better, value, best)
         labels.masked_fill_(better, label)
-    for axis, length in enumerate(size):
+    for axis, length in zip((-2, -1), size, strict=True):
         if length != labels.shape[axis]:
             chosen = _nearest(labels.shape[axis], length, str(labels.device))
             labels = labels.index_select(axis, chosen)
@@ -234,7 +235,7 @@ def _nearest(length: int, new_length: int, device: str) -> Int64[Tensor, " new_l
 def _compared_size(soft: Tensor, *, stride: int, size: Size, method: MaskUp) -> Size:
     """The size at which channels are compared."""
     if method == "bilinear-stride":
-        return soft.shape[0] * stride, soft.shape[1] * stride
+        return soft.shape[-3] * stride, soft.shape[-2] * stride
     return size
 
 
@@ -260,12 +261,12 @@ def label_confidence(
 
 
 def enlarge_channel(
-    probability: Float[Tensor, "rows columns"],
+    probability: Float[Tensor, "*frames rows columns"],
     *,
     size: tuple[int, int],
     method: MaskUp = "bilinear-stride",
     normalize: bool,
-) -> Float[Tensor, "height width"]:
+) -> Float[Tensor, "*frames height width"]:
     """One channel of soft labels, upsampled to `size`.
 
     Args:
@@ -276,15 +277,16 @@ def enlarge_channel(
             channel stays as it is; the released code divides it by zero, or amplifies rounding
             errors, if one object fills the frame.
     """
-    image = probability[None, None]
+    image = probability.reshape(-1, 1, *probability.shape[-2:])
     if method == "nearest":
-        value = F.interpolate(image, size=size, mode="nearest")[0, 0]
+        value = F.interpolate(image, size=size, mode="nearest")
     else:
         aligned = method == "bilinear-align-corners"
-        value = F.interpolate(image, size=size, mode="bilinear", align_corners=aligned)[0, 0]
+        value = F.interpolate(image, size=size, mode="bilinear", align_corners=aligned)
+    value = value.view(*probability.shape[:-2], *size)
     if not normalize:
         return value
-    lowest, highest = torch.aminmax(value)
+    lowest, highest = (find(dim=(-2, -1), keepdim=True) for find in (value.amin, value.amax))
     shifted = value - lowest
-    span = shifted.max()
+    span = shifted.amax(dim=(-2, -1), keepdim=True)
     return torch.where((highest > 0) & (span > MIN_SPAN), shifted / span, value)

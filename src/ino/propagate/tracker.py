@@ -706,12 +706,11 @@ class Session:
             features = torch.stack([self._metric(one) for one in features])
         self._given_ids, self._given = [], np.zeros(size, dtype=np.uint8)
         self._whole = self._compared = size
-        labels = []
-        for one in features:
-            self._soft = self._propagator.step(one)
-            labels.append(self._label_pixels(self._soft, self._ids))
+        soft = torch.stack([self._propagator.step(one) for one in features])
+        self._soft = soft[-1]
         self._num_frames += len(frames)
-        return Waiting(first, *(_to_host(one) for one in (torch.stack(labels), checks)))
+        labels = self._label_pixels(soft, self._ids)
+        return Waiting(first, _to_host(labels), _to_host(checks))
 
     def finish(self, waiting: "Waiting") -> Iterator[np.ndarray]:
         """Waits for the frames that were begun, and gives their label maps."""

@@ -29,6 +29,7 @@ test-gpu: $(READY)
 # What a GPU does, in four minutes, and, with PACK=FOLDER, what it learns in MINUTES more. With
 # PYTHON=python3 it needs neither uv nor .venv (docs/scaling.md); QUICK=1 takes tiny sizes.
 OUT ?= runs/gpu-results
+RUN_OUT ?= runs/gpu
 DEVICE ?= auto
 MINUTES ?= 9
 ifdef PYTHON
@@ -40,7 +41,7 @@ endif
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py measure --out $(OUT) --device $(DEVICE) \
 	  $(if $(QUICK),--quick)
 	$(if $(PACK),PYTHONPATH=src $(PYTHON) benchmarks/gpu.py train --pack $(PACK) --out $(OUT) \
-	  --device $(DEVICE) --minutes $(MINUTES) $(if $(QUICK),--quick))
+	  --run $(RUN_OUT) --device $(DEVICE) --minutes $(MINUTES) $(if $(QUICK),--quick))
 
 check: $(READY)
 	$(RUN)/ruff format --check .

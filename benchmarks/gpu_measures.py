@@ -124,6 +124,11 @@ class Place:
             return True
         return False
 
+    def refuse_tiny(self, compiles: bool) -> None:
+        """Raises where compiling would take longer than all else."""
+        if compiles and self.quick:
+            raise RuntimeError("left out with --quick")
+
     def protocol(self, name: str) -> Protocol:
         if not self.quick:
             return get_protocol(name)
@@ -208,6 +213,7 @@ def propagation(
     """Frames per second from frames in memory to label maps in memory."""
 
     def run(place: Place, limit: float) -> Numbers:
+        place.refuse_tiny(compiles)
         sizes = place.sizes
         name = getattr(sizes, backbone)
         tracker = build_tracker(place, name, protocol, compiles=compiles)
@@ -433,10 +439,13 @@ def training_config(
     if place.quick:
         values |= {
             "model.arch": "vit_nano",
+            "model.out_dim": 64,
+            "model.hidden_dim": 64,
+            "model.bottleneck_dim": 32,
             "views.global_size": 32,
             "views.local_size": 16,
             "views.num_local": 2,
-            "data.num_workers": 1,
+            "data.num_workers": 0,
         }
     return resolve(load_recipe("ino_vits8_kinetics400", values))
 
@@ -463,6 +472,7 @@ def training(
     """Clips per second of `ino train`, with decoding and crops."""
 
     def run(place: Place, limit: float) -> Numbers:
+        place.refuse_tiny(compiles)
         config = training_config(place, compiles=compiles, clips=clips)
         with tempfile.TemporaryDirectory(dir=place.folder) as folder:
             out = Path(folder) / "run"

@@ -211,7 +211,7 @@ TINY = {
     "model.hidden_dim": "64",
     "model.bottleneck_dim": "32",
     "data.batch_size": "2",
-    "data.num_workers": "1",
+    "data.num_workers": "0",
     "views.global_size": "32",
     "views.local_size": "16",
     "run.save_every": "2",

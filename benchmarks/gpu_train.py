@@ -16,6 +16,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -220,13 +221,14 @@ TINY = {
 
 
 def steps_per_second(config: TrainConfig, options: argparse.Namespace, *, limit: float) -> float:
-    """Of the second half of a short run, which is thrown away."""
-    import shutil
-
+    """Of the end of a short run, which is thrown away."""
     folder = options.run.with_name(options.run.name + ".attempt")
     shutil.rmtree(folder, ignore_errors=True)
-    steps = 6 if options.quick else ATTEMPT_STEPS
-    attempt = with_steps(config, steps).with_values({"run.log_every": 1, "run.save_every": 10**6})
+    # Seldom logged, as the run will be: the statistics of a logged step take time.
+    every = 2 if options.quick else ATTEMPT_STEPS // 3
+    attempt = with_steps(config, 3 * every + 1).with_values(
+        {"run.log_every": every, "run.save_every": 10**6}
+    )
     timer = threading.Timer(limit, lambda: os.kill(os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
@@ -238,12 +240,10 @@ def steps_per_second(config: TrainConfig, options: argparse.Namespace, *, limit:
         timer.cancel()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     shutil.rmtree(folder)
-    half = lines[len(lines) // 2 :]
-    if len(half) < 2:
-        raise ConfigError(
-            "a step takes too long for so few minutes: give --steps or more --minutes"
-        )
-    return (len(half) - 1) / (half[-1]["seconds"] - half[0]["seconds"])
+    logged = [line for line in lines if "clips_per_second" in line]
+    if len(logged) < 2:
+        raise ConfigError("steps take too long for so few minutes: give --steps or more --minutes")
+    return logged[-1]["clips_per_second"] / config.data.batch_size
 
 
 def _carry_each(run: Path, out: Path, max_bytes: int, done: threading.Event) -> None:

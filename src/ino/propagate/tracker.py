@@ -968,7 +968,7 @@ def _to_host(tensor: torch.Tensor) -> OnHost:
     copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
     copy.copy_(tensor, non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(tensor.device))
     return OnHost(copy, event)
 
 

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -32,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ino.demo.synthetic import generate_clip
 from ino.errors import StoppedError
 from ino.kernels.topk import Window
-from ino.models.backbone import Backbone, VitBackbone, choose_device
+from ino.models.backbone import VitBackbone, choose_device
 from ino.models.load import load_backbone
 from ino.propagate.features import FeatureExtractor
 from ino.propagate.propagator import Propagator
@@ -196,15 +197,14 @@ def build_tracker(
     if isinstance(protocol, str):
         protocol = place.protocol(protocol)
     if compiles:
-        compile_backbone(network)
+        for block in vit_of(network).blocks:
+            block.compile()
     return Tracker(network, protocol=protocol, device=place.device, precision="bf16", warns=False)
 
 
-def compile_backbone(network: Backbone) -> None:
-    """Has torch compile the blocks of a ViT at their first call."""
-    vit: Any = network.vit if isinstance(network, VitBackbone) else network.network
-    for block in vit.blocks:
-        block.compile()
+def vit_of(network: Any) -> Any:
+    """The ViT of a backbone, ours or timm's."""
+    return network.vit if isinstance(network, VitBackbone) else network.network
 
 
 def propagation(
@@ -229,9 +229,12 @@ def propagation(
             "milliseconds per frame": 1000 * seconds / num_frames,
             "frames together": count,
         }
-        network = tracker._extractor._backbone
-        if isinstance(network, VitBackbone) and tracker.protocol.attention_side is None:
-            work = flops(network, tracker.protocol, (frames.shape[1], frames.shape[2]))
+        network: Any = tracker._extractor._backbone
+        if tracker.protocol.attention_side is None:
+            described: Any = SimpleNamespace(
+                stride=network.stride, num_layers=network.num_layers, vit=vit_of(network)
+            )
+            work = flops(described, tracker.protocol, (frames.shape[1], frames.shape[2]))
             found["GFLOP per frame"] = work / 1e9
             found["share of bf16 peak"] = work * num_frames / seconds / place.peak
         return found

@@ -169,7 +169,9 @@ def build_parser() -> argparse.ArgumentParser:
     two.add_argument("--seed", type=int, default=0)
 
     three = commands.add_parser("train", help="part 2")
-    three.add_argument("--pack", type=Path, required=True, metavar="DIR")
+    three.add_argument(
+        "--pack", type=Path, required=True, metavar="DIR", help="of gpu.py pack, or of videos"
+    )
     three.add_argument("--out", type=Path, required=True, metavar="DIR", help="to carry home")
     three.add_argument("--run", type=Path, default=Path("runs/gpu"), metavar="DIR")
     three.add_argument("--minutes", type=float, default=9.0)

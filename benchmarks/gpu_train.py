@@ -187,11 +187,16 @@ def afterwards(content: Mapping[str, Any], out: Path) -> str:
     )
 
 
+def root_of(pack: Path) -> str:
+    """The shards of a pack, or the folder itself where it holds videos."""
+    return str(pack / "*.tar") if any(pack.glob("*.tar")) else str(pack)
+
+
 def first_config(options: argparse.Namespace) -> TrainConfig:
     """The configuration of a run whose schedules end when the minutes of all parts are over."""
     values: dict[str, Any] = dict(one.split("=", 1) for one in options.set)
     values = {
-        "data.root": [str(options.pack / "*.tar")],
+        "data.root": [root_of(options.pack)],
         "run.accelerator": options.device,
         **(TINY if options.quick else {}),
         **values,
@@ -200,8 +205,10 @@ def first_config(options: argparse.Namespace) -> TrainConfig:
     if options.steps:
         return with_steps(config, options.steps)
     seconds = 60 * (options.total_minutes or options.minutes)
+    started = time.monotonic()
     rate = steps_per_second(config, options, limit=seconds / 4)
-    steps = max(1, int(rate * (0.9 * seconds - ATTEMPT_STEPS / rate - MARGIN)))
+    left = 0.9 * seconds - (time.monotonic() - started) - (2 if options.quick else MARGIN)
+    steps = max(1, int(rate * left))
     print(f"gpu: {rate:.2f} steps per second, so {steps} steps in {seconds / 60:.1f} minutes")
     return with_steps(config, steps)
 

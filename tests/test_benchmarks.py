@@ -419,6 +419,8 @@ def test_a_pack_is_what_training_reads(benchmark, tmp_path):
     count, num_bytes = gpu_train.write_pack(pieces, tmp_path / "half", max_bytes=limit, **size)
     assert 10 < count < 30
     assert num_bytes <= limit
+    assert gpu_train.root_of(tmp_path / "half").endswith("half/*.tar")
+    assert gpu_train.root_of(tmp_path) == str(tmp_path)  # a folder of videos
     with pytest.raises(VideoError, match="nothing was packed"):
         gpu_train.write_pack(pieces, tmp_path / "none", max_bytes=100, **size)
     assert not (tmp_path / "none").exists()

@@ -23,6 +23,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ RESULTS = "gpu.json"
 TABLE = "gpu.md"
 GRACE = 15.0
 """Seconds over its limit after which a measurement's process is ended."""
+LOST = 3
+"""Exit status where the device cannot be used any more in this process."""
 LEAST = 5.0
 """Seconds that must be left for another measurement to begin."""
 
@@ -81,17 +84,22 @@ def measure(options: argparse.Namespace) -> None:
     command += ["--device", options.device, *(["--quick"] if options.quick else [])]
     if options.only:
         command += ["--only", *options.only]
-    while (left := end - time.monotonic()) > LEAST:
-        child = subprocess.Popen([*command, "--minutes", str(left / 60)])
-        why = _watch(child, options.out, end)
-        results = read_results(options.out)
-        if results["running"] is None:
-            if child.returncode == 0:
-                break
-            sys.exit(f"gpu: the process that measures failed ({why}) before its first measurement")
-        results["failed"][results["running"]["name"]] = why
-        results["running"] = None
-        write_results(options.out, results)
+    with tempfile.TemporaryDirectory(prefix="ino-gpu-") as folder:
+        while (left := end - time.monotonic()) > LEAST:
+            child = subprocess.Popen(
+                [*command, "--minutes", str(left / 60)], env={**os.environ, "TMPDIR": folder}
+            )
+            why = _watch(child, options.out, end)
+            results = read_results(options.out)
+            if results["running"] is None:
+                if child.returncode == LOST:
+                    continue
+                if child.returncode == 0 or time.monotonic() > end:
+                    break
+                sys.exit(f"gpu: the process that measures failed ({why}) between measurements")
+            results["failed"][results["running"]["name"]] = why
+            results["running"] = None
+            write_results(options.out, results)
     print((options.out / TABLE).read_text(encoding="utf-8"), end="")
 
 
@@ -117,6 +125,11 @@ def measure_here(options: argparse.Namespace) -> None:
     results = read_results(options.out)
     end = time.monotonic() + 60 * options.minutes
     place = gpu_measures.Place.of(options.device, quick=options.quick)
+    before = results["machine"].get("device", place.machine["device"])
+    if before != place.machine["device"]:
+        sys.exit(
+            f"gpu: {options.out} has what {before} does, which is not here: take another --out"
+        )
     results["machine"] = place.machine
     for one in gpu_measures.MEASURES:
         left = end - time.monotonic()
@@ -134,13 +147,9 @@ def measure_here(options: argparse.Namespace) -> None:
             results["failed"][one.name] = f"{type(error).__name__}: {first[:200]}"
             if place.is_lost():
                 write_results(options.out, results | {"running": None})
-                os._exit(0 if left < LEAST else _LOST)
+                os._exit(LOST)  # at once: nothing of the device can be freed
         results["running"] = None
         write_results(options.out, results)
-
-
-_LOST = 3
-"""Exit status where the device cannot be used any more in this process."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -529,6 +529,25 @@ def test_a_measurement_that_fails_does_not_stop_the_rest(benchmark, tmp_path, mo
     gpu.measure_here(gpu_options(out=tmp_path))
 
 
+def test_a_lost_device_is_left_to_another_process(benchmark, tmp_path, monkeypatch):
+    gpu, measures = benchmark("gpu"), benchmark("gpu_measures")
+
+    def broken(place, limit):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(measures, "MEASURES", [measures.Measure("broken", 5, broken)])
+    monkeypatch.setattr(measures.Place, "is_lost", lambda self: True)
+    ended = []
+    monkeypatch.setattr(gpu.os, "_exit", ended.append)
+    gpu.measure_here(gpu_options(out=tmp_path))
+    assert ended == [gpu.LOST]
+    assert "illegal memory access" in gpu.read_results(tmp_path)["failed"]["broken"]
+    results = gpu.read_results(tmp_path) | {"machine": {"device": "another"}}
+    gpu.write_results(tmp_path, results)
+    with pytest.raises(SystemExit, match="has what another does, which is not here"):
+        gpu.measure_here(gpu_options(out=tmp_path))
+
+
 @pytest.mark.parametrize(
     ("code", "why"),
     [

@@ -12,7 +12,7 @@ WORKERS ?= 2
 # Compiling torch and the rest anew in each of the many processes would take most of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-real test-gpu check format clean
+.PHONY: demo test test-real test-gpu gpu check format clean
 
 demo: $(READY)
 	$(RUN)/ino demo --out demo --overwrite
@@ -25,6 +25,23 @@ test-real: $(READY)
 
 test-gpu: $(READY)
 	$(RUN)/pytest -m gpu
+
+# What a GPU does, in four minutes, and, with PACK=FOLDER, what it learns in MINUTES more. With
+# PYTHON=python3 it needs neither uv nor .venv (docs/scaling.md); QUICK=1 takes tiny sizes.
+OUT ?= runs/gpu-results
+RUN_OUT ?= runs/gpu
+DEVICE ?= auto
+MINUTES ?= 9
+ifdef PYTHON
+gpu:
+else
+gpu: PYTHON := $(RUN)/python
+gpu: $(READY)
+endif
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py measure --out $(OUT) --device $(DEVICE) \
+	  $(if $(QUICK),--quick)
+	$(if $(PACK),PYTHONPATH=src $(PYTHON) benchmarks/gpu.py train --pack $(PACK) --out $(OUT) \
+	  --run $(RUN_OUT) --device $(DEVICE) --minutes $(MINUTES) $(if $(QUICK),--quick))
 
 check: $(READY)
 	$(RUN)/ruff format --check .

@@ -1,5 +1,6 @@
 """The benchmarks: both sides of each compute the same, and what they write is whole."""
 
+import argparse
 import copy
 import importlib
 import json
@@ -8,19 +9,27 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic, sleep
+from time import time as now
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ino.data.shards import read_shard
 from ino.demo.synthetic import generate_clip, write_videos
+from ino.errors import CheckpointError, VideoError
 from ino.models.backbone import computes_in_bf16
 from ino.models.student_teacher import StudentTeacher, Views
 from ino.models.vit import ProjectionHead, VisionTransformer
+from ino.models.weights import find_checkpoint, read_checkpoint
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
 from ino.train.config import LossConfig, resolve
+from ino.train.loop import train
+from tiny_run import tiny_config
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -384,3 +393,207 @@ def test_quick(name, tmp_path):
         assert name == "learning" or "_minus_" in claim or value > 0, claim
         assert claim in result.stdout
     assert content["machine"]["threads"] == (1 if name == "data" else 2)
+
+
+# A GPU used to the minute
+
+
+def gpu_options(**values):
+    defaults = {"device": "cpu", "quick": True, "minutes": 1.0, "only": None}
+    return argparse.Namespace(**(defaults | values))
+
+
+def test_a_pack_is_what_training_reads(benchmark, tmp_path):
+    gpu_train = benchmark("gpu_train")
+    frames = generate_clip(0, num_frames=4, height=48, width=64).frames
+    pieces = [(f"{number:03d}", frames) for number in range(40)]
+    size = {"quality": 90, "num_shards": 3}
+    count, num_bytes = gpu_train.write_pack(pieces, tmp_path / "all", max_bytes=10**9, **size)
+    shards = sorted((tmp_path / "all").glob("*.tar"))
+    videos = [video for shard in shards for video in read_shard(str(shard))]
+    assert (count, len(videos), len(shards)) == (40, 40, 3)
+    found = videos[0].read_chosen(lambda num_frames, fps: range(num_frames))
+    assert found.shape == frames.shape
+    assert np.abs(found.astype(float) - frames).mean() < 8  # of 255, what JPEG loses
+    limit = num_bytes // 2
+    count, num_bytes = gpu_train.write_pack(pieces, tmp_path / "half", max_bytes=limit, **size)
+    assert 10 < count < 30
+    assert num_bytes <= limit
+    assert gpu_train.root_of(tmp_path / "half").endswith("half/*.tar")
+    assert gpu_train.root_of(tmp_path) == str(tmp_path)  # a folder of videos
+    with pytest.raises(VideoError, match="nothing was packed"):
+        gpu_train.write_pack(pieces, tmp_path / "none", max_bytes=100, **size)
+    assert not (tmp_path / "none").exists()
+
+
+def test_pieces_are_taken_from_all_videos_in_turn(benchmark, tmp_path):
+    lengths = {"long": 24, "short": 8}
+    clips = {
+        name: generate_clip(0, num_frames=n, height=48, width=64) for name, n in lengths.items()
+    }
+    write_videos(clips, tmp_path)
+    names = sorted(str(path) for path in tmp_path.iterdir())
+    found = [
+        (name, frames.shape)
+        for name, frames in benchmark("gpu_train").take_pieces(
+            names, num_frames=4, fps=1000.0, short_side=24, seed=0
+        )
+    ]
+    videos = [name.split("_")[0] for name, _ in found]
+    assert sorted(videos[:4]) == ["00000", "00000", "00001", "00001"]
+    assert videos[4:] == ["00000"] * 4
+    assert len({name for name, _ in found}) == 8
+    assert {shape for _, shape in found} == {(4, 24, 32, 3)}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run of two steps of eight, and its configuration."""
+    clips = {f"{n}": generate_clip(n, num_frames=8, height=48, width=64) for n in range(4)}
+    write_videos(clips, tmp_path / "videos")
+    config = tiny_config(tmp_path / "videos")
+    train(config.with_values({"run.max_steps": 2}), out=tmp_path / "run")
+    return tmp_path / "run", config
+
+
+def test_what_is_carried_home_goes_on(benchmark, trained, tmp_path, monkeypatch, capsys):
+    gpu_train = benchmark("gpu_train")
+    monkeypatch.setattr(gpu_train, "PART_BYTES", 20_000)
+    run, config = trained
+    out, back = tmp_path / "out", tmp_path / "back"
+    out.mkdir()
+    assert gpu_train.carry(run, out, max_bytes=10**9)["optimizer"]
+    num_parts = len(list(out.iterdir()))
+    assert num_parts > 3
+    assert all(path.stat().st_size < 20_100 for path in out.iterdir())
+    gpu_train.unpack(argparse.Namespace(results=out, run=back))
+    before, after = (read_checkpoint(find_checkpoint(folder)) for folder in (run, back))
+    for network in ("student", "teacher"):
+        for name, value in before[network].items():
+            torch.testing.assert_close(after[network][name], value, rtol=1e-3, atol=1e-6)
+    for number, moments in before["optimizer"]["state"].items():
+        for name, value in moments.items():
+            found = after["optimizer"]["state"][number][name]
+            torch.testing.assert_close(found, value, rtol=1e-2, atol=1e-12)
+    last = train(config, out=back, resume=True)
+    assert read_checkpoint(last)["step"] == 8
+
+
+def test_only_what_fits_is_carried_home(benchmark, trained, tmp_path):
+    gpu_train = benchmark("gpu_train")
+    run, config = trained
+    whole = len(gpu_train._as_bytes({"x": read_checkpoint(find_checkpoint(run))["student"]}))
+    out, back = tmp_path / "out", tmp_path / "back"
+    out.mkdir()
+    kept = gpu_train.carry(run, out, max_bytes=int(0.8 * whole))
+    assert (kept["teacher"], kept["optimizer"]) == (None, None)
+    assert "with student is in" in gpu_train.afterwards(kept, out)
+    gpu_train.unpack(argparse.Namespace(results=out, run=back))
+    after = read_checkpoint(find_checkpoint(back))
+    assert all(torch.equal(one, after["teacher"][name]) for name, one in after["student"].items())
+    assert read_checkpoint(train(config, out=back, resume=True))["step"] == 8
+    with pytest.raises(CheckpointError, match="the student alone takes"):
+        gpu_train.carry(run, out, max_bytes=1000)
+    (out / "carried.0").write_bytes(b"0000000009 002\n")
+    with pytest.raises(CheckpointError, match="does not hold all parts of one checkpoint"):
+        gpu_train.read_carried(out)
+
+
+def test_a_measurement_that_fails_does_not_stop_the_rest(benchmark, tmp_path, monkeypatch):
+    gpu, measures = benchmark("gpu"), benchmark("gpu_measures")
+
+    def short_of_memory(place, limit):
+        raise torch.OutOfMemoryError("out of memory\nmore")
+
+    def late(place, limit):
+        sleep(30)
+
+    found = [
+        measures.Measure("first", 5, lambda place, limit: {"x": 1.5}),
+        measures.Measure("large", 5, short_of_memory),
+        measures.Measure("late", 0.2, late),
+        measures.Measure("last", 5, lambda place, limit: {"y": "text"}),
+    ]
+    monkeypatch.setattr(measures, "MEASURES", found)
+    gpu.measure_here(gpu_options(out=tmp_path))
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(results["measured"]) == ["first", "last"]
+    assert results["failed"] == {
+        "large": "OutOfMemoryError: out of memory",
+        "late": "TimeUpError: took longer than 0 seconds",
+    }
+    assert results["running"] is None
+    table = (tmp_path / "gpu.md").read_text()
+    assert "| first | x | 1.5 |\n| last | y | text |\n| large | not measured |" in table
+    found[1] = found[1]._replace(run=lambda place, limit: pytest.fail("was taken again"))
+    gpu.measure_here(gpu_options(out=tmp_path))
+
+
+def test_a_lost_device_is_left_to_another_process(benchmark, tmp_path, monkeypatch):
+    gpu, measures = benchmark("gpu"), benchmark("gpu_measures")
+
+    def broken(place, limit):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(measures, "MEASURES", [measures.Measure("broken", 5, broken)])
+    monkeypatch.setattr(measures.Place, "is_lost", lambda self: True)
+    ended = []
+    monkeypatch.setattr(gpu.os, "_exit", ended.append)
+    gpu.measure_here(gpu_options(out=tmp_path))
+    assert ended == [gpu.LOST]
+    assert "illegal memory access" in gpu.read_results(tmp_path)["failed"]["broken"]
+    results = gpu.read_results(tmp_path) | {"machine": {"device": "another"}}
+    gpu.write_results(tmp_path, results)
+    with pytest.raises(SystemExit, match="has what another does, which is not here"):
+        gpu.measure_here(gpu_options(out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import time; time.sleep(60)", "took too long"),
+        ("exit(3)", "the process ended with status 3"),
+    ],
+)
+def test_a_process_that_hangs_or_dies_is_noted(benchmark, tmp_path, monkeypatch, code, why):
+    gpu = benchmark("gpu")
+    monkeypatch.setattr(gpu, "GRACE", 0.0)
+    running = {"name": "hangs", "since": now() - 9, "limit": 8.0}
+    results = {"machine": {}, "measured": {}, "failed": {}, "running": running}
+    gpu.write_results(tmp_path, results)
+    child = subprocess.Popen([sys.executable, "-c", code])
+    if why.endswith("3"):
+        child.wait()
+    assert gpu._watch(child, tmp_path, monotonic() + 50) == why
+    assert child.returncode is not None
+
+
+@pytest.mark.slow
+def test_make_gpu_on_a_cpu(tmp_path):
+    """From the pack to a run at home, with tiny sizes; what takes too long here may be missing."""
+    clips = {f"{n}": generate_clip(n, num_frames=24, height=64, width=96) for n in range(4)}
+    write_videos(clips, tmp_path / "videos")
+    script = [sys.executable, BENCHMARKS / "gpu.py"]
+    pack = ["pack", tmp_path / "videos", "--out", tmp_path / "pack", "--frames", "6"]
+    subprocess.run([*script, *pack], check=True)
+    variables = {
+        "PYTHON": sys.executable,
+        "DEVICE": "cpu",
+        "QUICK": "1",
+        "PACK": tmp_path / "pack",
+        "OUT": tmp_path / "out",
+        "RUN_OUT": tmp_path / "run",
+        "MINUTES": "1.5",
+    }
+    command = ["make", "gpu", *(f"{name}={value}" for name, value in variables.items())]
+    result = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "at home:" in result.stdout
+    results = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    names = ("peaks", "ViT-S/8, 480x854, ino-davis", "equal masks", "training, ViT-S/8")
+    assert set(names) <= results["measured"].keys(), results
+    assert set(results["measured"]["equal masks"].values()) >= {0.0}
+    unpack = ["unpack", tmp_path / "out", "--run", tmp_path / "back"]
+    subprocess.run([*script, *unpack], check=True)
+    student = read_checkpoint(find_checkpoint(tmp_path / "back"))["student"]
+    assert all(bool(value.isfinite().all()) for value in student.values())

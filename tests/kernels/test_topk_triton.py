@@ -68,6 +68,18 @@ def test_bf16_features():
     check(found, query.float(), [key.float()], topk=3, window=Window(2))
 
 
+def test_finds_the_best_of_keys_that_fp16_cannot_tell_apart():
+    """Cosines that differ by 4e-6, most of which fp16 rounds to the same lower number."""
+    cosine = 0.9997 - 4e-6 * torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    key = torch.stack([cosine, (1 - cosine.square()).sqrt()], dim=-1).view(6, 10, 2)
+    query = torch.tensor([1.0, 0.0]).expand(6, 10, 2).contiguous()
+    assert len(key[..., 0].half().unique()) <= 2
+    (found,) = match(TritonMatcher(topk=5, window=Window(None)), [query, key], [[0]])
+    expected = cosine.topk(5)
+    torch.testing.assert_close(found.similarity[0].cpu(), expected.values, rtol=0, atol=2e-7)
+    assert (found.position.cpu() == expected.indices).all()
+
+
 def test_falls_back_to_one_map_at_a_time_where_memory_is_short(monkeypatch, caplog):
     maps = unit_maps(4, 5, 6, 8)
     matcher = TritonMatcher(topk=3, window=Window(2))

@@ -3,12 +3,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ino.errors import ConfigError, InoError, MaskError, VideoError
 from ino.models.backbone import ColorBackbone
 from ino.models.load import load_backbone
 from ino.propagate.protocols import PROTOCOLS, get_protocol
-from ino.propagate.tracker import Tracker
+from ino.propagate.tracker import Session, Tracker
 from propagate.moving_squares import HEIGHT, WIDTH, iou, moving_squares, small_sizes
 
 
@@ -679,3 +680,95 @@ def test_two_threads_need_a_tracker_each(backbone, video):
     np.testing.assert_array_equal(results[0], labels[0])
     np.testing.assert_array_equal(other.start(frames[0], labels[0]), labels[0])
     np.testing.assert_array_equal(shared.start(frames[0], labels[0]), labels[0])
+
+
+@pytest.mark.parametrize("batch", [2, 3, 20])
+@pytest.mark.parametrize("name", ["ino-davis", "ino-near", "dul", "ino-fast"])
+def test_batches_change_nothing(backbone, video, batch, name):
+    """Also where an object enters later, and where labels are needed at once (ino-fast)."""
+    frames, labels = video
+    protocol = get_protocol(name, short_side=4 * HEIGHT, layer=1)
+    masks = {1: only(labels[1], 1), 4: labels[4]}
+    whole, batched = (
+        list(Tracker(backbone, protocol=protocol, warns=False).track(frames, masks, batch=count))
+        for count in (1, batch)
+    )
+    assert len(batched) == len(frames)
+    for one, other in zip(batched, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_batch_does_not_wait_for_its_labels(backbone, video, monkeypatch):
+    """The features of the next frames are computed before label maps are read."""
+    frames, labels = video
+    order = []
+    begin, finish = Session.begin, Session.finish
+
+    def note(name, method):
+        def noted(self, value):
+            order.append(name)
+            return method(self, value)
+
+        return noted
+
+    monkeypatch.setattr(Session, "begin", note("begin", begin))
+    monkeypatch.setattr(Session, "finish", note("finish", finish))
+    tracker = Tracker(backbone, protocol=get_protocol("ino-near", short_side=48, layer=1))
+    assert len(list(tracker.track(frames[:7], {0: labels[0]}, batch=2))) == 7
+    assert order == ["begin", "begin", "finish", "begin", "finish", "finish"]
+    assert [call[0][0] for call in backbone.calls] == [1, 2, 2, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["ino-davis", "ino-near", "dinov3"])
+def test_a_batch_waits_for_nothing_on_the_gpu(video, monkeypatch, name):
+    frames, labels = video
+    begin, begun = Session.begin, []
+
+    def strict(self, frames):
+        begun.append(len(frames))
+        if len(begun) > 1:  # the first may wait for libraries to load, and compiles
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return begin(self, frames)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Session, "begin", strict)
+    protocol = get_protocol(name, short_side=64, radius=3, num_context=3)
+    tracker = Tracker(load_backbone("random:vit_nano/8"), protocol=protocol, device="cuda")
+    assert len(list(tracker.track(frames, {0: labels[0]}, batch=2))) == len(frames)
+    assert len(begun) > 2
+
+
+@pytest.mark.parametrize("broken", [3, 4, 5])
+def test_a_batch_keeps_what_comes_before_a_broken_frame(backbone, video, broken):
+    frames, labels = video
+    frames = [*frames[:broken], frames[broken][:-1], *frames[broken + 1 :]]
+    protocol = get_protocol("ino-near", short_side=48, layer=1)
+    results = Tracker(backbone, protocol=protocol).track(frames, {0: labels[0]}, batch=2)
+    assert len([next(results) for _ in range(broken)]) == broken
+    with pytest.raises(VideoError, match=f"frame {broken} is"):
+        next(results)
+
+
+def test_a_batch_names_the_frame_with_broken_features(video):
+    class Broken(nn.Module):
+        stride, mean, std = 8, (0.0,) * 3, (1.0,) * 3
+
+        def forward(self, images, *, layer):
+            features = nn.functional.avg_pool2d(images, 8)
+            if len(images) > 1:
+                features[1] *= float("nan")
+            return features
+
+    frames, labels = video
+    protocol = get_protocol("ino-davis", short_side=48, layer=None)
+    with pytest.raises(InoError, match="features of frame 2 hold"):
+        list(Tracker(Broken(), protocol=protocol).track(frames, {0: labels[0]}, batch=3))
+
+
+def test_a_batch_of_nothing_is_refused(tracker, video):
+    with pytest.raises(ConfigError, match="batch is 0"):
+        tracker.track(video[0], {0: video[1][0]}, batch=0)

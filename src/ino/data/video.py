@@ -10,7 +10,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +28,7 @@ from ino.errors import OutputError
 from ino.system import atomic_path
 
 Item = TypeVar("Item")
+Given = TypeVar("Given")
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -353,3 +354,20 @@ def in_background(items: Iterable[Item], *, ahead: int = 3) -> Generator[Item, N
                 future.cancel()
             if isinstance(items, Generator):
                 thread.submit(items.close).result()
+
+
+def in_order(
+    executor: Executor, function: Callable[[Given], Item], items: Iterable[Given], *, ahead: int
+) -> Generator[Item, None, None]:
+    """Yields the function of each item in order; an executor computes up to `ahead` in advance."""
+    waiting: deque[Future[Item]] = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -82,12 +82,12 @@ def propagate_labels(
             takes two of the k places for each of its candidates.
     """
     height, width, channel = labels[0].shape
-    similarity, position = candidates
-    counts = torch.tensor(copies or [1] * len(labels), device=position.device)
-    counts = counts[position // (height * width)]
-    # Copies of a position take a place among the k each.
-    counts = torch.minimum(counts, topk - (counts.cumsum(dim=1) - counts)).clamp(min=0)
-    weights = counts * torch.exp((similarity - similarity[:, :1]) / temperature)
+    similarity, position = (part[:, :topk] for part in candidates)
+    weights = torch.exp((similarity - similarity[:, :1]) / temperature)
+    if copies is not None and any(count != 1 for count in copies):
+        counts = torch.tensor(copies, device=position.device)[position // (height * width)]
+        # Copies of a position take a place among the k each.
+        weights = weights * torch.minimum(counts, topk - (counts.cumsum(dim=1) - counts)).clamp(0)
     weights = weights / weights.sum(dim=1, keepdim=True)
     table = torch.cat([frame.reshape(-1, channel) for frame in labels])
     # A weighted sum of rows of the table that never stores the (tokens, k, channel) product.

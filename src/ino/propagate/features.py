@@ -2,6 +2,7 @@
 
 import math
 import typing
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -168,25 +169,33 @@ class FeatureExtractor:
         height, width = self.sizes(size)[1]
         return height // self.stride, width // self.stride
 
-    @torch.no_grad()
     def read(
         self, image: Float[Tensor, "1 3 height width"], **options: Any
     ) -> Float[Tensor, "rows cols d"]:
         """Features of an image that `prepare` gave; options are the backbone's."""
+        return self.read_batch(image, **options)[0]
+
+    @torch.no_grad()
+    def read_batch(
+        self, images: Float[Tensor, "batch 3 height width"], **options: Any
+    ) -> Float[Tensor, "batch rows cols d"]:
+        """Features of images of one size, as `read` gives them for one."""
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):
-            features = self._backbone(image, layer=self._protocol.layer, **self._options, **options)
-        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
+            features = self._backbone(
+                images, layer=self._protocol.layer, **self._options, **options
+            )
+        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
             raise ConfigError(
                 "a backbone must give features of shape 1 x dim x rows x columns for an image, but "
                 f"this one gave {kind_of(features)}"
             )
-        features = features[0].float().permute(1, 2, 0)
+        features = features.float().permute(0, 2, 3, 1)
         if self._protocol.normalize_features:
             features = F.normalize(features, dim=-1)
         if share := self._protocol.color_share:
-            colors = color_features(image, (features.shape[0], features.shape[1]))
+            colors = color_features(images, (features.shape[1], features.shape[2]))
             features = torch.cat([features * (1 - share) ** 0.5, colors * share**0.5], dim=-1)
         return features.contiguous()
 
@@ -211,18 +220,31 @@ class FeatureExtractor:
         self, frame: UInt8[np.ndarray, "height width 3"]
     ) -> Float[Tensor, "1 3 height_in width_in"]:
         """The network's input: resized as the protocol says, then normalised."""
-        frame = prepare_frame(frame, size=self._protocol.data_size)
-        whole, (height, width) = self.sizes((frame.shape[0], frame.shape[1]))
-        resized = _resized(frame, whole, how=self._protocol.input_resize)[:height, :width]
-        if self._colors == "rgb":
-            image = torch.from_numpy(resized).to(self.device).permute(2, 0, 1).float()
-            image = image if resized.dtype == np.float32 else image / 255
-        else:
+        return self.prepare_batch([frame])
+
+    def prepare_batch(
+        self, frames: Sequence[UInt8[np.ndarray, "height width 3"]]
+    ) -> Float[Tensor, "batch 3 height_in width_in"]:
+        """`prepare` for frames of one size; a GPU is not waited for."""
+        whole, (height, width) = self.sizes((frames[0].shape[0], frames[0].shape[1]))
+        how, size = self._protocol.input_resize, self._protocol.data_size
+        resized = np.stack(
+            [
+                _resized(prepare_frame(frame, size=size), whole, how=how)[:height, :width]
+                for frame in frames
+            ]
+        )
+        if self._colors != "rgb":
             if resized.dtype == np.float32:  # Lab is read from whole numbers
                 resized = np.rint(resized * 255).astype(np.uint8)
-            channels = torch.from_numpy(input_channels(resized, self._colors))
-            image = channels.to(self.device).permute(2, 0, 1)
-        return ((image - self._mean) / self._std)[None]
+            resized = np.stack([input_channels(frame, self._colors) for frame in resized])
+        pixels = torch.from_numpy(resized)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        if self._colors == "rgb":
+            images = images.float() if resized.dtype == np.float32 else images.float() / 255
+        return (images - self._mean) / self._std
 
     def sizes(self, size: Size) -> tuple[Size, Size]:
         """Sizes of the network's input before and after cropping, for frames of this size, or of
@@ -263,20 +285,20 @@ def _resized(frame: UInt8[np.ndarray, "height width 3"], size: Size, *, how: str
 
 
 def color_features(
-    image: Float[Tensor, "1 3 height width"], grid: Size
-) -> Float[Tensor, "rows columns 13"]:
+    images: Float[Tensor, "batch 3 height width"], grid: Size
+) -> Float[Tensor, "batch rows columns 13"]:
     """Color of each feature's area, as vectors of length 1.
 
     The mean color of each quarter of the area and the constant COLOR_BASE, divided by their length:
     the product of two vectors falls with the distance of their colors.
 
     Args:
-        image: the network's input.
+        images: the network's input.
         grid: rows and columns of the features.
     """
     rows, columns = grid
-    quarters = F.adaptive_avg_pool2d(image, (2 * rows, 2 * columns))
-    colors = F.pixel_unshuffle(quarters, 2)[0].permute(1, 2, 0) / 2
+    quarters = F.adaptive_avg_pool2d(images, (2 * rows, 2 * columns))
+    colors = F.pixel_unshuffle(quarters, 2).permute(0, 2, 3, 1) / 2
     return F.normalize(F.pad(colors, (0, 1), value=COLOR_BASE), dim=-1)
 
 

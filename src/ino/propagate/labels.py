@@ -4,6 +4,7 @@ Also resizes masks between the video's size and that of the network's input. Obj
 one at a time, so a map of 254 objects needs little more memory than a map of one.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -179,7 +180,6 @@ def stretch_labels(
     return torch.where(span > MIN_SPAN * largest, shifted / span, soft)
 
 
-@torch.no_grad()
 def harden_labels(
     soft: Float[Tensor, "rows columns channel"],
     *,
@@ -189,12 +189,30 @@ def harden_labels(
     normalize: bool,
     method: MaskUp = "bilinear-stride",
 ) -> UInt8[np.ndarray, "height width"]:
+    """What `label_pixels` gives, as an array."""
+    labels = label_pixels(
+        soft, ids=ids, stride=stride, size=size, normalize=normalize, method=method
+    )
+    return labels.cpu().numpy()
+
+
+@torch.no_grad()
+def label_pixels(
+    soft: Float[Tensor, "*frames rows columns channel"],
+    *,
+    ids: Sequence[int],
+    stride: int,
+    size: tuple[int, int],
+    normalize: bool,
+    method: MaskUp = "bilinear-stride",
+) -> UInt8[Tensor, "*frames height width"]:
     """The label of the largest channel at each pixel; the smallest label if several are equal.
 
-    Channels are upsampled, min-max normalized if `normalize` is set, and compared.
+    Channels are upsampled, min-max normalized if `normalize` is set, and compared, all on the
+    device of `soft`, which is not waited for.
 
     Args:
-        soft: soft labels on the feature grid.
+        soft: soft labels on the feature grid, of one frame or of several.
         ids: label of each channel.
         stride: pixels of the network's input per feature.
         size: height and width of the result, pixels.
@@ -202,8 +220,9 @@ def harden_labels(
         method: see `MaskUp`.
     """
     compared = _compared_size(soft, stride=stride, size=size, method=method)
-    best = soft.new_full(compared, -torch.inf)
-    labels = torch.zeros(compared, dtype=torch.uint8, device=soft.device)
+    shape = (*soft.shape[:-3], *compared)
+    best = soft.new_full(shape, -torch.inf)
+    labels = torch.zeros(shape, dtype=torch.uint8, device=soft.device)
     for label, channel in sorted(zip(ids, range(len(ids)), strict=True)):
         value = enlarge_channel(
             soft[..., channel], size=compared, method=method, normalize=normalize
@@ -211,15 +230,26 @@ def harden_labels(
         better = value > best
         best = torch.where(better, value, best)
         labels.masked_fill_(better, label)
-    # Pillow's nearest neighbor decides single pixels of published masks.
-    image = Image.fromarray(labels.cpu().numpy())
-    return np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
+    for axis, length in zip((-2, -1), size, strict=True):
+        if length != labels.shape[axis]:
+            chosen = _nearest(labels.shape[axis], length, str(labels.device))
+            labels = labels.index_select(axis, chosen)
+    return labels
+
+
+@functools.lru_cache(maxsize=64)
+def _nearest(length: int, new_length: int, device: str) -> Int64[Tensor, " new_length"]:
+    """Which pixels Pillow's nearest neighbor takes along a side: it decides single pixels of
+    published masks."""
+    row = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    taken = np.array(row.resize((new_length, 1), Image.Resampling.NEAREST))[0]
+    return torch.from_numpy(taken).long().to(device)
 
 
 def _compared_size(soft: Tensor, *, stride: int, size: Size, method: MaskUp) -> Size:
     """The size at which channels are compared."""
     if method == "bilinear-stride":
-        return soft.shape[0] * stride, soft.shape[1] * stride
+        return soft.shape[-3] * stride, soft.shape[-2] * stride
     return size
 
 
@@ -245,12 +275,12 @@ def label_confidence(
 
 
 def enlarge_channel(
-    probability: Float[Tensor, "rows columns"],
+    probability: Float[Tensor, "*frames rows columns"],
     *,
     size: tuple[int, int],
     method: MaskUp = "bilinear-stride",
     normalize: bool,
-) -> Float[Tensor, "height width"]:
+) -> Float[Tensor, "*frames height width"]:
     """One channel of soft labels, upsampled to `size`.
 
     Args:
@@ -261,15 +291,16 @@ def enlarge_channel(
             channel stays as it is; the released code divides it by zero, or amplifies rounding
             errors, if one object fills the frame.
     """
-    image = probability[None, None]
+    image = probability.reshape(-1, 1, *probability.shape[-2:])
     if method == "nearest":
-        value = F.interpolate(image, size=size, mode="nearest")[0, 0]
+        value = F.interpolate(image, size=size, mode="nearest")
     else:
         aligned = method == "bilinear-align-corners"
-        value = F.interpolate(image, size=size, mode="bilinear", align_corners=aligned)[0, 0]
+        value = F.interpolate(image, size=size, mode="bilinear", align_corners=aligned)
+    value = value.view(*probability.shape[:-2], *size)
     if not normalize:
         return value
-    lowest, highest = torch.aminmax(value)
+    lowest, highest = (find(dim=(-2, -1), keepdim=True) for find in (value.amin, value.amax))
     shifted = value - lowest
-    span = shifted.max()
+    span = shifted.amax(dim=(-2, -1), keepdim=True)
     return torch.where((highest > 0) & (span > MIN_SPAN), shifted / span, value)

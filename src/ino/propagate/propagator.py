@@ -191,7 +191,10 @@ class Propagator:
         channels = [reference.channels for reference in references]
         predicted = self._propagate(frame.features, contexts, channels, time=frame.time)
         for chosen, labels in zip(channels, predicted, strict=True):
-            soft[..., chosen] = labels
+            if _are_all(chosen, soft):
+                soft = labels
+            else:
+                soft[..., chosen] = labels
         if not references:
             return soft
         if self._protocol.grid_normalization == "positions-fed-back":
@@ -240,7 +243,7 @@ class Propagator:
         return [
             propagate_labels(
                 candidates,
-                [one.frame.soft[..., chosen] for one in context],
+                [_channels_of(one.frame.soft, chosen) for one in context],
                 topk=self._protocol.topk,
                 temperature=self._protocol.temperature,
                 copies=[one.copies for one in context],
@@ -276,7 +279,7 @@ class Propagator:
             result[..., [channel == 0 for channel in chosen]] = 1
             result[place] = propagate_labels(
                 candidates,
-                [one.frame.soft[..., chosen] for one in context],
+                [_channels_of(one.frame.soft, chosen) for one in context],
                 topk=self._protocol.topk,
                 temperature=self._protocol.temperature,
                 copies=[one.copies for one in context],
@@ -315,7 +318,7 @@ class Propagator:
         if rule.matching == "window":
             context = [one for one in context for _ in range(one.copies)]
         keys = [one.frame.features for one in context]
-        labels = [one.frame.soft[..., channels] for one in context]
+        labels = [_channels_of(one.frame.soft, channels) for one in context]
         if rule.matching == "window":
             assert rule.radius is not None
             return window_labels(
@@ -338,6 +341,15 @@ class Propagator:
             mutual=rule.matching == "mutual",
             max_bytes=self._max_bytes,
         )
+
+
+def _are_all(channels: Sequence[int], soft: Tensor) -> bool:
+    return list(channels) == list(range(soft.shape[-1]))
+
+
+def _channels_of(soft: Tensor, channels: Sequence[int]) -> Tensor:
+    """Some channels; where these are all of them without numbers that a device would wait for."""
+    return soft if _are_all(channels, soft) else soft[..., channels]
 
 
 def _merge_candidates(parts: Sequence[Candidates]) -> Candidates:

@@ -3,13 +3,14 @@
 Videos are read and written in `ino.data`; the numbers that decide the result are in `protocols`.
 """
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,8 +30,8 @@ from ino.propagate.features import (
     check_finite,
 )
 from ino.propagate.labels import (
-    harden_labels,
     label_confidence,
+    label_pixels,
     resize_mask,
     restore_mask,
     soften_labels,
@@ -43,6 +44,10 @@ from ino.propagate.refine import Motion, estimate_motion, refine_labels
 Image = np.ndarray | torch.Tensor
 
 _LOG = logging.getLogger("ino")
+
+GPU_BATCH = 8
+"""Frames that a GPU computes together. The features of one of 480x854 pixels fill it, but each
+kernel is started once for all."""
 
 ZOOM_STEP = 8
 """What is computed of a frame begins and ends at multiples of this many features."""
@@ -254,6 +259,7 @@ class Tracker:
         num_frames: int | None = None,
         name: str = "",
         state: Mapping[str, Any] | None = None,
+        batch: int = 1,
     ) -> Iterator[np.ndarray]:
         """One label map per frame, of the frame's size; zeros before the first mask.
 
@@ -273,6 +279,10 @@ class Tracker:
             name: of the video, for warnings.
             state: goes on from what `state` gave after some frame; `frames` begin with the next
                 one. On the same device, label maps equal those of a call that was not cut.
+            batch: frames that are computed together, 1 or more; see `best_batch`. Above 1, up to
+                twice as many frames are taken in advance, and `confidence`, `survival` and `state`
+                are those of the last frame that was taken. Protocols whose features follow from
+                the labels before, such as ino-fast, go frame by frame in any case.
 
         Raises:
             MaskError: there is no mask, or one is malformed, without objects, of another size than
@@ -290,7 +300,14 @@ class Tracker:
         entering = _entering_objects(masks)
         if num_frames is not None:
             _check_end(masks, num_frames)
-        return self._stream(frames, masks, entering, name=name, state=state)
+        if batch < 1:
+            raise ConfigError(f"batch is {batch}, but at least one frame is computed at a time")
+        return self._stream(frames, masks, entering, name=name, state=state, batch=batch)
+
+    @property
+    def best_batch(self) -> int:
+        """The `batch` of `track` by which masks come fastest: 1 except on a GPU."""
+        return GPU_BATCH if self._extractor.device.type == "cuda" else 1
 
     def track_references(
         self,
@@ -409,15 +426,51 @@ class Tracker:
         *,
         name: str,
         state: Mapping[str, Any] | None,
+        batch: int,
     ) -> Iterator[np.ndarray]:
         session = self._session = self._new_session(name)
         if state is not None:
             session.restore(state)
-        for index, frame in enumerate(frames, start=session.frame + 1):
-            with self._alone():
-                labels = session.step(frame, masks.get(index), entering.get(index, []))
-            yield labels
+        if batch > 1 and session.can_wait:
+            yield from self._stream_batches(session, frames, masks, entering, batch)
+        else:
+            for index, frame in enumerate(frames, start=session.frame + 1):
+                with self._alone():
+                    labels = session.step(frame, masks.get(index), entering.get(index, []))
+                yield labels
         _check_end(masks, session.frame + 1)
+
+    def _stream_batches(
+        self,
+        session: "Session",
+        frames: Iterable[Image],
+        masks: Mapping[int, np.ndarray],
+        entering: Mapping[int, list[int]],
+        batch: int,
+    ) -> Iterator[np.ndarray]:
+        """A batch is read when the one after it has begun, so that the device always has work.
+
+        What is wrong with a frame is raised where its label map would come.
+        """
+        begun: Waiting | None = None
+        checked = session.checked(frames)
+        for part in _batches(checked, masks, start=session.frame + 1, batch=batch):
+            with self._alone():
+                after = session.begin(part.frames) if part.is_together else None
+                read = [] if begun is None else list(session.finish(begun))
+            yield from read
+            begun = after
+            if part.failure is not None:
+                raise part.failure
+            if not part.is_together:
+                index = part.first
+                with self._alone():
+                    labels = session.step(part.frames[0], masks.get(index), entering.get(index, []))
+                yield labels
+        if begun is not None:
+            with self._alone():
+                read = list(session.finish(begun))
+            yield from read
 
     def _new_session(self, name: str = "", **choices: Any) -> "Session":
         choices = {"warns": self._warns} | choices
@@ -620,6 +673,53 @@ class Session:
         self._inspect(labels)
         return labels
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether label maps need not be known before the next frame is computed."""
+        rule = self._protocol
+        follows_labels = rule.zoom_margin is not None or rule.flow_share > 0
+        return rule.feedback == "soft" and rule.masks_at == "video" and not follows_labels
+
+    def checked(self, frames: Iterable[Image]) -> Iterator[np.ndarray]:
+        """The next frames as arrays; raises VideoError where one is unfit, see `step`."""
+        size = self._size
+        for number, frame in enumerate(frames, start=self._num_frames):
+            number = self._first + self._direction * number
+            array = as_frame(frame, f"frame {number}")
+            size = _frame_size(array, number, size)
+            yield array
+
+    def begin(self, frames: Sequence[np.ndarray]) -> "Waiting":
+        """Starts to compute the next frames without waiting for them.
+
+        Args:
+            frames: as `checked` gives them; no object enters in them.
+        """
+        first, size = self._num_frames, self._size
+        assert size is not None
+        features = self._extractor.read_batch(self._extractor.prepare_batch(frames))
+        checks = features.sum(dim=(1, 2, 3))  # not finite where a feature is not
+        if self._metric is not None:
+            features = torch.stack([self._metric(one) for one in features])
+        self._given_ids, self._given = [], np.zeros(size, dtype=np.uint8)
+        self._whole = self._compared = size
+        soft = torch.stack([self._propagator.step(one) for one in features])
+        self._soft = soft[-1]
+        self._num_frames += len(frames)
+        labels = self._label_pixels(soft, self._ids)
+        return Waiting(first, _to_host(labels), _to_host(checks))
+
+    def finish(self, waiting: "Waiting") -> Iterator[np.ndarray]:
+        """Waits for the frames that were begun, and gives their label maps."""
+        for one in (waiting.labels, waiting.checks):
+            one.wait()
+        for place, labels in enumerate(waiting.labels.tensor.numpy().copy()):
+            number = self._first + self._direction * (waiting.first + place)
+            check_finite(waiting.checks.tensor[place].view(1, 1, 1), f"frame {number}")
+            self._predicted = labels
+            self._inspect(labels, waiting.first + place)
+            yield labels
+
     def read(self, frame: Image, number: int, place: Place | None = None) -> torch.Tensor:
         """The features of the frame of that number; all of them, or those of a place."""
         features = self._extractor(frame, place)
@@ -753,8 +853,9 @@ class Session:
             spans.append(slice(start, min(count, -(-stop // ZOOM_STEP) * ZOOM_STEP)))
         return (spans[0], spans[1])
 
-    def _inspect(self, labels: np.ndarray) -> None:
-        """Keeps a label map, and warns of objects that it has lost, or that fill it."""
+    def _inspect(self, labels: np.ndarray, frame: int | None = None) -> None:
+        """Keeps a label map, of the last frame if None, and warns of objects that it has lost, or
+        that fill it."""
         self._labels = labels
         self._num_pixels = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
         for label in self._ids:
@@ -764,16 +865,17 @@ class Session:
                 self._warn(
                     label,
                     "has no pixel: it left the view or was lost; mark it again where it is seen",
+                    frame,
                 )
             elif self._num_pixels[label] == labels.size:
-                self._warn(label, "fills the frame, and the background has no pixel")
+                self._warn(label, "fills the frame, and the background has no pixel", frame)
 
-    def _warn(self, label: int, what: str) -> None:
-        """Once per object."""
+    def _warn(self, label: int, what: str, frame: int | None = None) -> None:
+        """Once per object; in the last frame if None."""
         if self._warns and label not in self._warned:
             self._warned.add(label)
             video = f"{self._name}: " if self._name else ""
-            number = self._first + self._direction * self.frame
+            number = self._first + self._direction * (self.frame if frame is None else frame)
             _LOG.warning("%sobject %d in frame %d %s", video, label, number, what)
 
     def _refine(self, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
@@ -793,9 +895,15 @@ class Session:
     ) -> np.ndarray:
         if soft is None and self._motion is not None:
             return self._refine(self._motion)[0]
-        return harden_labels(
-            self._soft if soft is None else soft,
-            ids=self._ids if ids is None else ids,
+        labels = self._label_pixels(
+            self._soft if soft is None else soft, self._ids if ids is None else ids
+        )
+        return labels.cpu().numpy()
+
+    def _label_pixels(self, soft: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+        return label_pixels(
+            soft,
+            ids=ids,
             stride=self._extractor.stride,
             size=self._compared,
             method=self._protocol.mask_up,
@@ -842,6 +950,79 @@ class Session:
                     "short_side helps (--set short_side=...)",
                 )
         return soft
+
+
+class OnHost(NamedTuple):
+    """A copy of a tensor on the CPU, which is whole after `wait`."""
+
+    tensor: torch.Tensor
+    copied: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
+def _to_host(tensor: torch.Tensor) -> OnHost:
+    """Starts to copy a tensor to the CPU."""
+    if tensor.device.type != "cuda":
+        return OnHost(tensor.cpu(), None)
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(tensor.device))
+    return OnHost(copy, event)
+
+
+class Waiting(NamedTuple):
+    """Frames that were begun, see `Session.begin`.
+
+    Attributes:
+        first: number of the first.
+        labels: frames x height x width.
+        checks: of each frame, a number that is finite if all its features are.
+    """
+
+    first: int
+    labels: OnHost
+    checks: OnHost
+
+
+class _Batch(NamedTuple):
+    """Frames, the first of that number, or why there are no more of them.
+
+    One that is not together stands alone: none after it can be computed before it is known.
+    """
+
+    first: int
+    frames: list[np.ndarray]
+    is_together: bool
+    failure: Exception | None = None
+
+
+def _batches(
+    frames: Iterator[np.ndarray], masks: Collection[int], *, start: int, batch: int
+) -> Iterator[_Batch]:
+    """Frames in batches; those up to the first mask, and those that have a mask, alone."""
+    held: list[np.ndarray] = []
+    first, failure = min(masks), None
+    for index in itertools.count(start):
+        try:
+            frame = next(frames, None)
+        except Exception as error:
+            frame, failure = None, error
+        alone = index <= first or index in masks
+        if held and (frame is None or alone or len(held) == batch):
+            yield _Batch(index - len(held), held, is_together=True)
+            held = []
+        if frame is None:
+            if failure is not None:
+                yield _Batch(index, [], is_together=False, failure=failure)
+            return
+        if alone:
+            yield _Batch(index, [frame], is_together=False)
+        else:
+            held.append(frame)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -8,7 +8,9 @@ videos, and `scores.json` the scores. Each task defines its own predictions and 
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from ino.data.davis import VideoSequence
 from ino.data.images import image_size, read_image
 from ino.data.jhmdb import PoseVideo
 from ino.data.label_maps import is_whole_png, read_labels, write_labels
-from ino.data.video import in_background
+from ino.data.video import in_background, in_order
 from ino.data.ytvos import YtvosVideo
 from ino.errors import ConfigError, DatasetError, OutputError
 from ino.models.backbone import split_weights
@@ -32,10 +34,17 @@ from ino.propagate.labels import resize_mask
 from ino.propagate.protocols import Protocol, Size, get_protocol
 from ino.propagate.tracker import Tracker
 from ino.schema import read_json
-from ino.system import folder_lock, new_folder, remove_leftovers, write_text
+from ino.system import available_cores, folder_lock, new_folder, remove_leftovers, write_text
 
 OnFrame = Callable[[], None]
 """Called after each frame."""
+
+NUM_AHEAD = 4
+"""Masks that are written while others are computed."""
+MOST_HELPERS = 8
+"""Processes that read frames and write masks beside a GPU."""
+IDLE_SECONDS = 10
+"""After which one of them ends."""
 
 _LOG = logging.getLogger("ino")
 _FINISHED = "finished.txt"
@@ -311,7 +320,7 @@ def propagate_masks(
 ) -> None:
     """Propagates annotations through a video, into `folder`/FRAME.png for the frames `wanted`.
 
-    Frames are read, propagated and written in a thread each, at most a few of them ahead. Warnings
+    Frames are read, propagated and written side by side, at most a few of them ahead. Warnings
     about objects name the video as `folder` does.
 
     Args:
@@ -332,26 +341,65 @@ def propagate_masks(
     if size is not None:
         masks = {number: resize_mask(mask, whole=size, size=size) for number, mask in masks.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    tracked = _track(frames, masks, tracker, name=folder.name, size=size)
-    with closing(in_background(tracked)) as results:
-        for path, labels in zip(frames, results, strict=True):
-            if path.stem in wanted:
-                write_labels(folder / f"{path.stem}.png", labels)
+    read = partial(_read, size=image_size(frames[0]), prepared=size)
+    with _helpers(tracker) as helpers:
+
+        def tracked() -> Generator[np.ndarray]:
+            images = in_order(helpers, read, frames, ahead=1 + 2 * tracker.best_batch)
+            with closing(images):
+                yield from tracker.track(
+                    images,
+                    masks,
+                    num_frames=len(frames),
+                    name=folder.name,
+                    batch=tracker.best_batch,
+                )
+
+        def write(item: tuple[Path, np.ndarray]) -> Future[None] | None:
+            path, labels = item
+            if path.stem not in wanted:
+                return None
+            return helpers.submit(write_labels, folder / f"{path.stem}.png", labels)
+
+        writing: deque[Future[None] | None] = deque()
+
+        def end_one() -> None:
+            if (written := writing.popleft()) is not None:
+                written.result()
             on_frame()
 
+        with closing(in_background(tracked())) as results:
+            for item in zip(frames, results, strict=True):
+                writing.append(write(item))
+                if len(writing) > NUM_AHEAD:
+                    end_one()
+            while writing:
+                end_one()
 
-def _track(
-    frames: Sequence[Path],
-    masks: Mapping[int, np.ndarray],
-    tracker: Tracker,
-    *,
-    name: str,
-    size: Size | None,
-) -> Generator[np.ndarray]:
-    own = image_size(frames[0])
-    read = (prepare_frame(read_image(path, size=own), size=size) for path in frames)
-    with closing(in_background(read)) as images:
-        yield from tracker.track(images, masks, num_frames=len(frames), name=name)
+
+def _read(path: Path, *, size: Size, prepared: Size | None) -> np.ndarray:
+    """A frame of a video of that size, at the size of the prepared data set."""
+    return prepare_frame(read_image(path, size=size), size=prepared)
+
+
+@contextmanager
+def _helpers(tracker: Tracker) -> Iterator[Executor]:
+    """What reads frames and writes masks: threads, or processes beside a GPU, which takes frames
+    faster than Pillow decodes them under Python's lock."""
+    if tracker.best_batch == 1:
+        with ThreadPoolExecutor(2) as threads:
+            yield threads
+        return
+    from loky import get_reusable_executor
+    from loky.process_executor import TerminatedWorkerError
+
+    count = max(1, min(MOST_HELPERS, available_cores() - 1))
+    try:
+        yield get_reusable_executor(max_workers=count, timeout=IDLE_SECONDS)
+    except TerminatedWorkerError as error:
+        raise OutputError(
+            "a process that reads frames or writes masks died, maybe for want of memory: resume"
+        ) from error
 
 
 def masks_are_whole(folder: Path, frames: Iterable[str], *, size: tuple[int, int]) -> bool:

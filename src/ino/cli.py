@@ -64,7 +64,7 @@ class Tracking:
             (see ino weights), color, random:MODEL or timm:MODEL[@FILE].
         network: Which network of a file with both (default: the one that its authors evaluate).
         protocol: ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr,
-            timecycle, ino-near, ino-fast or ino-best.
+            timecycle, ino-near, ino-fast, ino-default or ino-best.
         set: Replace fields of the protocol.
         device: auto, cpu, cuda or mps.
         precision: Precision of the network; bf16 is faster on devices that compute in it.
@@ -135,7 +135,7 @@ class SegmentTracking(Tracking):
         ),
     ] = None
     precision: Annotated[
-        Precision | None, Parameter(show_default="fp32; with --quality fast bf16 where it is quick")
+        Precision | None, Parameter(show_default="bf16 where it is quick; with --protocol fp32")
     ] = None
 
     def load(self, kind: Callable[..., T]) -> tuple[T, dict[str, Any]]:
@@ -147,9 +147,9 @@ class SegmentTracking(Tracking):
         from ino.propagate.tracker import usual_precision
 
         self.check_choice()
-        precision = self.precision or usual_precision(self.quality, self.device)
-        tracker, settings = super(SegmentTracking, replace(self, precision=precision)).load(kind)
         quality = None if self.protocol else self.quality or "default"
+        precision = self.precision or usual_precision(quality, self.device)
+        tracker, settings = super(SegmentTracking, replace(self, precision=precision)).load(kind)
         return tracker, settings | {"quality": quality}
 
     def check_choice(self) -> None:

@@ -16,6 +16,8 @@ from ino.propagate.protocols import (
 
 SETTINGS = list(PeerSettings.model_fields)
 OWN = list(OwnSettings.model_fields)
+QUALITIES = ["ino-fast", "ino-default", "ino-best"]
+OURS = "`, `".join(QUALITIES)
 DEFAULTS = list(PeerSettings().model_dump().items())
 
 
@@ -95,8 +97,8 @@ def test_names_are_the_keys():
             [one for one in Protocol.model_fields if one not in (*SETTINGS, *OWN)],
             PROTOCOLS,
         ),
-        ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle", "ino-fast`, `ino-best"]),
-        ("`ino-fast`", OWN, ["ino-fast", "ino-best"]),
+        ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle", OURS]),
+        ("`ino-fast`", OWN, QUALITIES),
     ],
 )
 def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, names):
@@ -123,13 +125,13 @@ def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, na
 
 def test_only_these_protocols_have_settings_of_peers():
     named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != v for s, v in DEFAULTS)}
-    assert named == {"mast", "corrflow", "contcorr", "timecycle", "ino-fast", "ino-best"}
+    assert named == {"mast", "corrflow", "contcorr", "timecycle", *QUALITIES}
 
 
 def test_no_published_protocol_has_settings_of_our_own():
     usual = OwnSettings().model_dump()
     named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != usual[s] for s in OWN)}
-    assert named == {"ino-fast", "ino-best"}
+    assert named == set(QUALITIES)
 
 
 def test_overrides_replace_single_fields_and_leave_the_table_alone():

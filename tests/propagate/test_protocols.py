@@ -163,7 +163,7 @@ def test_overrides_replace_single_fields_and_leave_the_table_alone():
         ({"entry": 1}, "entry must be 'plain' or 'weighted', but is 1"),
         ({"mask_up": "linear"}, "mask_up must be 'bilinear-stride', 'bilinear'"),
         ({"keep_given": 1}, "keep_given must be true or false, but is 1"),
-        ({"feedback": "argmax"}, "feedback must be 'soft' or 'hard', but is 'argmax'"),
+        ({"feedback": "argmax"}, "feedback must be 'soft', 'hard' or 'refined', but is 'argmax'"),
         ({"top_k": 5}, "protocol ino-davis: unknown key top_k; did you mean topk?"),
         ({"name": "mine"}, "name is no field that can be replaced"),
     ],

@@ -9,6 +9,7 @@ import torch
 from ino.errors import ConfigError
 from ino.models.load import load_backbone
 from ino.propagate.features import FeatureExtractor
+from ino.propagate.labels import soften_labels
 from ino.propagate.protocols import Quality, get_protocol, protocol_for
 from ino.propagate.tracker import Tracker, usual_precision
 from propagate.moving_squares import iou, moving_squares
@@ -58,18 +59,23 @@ def test_they_run_and_two_runs_are_equal(bundled, squares, quality):
     assert min(iou(results[0][-1], labels[-1], label) for label in (1, 2)) > 0.5
 
 
-def test_what_is_passed_on_keeps_the_shares_of_objects(bundled, squares):
-    """An object with less than half of every feature is lost where label maps are fed back."""
-    frames, _ = squares
-    mask = np.zeros(frames[0].shape[:2], dtype=np.uint8)
-    mask[11:14, 20:23] = 1  # 9 of 64 pixels, which do not move
-    still = [frames[0]] * 5
-    found = {}
-    for feedback in ("refined", "hard"):
-        protocol = get_protocol("ino-fast", short_side=48, flow_share=0.5, feedback=feedback)
-        tracker = Tracker(bundled, protocol=protocol, warns=False)
-        *_, found[feedback] = tracker.track(still, {0: mask})
-    assert iou(found["refined"], mask, 1) >= iou(found["hard"], mask, 1)
+def test_what_is_passed_on(bundled, squares):
+    """Hard: the label map, reduced. Refined: values of pixels, in which all labels share."""
+    frames, labels = squares
+    for feedback in ("hard", "refined"):
+        protocol = get_protocol("ino-fast", short_side=48, feedback=feedback)
+        tracker = Tracker(bundled, protocol=protocol)
+        tracker.start(frames[0], labels[0])
+        found = tracker.step(frames[1])
+        state = tracker.state()["propagator"]["memory"]
+        passed_on = state["frames"][state["latest"]][2]
+        rows, columns, _ = passed_on.shape
+        reduced = soften_labels(
+            found, ids=[0, 1, 2], grid=(rows, columns), method="area", device="cpu"
+        )
+        assert torch.equal(passed_on, reduced) == (feedback == "hard")
+        assert passed_on.argmax(dim=-1).eq(reduced.argmax(dim=-1)).float().mean() > 0.9
+        assert passed_on.sum(dim=-1).sub(1).abs().max() < 1e-5
 
 
 def test_only_what_is_near_the_objects_is_computed(bundled):

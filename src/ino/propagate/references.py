@@ -65,6 +65,8 @@ SURENESS_POWER = 4.0
 """Of F and B in the weight of a pass."""
 HALF_WAY = 0.5
 """Up to here an object is visible that is drawn in one of two annotated frames."""
+ONE_SIDED = 3.0
+"""A frame that is reached from one side alone counts as so many times farther away."""
 LEAST_SURE = 0.01
 """F and B are at least this."""
 
@@ -698,14 +700,15 @@ def rank_frames(
     The doubt d of an object in a frame is 1 - confidence x survival (confidence alone where
     survival is not known). It is 1 if the object is drawn in the nearest annotated frame but not
     found in this one, and nothing is known of its survival. That of a frame is the mean over its
-    objects. With D the distance of a frame from the nearest annotated one, annotating frame t is
-    worth
+    objects. With D the distance of a frame from the nearest annotated one, times `ONE_SIDED` where
+    no annotated frame follows or none comes before, annotating frame t is worth
 
-        sum over frames t' of d(t') max(0, D(t') - |t - t'|)
+        sum over frames t' of d(t') max(0, D(t') - D(t') after t is annotated)
 
     the number of frames by which annotated ones come nearer, weighted by doubt. In a stretch of
     equal doubt the best frame is the middle, and where the video ends without an annotated frame,
-    it is at two thirds of the way. The next best frame is chosen as if this one was annotated.
+    it is near the end, so that equal doubt gives nearly even spacing. The next best frame is chosen
+    as if this one was annotated.
 
     Args:
         confidence: of each object, 0..1, by the number of the frame; all frames of the video.
@@ -714,7 +717,7 @@ def rank_frames(
         num_frames: how many to return at most.
     """
     places = np.arange(max(confidence, default=-1) + 1)
-    apart = np.abs(places[:, None] - sorted(annotated)) if annotated else None
+    drawn = sorted(annotated)
     doubt = np.zeros(len(places))
     doubts: dict[int, dict[int, float]] = {}
     for number, found in confidence.items():
@@ -724,27 +727,46 @@ def rank_frames(
         there = {
             label: 1 - found.get(label, 1.0) * known.get(label, 1.0) for label in (*found, *known)
         }
-        if apart is not None:
-            nearest = sorted(annotated)[int(apart[number].argmin())]
+        if drawn:
+            nearest = min(drawn, key=lambda one: abs(one - number))
             there = dict.fromkeys(confidence.get(nearest, {}), 1.0) | there
         doubts[number] = there
         doubt[number] = sum(there.values()) / max(1, len(there))
-    distance = np.full(len(places), float(len(places)))
-    if apart is not None:
-        distance = apart.min(axis=1).astype(float)
     chosen: list[NextFrame] = []
     while len(chosen) < num_frames:
-        gains = [
-            float(doubt @ np.maximum(distance - np.abs(places - number), 0))
-            if doubt[number]
-            else 0.0
-            for number in places
-        ]
+        gains = _gains(doubt, drawn)
         if not any(gains):
             break
         number = int(np.argmax(gains))
         there = doubts[number]
         label = max(there, key=lambda one: there[one])
         chosen.append(NextFrame(number, label, there[label], round(gains[number], 3)))
-        distance = np.minimum(distance, np.abs(places - number))
+        drawn = sorted([*drawn, number])
     return chosen
+
+
+def _gains(doubt: Float[np.ndarray, "frame"], annotated: Sequence[int]) -> list[float]:
+    """What annotating each frame is worth; 0 where there is no doubt."""
+    last = len(doubt) - 1
+    gains = [0.0] * len(doubt)
+    # Between two annotated frames, whose ends may lie outside of the video.
+    for begin, end in pairwise([-1, *annotated, last + 1]):
+        inside = np.arange(max(begin, 0), min(end, last) + 1)
+        before, after = begin >= 0, end <= last
+        distance = _distance(inside, begin if before else None, end if after else None)
+        for number in inside[doubt[inside] > 0].tolist():
+            ends = (begin if before else None, number), (number, end if after else None)
+            now = np.where(inside <= number, *(_distance(inside, *one) for one in ends))
+            gains[number] = float(doubt[inside] @ np.maximum(distance - now, 0))
+    return gains
+
+
+def _distance(
+    places: Int64[np.ndarray, "frame"], begin: int | None, end: int | None
+) -> Float[np.ndarray, "frame"]:
+    """From the nearer annotated frame; None: there is none on this side."""
+    if begin is None and end is None:
+        return np.full(len(places), float(ONE_SIDED * len(places)))
+    if begin is None or end is None:
+        return ONE_SIDED * np.abs(places - (begin if end is None else end)).astype(float)
+    return np.minimum(np.abs(places - begin), np.abs(places - end)).astype(float)

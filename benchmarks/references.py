@@ -1,11 +1,13 @@
 """Mean J against the number of annotated frames: all of them as references, and two older ways.
 
     python benchmarks/references.py --data ROOT... [--sequences NAME...] [--counts 1 2 3 5 8]
-        [--seeds 3] [--cache DIR] [--short-side 240] [--json FILE]
+        [--seeds 2] [--every 2] [--short-side 240] [--protocol NAME] [--cache DIR] [--json FILE]
 
-Each ROOT holds JPEGImages/480p and Annotations/480p. Features of `ino_vitt8`, protocol `ino-near`.
-J is the mean over all objects and all frames with ground truth, annotated ones included, which are
-as drawn in every way.
+Each ROOT holds JPEGImages/480p and Annotations/480p. Every second frame is taken; frames and masks
+are first scaled to the short side, which the network sees as well. Features are those of
+`ino_vitt8`. J is the mean over all objects and all of these frames that have ground truth,
+annotated ones included, which are as drawn in every way; with one of them, on the first frame, all
+ways are the same. Rows that the file of `--json` holds are not measured again.
 
 Ways: `references` is `Tracker.track_references`; `correct` goes forward once, and each annotated
 frame replaces the reference from there on; `both-ways` takes the nearest annotated frame, earlier
@@ -16,22 +18,39 @@ ends included; `program` is frame 0 and what `rank_frames` says, one after the o
 import argparse
 import json
 import random
+import zlib
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
+import ino.propagate.tracker
 from ino.data.label_maps import VOID, read_labels
 from ino.data.video import read_frames
 from ino.models.load import load_backbone
 from ino.propagate.protocols import get_protocol
 from ino.propagate.references import rank_frames
+from ino.propagate.refine import Motion, estimate_motion
 from ino.propagate.tracker import Tracker
 
 Masks = dict[int, np.ndarray]
+
+
+class RememberedMotion:
+    """`estimate_motion` that computes each pair of frames once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], Motion] = {}
+
+    def __call__(self, before: np.ndarray, frame: np.ndarray) -> Motion:
+        pair = (zlib.crc32(before), zlib.crc32(frame))
+        if pair not in self._found:
+            self._found[pair] = estimate_motion(before, frame)
+        return self._found[pair]
 
 
 class Remembered:
@@ -96,6 +115,25 @@ WAYS: dict[str, Callable[[Tracker, list[np.ndarray], Masks], Masks]] = {
 }
 
 
+def read_clip(folder: Path, *, short_side: int, every: int) -> tuple[list[np.ndarray], Masks]:
+    """Frames of a sequence and the masks that there are, by number among them; both scaled."""
+    annotations = folder.parents[2] / "Annotations/480p" / folder.name
+    images = sorted(folder.glob("*.jpg"))[::every]
+    frames = list(read_frames(folder))[::every]
+    scale = short_side / min(frames[0].shape[:2])
+    size = (round(frames[0].shape[1] * scale), round(frames[0].shape[0] * scale))
+    truth = {
+        number: cv2.resize(read_labels(path), size, interpolation=cv2.INTER_NEAREST)
+        for number, image in enumerate(images)
+        if (path := annotations / f"{image.stem}.png").exists()
+    }
+    return [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in frames], truth
+
+
+WAY = "references"
+"""The one that is measured with one annotated frame."""
+
+
 def mean_j(found: Masks, truth: Masks) -> float:
     """Mean J over objects and frames; an object that is in neither counts 1."""
     labels = sorted({int(one) for mask in truth.values() for one in np.unique(mask)} - {0, VOID})
@@ -142,32 +180,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--sequences", nargs="+")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 5, 8])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--every", type=int, default=2, metavar="N", help="take every Nth frame")
     parser.add_argument("--choices", nargs="+", default=["random", "even", "program"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--cache", type=Path, help="folder for features")
+    parser.add_argument("--protocol", default="ino-default")
     parser.add_argument("--short-side", type=int, default=240)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
+    cv2.setNumThreads(1)
     folders = [path for root in given.data for path in sorted((root / "JPEGImages/480p").iterdir())]
     if given.sequences:
         folders = [folder for folder in folders if folder.name in given.sequences]
     backbone = load_backbone("ino_vitt8")
+    protocol = get_protocol(given.protocol, short_side=given.short_side, zoom_margin=None)
     scores: dict[str, dict[str, list[float]]] = {}
+    if given.json and given.json.exists():
+        scores = json.loads(given.json.read_text())
     for folder in folders:
-        tracker = Tracker(backbone, protocol=get_protocol("ino-near", short_side=given.short_side))
-        frames = list(read_frames(folder))
-        annotations = folder.parents[2] / "Annotations/480p" / folder.name
-        truth = {
-            number: read_labels(path)
-            for number, image in enumerate(sorted(folder.glob("*.jpg")))
-            if (path := annotations / f"{image.stem}.png").exists()
-        }
-        cache = given.cache and given.cache / f"{folder.name}.npz"
+        rows = scores.setdefault(folder.name, {})
+
+        def keep(row: str, found: list[float], folder: Path = folder) -> None:
+            scores[folder.name][row] = found
+            print(folder.name, row, found, flush=True)
+            if given.json:
+                given.json.write_text(json.dumps(scores, indent=2) + "\n")
+
+        frames, truth = read_clip(folder, short_side=given.short_side, every=given.every)
+        tracker = Tracker(backbone, protocol=protocol)
+        cache = (
+            given.cache and given.cache / f"{folder.name}-{given.short_side}-{protocol.name}.npz"
+        )
         tracker._extractor = Remembered(tracker._extractor, frames, cache)  # type: ignore[assignment]
-        rows = scores[folder.name] = {}
+        ino.propagate.tracker.estimate_motion = RememberedMotion()
         available = sorted(truth)
-        for count in [count for count in given.counts if count <= len(available)]:
+        counts = [count for count in given.counts if count <= len(available)]
+        for count in counts:
             drawn = {
                 "even": [evenly(available, count)],
                 "random": [
@@ -177,27 +226,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                             available[1:], count - 1
                         ),
                     ]
-                    for seed in range(given.seeds)
+                    for seed in range(given.seeds if count > 1 else 1)
                 ],
             }
-            for choice in [one for one in given.choices if one in drawn]:
-                for way in given.ways:
-                    rows[f"{choice} {way} {count}"] = [
-                        mean_j(WAYS[way](tracker, frames, {n: truth[n] for n in numbers}), truth)
-                        for numbers in drawn[choice]
-                    ]
-                    print(
-                        folder.name, choice, way, count, rows[f"{choice} {way} {count}"], flush=True
-                    )
-        if "program" in given.choices:
-            results = chosen_by_program(tracker, frames, truth, given.counts)
-            for count in [count for count in given.counts if count in results]:
-                rows[f"program references {count}"] = [mean_j(results[count], truth)]
-                print(
-                    folder.name, "program", count, rows[f"program references {count}"], flush=True
-                )
-        if given.json:
-            given.json.write_text(json.dumps(scores, indent=2) + "\n")
+            for choice, way in product(drawn, given.ways):
+                row = f"{choice} {way} {count}"
+                if choice in given.choices and row not in rows and (count > 1 or way == WAY):
+                    masks = [{n: truth[n] for n in numbers} for numbers in drawn[choice]]
+                    found = [WAYS[way](tracker, frames, one) for one in masks]
+                    keep(row, [mean_j(one, truth) for one in found])
+        missing = [one for one in counts if f"program references {one}" not in rows]
+        if "program" in given.choices and missing:
+            for count, found in chosen_by_program(tracker, frames, truth, missing).items():
+                if count in missing:
+                    keep(f"program references {count}", [mean_j(found, truth)])
     print("\nmean over sequences")
     for row in sorted({row for rows in scores.values() for row in rows}):
         values = [np.mean(rows[row]) for rows in scores.values() if row in rows]

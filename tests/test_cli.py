@@ -71,7 +71,7 @@ def test_segment_in_a_quality(tmp_path, video, mask, capsys):
         json.loads((tmp_path / name / "settings.json").read_text()) for name in options
     )
     assert none == default and default["quality"] == "default"
-    assert (default["protocol"]["name"], default["precision"]) == ("ino-near", "fp32")
+    assert default["protocol"]["name"] == "ino-default"
     assert (fast["protocol"]["name"], fast["quality"]) == ("ino-fast", "fast")
     for path in (tmp_path / "none" / "masks").iterdir():
         assert path.read_bytes() == (tmp_path / "default" / "masks" / path.name).read_bytes()

@@ -64,8 +64,8 @@ class Tracking:
             (see ino weights), color, random:MODEL or timm:MODEL[@FILE].
         network: Which network of a file with both (default: the one that its authors evaluate).
         protocol: ino-davis, ino-ytvos, dino, dinov3, crw, vfs, dul, mast, corrflow, contcorr,
-            timecycle, ino-near, ino-fast, ino-best, rsp, cropmae, rvm or diff-zvos, or one of
-            cropmae-vip, rvm-vip and diff-zvos-mose.
+            timecycle, ino-near, ino-fast, ino-default, ino-best, rsp, cropmae, rvm or diff-zvos,
+            or one of cropmae-vip, rvm-vip and diff-zvos-mose.
         set: Replace fields of the protocol.
         device: auto, cpu, cuda or mps.
         precision: Precision of the network; bf16 is faster on devices that compute in it.
@@ -136,7 +136,7 @@ class SegmentTracking(Tracking):
         ),
     ] = None
     precision: Annotated[
-        Precision | None, Parameter(show_default="fp32; with --quality fast bf16 where it is quick")
+        Precision | None, Parameter(show_default="bf16 where it is quick; with --protocol fp32")
     ] = None
 
     def load(self, kind: Callable[..., T]) -> tuple[T, dict[str, Any]]:
@@ -148,9 +148,9 @@ class SegmentTracking(Tracking):
         from ino.propagate.tracker import usual_precision
 
         self.check_choice()
-        precision = self.precision or usual_precision(self.quality, self.device)
-        tracker, settings = super(SegmentTracking, replace(self, precision=precision)).load(kind)
         quality = None if self.protocol else self.quality or "default"
+        precision = self.precision or usual_precision(quality, self.device)
+        tracker, settings = super(SegmentTracking, replace(self, precision=precision)).load(kind)
         return tracker, settings | {"quality": quality}
 
     def check_choice(self) -> None:

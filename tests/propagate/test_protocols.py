@@ -24,6 +24,8 @@ SETTINGS = [name for name in PeerSettings.model_fields if name not in LATER]
 USED_SINCE_2023 = ["reference_passed_on", "masks_at"]
 """Settings of older methods that these take other values of."""
 OWN = list(OwnSettings.model_fields)
+QUALITIES = ["ino-fast", "ino-default", "ino-best"]
+OURS = "`, `".join(QUALITIES)
 DEFAULTS = list(PeerSettings().model_dump().items())
 
 
@@ -116,8 +118,8 @@ def test_names_are_the_keys():
             + [one for one in PeerSettings.model_fields if one in (*LATER, *USED_SINCE_2023)],
             SINCE_2023,
         ),
-        ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle", "ino-fast`, `ino-best"]),
-        ("`ino-fast`", OWN, ["ino-fast", "ino-best"]),
+        ("`mast`", SETTINGS, ["mast", "corrflow", "contcorr", "timecycle", OURS]),
+        ("`ino-fast`", OWN, QUALITIES),
     ],
 )
 def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, names):
@@ -145,13 +147,13 @@ def test_the_tables_of_the_documentation_are_those_of_the_code(first, fields, na
 def test_only_these_protocols_have_settings_of_peers():
     named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != v for s, v in DEFAULTS)}
     later = set(SINCE_2023) - {"diff-zvos"}
-    assert named == later | {"mast", "corrflow", "contcorr", "timecycle", "ino-fast", "ino-best"}
+    assert named == later | {"mast", "corrflow", "contcorr", "timecycle", *QUALITIES}
 
 
 def test_no_published_protocol_has_settings_of_our_own():
     usual = OwnSettings().model_dump()
     named = {p.name for p in PROTOCOLS.values() if any(getattr(p, s) != usual[s] for s in OWN)}
-    assert named == {"ino-fast", "ino-best"}
+    assert named == set(QUALITIES)
 
 
 def test_overrides_replace_single_fields_and_leave_the_table_alone():
@@ -183,7 +185,7 @@ def test_overrides_replace_single_fields_and_leave_the_table_alone():
         ({"entry": 1}, "entry must be 'plain' or 'weighted', but is 1"),
         ({"mask_up": "linear"}, "mask_up must be 'bilinear-stride', 'bilinear'"),
         ({"keep_given": 1}, "keep_given must be true or false, but is 1"),
-        ({"feedback": "argmax"}, "feedback must be 'soft' or 'hard', but is 'argmax'"),
+        ({"feedback": "argmax"}, "feedback must be 'soft', 'hard' or 'refined', but is 'argmax'"),
         ({"top_k": 5}, "protocol ino-davis: unknown key top_k; did you mean topk?"),
         ({"name": "mine"}, "name is no field that can be replaced"),
     ],

@@ -1,5 +1,7 @@
 """The qualities fast, default and best, and the protocols that they choose."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch
 from ino.errors import ConfigError
 from ino.models.load import load_backbone
 from ino.propagate.features import FeatureExtractor
-from ino.propagate.protocols import get_protocol, protocol_for
-from ino.propagate.tracker import Tracker
+from ino.propagate.labels import soften_labels
+from ino.propagate.protocols import Quality, get_protocol, protocol_for
+from ino.propagate.tracker import Tracker, usual_precision
 from propagate.moving_squares import iou, moving_squares
 
 
@@ -24,11 +27,13 @@ def squares():
 
 
 def test_the_qualities_of_the_weights_that_come_with_ino(bundled):
-    chosen = {one: Tracker(bundled, quality=one).protocol.name for one in ("fast", "best")}
-    assert chosen == {"fast": "ino-fast", "best": "ino-best"}
-    assert Tracker(bundled, quality="default").protocol == get_protocol("ino-near")
-    assert Tracker(bundled).protocol == get_protocol("ino-near")
-    assert Tracker(bundled, quality="best").precision == "fp32"
+    for quality in get_args(Quality):
+        tracker = Tracker(bundled, quality=quality)
+        assert tracker.protocol == get_protocol(f"ino-{quality}")
+        assert tracker.precision == usual_precision(quality, "cpu")
+    assert Tracker(bundled).protocol == get_protocol("ino-default")
+    assert Tracker(bundled).precision == usual_precision("default", "cpu")
+    assert Tracker(bundled, protocol="ino-near").precision == "fp32"
 
 
 def test_those_of_other_weights():
@@ -42,7 +47,7 @@ def test_those_of_other_weights():
         protocol_for("mast", "fast")
 
 
-@pytest.mark.parametrize("quality", ["fast", "best"])
+@pytest.mark.parametrize("quality", get_args(Quality))
 def test_they_run_and_two_runs_are_equal(bundled, squares, quality):
     frames, labels = squares
     protocol = protocol_for("ino-near", quality, short_side=64)
@@ -52,6 +57,25 @@ def test_they_run_and_two_runs_are_equal(bundled, squares, quality):
     assert all((one == other).all() for one, other in zip(*results, strict=True))
     assert (results[0][0] == labels[0]).all()
     assert min(iou(results[0][-1], labels[-1], label) for label in (1, 2)) > 0.5
+
+
+def test_what_is_passed_on(bundled, squares):
+    """Hard: the label map, reduced. Refined: values of pixels, in which all labels share."""
+    frames, labels = squares
+    for feedback in ("hard", "refined"):
+        protocol = get_protocol("ino-fast", short_side=48, feedback=feedback)
+        tracker = Tracker(bundled, protocol=protocol)
+        tracker.start(frames[0], labels[0])
+        found = tracker.step(frames[1])
+        state = tracker.state()["propagator"]["memory"]
+        passed_on = state["frames"][state["latest"]][2]
+        rows, columns, _ = passed_on.shape
+        reduced = soften_labels(
+            found, ids=[0, 1, 2], grid=(rows, columns), method="area", device="cpu"
+        )
+        assert torch.equal(passed_on, reduced) == (feedback == "hard")
+        assert passed_on.argmax(dim=-1).eq(reduced.argmax(dim=-1)).float().mean() > 0.9
+        assert passed_on.sum(dim=-1).sub(1).abs().max() < 1e-5
 
 
 def test_only_what_is_near_the_objects_is_computed(bundled):

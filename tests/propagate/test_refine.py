@@ -20,15 +20,17 @@ def test_by_hand():
     soft = torch.tensor([[[0.6, 0.4], [0.4, 0.6], [0.6, 0.4], [0.4, 0.6]]])
     before = np.array([[7, 7, 7, 0]], dtype=np.uint8)
     motion = still(np.array([[1.0, 1.0, 0.0, 1.0]]))
-    labels, confidence = refine_labels(soft, motion, before, ids=[0, 7], share=0.5)
+    labels, confidence, passed_on = refine_labels(soft, motion, before, ids=[0, 7], share=0.5)
     # 0.5 p + 0.5 m where the flow is trusted, p elsewhere.
     assert labels.tolist() == [[7, 7, 0, 0]]
     assert confidence == pytest.approx(np.array([[0.7, 0.8, 0.6, 0.7]]))
+    assert passed_on[0, :, 1].tolist() == pytest.approx([0.7, 0.8, 0.4, 0.3])
+    assert passed_on.sum(dim=-1)[0].tolist() == pytest.approx([1, 1, 1, 1])
 
 
 def test_soft_labels_count_by_their_share_of_the_sum():
     soft = torch.tensor([[[0.3, 0.1]]])
-    labels, confidence = refine_labels(
+    labels, confidence, _ = refine_labels(
         soft, still(np.ones((1, 1))), np.full((1, 1), 7, dtype=np.uint8), ids=[0, 7], share=0.6
     )
     assert labels.tolist() == [[7]] and confidence[0, 0] == pytest.approx(0.4 * 0.25 + 0.6)
@@ -40,7 +42,7 @@ def test_labels_come_from_where_pixels_were():
     row, column = np.indices((6, 8), dtype=np.float32)
     motion = Motion(column - 3, row - 1, np.ones((6, 8), dtype=np.float32))
     soft = torch.full((3, 4, 2), 0.5)
-    labels, _ = refine_labels(soft, motion, before, ids=[0, 5], share=1.0)
+    labels, *_ = refine_labels(soft, motion, before, ids=[0, 5], share=1.0)
     expected = np.zeros((6, 8), dtype=np.uint8)
     expected[3:5, 4:6] = 5
     assert (labels == expected).all()
@@ -49,7 +51,7 @@ def test_labels_come_from_where_pixels_were():
 def test_without_trust_they_are_those_of_the_features():
     soft = torch.rand(5, 6, 3, generator=torch.Generator().manual_seed(0))
     soft /= soft.sum(dim=-1, keepdim=True)
-    labels, _ = refine_labels(
+    labels, *_ = refine_labels(
         soft,
         still(np.zeros((40, 48))),
         np.full((40, 48), 9, dtype=np.uint8),

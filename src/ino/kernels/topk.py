@@ -207,41 +207,64 @@ class Layout(NamedTuple):
 def choose_layout(height: int, width: int, *, radius: int | None, max_pairs: int) -> Layout:
     """The panels with which the tiles of a window cost least."""
 
-    def rank(edges: tuple[int, ...]) -> tuple[bool, float]:
-        columns = _spans(edges, radius, key_edges=edges)
-        return _best_rows(height, columns, radius=radius, max_pairs=max_pairs)[0]
-
-    return Layout(height, min(_cuts(width), key=rank))
+    cuts = ((edges, _spans(edges, radius, key_edges=edges)) for edges in _cuts(width))
+    ranked = (
+        (_best_rows(height, columns, radius=radius, max_pairs=max_pairs)[0], edges)
+        for edges, columns in cuts
+    )
+    return Layout(height, min(ranked, key=lambda one: one[0])[1])
 
 
 def _best_rows(
     height: int, columns: list[_Span], *, radius: int | None, max_pairs: int
 ) -> tuple[tuple[bool, float], list[_Span]]:
     """The cheapest cut of the rows whose tiles are small enough, if there is one, and its rank."""
+    across = _Totals.of(columns)
 
-    def rank(rows: list[_Span]) -> tuple[bool, float]:
-        largest = max(s.size * s.num_keys for s in rows) * max(s.size * s.num_keys for s in columns)
-        return (True, float(largest)) if largest > max_pairs else (False, _cost(rows, columns))
+    def rank(down: "_Totals") -> tuple[bool, float]:
+        largest = down.largest * across.largest
+        return (True, float(largest)) if largest > max_pairs else (False, _cost(down, across))
 
-    cuts = (_spans(edges, radius) for edges in _cuts(height))
-    return min(((rank(rows), rows) for rows in cuts), key=lambda one: one[0])
+    ranked = ((rank(down), rows) for down, rows in _row_cuts(height, radius))
+    return min(ranked, key=lambda one: one[0])
 
 
-def _cost(rows: list[_Span], columns: list[_Span]) -> float:
+class _Totals(NamedTuple):
+    """Of the spans of one axis, what the cost of their tiles depends on."""
+
+    num_spans: int
+    largest: int
+    pairs: int
+    again: int
+    keys: int
+    calls: float
+
+    @classmethod
+    def of(cls, spans: list[_Span]) -> "_Totals":
+        return cls(
+            len(spans),
+            max(s.size * s.num_keys for s in spans),
+            sum(s.size * s.num_keys for s in spans),
+            sum(s.size * (s.size + _NEIGHBORHOOD) for s in spans),
+            sum(s.num_keys for s in spans),
+            sum(s.num_keys / s.size for s in spans),
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _row_cuts(height: int, radius: int | None) -> list[tuple[_Totals, list[_Span]]]:
+    cuts = [_spans(edges, radius) for edges in _cuts(height)]
+    return [(_Totals.of(rows), rows) for rows in cuts]
+
+
+def _cost(rows: _Totals, columns: _Totals) -> float:
     """In pairs; sums over tiles are products of sums over the two axes."""
-    pairs = sum(s.size * s.num_keys for s in rows) * sum(s.size * s.num_keys for s in columns)
-    again = sum(s.size * (s.size + _NEIGHBORHOOD) for s in rows) * sum(
-        s.size * (s.size + _NEIGHBORHOOD) for s in columns
-    )
-    keys = sum(s.num_keys for s in rows) * sum(s.num_keys for s in columns)
-    calls = len(rows) * sum(s.num_keys / s.size for s in columns)
-    tiles = len(rows) * len(columns)
     return (
-        pairs
-        + 2 * again
-        + _PAIRS_PER_KEY * keys
-        + _PAIRS_PER_CALL * calls
-        + _PAIRS_PER_TILE * tiles
+        rows.pairs * columns.pairs
+        + 2 * rows.again * columns.again
+        + _PAIRS_PER_KEY * rows.keys * columns.keys
+        + _PAIRS_PER_CALL * rows.num_spans * columns.calls
+        + _PAIRS_PER_TILE * rows.num_spans * columns.num_spans
     )
 
 

@@ -128,9 +128,10 @@ class PeerSettings(Model):
     position over its channels, in the result and in the labels of a reference, but not in the
     labels that other frames contribute as context (CRW's option --norm_mask).
     `positions-fed-back`: in these, too (RVM's option)."""
-    feedback: Literal["soft", "hard"] = "soft"
-    """The labels that a frame contributes as context: its soft labels on the feature grid, or its
-    label map reduced to the grid as a given mask is (`hard`)."""
+    feedback: Literal["soft", "hard", "refined"] = "soft"
+    """The labels that a frame contributes as context: its soft labels on the feature grid, its
+    label map reduced to the grid as a given mask is (`hard`), or the values of pixels that follow
+    the optical flow, averaged over each feature (`refined`; as `hard` where a mask is given)."""
     masks_at: Literal["video", "input"] = "video"
     """Whether masks are reduced to the feature grid, and channels compared, at the video's size or
     at the size of the network's input."""

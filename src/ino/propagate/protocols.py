@@ -1,8 +1,8 @@
 """Named protocols of mask propagation: every choice that decides a published number.
 
 `Protocol` has the fields that methods share; those that only single methods set come from
-`ino.propagate.peers.PeerSettings`, and those that only our fast and our best one set from
-`OwnSettings`. A protocol says what is computed, not how fast.
+`ino.propagate.peers.PeerSettings`, and those that only the ones of our qualities
+set from `OwnSettings`. A protocol says what is computed, not how fast.
 Mean, deviation and color space of the network's input belong to the backbone.
 """
 
@@ -50,7 +50,8 @@ Rounding = Literal[
 
 
 class OwnSettings(Model):
-    """Protocol fields that only `ino-fast` and `ino-best` set; others keep the defaults."""
+    """Protocol fields that only `ino-fast`, `ino-default` and `ino-best` set; others keep the
+    defaults."""
 
     attention_side: Annotated[int, Field(ge=2, le=100_000)] | None = None
     """Side, in patches, of the square around it that a patch attends to in the network; None: the
@@ -163,8 +164,8 @@ class Protocol(PeerSettings, OwnSettings):
                 "masks_at must be input where rounding is crop",
             ),
             (
-                self.feedback != "hard" or not self.reference_passed_on,
-                "reference_passed_on must be false where feedback is hard",
+                self.feedback == "soft" or not self.reference_passed_on,
+                f"reference_passed_on must be false where feedback is {self.feedback}",
             ),
             (
                 self.masks_at == "video" or not self.flow_share,
@@ -433,7 +434,7 @@ _INO_FAST = _like(
     name="ino-fast",
     layer=5,
     mask_down="area",
-    feedback="hard",
+    feedback="refined",
     attention_side=16,
     zoom_margin=8,
     color_share=0.6,
@@ -441,9 +442,9 @@ _INO_FAST = _like(
     flow_share=0.8,
 )
 
-_INO_BEST = _like(
-    _INO_FAST, name="ino-best", layer=None, short_side=800, radius=10, zoom_margin=None
-)
+_INO_DEFAULT = _like(_INO_FAST, name="ino-default", short_side=640, radius=8, zoom_margin=10)
+
+_INO_BEST = _like(_INO_FAST, name="ino-best", layer=None, short_side=960, radius=12, zoom_margin=14)
 
 _OF_FLOW = ("flow_share", "feedback", "mask_down")
 """How labels follow the optical flow."""
@@ -454,7 +455,8 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         *(_INO_DAVIS, _INO_YTVOS, _DINO, _DINOV3, _CRW, _VFS, _DUL),
-        *(_MAST, _CORRFLOW, _CONTCORR, _TIMECYCLE, _INO_NEAR, _INO_FAST, _INO_BEST),
+        *(_MAST, _CORRFLOW, _CONTCORR, _TIMECYCLE, _INO_NEAR),
+        *(_INO_FAST, _INO_DEFAULT, _INO_BEST),
         *(_RSP, _CROPMAE, _CROPMAE_VIP, _RVM, _RVM_VIP, _DIFF_ZVOS, _DIFF_ZVOS_MOSE),
     )
 }
@@ -502,12 +504,13 @@ def get_protocol(name: str, /, **overrides: Any) -> Protocol:
 def protocol_for(name: str, quality: Quality, **overrides: Any) -> Protocol:
     """The protocol of a quality for weights that a named protocol suits.
 
-    For `ino-near` these are `ino-fast` and `ino-best`, which were chosen for the weights that come
-    with ino. For another one, `best` takes over from `ino-best` how labels follow the optical flow,
-    and `fast` also scales the input to a short side of 320 pixels; their scores were not measured.
+    For `ino-near` these are `ino-fast`, `ino-default` and `ino-best`, which were chosen for the
+    weights that come with ino. For another one, `default` is that protocol itself, `best` takes
+    over from `ino-best` how labels follow the optical flow, and `fast` also scales the input to a
+    short side of 320 pixels; their scores were not measured.
 
     Args:
-        name: of the protocol that suits the weights, which is that of quality default.
+        name: of the protocol that suits the weights.
         quality: fast, default or best.
         overrides: see `get_protocol`.
 
@@ -519,11 +522,11 @@ def protocol_for(name: str, quality: Quality, **overrides: Any) -> Protocol:
         raise ConfigError(
             f"the quality is {quality!r}; choose one of {', '.join(get_args(Quality))}"
         )
-    if quality == "default":
-        return get_protocol(name, **overrides)
     chosen = PROTOCOLS[f"ino-{quality}"]
     if name == _INO_NEAR.name:
         return get_protocol(chosen.name, **overrides)
+    if quality == "default":
+        return get_protocol(name, **overrides)
     usual = get_protocol(name)
     if usual.matching != "topk" or usual.masks_at != "video":
         raise ConfigError(

@@ -12,6 +12,10 @@ w at a position is the mean over the objects that either pass sees there. An ann
 out as its mask says, and frames before the first and after the last one are propagated from it
 alone. Reversing the video reverses the result.
 
+Where labels follow the optical flow, label maps are blended and not soft labels, so that outlines
+stay: a pixel gets the label of the pass whose confidence there, times its weight, is larger. F and
+B are then the mean confidence over the object's pixels.
+
 Two or more annotated frames also say which differences of features matter. Features are centered
 and multiplied by (C + 0.1 tr(C)/dim)^(-1/4), where C is their covariance within background and
 objects in all annotated frames: directions in which one object varies count less. Appended to them
@@ -23,6 +27,7 @@ protocol's `learned_metric` one annotated frame is enough.
 
 import logging
 import tempfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -33,7 +38,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cachetools import LRUCache
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from ino.data.label_maps import BACKGROUND, VOID, introducing_frames
@@ -58,6 +63,10 @@ NEARNESS_POWER = 0.5
 """Of the distance from the other annotated frame, in the weight of a pass."""
 SURENESS_POWER = 4.0
 """Of F and B in the weight of a pass."""
+HALF_WAY = 0.5
+"""Up to here an object is visible that is drawn in one of two annotated frames."""
+ONE_SIDED = 3.0
+"""A frame that is reached from one side alone counts as so many times farther away."""
 LEAST_SURE = 0.01
 """F and B are at least this."""
 
@@ -212,27 +221,26 @@ class ReferencePropagation:
         before = -1 if state is None else state["number"]
         phase = None if state is None else state["phase"]
         with self._open(is_new=state is None) as file:
-            stored: _SoftLabels | None = None
+            stored: _Passes | None = None
             if phase in (None, BACKWARD):
                 session = self._resumed(end, -1, state)
                 for number in range((end if phase is None else before) - 1, start, -1):
                     self._step(session, number, enters=False)
-                    if stored is None:
-                        stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
-                    stored.write(0, number, arrange(session.soft, session.ids, ids))
+                    stored = stored or _Passes(file, session, ids, start, end)
+                    stored.write(0, number, session)
                     for label in (one for one, begin in begins.items() if begin == number):
                         if label in session.ids:
                             session.remove(label)
                     yield self._state(BACKWARD, number, session)
             session = self._resumed(start, 1, state if phase in (FORWARD, BLENDED) else None)
-            stored = _SoftLabels(file, session.soft.shape[:2], len(ids), start, end)
+            stored = _Passes(file, session, ids, start, end)
             labels = self._masks[start]
             if state is not None and state["labels"] is not None:
                 labels = state["labels"].numpy()
             if phase != BLENDED:
                 for number in range((before if phase == FORWARD else start) + 1, end + 1):
                     labels = self._step(session, number)
-                    stored.write(1, number, arrange(session.soft, session.ids, ids))
+                    stored.write(1, number, session)
                     yield self._state(FORWARD, number, session, labels)
             spans = [
                 Span(begins.get(label), end if label in self._objects[end] else None)
@@ -240,19 +248,24 @@ class ReferencePropagation:
             ]
             finished = self._state(BLENDED, start, session, labels)
             for number in range((before if phase == BLENDED else start) + 1, end):
-                forward = stored.read(1, number).to(session.soft.device)
-                backward = stored.read(0, number).to(session.soft.device)
-                soft = blend(forward, backward, spans, number, (start, end))
-                blended = session.label_map(soft, ids)
-                confidence = mean_confidence(blended, session.confidence(soft))
+                between = (start, end)
+                if session.protocol.flow_share:
+                    forward, backward = (stored.read_map(side, number) for side in (1, 0))
+                    by_label = dict(zip(ids[1:], spans, strict=True))
+                    blended, certain = blend_maps(forward, backward, by_label, number, between)
+                    found = (forward.labels, backward.labels)
+                else:
+                    both = (stored.read(1, number), stored.read(0, number))
+                    soft = blend(*both, spans, number, between).to(session.soft.device)
+                    blended, certain = session.label_map(soft, ids), session.confidence(soft)
+                    first, second = (np.array(ids)[one.argmax(dim=-1).numpy()] for one in both)
+                    found = (first, second)
+                confidence = mean_confidence(blended, certain)
                 if number in self._masks:
                     blended = _drawn_over(blended, self._masks[number])
                     confidence |= dict.fromkeys(self._objects[number], 1.0)
-                both = [i for i, span in enumerate(spans, start=1) if None not in span]
-                agreement = agreement_of(forward, backward, both)
-                yield TrackedFrame(
-                    number, blended, confidence, {ids[i]: j for i, j in agreement.items()}
-                )
+                drawn = [one for one, span in zip(ids[1:], spans, strict=True) if None not in span]
+                yield TrackedFrame(number, blended, confidence, agreement_of(*found, drawn))
                 yield {**finished, "number": number}
         yield self._as_drawn(end, labels)
 
@@ -450,26 +463,95 @@ def blend(
     usual = 1 - (number - start) / (end - start)
     weighted, mass = torch.zeros_like(forward[..., 0]), torch.zeros_like(forward[..., 0])
     for channel, span in enumerate(spans, start=1):
-        begin = start if span.begin is None else span.begin
-        share = (number - begin) / (end - begin)
-        if share < 0:
+        if share_of_way(span, number, interval) < 0:
             continue
-        if span.end is None or span.begin is None:  # there up to half of the way
-            weight = float(span.end is None)
-            if (share > 0.5) == (span.end is None) and share != 0.5:
-                for soft in (forward, backward):
-                    soft[..., 0] += soft[..., channel]
-                    soft[..., channel] = 0
-                continue
-        else:
-            ours = (1 - share) ** NEARNESS_POWER * sureness(forward[..., channel]) ** SURENESS_POWER
-            theirs = share**NEARNESS_POWER * sureness(backward[..., channel]) ** SURENESS_POWER
-            weight = ours / (ours + theirs)
+        sure = (sureness(forward[..., channel]), sureness(backward[..., channel]))
+        weight = weight_of(span, number, interval, sure)
+        if weight is None:
+            for soft in (forward, backward):
+                soft[..., 0] += soft[..., channel]
+                soft[..., channel] = 0
+            continue
         seen = forward[..., channel] + backward[..., channel]
         weighted += weight * seen
         mass += seen
     local = torch.where(mass > 0, weighted / mass.clamp(min=1e-12), usual)[..., None]
     return local * forward + (1 - local) * backward
+
+
+class PassMap(NamedTuple):
+    """What one pass says of a frame: the label of each pixel, and its confidence, 0..1."""
+
+    labels: UInt8[np.ndarray, "height width"]
+    confidence: Float[np.ndarray, "height width"]
+
+
+def blend_maps(
+    forward: PassMap,
+    backward: PassMap,
+    spans: Mapping[int, Span],
+    number: int,
+    interval: tuple[int, int],
+) -> PassMap:
+    """The label of each pixel of a frame between two annotated ones, from those of both passes.
+
+    The weight of a pass at a pixel is the mean of its weights for the objects that the two passes
+    see there.
+
+    Args:
+        forward, backward: the two passes.
+        spans: of each object, by its label.
+        number: of the frame.
+        interval: numbers of the two annotated frames.
+    """
+    usual = 1 - share_of_way(Span(*interval), number, interval)
+    weights, counts = np.full(256, usual, dtype=np.float32), np.zeros(256, dtype=np.float32)
+    sure = [mean_confidence(*one) for one in (forward, backward)]
+    maps = [forward.labels.copy(), backward.labels.copy()]
+    for label, span in spans.items():
+        if share_of_way(span, number, interval) < 0:
+            continue
+        ours, theirs = (max(LEAST_SURE, one.get(label, 0)) for one in sure)
+        weight = weight_of(span, number, interval, (ours, theirs))
+        if weight is None:
+            for one in maps:
+                one[one == label] = BACKGROUND
+        else:
+            weights[label], counts[label] = weight, 1
+    total = counts[maps[0]] + counts[maps[1]]
+    weighted = (weights * counts)[maps[0]] + (weights * counts)[maps[1]]
+    weight = np.where(total > 0, weighted / np.maximum(total, 1), np.float32(usual))
+    ours, theirs = weight * forward.confidence, (1 - weight) * backward.confidence
+    both = np.where(maps[0] == maps[1], ours + theirs, np.maximum(ours, theirs))
+    return PassMap(np.where(ours >= theirs, *maps), both)
+
+
+def share_of_way(span: Span, number: int, interval: tuple[int, int]) -> float:
+    """The part of the way to the annotated frame after, 0..1; below 0 before an object enters."""
+    begin = interval[0] if span.begin is None else span.begin
+    return (number - begin) / (interval[1] - begin)
+
+
+def weight_of(
+    span: Span, number: int, interval: tuple[int, int], sure: tuple[float, float]
+) -> float | None:
+    """The weight of the forward pass for an object, 0..1; None where it counts as not visible,
+    which is beyond half of the way from the only annotated frame that holds it.
+
+    Args:
+        span: of the object.
+        number: of the frame.
+        interval: numbers of the two annotated frames.
+        sure: how sure both passes are, 0..1.
+    """
+    share = share_of_way(span, number, interval)
+    if span.end is None:
+        return None if share > HALF_WAY else 1.0
+    if span.begin is None:
+        return None if share < HALF_WAY else 0.0
+    ours = (1 - share) ** NEARNESS_POWER * sure[0] ** SURENESS_POWER
+    theirs = share**NEARNESS_POWER * sure[1] ** SURENESS_POWER
+    return ours / (ours + theirs)
 
 
 def sureness(soft: Float[Tensor, "rows columns"]) -> float:
@@ -505,17 +587,16 @@ def arrange(
 
 
 def agreement_of(
-    one: Float[Tensor, "rows columns channel"],
-    other: Float[Tensor, "rows columns channel"],
-    channels: Sequence[int],
+    one: Shaped[np.ndarray, "height width"],
+    other: Shaped[np.ndarray, "height width"],
+    labels: Sequence[int],
 ) -> dict[int, float]:
-    """J of each channel, 0..1, between two soft labelings; 1 if it is the largest in neither."""
-    best, best_of_other = one.argmax(dim=-1), other.argmax(dim=-1)
+    """J of each of these labels, 0..1, between two label maps; 1 if it is in neither."""
     found = {}
-    for channel in channels:
-        ours, theirs = best == channel, best_of_other == channel
+    for label in labels:
+        ours, theirs = one == label, other == label
         union = int((ours | theirs).sum())
-        found[channel] = int((ours & theirs).sum()) / union if union else 1.0
+        found[label] = int((ours & theirs).sum()) / union if union else 1.0
     return found
 
 
@@ -530,29 +611,54 @@ def mean_confidence(labels: np.ndarray, confidence: np.ndarray) -> dict[int, flo
     }
 
 
-class _SoftLabels:
-    """Soft labels of two passes over some frames, in a file, as float16."""
+class _Passes:
+    """What two passes say of some frames, in a file: soft labels as float16, or, where labels
+    follow the optical flow, label maps and confidences, compressed.
+
+    Each frame has room for what it needs at most; the rest is not written and takes no disk.
+    """
 
     def __init__(
-        self, file: IO[bytes], grid: Sequence[int], num_labels: int, first: int, last: int
+        self, file: IO[bytes], session: Any, ids: Sequence[int], first: int, last: int
     ) -> None:
+        """Those of the frames from `first` to `last`; the session has seen one of them."""
         self._file = file
-        self._shape = (*grid, num_labels)
+        self._ids = ids
+        self._grid = (*session.soft.shape[:2], len(ids))
+        self._size = (2, *session.labels.shape)
         self._first, self._num_frames = first, last + 1 - first
-        self._num_bytes = 2 * int(np.prod(self._shape))
+        self._num_bytes = 2 * int(np.prod(self._grid))
+        if session.protocol.flow_share:
+            num_bytes = int(np.prod(self._size))
+            self._num_bytes = num_bytes + num_bytes // 1000 + 64  # zlib's worst case
 
     def _seek(self, side: int, number: int) -> None:
         self._file.seek((side * self._num_frames + number - self._first) * self._num_bytes)
 
-    def write(self, side: int, number: int, soft: Tensor) -> None:
+    def write(self, side: int, number: int, session: Any) -> None:
+        """What a session says of its last frame."""
         self._seek(side, number)
-        self._file.write(soft.half().cpu().numpy().tobytes())
+        if session.protocol.flow_share:
+            confidence = (255 * session.confidence()).round().astype(np.uint8)
+            packed = zlib.compress(np.stack([session.labels, confidence]).tobytes(), level=1)
+            self._file.write(len(packed).to_bytes(8, "little") + packed)
+        else:
+            soft = arrange(session.soft, session.ids, self._ids)
+            self._file.write(soft.half().cpu().numpy().tobytes())
         self._file.flush()  # a state that is stored later counts on it
 
     def read(self, side: int, number: int) -> Tensor:
+        """Soft labels."""
         self._seek(side, number)
         data = np.frombuffer(self._file.read(self._num_bytes), dtype=np.float16)
-        return torch.from_numpy(data.astype(np.float32).reshape(self._shape))
+        return torch.from_numpy(data.astype(np.float32).reshape(self._grid))
+
+    def read_map(self, side: int, number: int) -> PassMap:
+        """A label map."""
+        self._seek(side, number)
+        packed = self._file.read(int.from_bytes(self._file.read(8), "little"))
+        data = np.frombuffer(zlib.decompress(packed), dtype=np.uint8).reshape(self._size)
+        return PassMap(data[0], data[1].astype(np.float32) / 255)
 
 
 def _objects(mask: np.ndarray) -> list[int]:
@@ -595,14 +701,15 @@ def rank_frames(
     The doubt d of an object in a frame is 1 - confidence x survival (confidence alone where
     survival is not known). It is 1 if the object is drawn in the nearest annotated frame but not
     found in this one, and nothing is known of its survival. That of a frame is the mean over its
-    objects. With D the distance of a frame from the nearest annotated one, annotating frame t is
-    worth
+    objects. With D the distance of a frame from the nearest annotated one, times `ONE_SIDED` where
+    no annotated frame follows or none comes before, annotating frame t is worth
 
-        sum over frames t' of d(t') max(0, D(t') - |t - t'|)
+        sum over frames t' of d(t') max(0, D(t') - D(t') after t is annotated)
 
     the number of frames by which annotated ones come nearer, weighted by doubt. In a stretch of
     equal doubt the best frame is the middle, and where the video ends without an annotated frame,
-    it is at two thirds of the way. The next best frame is chosen as if this one was annotated.
+    it is near the end, so that equal doubt gives nearly even spacing. The next best frame is chosen
+    as if this one was annotated.
 
     Args:
         confidence: of each object, 0..1, by the number of the frame; all frames of the video.
@@ -611,7 +718,7 @@ def rank_frames(
         num_frames: how many to return at most.
     """
     places = np.arange(max(confidence, default=-1) + 1)
-    apart = np.abs(places[:, None] - sorted(annotated)) if annotated else None
+    drawn = sorted(annotated)
     doubt = np.zeros(len(places))
     doubts: dict[int, dict[int, float]] = {}
     for number, found in confidence.items():
@@ -621,27 +728,46 @@ def rank_frames(
         there = {
             label: 1 - found.get(label, 1.0) * known.get(label, 1.0) for label in (*found, *known)
         }
-        if apart is not None:
-            nearest = sorted(annotated)[int(apart[number].argmin())]
+        if drawn:
+            nearest = min(drawn, key=lambda one: abs(one - number))
             there = dict.fromkeys(confidence.get(nearest, {}), 1.0) | there
         doubts[number] = there
         doubt[number] = sum(there.values()) / max(1, len(there))
-    distance = np.full(len(places), float(len(places)))
-    if apart is not None:
-        distance = apart.min(axis=1).astype(float)
     chosen: list[NextFrame] = []
     while len(chosen) < num_frames:
-        gains = [
-            float(doubt @ np.maximum(distance - np.abs(places - number), 0))
-            if doubt[number]
-            else 0.0
-            for number in places
-        ]
+        gains = _gains(doubt, drawn)
         if not any(gains):
             break
         number = int(np.argmax(gains))
         there = doubts[number]
         label = max(there, key=lambda one: there[one])
         chosen.append(NextFrame(number, label, there[label], round(gains[number], 3)))
-        distance = np.minimum(distance, np.abs(places - number))
+        drawn = sorted([*drawn, number])
     return chosen
+
+
+def _gains(doubt: Float[np.ndarray, "frame"], annotated: Sequence[int]) -> list[float]:
+    """What annotating each frame is worth; 0 where there is no doubt."""
+    last = len(doubt) - 1
+    gains = [0.0] * len(doubt)
+    # Between two annotated frames, whose ends may lie outside of the video.
+    for begin, end in pairwise([-1, *annotated, last + 1]):
+        inside = np.arange(max(begin, 0), min(end, last) + 1)
+        before, after = begin >= 0, end <= last
+        distance = _distance(inside, begin if before else None, end if after else None)
+        for number in inside[doubt[inside] > 0].tolist():
+            ends = (begin if before else None, number), (number, end if after else None)
+            now = np.where(inside <= number, *(_distance(inside, *one) for one in ends))
+            gains[number] = float(doubt[inside] @ np.maximum(distance - now, 0))
+    return gains
+
+
+def _distance(
+    places: Int64[np.ndarray, "frame"], begin: int | None, end: int | None
+) -> Float[np.ndarray, "frame"]:
+    """From the nearer annotated frame; None: there is none on this side."""
+    if begin is None and end is None:
+        return np.full(len(places), float(ONE_SIDED * len(places)))
+    if begin is None or end is None:
+        return ONE_SIDED * np.abs(places - (begin if end is None else end)).astype(float)
+    return np.minimum(np.abs(places - begin), np.abs(places - end)).astype(float)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -66,6 +67,21 @@ def estimate_motion(
     return Motion(column, row, trust.astype(np.float32))
 
 
+class RefinedLabels(NamedTuple):
+    """Labels that follow the motion.
+
+    Attributes:
+        labels: the label of each pixel.
+        confidence: of that label, 0..1.
+        soft: the values of all labels, 0..1, averaged over the area of each feature; of channels
+            with one label, the first one has it.
+    """
+
+    labels: UInt8[np.ndarray, "height width"]
+    confidence: Float[np.ndarray, "height width"]
+    soft: Float[Tensor, "rows columns channel"]
+
+
 _SMALLEST = 16
 """Sides below this are too short for DIS."""
 
@@ -97,13 +113,13 @@ def refine_labels(
     share: float,
     method: MaskUp = "bilinear",
     normalize: bool = False,
-) -> tuple[UInt8[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-    """The label of each pixel, and its confidence in 0..1.
+) -> RefinedLabels:
+    """Labels of pixels, from those of features and from how pixels moved.
 
     With p the enlarged soft label of a channel over the sum of those of all channels, m the share
     of its label around the place where the pixel was, and a = `share` times the trust in that
-    place, the label with the largest (1 - a) p + a m wins, and that number is its confidence; of
-    equal ones, the smallest label.
+    place, the value of a label is (1 - a) p + a m. The largest one wins, and that number is its
+    confidence; of equal ones, the smallest label.
 
     Args:
         soft: soft labels of the features.
@@ -125,11 +141,15 @@ def refine_labels(
     moved_share = share * motion.trust
     kept_share = (1 - moved_share) / total
     best, labels = np.full(size, -1, dtype=np.float32), np.zeros(size, dtype=np.uint8)
+    averaged = np.zeros(soft.shape, dtype=np.float32)
     for label in sorted(set(ids)):
         moved = _read((before == label).astype(np.float32), motion.column, motion.row)
         value = moved_share * moved
-        for channel in (channel for channel, one in enumerate(ids) if one == label):
+        channels = [channel for channel, one in enumerate(ids) if one == label]
+        for channel in channels:
             value += kept_share * enlarged(channel)
         better = value > best
         best, labels = np.where(better, value, best), np.where(better, np.uint8(label), labels)
-    return labels, best
+        grid = (soft.shape[1], soft.shape[0])
+        averaged[..., channels[0]] = cv2.resize(value, grid, interpolation=cv2.INTER_AREA)
+    return RefinedLabels(labels, best, torch.from_numpy(averaged).to(soft.device))

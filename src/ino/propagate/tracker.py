@@ -39,7 +39,7 @@ from ino.propagate.labels import (
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import Protocol, Quality, Size, get_protocol, protocol_for
 from ino.propagate.references import Metric, Moments, ReferencePropagation, TrackedFrame
-from ino.propagate.refine import Motion, estimate_motion, refine_labels
+from ino.propagate.refine import Motion, RefinedLabels, estimate_motion, refine_labels
 
 Image = np.ndarray | torch.Tensor
 
@@ -94,7 +94,8 @@ class Tracker:
             quality: in place of a protocol, see `protocol_for`; None is default.
             device: where everything is computed; "auto" takes CUDA, else MPS, else the CPU.
             precision: of the network; bf16 is faster on hardware that supports it, but rounds the
-                features; None is fp32, but bf16 for quality fast where the device computes in it.
+                features; None is fp32 where a protocol is given, else bf16 where the device
+                computes in it.
             screening: on a CPU, preselect similar positions in bf16 and rank only these in fp32,
                 which gives the same result; None does so if the CPU supports bf16 and windows are
                 large.
@@ -114,9 +115,10 @@ class Tracker:
                 "chooses one; give either"
             )
         if protocol is None:
+            quality = quality or "default"
             protocol = getattr(backbone, "protocol", None)
             if isinstance(protocol, str):
-                protocol = protocol_for(protocol, quality or "default")
+                protocol = protocol_for(protocol, quality)
         if isinstance(protocol, str):
             protocol = get_protocol(protocol)
         if not isinstance(protocol, Protocol):
@@ -485,8 +487,8 @@ class Tracker:
 
 
 def usual_precision(quality: Quality | None, device: torch.device | str) -> Precision:
-    """The precision of the network where none is chosen."""
-    if quality == "fast" and computes_in_bf16(choose_device(str(device))):
+    """The precision of the network where none is chosen: of a quality, or of a protocol (None)."""
+    if quality is not None and computes_in_bf16(choose_device(str(device))):
         return "bf16"
     return "fp32"
 
@@ -548,6 +550,7 @@ class Session:
         self._place: Place | None = None
         self._motion: Motion | None = None
         self._before = np.empty((0, 0), dtype=np.uint8)
+        self._certain: np.ndarray | None = None  # the confidence, where it is known already
         self._num_pixels = np.zeros(256)  # of each label
 
     @property
@@ -562,9 +565,8 @@ class Session:
 
     @property
     def soft(self) -> torch.Tensor:
-        """Soft labels of the last frame, rows x columns x channels; where labels follow the optical
-        flow, those that the next frame is given."""
-        return self._soft if self._motion is None else self._soften(self._labels, self._ids)
+        """Soft labels of the last frame, rows x columns x channels, as its features say."""
+        return self._soft
 
     @property
     def protocol(self) -> Protocol:
@@ -579,6 +581,11 @@ class Session:
         how = self._protocol.mask_to_input
         mask = resize_mask(mask, whole=whole, size=compared, how=how)
         return self._soften(mask, ids, grid=(features.shape[0], features.shape[1]))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label map of the last frame."""
+        return self._labels
 
     def label_map(self, soft: torch.Tensor, ids: Sequence[int]) -> np.ndarray:
         """Other soft labels of the last frame's grid as a label map."""
@@ -766,7 +773,8 @@ class Session:
             self._place = None
         soft = self._soften_given(resized, given, grid=grid)
         self._soft = self._propagator.add(soft, channels=channels)
-        if self._protocol.feedback == "hard":
+        self._certain = None
+        if self._protocol.feedback != "soft":
             # Soft labels are those of the reduced mask now, which would change other objects.
             labels = _without(self._predicted, given)
         else:
@@ -783,6 +791,7 @@ class Session:
             objects = ", ".join(str(one) for one in sorted(self._ids) if one) or "none"
             raise MaskError(f"there is no object {label!r} to remove; the objects are {objects}")
         self._ids[self._ids.index(label)] = BACKGROUND
+        self._certain = None
         self._given_ids = [one for one in self._given_ids if one != label]
         self._given, self._predicted, self._labels, self._before = (
             _without(one, [label])
@@ -796,7 +805,7 @@ class Session:
         if not self._ids:
             return np.zeros(self._size, dtype=np.float32)
         if soft is None and self._motion is not None:
-            return self._refine(self._motion)[1]
+            return self._refine(self._motion).confidence if self._certain is None else self._certain
         confidence = label_confidence(
             self._soft if soft is None else soft,
             stride=self._extractor.stride,
@@ -830,11 +839,18 @@ class Session:
             how = self._protocol.mask_to_input
             mask = resize_mask(mask, whole=self._whole, size=self._compared, how=how)
             new = self._soften_given(mask, entering, grid=(features.shape[0], features.shape[1]))
-            if self._protocol.feedback == "hard":
+            if self._protocol.feedback != "soft":
                 new = torch.zeros_like(new)  # they come pixel by pixel, in `_settle`
         self._soft = self._propagator.step(features, new, place=self._place)
-        self._predicted = self._harden()
-        return self._settle(self._predicted, mask, entering)
+        passed_on = None
+        if self._motion is None:
+            self._predicted = self._harden()
+        else:
+            refined = self._refine(self._motion)
+            self._predicted, self._certain = refined.labels, refined.confidence
+            if self._protocol.feedback == "refined" and mask is None:
+                passed_on = refined.soft
+        return self._settle(self._predicted, mask, entering, passed_on)
 
     def _near_objects(self, size: Size) -> Place | None:
         """The features near the objects of the last frame; None: all of them."""
@@ -878,8 +894,7 @@ class Session:
             number = self._first + self._direction * (self.frame if frame is None else frame)
             _LOG.warning("%sobject %d in frame %d %s", video, label, number, what)
 
-    def _refine(self, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
-        """Label map and confidence."""
+    def _refine(self, motion: Motion) -> RefinedLabels:
         return refine_labels(
             self._soft,
             motion,
@@ -894,7 +909,7 @@ class Session:
         self, soft: torch.Tensor | None = None, ids: Sequence[int] | None = None
     ) -> np.ndarray:
         if soft is None and self._motion is not None:
-            return self._refine(self._motion)[0]
+            return self._refine(self._motion).labels
         labels = self._label_pixels(
             self._soft if soft is None else soft, self._ids if ids is None else ids
         )
@@ -911,14 +926,20 @@ class Session:
         )
 
     def _settle(
-        self, labels: np.ndarray, mask: np.ndarray | None, given: Sequence[int]
+        self,
+        labels: np.ndarray,
+        mask: np.ndarray | None,
+        given: Sequence[int],
+        passed_on: torch.Tensor | None = None,
     ) -> np.ndarray:
-        """The label map; where labels are fed back hard or follow the optical flow, with `given`
-        ones as the mask says."""
-        if mask is not None and (self._protocol.feedback == "hard" or self._protocol.flow_share):
+        """The label map; where it is fed back or follows the optical flow, with `given` labels as
+        the mask says. `passed_on` is fed back in its place."""
+        if mask is not None and (self._protocol.feedback != "soft" or self._protocol.flow_share):
             labels = np.where(np.isin(mask, given), mask, labels)
-        if self._protocol.feedback == "hard":
-            self._propagator.feed_back(self._soften(labels, self._ids))
+        if self._protocol.feedback != "soft":
+            self._propagator.feed_back(
+                self._soften(labels, self._ids) if passed_on is None else passed_on
+            )
         return self._restore(labels)
 
     def _restore(self, labels: np.ndarray) -> np.ndarray:

@@ -110,7 +110,10 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
     for step, clips in enumerate(log.waiting(loaded), start=run.first_step):
         # Schedules
         lr, weight_decay, momentum = run.schedules.at(step)
-        set_rates(optimizer, lr=lr, weight_decay=weight_decay)
+        heads_alone = step < run.heads_first_steps
+        rising = (step + 1 - run.heads_first_steps) / max(1, run.heads_first_steps)
+        trained = min(1.0, max(0.0, rising))
+        set_rates(optimizer, lr=lr, weight_decay=weight_decay, trained=trained)
 
         # Global and local crops (3.2), masked positions (3.3)
         seed_drop_path(config.run.seed, step=step, rank=fabric.global_rank)
@@ -127,6 +130,8 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
             scaler.unscale_(optimizer)
         if step < frozen_steps:
             model.student.head.last_layer.zero_grad()
+        if heads_alone:
+            model.student.backbone.zero_grad()
         grad_norm = clip_gradients(student_parameters, max_norm=config.optim.clip_grad)
 
         # Student, teacher (its moving average) and centers move, if the step is good
@@ -136,7 +141,7 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
         skipped = torch.where(is_good, 0.0, skipped + 1.0)
         take_step(optimizer, where=is_good, scaler=scaler)
         optimizer.zero_grad()
-        model.update_teacher(momentum, where=is_good)
+        model.update_teacher(momentum, where=is_good, reduce_mean=objective.reduce_mean)
         objective.update_centers(targets, where=is_good)
 
         # Log, and evaluate now and then

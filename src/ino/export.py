@@ -300,6 +300,10 @@ def _config_of_timm(vit: MaskedTimm) -> dict[str, Any]:
     """The same for a network of timm, which is exported as it is."""
     name, stride = split_stride(vit.arch.removeprefix(TIMM))
     known: dict[str, Any] = dict(vit.network.pretrained_cfg)
+    arguments = flexible_arguments(name, stride=stride)
+    # The grid of position embeddings, which timm takes from elsewhere for some of its models.
+    if size := getattr(getattr(vit.network, "patch_embed", None), "img_size", None):
+        arguments["img_size"] = list(size)
     kept = (
         *("architecture", "input_size", "fixed_input_size", "interpolation", "crop_pct"),
         *("first_conv", "classifier"),
@@ -309,7 +313,7 @@ def _config_of_timm(vit: MaskedTimm) -> dict[str, Any]:
         "architecture": name.partition(".")[0],
         "num_classes": 0,
         "num_features": vit.embed_dim,
-        "model_args": flexible_arguments(name, stride=stride),
+        "model_args": arguments,
         "pretrained_cfg": {
             **config,
             "num_classes": 0,

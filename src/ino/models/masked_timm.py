@@ -1,15 +1,16 @@
 """Networks of timm in training: any network whose stem can be masked, for the student of section 3.
 
-The embeddings of masked positions are replaced by a learned token where the stem gives them: behind
-the patch embedding of a ViT (before position embeddings are added), behind the first layers of a
-convolutional network (all positions of the stem within a masked cell of the last feature map). The
-class token is the network's own; networks without one have the mean of their patch tokens in its
+Masked pixels get the mean color, and the embeddings of masked positions are replaced by a learned
+token where the stem gives them: behind the patch embedding of a ViT (before position embeddings are
+added), behind the first layers of a convolutional network (all positions of the stem within a
+masked cell of the last feature map). Nothing of a masked position reaches the student. The class
+token is the network's own; networks without one have the mean of their patch tokens in its
 place. Networks that cannot be masked are refused when they are built.
 """
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -69,9 +70,7 @@ class MaskedTimm(nn.Module):
         self.std: Triple = config.get("std") or IMAGENET_STD
         stem = next((one for one in _STEMS if hasattr(self.network, one)), None)
         if stem is None or not hasattr(self.network, "forward_features"):
-            raise ConfigError(
-                f"{arch} has no stem that is known, so it cannot be masked; {_POSSIBLE}"
-            )
+            raise ConfigError(f"{arch} cannot be masked, as its stem is not known; {_POSSIBLE}")
         self._mask: Tensor | None = None
         self._seen: tuple[int, ...] = ()
         self.network.get_submodule(stem).register_forward_hook(self._replace_masked)
@@ -122,7 +121,11 @@ class MaskedTimm(nn.Module):
         if (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD):
             images = _renormalized(images, mean=self.mean, std=self.std)
         rows, columns = (side // self.patch_size for side in images.shape[-2:])
-        self._mask = None if mask is None else mask.unflatten(1, (rows, columns))
+        if mask is not None:
+            mask = mask.unflatten(1, (rows, columns))
+            # Overlapping windows of a convolution would see them from beside.
+            images = images.masked_fill(_enlarged(mask, images.shape[-2:])[:, None], 0.0)
+        self._mask = mask
         try:
             features = self.network.forward_features(images)
         finally:
@@ -159,15 +162,8 @@ class MaskedTimm(nn.Module):
         token = self.mask_token.flatten().to(output.dtype)
         if output.ndim == 3:
             return torch.where(self._mask.flatten(1)[..., None], token, output)
-        rows, columns = self._mask.shape[1:]
-        mask = self._mask
-        places = [
-            side for axis, side in enumerate(output.shape) if axis not in (0, self._stem_axis)
-        ]
-        for axis, (found, own) in enumerate(zip(places, (rows, columns), strict=True), start=1):
-            if found != own:
-                mask = mask.repeat_interleave(found // own, dim=axis)
-        mask = mask.unsqueeze(self._stem_axis)
+        found = [side for axis, side in enumerate(output.shape) if axis not in (0, self._stem_axis)]
+        mask = _enlarged(self._mask, found).unsqueeze(self._stem_axis)
         return torch.where(mask, token[:, None, None] if self._stem_axis == 1 else token, output)
 
     def _find_layout(self) -> None:
@@ -208,7 +204,7 @@ class MaskedTimm(nn.Module):
         try:
             return self.network.forward_features(torch.zeros(1, 3, height, width)), ""
         except (AssertionError, RuntimeError, ValueError, IndexError, TypeError) as error:
-            return None, (str(error) or type(error).__name__).splitlines()[0][:120]
+            return None, (str(error) or type(error).__name__).splitlines()[0][:120].rstrip(".")
         finally:
             self.network.train(was_training)
 
@@ -240,6 +236,15 @@ def _channels(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, int
         return 0, 0
     same = [axis for axis in range(1, len(first)) if first[axis] == second[axis]]
     return (same[0], first[same[0]]) if len(same) == 1 else (0, 0)
+
+
+def _enlarged(
+    mask: Bool[Tensor, "batch rows columns"], size: Sequence[int]
+) -> Bool[Tensor, "batch height width"]:
+    """A mask of cells as one of what each of them covers."""
+    for axis, side in enumerate(size, start=1):
+        mask = mask.repeat_interleave(side // mask.shape[axis], dim=axis)
+    return mask
 
 
 def _renormalized(

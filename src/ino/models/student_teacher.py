@@ -44,6 +44,14 @@ class Logits(NamedTuple):
     local_class: Float[Tensor, "time crop batch classes"] | None = None
     patch: Float[Tensor, "time batch masked classes"] | None = None
 
+    def of(self, clips: slice) -> "Logits":
+        """Those of a slice of the batch."""
+        return Logits(
+            None if self.global_class is None else self.global_class[:, clips],
+            None if self.local_class is None else self.local_class[:, :, clips],
+            None if self.patch is None else self.patch[:, clips],
+        )
+
 
 def split_views(views: Views, *, num_groups: int = 1) -> Iterator[tuple[slice, Views]]:
     """Splits the views of a step into parts for gradient accumulation: (slice of clips, views).

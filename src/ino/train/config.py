@@ -169,6 +169,10 @@ class LossConfig(_Section):
     """Weight of masked prediction (Eq. 3)."""
     affinity: NotNegative = 1.0
     """Weight of affinity consistency (Eq. 5)."""
+    extra: str = ""
+    """A term of your own, module:function (docs/training.md); empty for none."""
+    extra_weight: NotNegative = 1.0
+    """Its weight."""
     teacher_temperature: AboveZero = 0.04
     """Temperature of the teacher's softmax."""
     student_temperature: AboveZero = 0.1
@@ -190,7 +194,7 @@ class LossConfig(_Section):
 
     @model_validator(mode="after")
     def _check_weights(self) -> "LossConfig":
-        if not any((self.g2g, self.l2g, self.masked, self.affinity)):
+        if not (any((self.g2g, self.l2g, self.masked, self.affinity)) or self.extra):
             raise ValueError("the weights are all 0; at least one term must be above 0")
         return self
 

@@ -72,6 +72,7 @@ from ino.train.distributed import (
     load_module,
     load_optimizer,
 )
+from ino.train.extra import ExtraTerm, find_extra
 from ino.train.log import check_wandb
 from ino.train.optim import FRAMES_OF_BASE_LR, Schedules, build_optimizer, layer_factors
 
@@ -114,6 +115,8 @@ class Run:
     """The model as Fabric runs it, with its precision and over all processes."""
     model: StudentTeacher
     objective: Objective
+    extra: ExtraTerm | None
+    """A term of the user's; else None."""
     optimizer: torch.optim.Optimizer
     scaler: Any | None
     """Scales the loss of fp16; else None."""
@@ -225,8 +228,9 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     if config.run.compile:
         compile_blocks(model, fabric.device)
     network = fabric.setup_module(model)
+    extra = find_extra(config.loss.extra, weight=config.loss.extra_weight)
     objective = Objective(
-        **dict(config.loss),
+        **config.loss.model_dump(exclude={"extra", "extra_weight"}),
         num_classes=config.model.out_dim,
         num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
@@ -248,6 +252,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         network=network,
         model=model,
         objective=objective.to(fabric.device),
+        extra=extra,
         # Fabric does not wrap the optimizer: a step is taken or not as the device decides.
         optimizer=build_optimizer(model.student, factors=factors),
         scaler=getattr(fabric.strategy.precision, "scaler", None),

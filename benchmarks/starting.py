@@ -41,9 +41,7 @@ SMALL = {
     "views.num_local": 2,
     "data.batch_size": 3,
     "data.num_workers": 0,
-    "optim.lr": 0.02,
     "optim.warmup_epochs": 1,
-    "optim.epochs": 6,
     "optim.freeze_last_layer_epochs": 0,
     "run.eval_year": 2016,
     "run.pictures_every": 0,
@@ -56,6 +54,8 @@ def scores_of(changes: dict[str, Any], *, options: argparse.Namespace, out: Path
     settings = {
         **SMALL,
         "init": options.init,
+        "optim.lr": options.lr,
+        "optim.epochs": options.epochs,
         "data.root": str(options.data),
         "run.max_steps": options.steps,
         "run.eval_every": options.every,
@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=25, help="steps between two scores")
     parser.add_argument("--protocol", default="ino-near", help="of propagation")
     parser.add_argument("--side", type=int, default=240, help="short side of frames in pixels")
+    parser.add_argument("--lr", type=float, default=0.02, help="optim.lr")
+    parser.add_argument("--epochs", type=int, default=6, help="length of the schedules")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

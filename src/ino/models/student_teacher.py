@@ -7,16 +7,13 @@ and patch tokens at the masked positions of global crops.
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ino.models.vit import ProjectionHead, VisionTransformer
-
-if TYPE_CHECKING:
-    from ino.models.masked_timm import MaskedTimm
+from ino.models.vit import ProjectionHead
 
 NetworkName = Literal["student", "teacher"]
 
@@ -75,11 +72,14 @@ def split_views(views: Views, *, num_groups: int = 1) -> Iterator[tuple[slice, V
 
 
 class Network(nn.Module):
-    """A backbone and its head, one for class and patch tokens."""
+    """A backbone and its head, one for class and patch tokens.
 
-    def __init__(self, backbone: "VisionTransformer | MaskedTimm", head: ProjectionHead) -> None:
+    The backbone is ino's ViT or a network of timm (`ino.models.masked_timm`).
+    """
+
+    def __init__(self, backbone: nn.Module, head: ProjectionHead) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.head = head
 
     def forward(self, views: Views, *, corrupt: bool) -> Logits:
@@ -145,7 +145,7 @@ class StudentTeacher(nn.Module):
     They start with equal parameters. The teacher gets no gradients and never drops paths.
     """
 
-    def __init__(self, backbone: "VisionTransformer | MaskedTimm", head: ProjectionHead) -> None:
+    def __init__(self, backbone: nn.Module, head: ProjectionHead) -> None:
         super().__init__()
         self.student = Network(backbone, head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()

@@ -8,6 +8,7 @@ import timm
 import torch
 
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
+from ino.demo.synthetic import generate_clip, write_davis_layout
 from ino.errors import CheckpointError, ConfigError
 from ino.export import export_run
 from ino.models.load import load_backbone
@@ -16,6 +17,7 @@ from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
 from ino.train.loop import train
+from ino.train.run import build_networks
 from tiny_run import assert_equal_states, tiny_config
 
 NETWORKS = {"test_vit": (16, 64), "test_resnet/8": (8, 96), "test_convnext": (32, 64)}
@@ -111,3 +113,41 @@ def test_an_export_is_read_by_ino_and_timm(trained, tmp_path, precision):
         load_backbone(folder, network="teacher")
     with pytest.raises(ConfigError, match="is exported whole: leave --layer out"):
         export_run(out, out=tmp_path / "other", layer=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_processes_train_and_resume_to_the_bit(config, tmp_path, name, strategy):
+    config = of_timm(config, name, steps=4)
+    config.data.batch_size, config.run.strategy = 1, strategy
+    assert wait(start_processes(config, tmp_path / "whole", number=2)) == [0, 0]
+    config.run.max_steps = 2
+    assert wait(start_processes(config, tmp_path / "run", number=2)) == [0, 0]
+    config.run.max_steps = 4
+    assert wait(start_processes(config, tmp_path / "run", number=2, resume=True)) == [0, 0]
+    whole, resumed = (
+        read_checkpoint(list_checkpoints(tmp_path / one)[-1]) for one in ("whole", "run")
+    )
+    assert_equal_states(whole, resumed)
+
+
+def test_weights_of_a_run_with_another_network(config, tmp_path):
+    out = tmp_path / "run"
+    train(of_timm(copy.deepcopy(config), "test_vit", steps=1), out=out)
+    config.init = str(out)
+    with pytest.raises(CheckpointError, match=r"no ViT.*--model\.arch timm:test_vit$"):
+        build_networks(config, saved=None)
+    networks, origin = build_networks(of_timm(config, "test_vit"), saved=None)
+    assert not origin.fresh_head
+    content = read_checkpoint(list_checkpoints(out)[-1])
+    for key, value in networks.teacher.state_dict().items():
+        assert torch.equal(value, content["teacher"][key])
+
+
+def test_a_protocol_that_reads_no_layer_of_the_network_is_refused_before_training(config, tmp_path):
+    config = of_timm(config, "test_resnet/8")
+    config.run.eval_every, config.run.eval_root = 1, str(tmp_path)
+    write_davis_layout({"one": generate_clip(0, num_frames=3)}, tmp_path)
+    with pytest.raises(ConfigError, match="there is no layer 7; this backbone has 1 to 4"):
+        build_evaluation(resolve(config), out=tmp_path)

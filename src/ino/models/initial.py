@@ -22,6 +22,7 @@ from ino.models.masked_timm import MaskedTimm
 from ino.models.peers import timm_advice
 from ino.models.student_teacher import Network
 from ino.models.weights import (
+    FORMAT,
     NetworkWeights,
     Weights,
     are_tensors,
@@ -85,7 +86,11 @@ def find_initial(name: str) -> Found:
         )
     path = find_checkpoint(path)
     content = load_plain(path)
-    return Found(path, _sha256(path), networks_in(content))
+    config = content.get("config") if content.get("format") == FORMAT else None
+    model = config.get("model") if isinstance(config, dict) else None
+    arch = str(model.get("arch", "")) if isinstance(model, dict) else ""
+    known = arch if arch.startswith(TIMM) else ""
+    return Found(path, _sha256(path), networks_in(content), known)
 
 
 def weights_for_vit(found: Found) -> Weights:

@@ -14,10 +14,13 @@ from ino.export import export_run
 from ino.models.load import load_backbone
 from ino.models.masked_timm import MaskedTimm
 from ino.models.weights import list_checkpoints, read_checkpoint
+from ino.pretraining import build_evaluation
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
+from ino.train.config import resolve
 from ino.train.loop import train
 from ino.train.run import build_networks
+from processes import start_processes, wait
 from tiny_run import assert_equal_states, tiny_config
 
 NETWORKS = {"test_vit": (16, 64), "test_resnet/8": (8, 96), "test_convnext": (32, 64)}

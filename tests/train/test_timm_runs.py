@@ -139,7 +139,7 @@ def test_weights_of_a_run_with_another_network(config, tmp_path):
     out = tmp_path / "run"
     train(of_timm(copy.deepcopy(config), "test_vit", steps=1), out=out)
     config.init = str(out)
-    with pytest.raises(CheckpointError, match="are --model.arch timm:test_vit$"):
+    with pytest.raises(CheckpointError, match=r"are --model\.arch timm:test_vit$"):
         build_networks(config, saved=None)
     networks, origin = build_networks(of_timm(config, "test_vit"), saved=None)
     assert not origin.fresh_head

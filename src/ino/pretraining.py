@@ -9,9 +9,11 @@ from torch import Tensor
 from ino.data.clips import count_batches
 from ino.data.davis import read_davis
 from ino.errors import ConfigError
-from ino.models.backbone import VitBackbone, choose_device, std_of_run
+from ino.models.backbone import TIMM, choose_device
+from ino.models.load import backbone_of
+from ino.models.masked_timm import MaskedTimm
 from ino.models.vit import build_vit
-from ino.models.weights import load_exactly
+from ino.models.weights import load_exactly, position_grid_side
 from ino.propagate.tracker import Tracker
 from ino.tasks.davis import evaluate_davis, has_truth
 from ino.tasks.results import sized_protocol
@@ -59,12 +61,22 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
             f"run.eval_root {root} lists no sequence with later annotations in {run.eval_split}.txt"
         )
     model = config.model
+    if model.arch.startswith(TIMM):  # before training, not after it
+        backbone_of(MaskedTimm(model.arch), variant=config.variant).check_layer(protocol.layer)
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
-        vit = build_vit(model.arch, patch_size=model.patch_size)
         folder = out / EVALUATIONS / f"step_{step:08d}"
-        load_exactly(vit, dict(weights), source=folder)
-        backbone = VitBackbone(vit.eval(), std=std_of_run(config.variant))
+        if model.arch.startswith(TIMM):
+            network = MaskedTimm(model.arch)
+        else:
+            network = build_vit(
+                model.arch,
+                patch_size=model.patch_size,
+                depth=model.depth,
+                position_grid_side=position_grid_side(dict(weights)),
+            )
+        load_exactly(network, dict(weights), source=folder)
+        backbone = backbone_of(network.eval(), variant=config.variant)
         scores = evaluate_davis(
             root,
             out=folder,

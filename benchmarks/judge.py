@@ -1,0 +1,462 @@
+"""Fits the judge without labels to annotated sequences, and measures how well it ranks.
+
+    python benchmarks/judge.py --data ROOT [ROOT ...] --bank FOLDER [--candidates NAME:PROTOCOL ...]
+    python benchmarks/judge.py --data ROOT [ROOT ...] --bank FOLDER --only-fit [--write]
+    python benchmarks/judge.py --quick [--json FILE]
+
+Each ROOT holds JPEGImages/480p and Annotations/480p. Each candidate, weights under a protocol
+(`NAME:PROTOCOL`, `NAME:PROTOCOL@LAYER` for another layer), propagates the first mask of each
+sequence through 12 frames at a short side of 240 pixels, with all passes that the judge makes. NAME
+is what `load_backbone` takes, random:ARCH/PATCH#SEED, or WEIGHTS+NOISE, whose matrices get normal
+noise of so many of their standard deviations. What was propagated is kept in the bank, so that a
+run that is stopped goes on, and a fit takes seconds.
+
+The fit is a ridge regression of the logit of J&F with weights of 0 or more, so that no cue that
+gets worse makes a prediction better. Every number below is for sequences that the fit has not seen.
+
+Numbers: `rank`, Spearman's correlation of predicted and true J&F over all candidates and sequences;
+`rank_within`, the same over the candidates of a sequence, mean over the sequences; `regret`, points
+of J&F by which the candidate with the best prediction is below the best one, mean over the
+sequences; `regret_all`, the same where one candidate is chosen for all sequences by its mean
+prediction; `covered`, share of intervals that hold the truth; and `error`, mean, in points. For
+pairs of candidates of a sequence: `pairs_covered`, and of the differences that are called clear,
+`clear`, the share that has the right sign, `clear_right`. Each for a given mask, for none and for
+results alone. Also Spearman's correlation of each single cue.
+"""
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from ino.data.images import image_size, read_image
+from ino.data.label_maps import read_labels
+from ino.demo.synthetic import generate_clip
+from ino.errors import InoError
+from ino.metrics import score_labels
+from ino.models.backbone import computes_in_bf16
+from ino.models.load import load_backbone
+from ino.propagate.judge import (
+    CALIBRATION,
+    KeptFeatures,
+    Passes,
+    disagreement,
+    measure_passes,
+    measure_result,
+    numbered,
+    pseudo_objects,
+    run_passes,
+    scaled_protocol,
+)
+from ino.propagate.protocols import get_protocol
+from ino.system import write_text
+from report import build_parser, conclude, describe_machine, print_table
+
+SHORT_SIDE = 240
+NUM_FRAMES = 12
+MOST_STEP = 3
+"""Frames from one that is used to the next."""
+
+CANDIDATES = (
+    "color:ino-near",
+    "color:dinov3",
+    "color:ino-fast",
+    "ino_vitt8:ino-near",
+    "ino_vitt8:ino-near@3",
+    "ino_vitt8:dinov3",
+    "ino_vitt8:ino-fast",
+    "random:vit_tiny/8#0:ino-near@7",
+    "random:vit_tiny/8#1:ino-near@7",
+    "ino_vitt8+0.5:ino-near",
+    "ino_vitt8+0.5:ino-near@3",
+    "ino_vitt8+1:ino-near",
+    "ino_vitt8+1:ino-near@3",
+)
+
+CUES = {
+    "result": ("near_flow", "far_flow", "flow", "size", "steadiness", "colors", "compactness"),
+    "mask": ("near_flow", "far_flow", "size", "colors", "short_cycle", "cycle", "staged"),
+    "none": ("near_flow", "far_flow", "size", "colors", "short_cycle", "cycle", "staged"),
+}
+"""The cues of each fit."""
+
+KINDS = ("mask", "none")
+"""Passes with the annotated mask, and with regions that stand out."""
+
+RIDGE = 1.0
+COVERAGE = 0.9
+
+
+class Clip(NamedTuple):
+    """Reduced frames, and the label maps of those that are annotated by their place."""
+
+    name: str
+    frames: list[np.ndarray]
+    truth: dict[int, np.ndarray]
+
+
+class Entry(NamedTuple):
+    """One candidate on one sequence: true J&F, cues by kind, and the label maps of the result."""
+
+    candidate: str
+    sequence: str
+    true: float
+    cues: dict[str, dict[str, float]]
+    labels: np.ndarray
+
+
+def read_clips(roots: Sequence[Path]) -> Iterator[Clip]:
+    """The sequences; frames that are annotated take the place of the nearest one."""
+    for root in roots:
+        for folder in sorted((root / "JPEGImages/480p").iterdir()):
+            images = sorted(folder.iterdir())
+            annotations = root / "Annotations/480p" / folder.name
+            known = {i: annotations / f"{one.stem}.png" for i, one in enumerate(images)}
+            known = {i: path for i, path in known.items() if path.is_file()}
+            yield _read_clip(folder.name, images, known)
+
+
+def _read_clip(name: str, images: Sequence[Path], known: dict[int, Path]) -> Clip:
+    step = max(1, min(MOST_STEP, len(images) // NUM_FRAMES))
+    chosen = list(range(0, len(images), step))[:NUM_FRAMES]
+    for number in sorted(known):
+        if number < chosen[-1] and number not in chosen:
+            places = range(1, len(chosen))
+            nearest = min(places, key=lambda place: abs(chosen[place] - number))
+            if chosen[nearest] not in known:
+                chosen[nearest] = number
+    chosen.sort()
+    frames, truth = [], {}
+    ids = None
+    for place, number in enumerate(chosen):
+        frame = read_image(images[number], size=image_size(images[number]))
+        scale = SHORT_SIDE / min(frame.shape[:2])
+        size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
+        frames.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        if number in known:
+            labels = read_labels(known[number])
+            labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+            ids = np.unique(labels) if ids is None else ids
+            truth[place] = numbered(labels, ids)
+    return Clip(name, frames, truth)
+
+
+def load_candidate(name: str) -> Any:
+    """The network of a candidate."""
+    weights, _, noise = name.partition("+")
+    weights, _, seed = weights.partition("#")
+    backbone = load_backbone(weights, seed=int(seed or 0))
+    if noise:
+        generator = torch.Generator().manual_seed(0)
+        assert isinstance(backbone, nn.Module)
+        with torch.no_grad():
+            for one in backbone.parameters():
+                if one.ndim > 1:
+                    normal = torch.randn(one.shape, generator=generator)
+                    one.add_(float(noise) * one.std() * normal)
+    return backbone
+
+
+def file_of(bank: Path, candidate: str, sequence: str, kind: str) -> Path:
+    """Where a candidate's passes on a sequence are kept."""
+    return bank / f"{re.sub(r'[^a-zA-Z0-9.+@#-]', '_', candidate)}__{sequence}__{kind}.npz"
+
+
+def fill_bank(
+    bank: Path, clips: Sequence[Clip], candidates: Sequence[str], kinds: Sequence[str]
+) -> None:
+    """Makes the passes that are not there yet; those of one network on a clip share features."""
+    precision = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
+    by_name: dict[str, list[str]] = {}
+    for one in candidates:
+        by_name.setdefault(one.rpartition(":")[0], []).append(one)
+    for name, those in by_name.items():
+        network = load_candidate(name)
+        for clip in clips:
+            kept = KeptFeatures(network)
+            for candidate in those:
+                for kind in kinds:
+                    path = file_of(bank, candidate, clip.name, kind)
+                    if path.exists():
+                        continue
+                    mask = clip.truth[0] if kind == "mask" else pseudo_objects(clip.frames)
+                    chosen, _, layer = candidate.rpartition(":")[2].partition("@")
+                    protocol = get_protocol(chosen, **({"layer": int(layer)} if layer else {}))
+                    passes = run_passes(
+                        kept,
+                        clip.frames,
+                        mask,
+                        protocol=scaled_protocol(protocol, SHORT_SIDE),
+                        precision=precision,
+                    )
+                    np.savez_compressed(path, **passes._asdict())
+                print(f"{candidate} {clip.name}", file=sys.stderr)
+
+
+def read_bank(bank: Path, clips: Sequence[Clip], candidates: Sequence[str]) -> list[Entry]:
+    """The entries that are there, with their cues."""
+    entries = []
+    for clip in clips:
+        for candidate in candidates:
+            path = file_of(bank, candidate, clip.name, "mask")
+            if not path.exists():
+                continue
+            passes = Passes(**np.load(path))
+            result = measure_result(passes.forward, clip.frames)
+            cues = {"result": result, "mask": result | measure_passes(passes)}
+            if (path := file_of(bank, candidate, clip.name, "none")).exists():
+                free = Passes(**np.load(path))
+                cues["none"] = measure_result(free.forward, clip.frames) | measure_passes(free)
+            num_objects = int(clip.truth[0].max())
+            scores = [
+                score_labels(passes.forward[place], labels, num_objects=num_objects)
+                for place, labels in clip.truth.items()
+                if place
+            ]
+            true = float(np.mean(scores))
+            entries.append(Entry(candidate, clip.name, true, cues, passes.forward))
+    return entries
+
+
+def fit(entries: Sequence[Entry], kind: str) -> dict[str, Any]:
+    """Bias and weights of the logit of J&F; weights are 0 or more. Sequences count equally."""
+    names = CUES[kind]
+    x = np.array([[one.cues[kind][name] for name in names] for one in entries])
+    y = logit(np.array([one.true for one in entries]))
+    counts = {one.sequence: 0 for one in entries}
+    for one in entries:
+        counts[one.sequence] += 1
+    share = np.array([1 / counts[one.sequence] for one in entries])
+    share /= share.mean()
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
+    z = (x - mean) / scale
+    weights, bias = np.zeros(len(names)), float(np.average(y, weights=share))
+    for _ in range(500):  # coordinate descent
+        for i in range(len(names)):
+            rest = y - bias - z @ weights + z[:, i] * weights[i]
+            top = (share * z[:, i] * rest).sum()
+            weights[i] = max(0.0, top / ((share * z[:, i] ** 2).sum() + RIDGE))
+        bias = float(np.average(y - z @ weights, weights=share))
+    cues = {
+        name: {"mean": float(mean[i]), "scale": float(scale[i]), "weight": float(weights[i])}
+        for i, name in enumerate(names)
+        if weights[i] > 1e-6
+    }
+    return {"bias": bias, "cues": cues}
+
+
+def predict(found: dict[str, Any], cues: dict[str, float]) -> float:
+    """The logit of J&F."""
+    return found["bias"] + sum(
+        one["weight"] * (cues[name] - one["mean"]) / one["scale"]
+        for name, one in found["cues"].items()
+    )
+
+
+def logit(true: np.ndarray) -> np.ndarray:
+    """Of J&F, which is held off 0 and 1."""
+    held = np.clip(true, 0.02, 0.98)
+    return np.log(held / (1 - held))
+
+
+def sigmoid(value: np.ndarray) -> np.ndarray:
+    """The inverse of `logit`."""
+    return 1 / (1 + np.exp(-value))
+
+
+def unseen_predictions(entries: Sequence[Entry], kind: str) -> np.ndarray:
+    """The logit of each entry by a fit to all other sequences."""
+    found = np.empty(len(entries))
+    for sequence in {one.sequence for one in entries}:
+        rule = fit([one for one in entries if one.sequence != sequence], kind)
+        for number, one in enumerate(entries):
+            if one.sequence == sequence:
+                found[number] = predict(rule, one.cues[kind])
+    return found
+
+
+def pairs_of(entries: Sequence[Entry], predicted: np.ndarray) -> np.ndarray:
+    """Of each pair of candidates of a sequence: predicted and true difference, disagreement."""
+    return np.array(
+        [
+            (
+                predicted[i] - predicted[j],
+                entries[i].true - entries[j].true,
+                disagreement(entries[i].labels, entries[j].labels),
+            )
+            for i, j in combinations(range(len(entries)), 2)
+            if entries[i].sequence == entries[j].sequence
+        ]
+    )
+
+
+def fit_difference(pairs: np.ndarray) -> dict[str, float]:
+    """The narrowest intervals least + slope x disagreement that hold nine of ten differences."""
+    error, apart = np.abs(pairs[:, 0] - pairs[:, 1]), pairs[:, 2]
+    best = None
+    for least in (0.005, 0.01, 0.015, 0.02, 0.03, 0.04):
+        slope = float(np.quantile(np.maximum(0, error - least) / (apart + 1e-6), COVERAGE))
+        width = float((least + slope * apart).mean())
+        if best is None or width < best[0]:
+            best = (width, {"least": least, "slope": slope})
+    assert best is not None
+    return best[1]
+
+
+def held_out_pairs(entries: Sequence[Entry], predicted: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Pairs, and half of the interval of each, by the errors in other sequences."""
+    pairs, halves = [], []
+    for sequence in sorted({one.sequence for one in entries}):
+        inside = np.array([one.sequence == sequence for one in entries])
+        here = [one for one in entries if one.sequence == sequence]
+        others = [one for one in entries if one.sequence != sequence]
+        rule = fit_difference(pairs_of(others, predicted[~inside]))
+        found = pairs_of(here, predicted[inside])
+        pairs.append(found)
+        halves.append(rule["least"] + rule["slope"] * found[:, 2])
+    return np.concatenate(pairs), np.concatenate(halves)
+
+
+def measure(entries: Sequence[Entry], kind: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Numbers for unseen sequences, and the fit to all of them."""
+    logits = unseen_predictions(entries, kind)
+    true = np.array([one.true for one in entries])
+    predicted = sigmoid(logits)
+    sequences = sorted({one.sequence for one in entries})
+    place = {name: np.array([one.sequence == name for one in entries]) for name in sequences}
+    misses = np.abs(logits - logit(true))
+    covered = [
+        misses[place[name]] <= np.quantile(misses[~place[name]], COVERAGE) for name in sequences
+    ]
+    within = [
+        spearmanr(predicted[inside], true[inside]).statistic
+        for inside in place.values()
+        if true[inside].std() > 0
+    ]
+    regrets = [
+        true[inside].max() - true[inside][predicted[inside].argmax()] for inside in place.values()
+    ]
+    pairs, halves = held_out_pairs(entries, predicted)
+    clear = np.abs(pairs[:, 0]) > halves
+    right = np.sign(pairs[clear, 0]) == np.sign(pairs[clear, 1])
+    numbers = {
+        "rank": float(spearmanr(predicted, true).statistic),
+        "rank_within": float(np.nanmean(within)),
+        "regret": 100 * float(np.mean(regrets)),
+        "regret_all": 100 * _regret_all(entries, predicted),
+        "covered": float(np.mean(np.concatenate(covered))),
+        "error": 100 * float(np.abs(predicted - true).mean()),
+        "pairs_covered": float((np.abs(pairs[:, 0] - pairs[:, 1]) <= halves).mean()),
+        "clear": float(clear.mean()),
+        "clear_right": float(right.mean()) if len(right) else float("nan"),
+    }
+    found = fit(entries, kind)
+    found["error"] = float(np.quantile(misses, COVERAGE))
+    found["difference"] = fit_difference(pairs_of(entries, predicted))
+    return numbers, found
+
+
+def _regret_all(entries: Sequence[Entry], predicted: np.ndarray) -> float:
+    """Of candidates that have all sequences."""
+    by_name: dict[str, list[tuple[float, float]]] = {}
+    for one, value in zip(entries, predicted, strict=True):
+        by_name.setdefault(one.candidate, []).append((float(value), one.true))
+    most = max(map(len, by_name.values()))
+    means = np.array([np.mean(one, axis=0) for one in by_name.values() if len(one) == most])
+    return float(means[:, 1].max() - means[means[:, 0].argmax(), 1])
+
+
+def print_cues(entries: Sequence[Entry]) -> None:
+    """How each cue ranks by itself."""
+    true = np.array([one.true for one in entries])
+    rows = []
+    for name in entries[0].cues["mask"]:
+        values = np.array([one.cues["mask"][name] for one in entries])
+        within = []
+        for sequence in {one.sequence for one in entries}:
+            inside = np.array([one.sequence == sequence for one in entries])
+            if values[inside].std() > 0 and true[inside].std() > 0:
+                within.append(spearmanr(values[inside], true[inside]).statistic)
+        rows.append(
+            [name, f"{spearmanr(values, true).statistic:.2f}", f"{np.mean(within or [0]):.2f}"]
+        )
+    print_table("rank correlation of single cues", ["cue", "all", "within a sequence"], rows)
+
+
+def generated_clips() -> list[Clip]:
+    """Three generated clips."""
+    clips = []
+    for seed in range(3):
+        clip = generate_clip(seed, num_frames=6, height=64, width=96)
+        clips.append(Clip(f"generated-{seed}", list(clip.frames), dict(enumerate(clip.labels))))
+    return clips
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fills the bank, measures, prints, and writes what is asked for."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--data", type=Path, nargs="+", metavar="ROOT", help="annotated sequences")
+    parser.add_argument("--bank", type=Path, metavar="FOLDER", help="where passes are kept")
+    parser.add_argument(
+        "--candidates", nargs="+", default=list(CANDIDATES), metavar="NAME:PROTOCOL"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of passes")
+    parser.add_argument("--only-fit", action="store_true", help="of what the bank holds")
+    parser.add_argument("--write", action="store_true", help="write the fit into the package")
+    options = parser.parse_args(arguments)
+    if options.quick == (options.data is not None and options.bank is not None):
+        parser.error("give --data and --bank, or --quick, which generates clips")
+    torch.set_num_threads(options.threads)
+    cv2.setNumThreads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        bank, candidates = options.bank or Path(folder), options.candidates
+        clips = list(read_clips(options.data)) if options.data else generated_clips()
+        if options.quick:
+            candidates = ["color:ino-near", "color:dinov3", "color:ino-near@2"]
+        bank.mkdir(parents=True, exist_ok=True)
+        if not options.only_fit:
+            fill_bank(bank, clips, candidates, options.kinds)
+        entries = read_bank(bank, clips, candidates)
+    print_cues(entries)
+    numbers, fits = {}, {}
+    for kind in CUES:
+        those = [one for one in entries if kind in one.cues]
+        numbers[kind], fits[kind] = measure(those, kind)
+        num_sequences = len({one.sequence for one in those})
+        print(f"{kind}: {len(those)} entries, {num_sequences} sequences")
+    rows = [[name, *(f"{numbers[kind][name]:.3g}" for kind in CUES)] for name in numbers["result"]]
+    print_table("on sequences that the fit has not seen", ["", *CUES], rows)
+    if options.write:
+        write_text(CALIBRATION, json.dumps(_rounded(fits), indent=1) + "\n")
+    ratios = {f"{kind}_{name}": value for kind in CUES for name, value in numbers[kind].items()}
+    conclude(
+        "judge",
+        ratios=ratios,
+        machine=describe_machine(precision="that of the judge"),
+        measured={"fits": fits},
+        path=options.json,
+    )
+
+
+def _rounded(value: Any) -> Any:
+    """The same with numbers of five digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InoError as error:
+        sys.exit(f"judge: {error}")

@@ -12,7 +12,8 @@ noise of so many of their standard deviations. What was propagated is kept in th
 run that is stopped goes on, and a fit takes seconds.
 
 The fit is a ridge regression of the logit of J&F with weights of 0 or more, so that no cue that
-gets worse makes a prediction better. Every number below is for sequences that the fit has not seen.
+gets worse makes a prediction better, and with differences within a sequence counted once more, as
+these decide a choice. Every number below is for sequences that the fit has not seen.
 
 Numbers: `rank`, Spearman's correlation of predicted and true J&F over all candidates and sequences;
 `rank_within`, the same over the candidates of a sequence, mean over the sequences; `regret`, points
@@ -36,6 +37,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -48,6 +50,7 @@ from ino.models.backbone import computes_in_bf16
 from ino.models.load import load_backbone
 from ino.propagate.judge import (
     CALIBRATION,
+    SHORT_CYCLE,
     KeptFeatures,
     Passes,
     disagreement,
@@ -57,6 +60,7 @@ from ino.propagate.judge import (
     pseudo_objects,
     run_passes,
     scaled_protocol,
+    stage_video,
 )
 from ino.propagate.protocols import get_protocol
 from ino.system import write_text
@@ -83,17 +87,27 @@ CANDIDATES = (
     "ino_vitt8+1:ino-near@3",
 )
 
+OF_RESULT = ("near_flow", "far_flow", "moves", "size", "colors")
 CUES = {
-    "result": ("near_flow", "far_flow", "flow", "size", "steadiness", "colors", "compactness"),
-    "mask": ("near_flow", "far_flow", "size", "colors", "short_cycle", "cycle", "staged"),
-    "none": ("near_flow", "far_flow", "size", "colors", "short_cycle", "cycle", "staged"),
+    "result": OF_RESULT,
+    "mask": (*OF_RESULT, "short_cycle", "cycle", "staged"),
+    "none": (*OF_RESULT, "short_cycle", "cycle", "staged"),
 }
 """The cues of each fit."""
 
 KINDS = ("mask", "none")
 """Passes with the annotated mask, and with regions that stand out."""
 
-RIDGE = 1.0
+CLAIMED = ("rank", "regret", "error")
+"""The numbers that are told as ratios."""
+
+STILL = "still"
+"""A candidate that leaves the first mask where it is, so that the fit learns that this is easy."""
+
+RIDGE = 5.0
+WITHIN = 3.0
+"""Weight of differences within a sequence beside those across all, in the fit."""
+
 COVERAGE = 0.9
 
 
@@ -203,19 +217,37 @@ def fill_bank(
                 print(f"{candidate} {clip.name}", file=sys.stderr)
 
 
+def still_passes(frames: Sequence[np.ndarray], mask: np.ndarray) -> Passes:
+    """Those of a method that leaves the first mask where it is."""
+    staged, truth = stage_video(frames[0], mask)
+    still = np.stack([mask] * len(frames))
+    third = len(frames) // SHORT_CYCLE
+    return Passes(still, still, still[: third + 1], still[: len(staged)], truth)
+
+
+def passes_of(bank: Path, candidate: str, clip: Clip, kind: str) -> Passes | None:
+    """From the bank; None if they are not there."""
+    if candidate == STILL:
+        mask = clip.truth[0] if kind == "mask" else pseudo_objects(clip.frames)
+        return still_passes(clip.frames, mask)
+    path = file_of(bank, candidate, clip.name, kind)
+    if not path.exists():
+        return None
+    kept = np.load(path)
+    return Passes(*(kept[name] for name in Passes._fields))
+
+
 def read_bank(bank: Path, clips: Sequence[Clip], candidates: Sequence[str]) -> list[Entry]:
     """The entries that are there, with their cues."""
     entries = []
     for clip in clips:
         for candidate in candidates:
-            path = file_of(bank, candidate, clip.name, "mask")
-            if not path.exists():
+            passes = passes_of(bank, candidate, clip, "mask")
+            if passes is None:
                 continue
-            passes = Passes(**np.load(path))
             result = measure_result(passes.forward, clip.frames)
             cues = {"result": result, "mask": result | measure_passes(passes)}
-            if (path := file_of(bank, candidate, clip.name, "none")).exists():
-                free = Passes(**np.load(path))
+            if (free := passes_of(bank, candidate, clip, "none")) is not None:
                 cues["none"] = measure_result(free.forward, clip.frames) | measure_passes(free)
             num_objects = int(clip.truth[0].max())
             scores = [
@@ -240,13 +272,23 @@ def fit(entries: Sequence[Entry], kind: str) -> dict[str, Any]:
     share /= share.mean()
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
     z = (x - mean) / scale
-    weights, bias = np.zeros(len(names)), float(np.average(y, weights=share))
-    for _ in range(500):  # coordinate descent
-        for i in range(len(names)):
-            rest = y - bias - z @ weights + z[:, i] * weights[i]
-            top = (share * z[:, i] * rest).sum()
-            weights[i] = max(0.0, top / ((share * z[:, i] ** 2).sum() + RIDGE))
-        bias = float(np.average(y - z @ weights, weights=share))
+    bias = float(np.average(y, weights=share))
+    rows = [(z - np.average(z, axis=0, weights=share), y - bias, share)]
+    for sequence in counts:
+        inside = np.array([one.sequence == sequence for one in entries])
+        rows.append(
+            (
+                z[inside] - z[inside].mean(axis=0),
+                y[inside] - y[inside].mean(),
+                WITHIN * share[inside],
+            )
+        )
+    left = [one * np.sqrt(weight)[:, None] for one, _, weight in rows]
+    right = [one * np.sqrt(weight) for _, one, weight in rows]
+    left.append(np.sqrt(RIDGE) * np.eye(len(names)))
+    right.append(np.zeros(len(names)))
+    weights = nnls(np.concatenate(left), np.concatenate(right))[0]
+    bias -= float(np.average(z, axis=0, weights=share) @ weights)
     cues = {
         name: {"mean": float(mean[i]), "scale": float(scale[i]), "weight": float(weights[i])}
         for i, name in enumerate(names)
@@ -285,24 +327,34 @@ def unseen_predictions(entries: Sequence[Entry], kind: str) -> np.ndarray:
     return found
 
 
-def pairs_of(entries: Sequence[Entry], predicted: np.ndarray) -> np.ndarray:
-    """Of each pair of candidates of a sequence: predicted and true difference, disagreement."""
-    return np.array(
-        [
-            (
-                predicted[i] - predicted[j],
-                entries[i].true - entries[j].true,
-                disagreement(entries[i].labels, entries[j].labels),
-            )
-            for i, j in combinations(range(len(entries)), 2)
-            if entries[i].sequence == entries[j].sequence
-        ]
-    )
+class Pair(NamedTuple):
+    """Two entries of a sequence by their places, and the disagreement of their label maps."""
+
+    first: int
+    second: int
+    apart: float
 
 
-def fit_difference(pairs: np.ndarray) -> dict[str, float]:
-    """The narrowest intervals least + slope x disagreement that hold nine of ten differences."""
-    error, apart = np.abs(pairs[:, 0] - pairs[:, 1]), pairs[:, 2]
+def pairs_of(entries: Sequence[Entry]) -> list[Pair]:
+    """All pairs of candidates of a sequence."""
+    return [
+        Pair(i, j, disagreement(entries[i].labels, entries[j].labels))
+        for i, j in combinations(range(len(entries)), 2)
+        if entries[i].sequence == entries[j].sequence
+    ]
+
+
+def differences(
+    pairs: Sequence[Pair], predicted: np.ndarray, true: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each pair: predicted and true difference, and disagreement."""
+    first, second = (np.array([one[i] for one in pairs]) for i in (0, 1))
+    apart = np.array([one.apart for one in pairs])
+    return predicted[first] - predicted[second], true[first] - true[second], apart
+
+
+def fit_difference(error: np.ndarray, apart: np.ndarray) -> dict[str, float]:
+    """The narrowest intervals least + slope x disagreement that hold nine of ten errors."""
     best = None
     for least in (0.005, 0.01, 0.015, 0.02, 0.03, 0.04):
         slope = float(np.quantile(np.maximum(0, error - least) / (apart + 1e-6), COVERAGE))
@@ -313,21 +365,9 @@ def fit_difference(pairs: np.ndarray) -> dict[str, float]:
     return best[1]
 
 
-def held_out_pairs(entries: Sequence[Entry], predicted: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Pairs, and half of the interval of each, by the errors in other sequences."""
-    pairs, halves = [], []
-    for sequence in sorted({one.sequence for one in entries}):
-        inside = np.array([one.sequence == sequence for one in entries])
-        here = [one for one in entries if one.sequence == sequence]
-        others = [one for one in entries if one.sequence != sequence]
-        rule = fit_difference(pairs_of(others, predicted[~inside]))
-        found = pairs_of(here, predicted[inside])
-        pairs.append(found)
-        halves.append(rule["least"] + rule["slope"] * found[:, 2])
-    return np.concatenate(pairs), np.concatenate(halves)
-
-
-def measure(entries: Sequence[Entry], kind: str) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(
+    entries: Sequence[Entry], kind: str, pairs: Sequence[Pair]
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Numbers for unseen sequences, and the fit to all of them."""
     logits = unseen_predictions(entries, kind)
     true = np.array([one.true for one in entries])
@@ -346,9 +386,15 @@ def measure(entries: Sequence[Entry], kind: str) -> tuple[dict[str, float], dict
     regrets = [
         true[inside].max() - true[inside][predicted[inside].argmax()] for inside in place.values()
     ]
-    pairs, halves = held_out_pairs(entries, predicted)
-    clear = np.abs(pairs[:, 0]) > halves
-    right = np.sign(pairs[clear, 0]) == np.sign(pairs[clear, 1])
+    guessed, real, apart = differences(pairs, predicted, true)
+    error = np.abs(guessed - real)
+    halves = np.empty(len(pairs))
+    for inside in place.values():
+        here = inside[[one.first for one in pairs]]
+        rule = fit_difference(error[~here], apart[~here])
+        halves[here] = rule["least"] + rule["slope"] * apart[here]
+    clear = np.abs(guessed) > halves
+    right = np.sign(guessed[clear]) == np.sign(real[clear])
     numbers = {
         "rank": float(spearmanr(predicted, true).statistic),
         "rank_within": float(np.nanmean(within)),
@@ -356,13 +402,13 @@ def measure(entries: Sequence[Entry], kind: str) -> tuple[dict[str, float], dict
         "regret_all": 100 * _regret_all(entries, predicted),
         "covered": float(np.mean(np.concatenate(covered))),
         "error": 100 * float(np.abs(predicted - true).mean()),
-        "pairs_covered": float((np.abs(pairs[:, 0] - pairs[:, 1]) <= halves).mean()),
+        "pairs_covered": float((error <= halves).mean()),
         "clear": float(clear.mean()),
         "clear_right": float(right.mean()) if len(right) else float("nan"),
     }
     found = fit(entries, kind)
     found["error"] = float(np.quantile(misses, COVERAGE))
-    found["difference"] = fit_difference(pairs_of(entries, predicted))
+    found["difference"] = fit_difference(error, apart)
     return numbers, found
 
 
@@ -426,24 +472,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bank.mkdir(parents=True, exist_ok=True)
         if not options.only_fit:
             fill_bank(bank, clips, candidates, options.kinds)
-        entries = read_bank(bank, clips, candidates)
+        entries = read_bank(bank, clips, [*candidates, STILL])
     print_cues(entries)
     numbers, fits = {}, {}
     for kind in CUES:
         those = [one for one in entries if kind in one.cues]
-        numbers[kind], fits[kind] = measure(those, kind)
+        numbers[kind], fits[kind] = measure(those, kind, pairs_of(those))
         num_sequences = len({one.sequence for one in those})
         print(f"{kind}: {len(those)} entries, {num_sequences} sequences")
     rows = [[name, *(f"{numbers[kind][name]:.3g}" for kind in CUES)] for name in numbers["result"]]
     print_table("on sequences that the fit has not seen", ["", *CUES], rows)
     if options.write:
         write_text(CALIBRATION, json.dumps(_rounded(fits), indent=1) + "\n")
-    ratios = {f"{kind}_{name}": value for kind in CUES for name, value in numbers[kind].items()}
+    ratios = {f"{kind}_{name}": numbers[kind][name] for kind in CUES for name in CLAIMED}
     conclude(
         "judge",
         ratios=ratios,
         machine=describe_machine(precision="that of the judge"),
-        measured={"fits": fits},
+        measured={"numbers": numbers, "fits": fits},
         path=options.json,
     )
 

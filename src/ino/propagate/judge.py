@@ -33,11 +33,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ino.errors import ConfigError, MaskError, VideoError
-from ino.metrics import boundary_map, score_labels
+from ino.metrics import score_labels
 from ino.propagate.features import Precision
 from ino.propagate.protocols import Protocol
-from ino.propagate.references import mean_confidence
-from ino.propagate.refine import Motion, estimate_motion
+from ino.propagate.refine import estimate_motion
 from ino.propagate.tracker import FeatureBackbone, Tracker
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -211,14 +210,12 @@ class Passes(NamedTuple):
 
     Attributes:
         forward: from the mask of the first frame.
-        confidence: of each frame and object of `forward`, 0..1.
         backward: back from the last label map of `forward`, in the order of time.
         short: back from a third of the video.
         staged, staged_truth: of the staged video, and what is right there.
     """
 
     forward: LabelMaps
-    confidence: Float[np.ndarray, "frames objects"]
     backward: LabelMaps
     short: LabelMaps
     staged: LabelMaps
@@ -258,16 +255,11 @@ def run_passes(
         backbone.to(device).eval()
     kept = backbone if isinstance(backbone, KeptFeatures) else KeptFeatures(backbone)
     tracker = Tracker(kept, protocol=protocol, device=device, precision=precision, warns=False)
-    forward, confidence = [], []
-    for labels in tracker.track(frames, {0: mask}):
-        forward.append(labels)
-        found = mean_confidence(labels, tracker.confidence())
-        confidence.append([found.get(one, 0.0) for one in range(1, int(mask.max()) + 1)])
+    forward = _track(tracker, frames, mask)
     third = max(1, len(frames) // SHORT_CYCLE)
     staged, truth = stage_video(frames[0], mask)
     return Passes(
-        np.stack(forward),
-        np.array(confidence, dtype=np.float64),
+        forward,
         _track(tracker, frames[::-1], forward[-1])[::-1],
         _track(tracker, frames[third::-1], forward[third])[::-1],
         _track(tracker, staged, mask),
@@ -317,35 +309,33 @@ def stage_video(frame: Frame, mask: Labels) -> tuple[list[Frame], LabelMaps]:
 def measure_result(labels: LabelMaps, frames: Sequence[Frame]) -> dict[str, float]:
     """Cues of label maps with objects 1 to n, the first of which is given.
 
-    - flow: J of each label map and the one before, moved along the optical flow, where that is
-      trusted.
-    - near_flow, far_flow: J of label maps and the first one, moved along the flow from frame to
-      frame; in the first frames, and in all.
+    - near_flow, far_flow: J of label maps and the first one, moved along the optical flow from
+      frame to frame; in the first frames, and in all.
+    - moves: 1 minus the excess of J of label maps and the unmoved first one over what the flow
+      says, so that labels that stay where objects move away are found.
     - size: smaller over larger area, of each label map and the first one.
-    - steadiness: the same, of each label map and the one before.
     - colors: common part of the histograms of an object's colors in each frame and the first.
-    - compactness: outlines are not longer, for the root of the area, than in the first label map.
     """
     num_objects = int(labels[0].max())
-    motions = [estimate_motion(*pair) for pair in pairwise(frames)]
     first, later = labels[0], labels[1:]
-    moved, steps = [first], []
-    for before, now, motion in zip(labels[:-1], later, motions, strict=True):
-        trust = motion.trust + 1e-6
-        steps.append(_mean_j(now, _moved(before, motion), num_objects, trust))
-        moved.append(_moved(moved[-1], motion))
-    chain = [_mean_j(*pair, num_objects) for pair in zip(later, moved[1:], strict=True)]
+    moved = [first]
+    for pair in pairwise(frames):
+        motion = estimate_motion(*pair)
+        moved.append(cv2.remap(moved[-1], motion.column, motion.row, cv2.INTER_NEAREST))
+    follows = [_mean_j(*pair, num_objects) for pair in zip(later, moved[1:], strict=True)]
+    excess = [
+        max(0.0, _mean_j(one, first, num_objects) - _mean_j(other, first, num_objects))
+        for one, other in zip(later, moved[1:], strict=True)
+    ]
     areas = np.array([np.bincount(one.ravel(), minlength=num_objects + 1) for one in labels])
     areas = areas[:, 1 : num_objects + 1].astype(np.float64)
-    outlines = [_roughness(one) for one in labels]
+    ratios = np.minimum(areas[1:], areas[0]) / np.maximum(areas[1:], areas[0])
     return {
-        "flow": _mean(steps),
-        "near_flow": _mean(chain[:NEAR]),
-        "far_flow": _mean(chain),
-        "size": float(_ratio(areas[1:], areas[:1]).mean()),
-        "steadiness": float(_ratio(areas[1:], areas[:-1]).mean()),
+        "near_flow": _mean(follows[:NEAR]),
+        "far_flow": _mean(follows),
+        "moves": 1 - _mean(excess),
+        "size": float(ratios.mean()),
         "colors": _color_cue(labels, frames, num_objects),
-        "compactness": _mean([min(1.0, outlines[0] / one) for one in outlines[1:]]),
     }
 
 
@@ -354,26 +344,18 @@ def measure_passes(passes: Passes) -> dict[str, float]:
 
     - cycle, short_cycle: J of the first mask and what comes back of it, from the last frame and
       from that of a third of the video.
-    - agreement: J of forward and backward label maps.
     - staged: J&F in the staged video.
-    - confidence: of the label maps.
     """
-    forward = passes.forward
-    num_objects = int(forward[0].max())
-
-    def mean_j(these: LabelMaps, others: LabelMaps) -> float:
-        return _mean([_mean_j(*pair, num_objects) for pair in zip(these, others, strict=True)])
-
+    first = passes.forward[0]
+    num_objects = int(first.max())
     staged = [
         np.nanmean(score_labels(found, truth, num_objects=num_objects))
         for found, truth in zip(passes.staged[1:], passes.staged_truth[1:], strict=True)
     ]
     return {
-        "cycle": _mean_j(passes.backward[0], forward[0], num_objects),
-        "short_cycle": _mean_j(passes.short[0], forward[0], num_objects),
-        "agreement": mean_j(passes.backward[:-1], forward[:-1]),
-        "staged": _mean(staged),
-        "confidence": float(passes.confidence[1:].mean()),
+        "cycle": _mean_j(passes.backward[0], first, num_objects),
+        "short_cycle": _mean_j(passes.short[0], first, num_objects),
+        "staged": _mean([float(one) for one in staged]),
     }
 
 
@@ -381,33 +363,14 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _mean_j(
-    these: Labels, others: Labels, num_objects: int, weight: np.ndarray | None = None
-) -> float:
+def _mean_j(these: Labels, others: Labels, num_objects: int) -> float:
     """J of two label maps, mean over the objects; 0 for one that neither has."""
-    pairs = these.astype(np.int64) * (num_objects + 1) + others
-    weights = None if weight is None else weight.ravel()
     size = num_objects + 1
-    table = np.bincount(pairs.ravel(), weights=weights, minlength=size * size)
-    table = table.reshape(size, size)
+    pairs = these.astype(np.int64) * size + others
+    table = np.bincount(pairs.ravel(), minlength=size * size).reshape(size, size)
     both = np.diag(table)[1:]
     union = table.sum(axis=0)[1:] + table.sum(axis=1)[1:] - both
-    return float(np.where(union > 0, both / np.maximum(union, 1e-9), 0.0).mean())
-
-
-def _moved(labels: Labels, motion: Motion) -> Labels:
-    return cv2.remap(labels, motion.column, motion.row, cv2.INTER_NEAREST)
-
-
-def _ratio(these: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The smaller over the larger one; 0 where one is 0."""
-    return np.minimum(these, others) / np.maximum(np.maximum(these, others), 1.0)
-
-
-def _roughness(labels: Labels) -> float:
-    """Length of all outlines over the root of the area; infinite where there is no outline."""
-    outline = int(np.count_nonzero(boundary_map(labels)))
-    return outline / math.sqrt(np.count_nonzero(labels)) if outline else math.inf
+    return float(np.where(union > 0, both / np.maximum(union, 1), 0.0).mean())
 
 
 def _color_cue(labels: LabelMaps, frames: Sequence[Frame], num_objects: int) -> float:
@@ -573,7 +536,8 @@ def _clusters(color: np.ndarray, speed: np.ndarray) -> Iterator[Labels]:
         np.minimum(speed, 8)[..., None] / 1.5,
     ]
     small = (max(4, width // 4), max(3, height // 4))
-    points = cv2.resize(np.concatenate(parts, axis=-1), small, interpolation=cv2.INTER_AREA)
+    reduced = [cv2.resize(one, small, interpolation=cv2.INTER_AREA) for one in parts]
+    points = np.dstack(reduced)
     down, across = np.indices(small[::-1])
     start = (down * 3 // small[1]) * 4 + across * 4 // small[0]
     _, found, _ = cv2.kmeans(

@@ -26,7 +26,7 @@ from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import FeatureBackbone
 from ino.tasks.masks import read_masks
 
-RATE = 8
+RATE = 8.0
 """Frames per second that are judged, where the video has so many and is long enough."""
 
 NUM_FRAMES = 12

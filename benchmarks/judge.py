@@ -30,7 +30,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +63,7 @@ from ino.propagate.judge import (
     stage_video,
 )
 from ino.propagate.protocols import get_protocol
+from ino.propagate.refine import estimate_motion
 from ino.system import write_text
 from report import build_parser, conclude, describe_machine, print_table
 
@@ -241,14 +242,17 @@ def read_bank(bank: Path, clips: Sequence[Clip], candidates: Sequence[str]) -> l
     """The entries that are there, with their cues."""
     entries = []
     for clip in clips:
+        motions = [estimate_motion(*pair) for pair in pairwise(clip.frames)]
         for candidate in candidates:
             passes = passes_of(bank, candidate, clip, "mask")
             if passes is None:
                 continue
-            result = measure_result(passes.forward, clip.frames)
+            result = measure_result(passes.forward, clip.frames, motions)
             cues = {"result": result, "mask": result | measure_passes(passes)}
             if (free := passes_of(bank, candidate, clip, "none")) is not None:
-                cues["none"] = measure_result(free.forward, clip.frames) | measure_passes(free)
+                cues["none"] = measure_result(free.forward, clip.frames, motions) | measure_passes(
+                    free
+                )
             num_objects = int(clip.truth[0].max())
             scores = [
                 score_labels(passes.forward[place], labels, num_objects=num_objects)

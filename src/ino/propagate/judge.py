@@ -36,7 +36,7 @@ from ino.errors import ConfigError, MaskError, VideoError
 from ino.metrics import score_labels
 from ino.propagate.features import Precision
 from ino.propagate.protocols import Protocol
-from ino.propagate.refine import estimate_motion
+from ino.propagate.refine import Motion, estimate_motion
 from ino.propagate.tracker import FeatureBackbone, Tracker
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -306,8 +306,12 @@ def stage_video(frame: Frame, mask: Labels) -> tuple[list[Frame], LabelMaps]:
 # Cues -----------------------------------------------------------------------------------------
 
 
-def measure_result(labels: LabelMaps, frames: Sequence[Frame]) -> dict[str, float]:
+def measure_result(
+    labels: LabelMaps, frames: Sequence[Frame], motions: Sequence[Motion] | None = None
+) -> dict[str, float]:
     """Cues of label maps with objects 1 to n, the first of which is given.
+
+    `motions` is that from frame to frame, where it is known already.
 
     - near_flow, far_flow: J of label maps and the first one, moved along the optical flow from
       frame to frame; in the first frames, and in all.
@@ -319,8 +323,7 @@ def measure_result(labels: LabelMaps, frames: Sequence[Frame]) -> dict[str, floa
     num_objects = int(labels[0].max())
     first, later = labels[0], labels[1:]
     moved = [first]
-    for pair in pairwise(frames):
-        motion = estimate_motion(*pair)
+    for motion in motions or (estimate_motion(*pair) for pair in pairwise(frames)):
         moved.append(cv2.remap(moved[-1], motion.column, motion.row, cv2.INTER_NEAREST))
     follows = [_mean_j(*pair, num_objects) for pair in zip(later, moved[1:], strict=True)]
     excess = [

@@ -242,7 +242,7 @@ class KeptFeatures:
 
 
 def run_passes(
-    backbone: FeatureBackbone,
+    backbone: FeatureBackbone | KeptFeatures,
     frames: Sequence[Frame],
     mask: Labels,
     *,
@@ -253,7 +253,7 @@ def run_passes(
     """Propagates a mask with objects 1 to n forward, backward and on a stage."""
     if isinstance(backbone, nn.Module):
         backbone.to(device).eval()
-    kept = backbone if isinstance(backbone, KeptFeatures) else KeptFeatures(backbone)
+    kept: Any = backbone if isinstance(backbone, KeptFeatures) else KeptFeatures(backbone)
     tracker = Tracker(kept, protocol=protocol, device=device, precision=precision, warns=False)
     forward = _track(tracker, frames, mask)
     third = max(1, len(frames) // SHORT_CYCLE)

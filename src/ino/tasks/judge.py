@@ -151,14 +151,14 @@ def read_judged(
         raise ConfigError(f"a judge needs 3 frames or more, but num_frames is {num_frames}")
     if short_side < 32:
         raise ConfigError(f"short_side is {short_side} pixels; it must be 32 or more")
-    is_path = isinstance(video, str | Path)
+    path = Path(video) if isinstance(video, str | Path) else None
     labels = None
     if isinstance(mask, str | Path):
-        if not is_path:
+        if path is None:
             raise ConfigError("the mask of frames that are no file must be an array")
         given = {
             number: one
-            for number, one in read_masks([str(mask)], video).labels.items()
+            for number, one in read_masks([str(mask)], path).labels.items()
             if _objects(one).any()
         }
         if not given:
@@ -174,17 +174,18 @@ def read_judged(
         if left < 3:
             of = f" from frame {start} on" if start else ""
             raise VideoError(
-                f"{video_name(Path(video)) if is_path else 'the video'} has {left} "
+                f"{video_name(path) if path else 'the video'} has {left} "
                 f"frame{'s' if left != 1 else ''}{of}, but a judge needs 3 or more"
             )
         step = max(1, min(round(fps / RATE), left // num_frames))
         numbers[:] = range(start, total, step)[:num_frames]
         return numbers
 
-    if is_path:
-        frames = list(read_chosen(Path(video), choose))
+    if path is not None:
+        frames = list(read_chosen(path, choose))
     else:
-        frames = [np.asarray(video[number]) for number in choose(len(video), RATE)]
+        given_frames: Any = video
+        frames = [np.asarray(given_frames[i]) for i in choose(len(given_frames), RATE)]
     for frame in frames:
         if frame.shape != frames[0].shape or frame.ndim != 3 or frame.shape[-1] != 3:
             raise VideoError("frames must be uint8 RGB images of one size, height x width x 3")

@@ -255,7 +255,7 @@ def read_bank(bank: Path, clips: Sequence[Clip], candidates: Sequence[str]) -> l
                 for place, labels in clip.truth.items()
                 if place
             ]
-            true = float(np.mean(scores))
+            true = float(np.nanmean(scores))
             entries.append(Entry(candidate, clip.name, true, cues, passes.forward))
     return entries
 

@@ -256,6 +256,7 @@ def run_passes(
     kept: Any = backbone if isinstance(backbone, KeptFeatures) else KeptFeatures(backbone)
     tracker = Tracker(kept, protocol=protocol, device=device, precision=precision, warns=False)
     forward = _track(tracker, frames, mask)
+    forward[0] = mask  # crw and dul return it as the feature grid shows it
     third = max(1, len(frames) // SHORT_CYCLE)
     staged, truth = stage_video(frames[0], mask)
     return Passes(

@@ -86,6 +86,11 @@ CLAIMS = {
         "data_speedup_uint8",
     ],
     "quality": ["fast_speedup", "best_cost", "fast_minus_default", "best_minus_default"],
+    "judge": [
+        f"{kind}_{name}"
+        for kind in ("result", "mask", "none")
+        for name in ("rank", "regret", "error")
+    ],
     "learning": ["learned_minus_color_240", "learned_minus_untrained_240"],
 }
 

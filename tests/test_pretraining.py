@@ -98,6 +98,38 @@ def test_a_data_set_that_cannot_be_used_is_told_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_judging_without_labels_stands_in_the_log_and_decides_which_checkpoint_is_best(
+    data, tmp_path, capsys
+):
+    videos = json.dumps([str(next(iter(sorted((data / "videos").iterdir()))))])
+    options = ["--run.judge_every", 3, "--run.judge_videos", videos]
+    assert run(data, tmp_path / "run", *options) == 0
+    lines = [json.loads(x) for x in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    found = {line["step"] + 1: line["judge_jf"] for line in lines if "judge_jf" in line}
+    assert list(found) == [3, 4]
+    assert read_checkpoint(tmp_path / "run/checkpoints/best.pt")["score"] == max(found.values())
+    assert f"predicted J&F {found[3]:.1f}" in capsys.readouterr().err
+    assert run(data, tmp_path / "plain") == 0
+    name = "checkpoints/step_00000004.pt"
+    plain, other = (read_checkpoint(tmp_path / x / name)["student"] for x in ("plain", "run"))
+    assert all((plain[key] == other[key]).all() for key in plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--run.judge_every", 3], "not run.judge_videos"),
+        (["--run.judge_every", 3, "--run.judge_videos", '["nowhere.mp4"]'], "nowhere.mp4"),
+    ],
+)
+def test_videos_that_cannot_be_judged_are_told_before_the_first_step(
+    data, tmp_path, capsys, options, words
+):
+    assert run(data, tmp_path / "run", *options) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_data_set_without_sequences_is_refused(data, tmp_path, capsys):
     root = tmp_path / "davis"
     (root / "ImageSets/2017").mkdir(parents=True)

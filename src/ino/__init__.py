@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.tasks.convert import convert_result as convert_result
     from ino.tasks.davis import evaluate_davis as evaluate_davis
     from ino.tasks.davis import score_davis as score_davis
+    from ino.tasks.judge import judge as judge
+    from ino.tasks.judge import judge_difference as judge_difference
+    from ino.tasks.judge import judge_result as judge_result
     from ino.tasks.masks import read_masks as read_masks
     from ino.tasks.segment import segment_video as segment_video
     from ino.tasks.submission import check_submission as check_submission
@@ -43,6 +46,9 @@ _MODULES = {
     "evaluate_davis": "ino.tasks.davis",
     "evaluate_ytvos": "ino.tasks.ytvos",
     "get_protocol": "ino.propagate.protocols",
+    "judge": "ino.tasks.judge",
+    "judge_difference": "ino.tasks.judge",
+    "judge_result": "ino.tasks.judge",
     "list_protocols": "ino.propagate.protocols",
     "list_weights": "ino.models.load",
     "load_backbone": "ino.models.load",

@@ -658,6 +658,75 @@ def _four_numbers(region: str) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
+def judge(
+    videos: Annotated[list[Path], Parameter(metavar="VIDEO...")],
+    /,
+    *,
+    weights: Annotated[list[str] | None, Parameter(show_default="ino_vitt8")] = None,
+    network: Network | None = None,
+    protocol: Annotated[
+        list[str] | None, Parameter(show_default="the one that suits the weights")
+    ] = None,
+    mask: Annotated[list[str] | None, Parameter(metavar="[FRAME=]MASK...")] = None,
+    result: Annotated[list[Path] | None, Parameter(metavar="RESULT...")] = None,
+    frames: int = 12,
+    short_side: int = 240,
+    device: str = "auto",
+    save: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+) -> None:
+    """Rank weights and protocols, or results, on videos without labels.
+
+    Predicts the J&F in percent that masks reach, with an interval that holds nine times of ten, and
+    says whether the best one differs from the second by more than noise.
+
+    Args:
+        videos: Video files or folders of images.
+        weights: One or several, as for ino segment.
+        network: Which network of a file with both (default: the one that its authors evaluate).
+        protocol: One or several names; each is tried with all weights.
+        mask: The mask of each video in their order, as for ino segment (default: none; regions that
+            stand out are followed, and intervals are wider).
+        result: In place of weights: folders of ino segment, or of one PNG mask per frame, of a
+            single video.
+        frames: The most frames of a video to judge, about 8 per second.
+        short_side: Frames are reduced to this, in pixels.
+        device: auto, cpu, cuda or mps.
+        save: Also write everything that was measured, as JSON.
+    """
+    from ino.system import write_text
+    from ino.tasks.judge import judge_many, judge_results
+
+    sizes = {"num_frames": frames, "short_side": short_side}
+    if result is not None:
+        if weights or protocol or mask or network or len(videos) > 1:
+            raise ConfigError(
+                "--result judges results of one video: leave out --weights, --network, --protocol "
+                "and --mask"
+            )
+        ranking = judge_results(result, videos[0], **sizes)
+    else:
+        with progress("judging", is_kept=False) as advance:
+            ranking = judge_many(
+                videos,
+                weights=weights or ["ino_vitt8"],
+                protocols=protocol or [None],
+                masks=mask,
+                network=network,
+                device=device,
+                on_progress=lambda total: advance(1, total=total),
+                **sizes,
+            )
+    rows = [["weights or result", "protocol", "predicted J&F", "from", "to"]]
+    for one in ranking.rows:
+        numbers = [f"{100 * value:.1f}" for value in (one.score, one.low, one.high)]
+        rows.append([one.name, one.protocol or "-", *numbers])
+    print_table(rows, Console(), num_texts=2)
+    if ranking.difference is not None:
+        _say(ranking.difference.in_words())
+    if save:
+        write_text(save, json.dumps(ranking.as_dict(), indent=2) + "\n")
+
+
 def convert(
     result: Path,
     /,
@@ -1142,6 +1211,7 @@ def build_app(arguments: Sequence[str] = ()) -> App:
         export,
         frame,
         segment,
+        judge,
         convert,
         web,
         compare,

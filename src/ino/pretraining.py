@@ -9,13 +9,16 @@ from torch import Tensor
 from ino.data.clips import count_batches
 from ino.data.davis import read_davis
 from ino.errors import ConfigError
-from ino.models.backbone import TIMM, choose_device
+from ino.models.backbone import TIMM, Backbone, choose_device
 from ino.models.load import backbone_of
 from ino.models.masked_timm import MaskedTimm
 from ino.models.vit import build_vit
 from ino.models.weights import load_exactly, position_grid_side
+from ino.propagate.judge import check_clip
+from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
 from ino.tasks.davis import evaluate_davis, has_truth
+from ino.tasks.judge import judge_clip, read_judged
 from ino.tasks.results import sized_protocol
 from ino.train.config import DataConfig, TrainConfig, global_batch_size, resolve
 from ino.train.data import count_epoch_clips, has_shards
@@ -33,14 +36,45 @@ def pretrain(config: TrainConfig, *, out: Path | str, resume: bool = False) -> P
     `eval_j` and `eval_f`, the masks are written to `evaluations/step_.../`, and the checkpoint with
     the highest J&F is kept as checkpoints/best.pt.
 
+    If `run.judge_every` is above 0, the J&F of the student on `run.judge_videos` is predicted
+    without labels every so many steps and after the last one, and logged as `judge_jf` in percent;
+    without `run.eval_every`, it decides which checkpoint is best.pt.
+
     Raises:
         DatasetError: the sequences are not there.
-        ConfigError: `run.eval_every` is set but `run.eval_root` is not, or the protocol is invalid.
+        ConfigError: `run.eval_every` is set but `run.eval_root` is not, `run.judge_every` is set
+            but `run.judge_videos` is not, or a protocol is invalid.
+        VideoError: a video to judge by cannot be used.
         InoError: see `train`.
     """
     config, out = resolve(config), Path(out)
     evaluate = build_evaluation(config, out=out) if config.run.eval_every else None
-    return train(config, out=out, resume=resume, evaluate=evaluate)
+    judge = build_judge(config) if config.run.judge_every else None
+    return train(config, out=out, resume=resume, evaluate=evaluate, judge=judge)
+
+
+def build_judge(config: TrainConfig) -> Evaluate:
+    """Checks the `run.judge_*` settings and returns the function that judges a student.
+
+    Raises:
+        ConfigError: `run.judge_videos` is empty, or the protocol is invalid.
+        VideoError: a video cannot be read, or is too short or too still to judge by.
+    """
+    run = config.run
+    if not run.judge_videos:
+        raise ConfigError("run.judge_every is set, but not run.judge_videos, one or several videos")
+    protocol = get_protocol(run.judge_protocol)
+    clips = [read_judged(video) for video in run.judge_videos]
+    for clip in clips:
+        check_clip(clip.frames)
+
+    def judge(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
+        backbone = _student(config, weights, source=Path(f"student of step {step}"))
+        device = choose_device(run.accelerator)
+        found = [judge_clip(backbone, clip, protocol, device=device) for clip in clips]
+        return {"judge_jf": 100 * math.fsum(one.score for one in found) / len(found)}
+
+    return judge
 
 
 def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
@@ -66,22 +100,11 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
         folder = out / EVALUATIONS / f"step_{step:08d}"
-        if model.arch.startswith(TIMM):
-            network = MaskedTimm(model.arch)
-        else:
-            network = build_vit(
-                model.arch,
-                patch_size=model.patch_size,
-                depth=model.depth,
-                position_grid_side=position_grid_side(dict(weights)),
-            )
-        load_exactly(network, dict(weights), source=folder)
-        backbone = backbone_of(network.eval(), variant=config.variant)
         scores = evaluate_davis(
             root,
             out=folder,
             tracker=Tracker(
-                backbone,
+                _student(config, weights, source=folder),
                 protocol=protocol,
                 device=choose_device(run.accelerator),
                 warns=False,
@@ -97,6 +120,22 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         return {name: 100 * value for name, value in named.items()}
 
     return evaluate
+
+
+def _student(config: TrainConfig, weights: Mapping[str, Tensor], *, source: Path) -> Backbone:
+    """The network of a run with these weights; messages name `source`."""
+    model = config.model
+    if model.arch.startswith(TIMM):
+        network = MaskedTimm(model.arch)
+    else:
+        network = build_vit(
+            model.arch,
+            patch_size=model.patch_size,
+            depth=model.depth,
+            position_grid_side=position_grid_side(dict(weights)),
+        )
+    load_exactly(network, dict(weights), source=source)
+    return backbone_of(network.eval(), variant=config.variant)
 
 
 def with_steps(

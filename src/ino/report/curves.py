@@ -34,6 +34,7 @@ class Panel:
 PANELS = (
     Panel("loss", ("loss",), "nats"),
     Panel("J&F on labelled sequences", ("eval_jf",), "percent"),
+    Panel("predicted J&F on videos without labels", ("judge_jf",), "percent"),
     Panel("global to global", ("g2g",), "nats"),
     Panel("local to global", ("l2g",), "nats"),
     Panel("masked prediction", ("masked",), "nats"),

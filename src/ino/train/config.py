@@ -280,6 +280,12 @@ class RunConfig(_Section):
     eval_short_side: ZeroOrMore = 0
     """Short side of the frames in pixels; the protocol's radius scales with it. 0 for the
     protocol's own."""
+    judge_every: ZeroOrMore = 0
+    """Steps between two predictions of the student's J&F on videos without labels; 0 for none."""
+    judge_videos: Names = Field(default_factory=list)
+    """Videos for these predictions, files or folders of images; better not those of data.root."""
+    judge_protocol: str = "ino-near"
+    """Protocol by which the predictions propagate."""
     wandb: str = ""
     """Project of Weights & Biases that the run is logged to; empty for none."""
 

@@ -32,7 +32,7 @@ from ino.train.config import TrainConfig, global_batch_size
 LOG_NAME = "log.jsonl"
 WANDB_ID_NAME = "wandb_id.txt"
 TERMS = ("loss", "g2g", "l2g", "masked", "affinity")
-SCORES = {"eval_jf": "J&F", "eval_j": "J", "eval_f": "F"}
+SCORES = {"eval_jf": "J&F", "eval_j": "J", "eval_f": "F", "judge_jf": "predicted J&F"}
 
 _LOG = logging.getLogger("ino")
 Item = TypeVar("Item")

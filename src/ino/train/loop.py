@@ -53,7 +53,12 @@ Numbers = tuple[int, Mapping[str, Tensor], Mapping[str, float]]
 
 
 def train(
-    config: TrainConfig, *, out: Path, resume: bool = False, evaluate: Evaluate | None = None
+    config: TrainConfig,
+    *,
+    out: Path,
+    resume: bool = False,
+    evaluate: Evaluate | None = None,
+    judge: Evaluate | None = None,
 ) -> Path:
     """Trains a model and returns the path of the last checkpoint.
 
@@ -66,6 +71,7 @@ def train(
             torchrun or SLURM restarts a run that it started.
         evaluate: called every `run.eval_every` steps and after the last one to evaluate the student
             (see `ino.pretraining`); None for never.
+        judge: the same, every `run.judge_every` steps, without labels.
 
     Raises:
         ConfigError: a value is out of range, or does not fit the run that is resumed.
@@ -87,7 +93,8 @@ def train(
                 enabled=run.fabric.is_global_zero,
             )
         )
-        _train(run, log=log, stop=stop, monitor=Monitor(run, log=log, evaluate=evaluate))
+        monitor = Monitor(run, log=log, evaluate=evaluate, judge=judge)
+        _train(run, log=log, stop=stop, monitor=monitor)
         run.fabric.barrier()
     checkpoint = newest_checkpoint(out)
     assert checkpoint is not None

@@ -56,7 +56,7 @@ _LOG = logging.getLogger("ino")
 
 Evaluate = Callable[[Mapping[str, Tensor], int], Mapping[str, float]]
 """A function (parameters of the student's backbone, number of steps done) -> scores by name. The
-checkpoint with the highest `eval_jf` is kept."""
+checkpoint with the highest `eval_jf` is kept, or `judge_jf` where there is no `eval_jf`."""
 
 
 @torch.no_grad()
@@ -269,8 +269,14 @@ def _pixels(
 class Monitor:
     """Statistics, pictures and scores of a run. Call it in each step; it acts when they are due."""
 
-    def __init__(self, run: Run, *, log: RunLog, evaluate: Evaluate | None) -> None:
-        self._run, self._log, self._evaluate = run, log, evaluate
+    def __init__(
+        self, run: Run, *, log: RunLog, evaluate: Evaluate | None, judge: Evaluate | None
+    ) -> None:
+        self._run, self._log = run, log
+        self._best_by = "eval_jf" if evaluate else "judge_jf"
+        settings = run.config.run
+        scorers = ((evaluate, settings.eval_every), (judge, settings.judge_every))
+        self._scorers = [(scorer, every) for scorer, every in scorers if scorer is not None]
         config = run.config
         num_views = config.data.batch_size * config.data.clip_length
         num_patches = (config.views.global_size // patch_size_of(config.model)) ** 2
@@ -305,23 +311,28 @@ class Monitor:
         return found
 
     def score(self, step: int) -> dict[str, float]:
-        """Evaluates the student if it is due after this step; otherwise returns no scores.
+        """Evaluates and judges the student where it is due after this step.
 
         All processes must call it. The first one evaluates, and saves best.pt if the score is the
         highest so far.
         """
-        run, every, done = self._run, self._run.config.run.eval_every, step + 1
-        is_due = done == run.num_steps or (every > 0 and done % every == 0)
-        if self._evaluate is None or not is_due:
+        run, done = self._run, step + 1
+        due = [
+            scorer
+            for scorer, every in self._scorers
+            if done == run.num_steps or (every > 0 and done % every == 0)
+        ]
+        if not due:
             return {}
         weights = gather(run.model.student.backbone.state_dict())
         scores: dict[str, float] = {}
         if run.fabric.is_global_zero:
-            with _going_on_without("scores"):
-                scores |= self._evaluate(weights, done)
+            for scorer in due:
+                with _going_on_without("scores"):
+                    scores |= scorer(weights, done)
         is_best = False
         with _going_on_without("best.pt"):
-            is_best = save_best(run, step=done, score=scores.get("eval_jf", -math.inf))
+            is_best = save_best(run, step=done, score=scores.get(self._best_by, -math.inf))
         self._log.write_scores(scores, done=done, is_best=is_best)
         return scores
 

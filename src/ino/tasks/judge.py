@@ -1,0 +1,382 @@
+"""`ino judge`: predicts J&F on videos without labels, for weights and protocols or for results.
+
+What is measured and how it becomes a number is in `ino.propagate.judge`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from ino.data.label_maps import VOID, as_labels, read_labels
+from ino.data.video import count_frames, frame_names, read_chosen, video_name
+from ino.errors import ConfigError, MaskError, VideoError
+from ino.models.backbone import choose_device, computes_in_bf16
+from ino.models.load import load_backbone
+from ino.models.weights import NetworkName
+from ino.propagate.judge import Difference, Judgement, judge_frames, judge_labels
+from ino.propagate.judge import judge_difference as judge_difference
+from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.tracker import FeatureBackbone
+from ino.tasks.masks import read_masks
+
+RATE = 8.0
+"""Frames per second that are judged, where the video has so many and is long enough."""
+
+NUM_FRAMES = 12
+SHORT_SIDE = 240
+
+Video = Path | str | Sequence[np.ndarray] | UInt8[np.ndarray, "frames height width 3"]
+
+
+def judge(
+    backbone: FeatureBackbone | str | Path,
+    video: Video,
+    *,
+    protocol: Protocol | str | None = None,
+    mask: np.ndarray | str | Path | None = None,
+    num_frames: int = NUM_FRAMES,
+    short_side: int = SHORT_SIDE,
+    device: torch.device | str = "cpu",
+) -> Judgement:
+    """The J&F that a network and a protocol are predicted to reach on a video without labels.
+
+    Example:
+        ours = ino.judge("ino_vitt8", "clip.mp4", mask="first.png")
+        raw = ino.judge("color", "clip.mp4", mask="first.png")
+        print(ours.score, ino.judge_difference(ours, raw))
+
+    Args:
+        backbone: what `load_backbone` gives or takes.
+        video: path, or uint8 RGB frames (height, width, 3), which are taken as they follow.
+        protocol: name of a protocol or a Protocol; None for the one that suits the weights.
+        mask: of the first frame, height x width (0 background, 1 to 254 objects, 255 void); or
+            what `ino segment --mask` takes, where `FRAME=` before it names another frame to begin
+            with. None: regions of the first frame that stand out by motion or color are propagated
+            instead, and the interval is wider.
+        num_frames: the most frames to judge, 3 or more: about 8 per second of the video, from the
+            one of the mask on. The prediction was made for 12.
+        short_side: frames are reduced to this short side, pixels; also the input of the network
+            where the protocol's is larger. The prediction was made for 240.
+        device: see `Tracker`.
+
+    Raises:
+        VideoError: the video cannot be read, has fewer than 3 frames from the mask on, does not
+            move, or has no texture.
+        MaskError: the mask cannot be used or has no object.
+        ConfigError: a value is out of range, or the protocol is unknown or does not fit.
+        CheckpointError: see `load_backbone`.
+    """
+    if isinstance(backbone, str | Path):
+        backbone = load_backbone(backbone)
+    chosen = protocol if protocol is not None else getattr(backbone, "protocol", "ino-davis")
+    if isinstance(chosen, str):
+        chosen = get_protocol(chosen)
+    clip = read_judged(video, mask=mask, num_frames=num_frames, short_side=short_side)
+    return judge_clip(backbone, clip, chosen, short_side=short_side, device=device)
+
+
+def judge_result(
+    result: Path | str,
+    video: Path | str,
+    *,
+    num_frames: int = NUM_FRAMES,
+    short_side: int = SHORT_SIDE,
+) -> Judgement:
+    """The J&F that a result, of any method, is predicted to have on a video without labels.
+
+    Args:
+        result: folder of `ino segment`, or of indexed PNGs, one per frame of the video. The first
+            mask with an object counts as given.
+        video: path of the video.
+        num_frames, short_side: see `judge`.
+
+    Raises:
+        VideoError, ConfigError: see `judge`.
+        MaskError: there is not one mask per frame, or none has an object.
+    """
+    folder, video = Path(result), Path(video)
+    if (folder / "masks").is_dir():
+        folder = folder / "masks"
+    paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    total = count_frames(video)
+    if len(paths) != total:
+        raise MaskError(
+            f"{folder} holds {len(paths)} PNG masks, but {video} has {total} frames; give a "
+            "folder with one mask per frame"
+        )
+    if names := frame_names(video):
+        paths = [folder / f"{name}.png" for name in names]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise MaskError(f"{missing[0]} is missing; masks are named as the frames of {video}")
+    for start, path in enumerate(paths):  # noqa: B007
+        if _objects(read_labels(path)).any():
+            break
+    else:
+        raise MaskError(f"no mask in {folder} has an object; give a result with objects")
+    clip = read_judged(video, start=start, num_frames=num_frames, short_side=short_side)
+    size = clip.frames[0].shape[1::-1]
+    labels = [_resized(_objects(read_labels(paths[number])), size) for number in clip.numbers]
+    return judge_labels(clip.frames, np.stack(labels))
+
+
+class JudgedClip(NamedTuple):
+    """Reduced frames of a video that are judged, their numbers, and the mask of the first one."""
+
+    frames: list[np.ndarray]
+    numbers: list[int]
+    mask: np.ndarray | None
+
+
+def read_judged(
+    video: Video,
+    *,
+    mask: np.ndarray | str | Path | None = None,
+    start: int = 0,
+    num_frames: int = NUM_FRAMES,
+    short_side: int = SHORT_SIDE,
+) -> JudgedClip:
+    """The frames that `judge` looks at, from `start` or that of the mask on.
+
+    Raises:
+        VideoError, MaskError, ConfigError: see `judge`.
+    """
+    if num_frames < 3:
+        raise ConfigError(f"a judge needs 3 frames or more, but num_frames is {num_frames}")
+    if short_side < 32:
+        raise ConfigError(f"short_side is {short_side} pixels; it must be 32 or more")
+    path = Path(video) if isinstance(video, str | Path) else None
+    labels = None
+    if isinstance(mask, str | Path):
+        if path is None:
+            raise ConfigError("the mask of frames that are no file must be an array")
+        given = {
+            number: one
+            for number, one in read_masks([str(mask)], path).labels.items()
+            if _objects(one).any()
+        }
+        if not given:
+            raise MaskError(f"the mask {mask} holds no object; mark at least one")
+        start = min(given)
+        labels = given[start]
+    elif mask is not None:
+        labels = as_labels(mask, "the mask")
+    numbers: list[int] = []
+
+    def choose(total: int, fps: float) -> list[int]:
+        left = total - start
+        if left < 3:
+            of = f" from frame {start} on" if start else ""
+            raise VideoError(
+                f"{video_name(path) if path else 'the video'} has {left} "
+                f"frame{'s' if left != 1 else ''}{of}, but a judge needs 3 or more"
+            )
+        step = max(1, min(round(fps / RATE), left // num_frames))
+        numbers[:] = range(start, total, step)[:num_frames]
+        return numbers
+
+    if path is not None:
+        frames = list(read_chosen(path, choose))
+    else:
+        given_frames: Any = video
+        frames = [np.asarray(given_frames[i]) for i in choose(len(given_frames), RATE)]
+    for frame in frames:
+        if frame.shape != frames[0].shape or frame.ndim != 3 or frame.shape[-1] != 3:
+            raise VideoError("frames must be uint8 RGB images of one size, height x width x 3")
+    height, width = frames[0].shape[:2]
+    if labels is not None:
+        labels = _objects(labels)
+        if labels.shape != (height, width):
+            raise MaskError(
+                f"the mask is {labels.shape[0]}x{labels.shape[1]} but the frames are "
+                f"{height}x{width}; give a mask of the video's size"
+            )
+        if not labels.any():
+            raise MaskError("the mask holds no object; mark at least one")
+    scale = min(1.0, short_side / min(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if labels is not None:
+        labels = _resized(labels, size)
+        if not labels.any():
+            raise MaskError(
+                f"no object of the mask is left at a short side of {short_side} pixels; give a "
+                "larger short_side"
+            )
+    frames = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in frames]
+    return JudgedClip(frames, numbers, labels)
+
+
+def _objects(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels == VOID, 0, labels).astype(np.uint8)
+
+
+def _resized(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """One network and protocol, or one result, on all videos.
+
+    Attributes:
+        name: the weights, or the folder of the result.
+        protocol: its name; empty for a result.
+        score, low, high: predicted J&F, mean over the videos, and its interval, 0..1.
+        videos: the judgement of each video by its path.
+    """
+
+    name: str
+    protocol: str
+    score: float
+    low: float
+    high: float
+    videos: dict[str, Judgement]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows, best first, and how the first differs from the second; None where there is one row."""
+
+    rows: list[RankedRow]
+    difference: Difference | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        rows = []
+        for row in self.rows:
+            videos = {
+                video: {
+                    "score": one.score,
+                    "low": one.low,
+                    "high": one.high,
+                    "frames": one.frames,
+                    "cues": one.cues,
+                }
+                for video, one in row.videos.items()
+            }
+            rows.append({**vars(row), "videos": videos})
+        found: dict[str, Any] = {"rows": rows}
+        if self.difference is not None:
+            found["difference"] = {
+                **self.difference._asdict(),
+                "is_clear": self.difference.is_clear,
+            }
+        return found
+
+
+def judge_many(
+    videos: Sequence[Path],
+    *,
+    weights: Sequence[str],
+    protocols: Sequence[str | None],
+    masks: Sequence[str] | None = None,
+    network: NetworkName | None = None,
+    device: str = "cpu",
+    num_frames: int = NUM_FRAMES,
+    short_side: int = SHORT_SIDE,
+    on_progress: Callable[[int], None] = lambda total: None,
+) -> Ranking:
+    """Each of the weights with each of the protocols, judged on all videos.
+
+    Args:
+        videos: paths, at least one.
+        weights: what `load_backbone` takes.
+        protocols: names; None for the one that suits the weights.
+        masks: one for each video, see `judge`; None: without masks.
+        network: see `load_backbone`.
+        device, num_frames, short_side: see `judge`.
+        on_progress: called with the number of judgements after each of them.
+
+    Raises:
+        InoError: as `judge`; or there is not one mask for each video.
+    """
+    if masks is not None and len(masks) != len(videos):
+        raise MaskError(
+            f"{len(masks)} masks are given for {len(videos)} videos: give one for each, in the "
+            "same order, or none"
+        )
+    for name in protocols:
+        if name is not None:
+            get_protocol(name)
+    sizes: dict[str, Any] = {"num_frames": num_frames, "short_side": short_side}
+    clips = {
+        str(video): read_judged(video, mask=masks[number] if masks else None, **sizes)
+        for number, video in enumerate(videos)
+    }
+    rows = []
+    for one in weights:
+        backbone = load_backbone(one, network=network)
+        for chosen in protocols:
+            name = chosen or backbone.protocol
+            found = {}
+            for video, clip in clips.items():
+                found[video] = judge_clip(
+                    backbone, clip, get_protocol(name), short_side=short_side, device=device
+                )
+                on_progress(len(weights) * len(protocols) * len(clips))
+            rows.append(_row(one, name, found))
+    return _rank(rows)
+
+
+def judge_results(
+    results: Sequence[Path],
+    video: Path,
+    *,
+    num_frames: int = NUM_FRAMES,
+    short_side: int = SHORT_SIDE,
+) -> Ranking:
+    """Results of one video, see `judge_result`."""
+    sizes: dict[str, Any] = {"num_frames": num_frames, "short_side": short_side}
+    return _rank(
+        [_row(str(one), "", {str(video): judge_result(one, video, **sizes)}) for one in results]
+    )
+
+
+def mean_difference(first: Sequence[Judgement], second: Sequence[Judgement]) -> Difference:
+    """The mean of `judge_difference` over videos, whose errors are taken as independent."""
+    found = [judge_difference(*pair) for pair in zip(first, second, strict=True)]
+    mean = math.fsum(one.mean for one in found) / len(found)
+    half = math.hypot(*(one.high - one.mean for one in found)) / len(found)
+    return Difference(mean, mean - half, mean + half)
+
+
+def _row(name: str, protocol: str, found: dict[str, Judgement]) -> RankedRow:
+    score = math.fsum(one.score for one in found.values()) / len(found)
+    below = math.hypot(*(one.score - one.low for one in found.values())) / len(found)
+    above = math.hypot(*(one.high - one.score for one in found.values())) / len(found)
+    return RankedRow(name, protocol, score, score - below, score + above, found)
+
+
+def _rank(rows: list[RankedRow]) -> Ranking:
+    rows = sorted(rows, key=lambda row: -row.score)
+    if len(rows) < 2:
+        return Ranking(rows, None)
+    first, second = (list(row.videos.values()) for row in rows[:2])
+    return Ranking(rows, mean_difference(first, second))
+
+
+def judge_clip(
+    backbone: FeatureBackbone,
+    clip: JudgedClip,
+    protocol: Protocol,
+    *,
+    short_side: int = SHORT_SIDE,
+    device: torch.device | str = "cpu",
+) -> Judgement:
+    """See `judge`; of frames that were read."""
+    device = choose_device(str(device))
+    return judge_frames(
+        backbone,
+        clip.frames,
+        clip.mask,
+        protocol=protocol,
+        short_side=short_side,
+        device=device,
+        precision="bf16" if computes_in_bf16(device) else "fp32",
+    )

@@ -212,10 +212,14 @@ def segment_video(
         if broken is not None:
             raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
         if overlay and not in_order:  # masks came in another order than frames
+            inputs = _Frames(part)
             with VideoWriter(movie, fps=fps) as writer:
-                for number, frame in part.frames():
-                    path = folder / _mask_name(number, names)
-                    drawn = draw_overlay(frame, read_labels(path), caption=path.stem, names=named)
+                for index in range(len(inputs)):
+                    path = folder / _mask_name(part.first + index, names)
+                    labels = read_labels(path)
+                    drawn = draw_overlay(
+                        inputs.whole(index), labels, caption=path.stem, names=named
+                    )
                     writer.write(drawn)
         progress.end()
         return len(done)
@@ -608,12 +612,15 @@ class _Frames(Sequence[np.ndarray]):
         return self._num_frames
 
     def __getitem__(self, index: Any) -> Any:
+        return self._part.cut(self.whole(index))
+
+    def whole(self, index: int) -> np.ndarray:
+        """A frame with what is outside of the region."""
         first = index // self._AT_ONCE * self._AT_ONCE
         if first != self._first:
             end = min(first + self._AT_ONCE, self._num_frames)
             chosen = range(self._part.first + first, self._part.first + end)
-            frames = read_clip(self._part.video, chosen, value_range=self._part.value_range)
-            self._kept = np.stack([self._part.cut(frame) for frame in frames])
+            self._kept = read_clip(self._part.video, chosen, value_range=self._part.value_range)
             self._first = first
         return self._kept[index - first]
 

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from ino.data.annotation_formats import MAX_MEMORY, Drawing, read_drawings
 from ino.data.label_maps import BACKGROUND, VOID, clean_name, object_areas
 from ino.data.rle import Size, check_points, fill_polygons
-from ino.data.video import frame_names, read_info
+from ino.data.video import frame_names, read_info, video_name
 from ino.errors import MaskError
 
 _LOG = logging.getLogger("ino")
@@ -88,7 +88,7 @@ def read_annotations(
     """
     video = Path(video)
     info = read_info(video)
-    frames = _Frames(frame_names(video), info.num_frames, _stem(video))
+    frames = _Frames(frame_names(video), info.num_frames, video_name(video))
     found: list[_Placed] = []
     typed: list[_Placed] = []
     for text in given:
@@ -103,10 +103,6 @@ def read_annotations(
         numbers.add_file([one for one in found if one.source == source])
     numbers.add_file(typed)
     return _assembled([*found, *typed], numbers, (info.height, info.width), resize=resize)
-
-
-def _stem(video: Path) -> str:
-    return video.stem if video.suffix else video.resolve().name
 
 
 @dataclass(frozen=True)
@@ -245,8 +241,7 @@ def _of_this_video(drawings: list[Drawing], frames: _Frames, path: Path) -> list
     """Without those of other videos, which are told apart by the folders of their frames."""
     folders = defaultdict(list)
     for one in drawings:
-        parts = re.split(r"[\\/]", one.frame) if isinstance(one.frame, str) else []
-        folders[parts[-2] if len(parts) > 1 else ""].append(one)
+        folders[one.folder].append(one)
     if len(folders) == 1:
         return drawings
     if frames.video in folders:

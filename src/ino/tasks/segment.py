@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import shutil
 import time
 from collections import deque
@@ -235,27 +234,6 @@ def start_anew(out: Path) -> None:
     if (out / "settings.json").is_file():
         (out / UNFINISHED).mkdir(exist_ok=True)
         (out / "settings.json").unlink()
-
-
-def frame_number(text: str, video: Path) -> int:
-    """The number of a frame that is named by its number, its name in a folder of images, or a time,
-    minutes:seconds or hours:minutes:seconds.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    names = frame_names(video)
-    if names is not None and text in names:
-        return names.index(text)
-    if text.isdecimal():
-        return int(text)
-    if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", text):
-        seconds = 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3])
-        return round(seconds * read_info(video).fps)
-    raise ConfigError(
-        f"{text!r} is no frame of {video}: give its number from 0, its name in a folder of images, "
-        "or a time such as 1:23.5"
-    )
 
 
 def object_names(masks: Mapping[int, np.ndarray], names: Mapping[int, str]) -> dict[int, str]:

@@ -10,7 +10,8 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -435,7 +436,8 @@ def _assembled(
             continue
         label = numbers.of(one)
         if drawing.draw is not None:
-            mask = _drawn(drawing, given, one.source)
+            with _telling(one.source):
+                mask = drawing.draw(given)
             canvas = labels.setdefault(one.frame, np.zeros(size, dtype=np.uint8))
             canvas[_fit(mask.astype(np.uint8), size) > 0] = label
             continue
@@ -462,10 +464,11 @@ def _assembled(
     )
 
 
-def _drawn(drawing: Drawing, size: Size, source: str) -> np.ndarray:
-    assert drawing.draw is not None
+@contextmanager
+def _telling(source: str) -> Iterator[None]:
+    """Errors inside say where the drawing is from."""
     try:
-        return drawing.draw(size)
+        yield
     except MaskError as error:
         raise MaskError(f"{source}: {error}") from error
 
@@ -481,7 +484,8 @@ def _fitted_box(
     box: tuple[float, float, float, float], scale: np.ndarray, size: Size, *, of: str
 ) -> tuple[float, float, float, float]:
     corners = np.array(box, dtype=float).reshape(2, 2) * scale
-    _check(corners, size, of=of)
+    with _telling(of):
+        check_points(corners, size)
     (x0, y0), (x1, y1) = corners.clip(0, [size[1], size[0]]).tolist()
     if x1 <= x0 or y1 <= y0:
         raise MaskError(f"{of}: the box lies outside of the frame of {size[0]}x{size[1]}")
@@ -501,10 +505,3 @@ def _fitted_points(
             )
         fitted.append((x, y, is_object))
     return fitted
-
-
-def _check(points: np.ndarray, size: Size, *, of: str) -> None:
-    try:
-        check_points(points, size)
-    except MaskError as error:
-        raise MaskError(f"{of}: {error}") from error

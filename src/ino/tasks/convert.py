@@ -38,6 +38,7 @@ from ino.data.video import (
     read_clip,
     read_frames,
     read_info,
+    video_name,
 )
 from ino.errors import ConfigError, MaskError, OutputError, VideoError
 from ino.overlay import draw_overlay
@@ -72,8 +73,7 @@ class Result:
     @property
     def title(self) -> str:
         """What the video is called in files."""
-        named = self.video or self.folder
-        return named.stem if self.video is not None else named.resolve().name
+        return self.folder.resolve().name if self.video is None else video_name(self.video)
 
     @cached_property
     def numbers(self) -> list[int]:

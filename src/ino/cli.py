@@ -770,7 +770,7 @@ def frame(
 
     Args:
         video: Video file or folder of images.
-        frames: Numbers of frames from 0, or names of images.
+        frames: Numbers of frames from 0, names of images, or times such as 1:23.5.
     """
     from ino.data.video import video_name
     from ino.tasks.convert import write_frames

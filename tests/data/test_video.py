@@ -250,12 +250,12 @@ def test_of_several_streams_the_best_is_read(tmp_path):
 
 def damaged_inside(path: Path, whole: Path) -> int:
     """Fills a packet of a copy with bytes that no decoder takes; its number."""
-    with av.open(str(whole)) as file:
-        entries = list(file.streams.video[0].index_entries)
-    number = next(n for n in range(20, 40) if not entries[n].is_keyframe)
     content = bytearray(whole.read_bytes())
-    start = entries[number].pos
-    content[start : start + entries[number].size] = b"\xff" * entries[number].size
+    with av.open(str(whole)) as file:  # entries are only valid while it is open
+        entries = list(file.streams.video[0].index_entries)
+        number = next(n for n in range(20, 40) if not entries[n].is_keyframe)
+        start, size = entries[number].pos, entries[number].size
+    content[start : start + size] = b"\xff" * size
     path.write_bytes(content)
     return number
 

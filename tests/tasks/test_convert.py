@@ -274,6 +274,10 @@ def test_frames_to_draw_on(result, tmp_path, capsys):
             np.testing.assert_array_equal(np.asarray(image), frames[number])
     assert main(["frame", str(video), "6", "--out", str(tmp_path / "g")]) == 2
     assert "has 6 frames, numbered from 0, so there is no frame 6" in capsys.readouterr().err
+    assert main(["frame", str(video), "last", "--out", str(tmp_path / "g")]) == 2
+    assert "'last' is no frame of" in capsys.readouterr().err
     assert not (tmp_path / "g").exists()
+    time = f"0:{4 / read_info(video).fps:.3f}"
+    assert [path.name for path in write_frames(video, [time], out=tmp_path / "t")] == ["00004.png"]
     names = write_frames(tmp_path / "f", ["00005", 1], out=tmp_path / "h")
     assert [path.name for path in names] == ["00005.png", "00005.png"]

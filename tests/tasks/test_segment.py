@@ -4,13 +4,19 @@ import json
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from command import run
+from data.video_files import H264, write_video
 from ino.cli import main
 from ino.data.label_maps import read_labels, write_labels
-from ino.data.video import VideoWriter, read_info
+from ino.data.video import VideoWriter, read_frames, read_info
+from ino.propagate.protocols import get_protocol
+from ino.propagate.tracker import Tracker
+from propagate.moving_squares import moving_squares
 
 PEAK = """
 import sys
@@ -93,3 +99,48 @@ def test_a_range_of_values_is_used_stored_or_said_to_be_of_no_use(tmp_path, caps
         assert ("the range of values is skipped" in capsys.readouterr().err) == (stored is None)
     assert main(["segment", str(tmp_path / "deep"), *given, "--value-range", "9", "9"]) == 2
     assert "the first must be below the second" in capsys.readouterr().err
+
+
+def damage(path, video, number):
+    """Writes a copy of a video in which no decoder takes one packet."""
+    content = bytearray(video.read_bytes())
+    with av.open(str(video)) as file:
+        entry = file.streams.video[0].index_entries[number]
+        content[entry.pos : entry.pos + entry.size] = b"\xff" * entry.size
+    path.write_bytes(content)
+    return path
+
+
+def test_a_mask_in_the_middle_of_a_part(tmp_path):
+    """Only its last frame is decoded before something is written: damage shows up on the way."""
+    frames, labels = zip(*moving_squares(25, height=48, width=72), strict=True)
+    video, mask, out = tmp_path / "video.mp4", tmp_path / "mask.png", tmp_path / "out"
+    write_video(video, frames, options=H264 | {"g": "3", "bf": "0"})
+    write_labels(mask, labels[13])
+    tracker = Tracker("color", protocol=get_protocol("ino-near", short_side=None))
+    results = tracker.track_references([*read_frames(video)][3:23], {10: labels[13]})
+    expected = {f"{3 + found.number:05d}.png": found.labels for found in results}
+    small = ["--weights", "color", "--protocol", "ino-near", "--set", "short_side=none"]
+    options = ["--mask", f"13={mask}", *small, "--from", "3", "--to", "22", "--out", out]
+
+    def check_masks(names):
+        assert sorted(path.name for path in (out / "masks").iterdir()) == names
+        for name in names:
+            np.testing.assert_array_equal(read_labels(out / "masks" / name), expected[name])
+
+    assert run("segment", video, *options) == 0
+    check_masks(sorted(expected))
+    overlay = np.stack([*read_frames(out / "overlay.mp4")])
+    path = damage(tmp_path / "inside.mp4", video, 20)
+    # Alone, as the checks of types in this process would look at any frame beforehand.
+    command = [sys.executable, "-m", "ino", "segment", path, *options, "--overwrite"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    told = ended.stderr.splitlines()[-1]
+    assert f"{path} is damaged: of its frames, 1 cannot be decoded" in told
+    assert f"the masks of 16 frames are in {out / 'masks'}" in told
+    check_masks(sorted(expected)[:16])
+    path = damage(tmp_path / "before.mp4", video, 1)  # of a frame that is not computed
+    assert run("segment", path, *options, "--overwrite") == 0
+    check_masks(sorted(expected))
+    np.testing.assert_array_equal(np.stack([*read_frames(out / "overlay.mp4")]), overlay)

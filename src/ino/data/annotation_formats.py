@@ -83,6 +83,12 @@ class Drawing:
     points: tuple[tuple[float, float, bool], ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
 
+    @property
+    def folder(self) -> str:
+        """The folder that the frame's file is in, which is named as its video; empty if unknown."""
+        parts = re.split(r"[\\/]", self.frame) if isinstance(self.frame, str) else []
+        return parts[-2] if len(parts) > 1 else ""
+
 
 def read_drawings(path: Path) -> list[Drawing]:
     """Everything that a file or folder of annotations holds, in its order.
@@ -569,12 +575,8 @@ def _read_mots(content: bytes, classes: Sequence[str]) -> Iterator[Drawing]:
             key=("track", track),
             number=track % 1000 or None,
             size=size,
-            draw=partial(_decode_counts, parts[5]),
+            draw=partial(decode_coco, parts[5]),
         )
-
-
-def _decode_counts(counts: str, size: Size) -> np.ndarray:
-    return decode_coco(counts, size)
 
 
 def _read_cvat(content: bytes) -> Iterator[Drawing]:

@@ -10,7 +10,8 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from jaxtyping import UInt8
 from ino.data.annotation_formats import MAX_MEMORY, Drawing, read_drawings
 from ino.data.label_maps import BACKGROUND, VOID, clean_name, object_areas
 from ino.data.rle import Size, check_points, fill_polygons
-from ino.data.video import frame_names, read_info
+from ino.data.video import frame_names, read_info, video_name
 from ino.errors import MaskError
 
 _LOG = logging.getLogger("ino")
@@ -88,7 +89,7 @@ def read_annotations(
     """
     video = Path(video)
     info = read_info(video)
-    frames = _Frames(frame_names(video), info.num_frames, _stem(video))
+    frames = _Frames(frame_names(video), info.num_frames, video_name(video))
     found: list[_Placed] = []
     typed: list[_Placed] = []
     for text in given:
@@ -103,10 +104,6 @@ def read_annotations(
         numbers.add_file([one for one in found if one.source == source])
     numbers.add_file(typed)
     return _assembled([*found, *typed], numbers, (info.height, info.width), resize=resize)
-
-
-def _stem(video: Path) -> str:
-    return video.stem if video.suffix else video.resolve().name
 
 
 @dataclass(frozen=True)
@@ -245,8 +242,7 @@ def _of_this_video(drawings: list[Drawing], frames: _Frames, path: Path) -> list
     """Without those of other videos, which are told apart by the folders of their frames."""
     folders = defaultdict(list)
     for one in drawings:
-        parts = re.split(r"[\\/]", one.frame) if isinstance(one.frame, str) else []
-        folders[parts[-2] if len(parts) > 1 else ""].append(one)
+        folders[one.folder].append(one)
     if len(folders) == 1:
         return drawings
     if frames.video in folders:
@@ -440,7 +436,8 @@ def _assembled(
             continue
         label = numbers.of(one)
         if drawing.draw is not None:
-            mask = _drawn(drawing, given, one.source)
+            with _telling(one.source):
+                mask = drawing.draw(given)
             canvas = labels.setdefault(one.frame, np.zeros(size, dtype=np.uint8))
             canvas[_fit(mask.astype(np.uint8), size) > 0] = label
             continue
@@ -467,10 +464,11 @@ def _assembled(
     )
 
 
-def _drawn(drawing: Drawing, size: Size, source: str) -> np.ndarray:
-    assert drawing.draw is not None
+@contextmanager
+def _telling(source: str) -> Iterator[None]:
+    """Errors inside say where the drawing is from."""
     try:
-        return drawing.draw(size)
+        yield
     except MaskError as error:
         raise MaskError(f"{source}: {error}") from error
 
@@ -486,7 +484,8 @@ def _fitted_box(
     box: tuple[float, float, float, float], scale: np.ndarray, size: Size, *, of: str
 ) -> tuple[float, float, float, float]:
     corners = np.array(box, dtype=float).reshape(2, 2) * scale
-    _check(corners, size, of=of)
+    with _telling(of):
+        check_points(corners, size)
     (x0, y0), (x1, y1) = corners.clip(0, [size[1], size[0]]).tolist()
     if x1 <= x0 or y1 <= y0:
         raise MaskError(f"{of}: the box lies outside of the frame of {size[0]}x{size[1]}")
@@ -506,10 +505,3 @@ def _fitted_points(
             )
         fitted.append((x, y, is_object))
     return fitted
-
-
-def _check(points: np.ndarray, size: Size, *, of: str) -> None:
-    try:
-        check_points(points, size)
-    except MaskError as error:
-        raise MaskError(f"{of}: {error}") from error

@@ -8,6 +8,7 @@ their frame rate is nominal (24). Sound is not read.
 
 import logging
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from av.video.stream import VideoStream
 
 from ino.data.decode import VideoFile, check_numbers
 from ino.data.images import is_image, is_pattern, open_sequence
-from ino.errors import OutputError
+from ino.errors import ConfigError, OutputError
 from ino.system import atomic_path
 
 Item = TypeVar("Item")
@@ -90,6 +91,27 @@ def frame_names(path: Path) -> list[str] | None:
     if images is None or path.is_file():
         return None
     return [Path(name).stem for name in images.names]
+
+
+def frame_number(text: str, video: Path) -> int:
+    """The number of a frame that is named by its number, its name in a folder of images, or a time,
+    minutes:seconds or hours:minutes:seconds.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    names = frame_names(video)
+    if names is not None and text in names:
+        return names.index(text)
+    if text.isdecimal() and len(text) < 19:
+        return int(text)
+    if match := re.fullmatch(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9}(?:\.\d*)?)", text):
+        seconds = 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3])
+        return round(seconds * read_info(video).fps)
+    raise ConfigError(
+        f"{text!r} is no frame of {video}: give its number from 0, its name in a folder of images, "
+        "or a time such as 1:23.5"
+    )
 
 
 def read_info(path: Path) -> VideoInfo:

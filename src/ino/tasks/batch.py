@@ -13,7 +13,6 @@ the same machine, on another one after `LEASE` seconds.
 import logging
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -31,7 +30,7 @@ import torch
 from ino.data.annotation_formats import read_drawings
 from ino.data.annotations import is_typed
 from ino.data.label_maps import describe_objects
-from ino.data.video import frame_names, read_info, video_name
+from ino.data.video import frame_names, frame_number, read_info, video_name
 from ino.data.video_index import find_videos
 from ino.errors import InoError, MaskError, StoppedError, VideoError
 from ino.progress import progress as bar
@@ -41,7 +40,6 @@ from ino.tables import shown
 from ino.tasks.convert import convert_result
 from ino.tasks.masks import read_masks
 from ino.tasks.segment import (
-    frame_number,
     is_finished,
     segment_video,
     start_anew,
@@ -137,11 +135,7 @@ def _named_masks(text: str) -> Iterator[tuple[str, str]]:
             f"--mask {text!r} cannot be for several videos: give a folder that holds NAME.png or "
             "NAME/FRAME.png for each, or a file of annotations that names the videos"
         )
-    folders = set()
-    for drawing in read_drawings(path):
-        parts = re.split(r"[\\/]", drawing.frame) if isinstance(drawing.frame, str) else []
-        if len(parts) > 1:
-            folders.add(parts[-2])
+    folders = {drawing.folder for drawing in read_drawings(path)} - {""}
     if not folders:
         raise MaskError(f"{path} does not say in the paths of its frames which videos they are of")
     yield from ((name, str(path)) for name in sorted(folders))

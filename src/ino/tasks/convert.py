@@ -33,10 +33,12 @@ from ino.data.video import (
     VideoWriter,
     count_frames,
     frame_names,
+    frame_number,
     in_background,
     read_clip,
     read_frames,
     read_info,
+    video_name,
 )
 from ino.errors import ConfigError, MaskError, OutputError, VideoError
 from ino.overlay import draw_overlay
@@ -71,8 +73,7 @@ class Result:
     @property
     def title(self) -> str:
         """What the video is called in files."""
-        named = self.video or self.folder
-        return named.stem if self.video is not None else named.resolve().name
+        return self.folder.resolve().name if self.video is None else video_name(self.video)
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -673,7 +674,7 @@ def write_frames(
 
     Args:
         video: a video file or a folder of images.
-        frames: numbers from 0, or names of images.
+        frames: see `frame_number`.
         out: folder of the PNGs, created if it is missing.
         overwrite: replace files of the same names.
 
@@ -681,12 +682,13 @@ def write_frames(
         The files, in the order of `frames`.
 
     Raises:
-        VideoError: the video cannot be read or has no such frame.
+        ConfigError: a text names no frame.
+        VideoError: the video cannot be read or has no frame of that number.
         OutputError: a file is there and `overwrite` is off, or cannot be written.
     """
     video, out = Path(video), Path(out)
     names = frame_names(video)
-    numbers = [_frame_number(str(frame), names, video) for frame in frames]
+    numbers = [frame_number(str(frame), video) for frame in frames]
     num_frames = count_frames(video)
     if (highest := max(numbers, default=0)) >= num_frames:
         raise VideoError(
@@ -703,11 +705,3 @@ def write_frames(
         with atomic_path(path) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
     return paths
-
-
-def _frame_number(frame: str, names: Sequence[str] | None, video: Path) -> int:
-    if names is not None and frame in names:
-        return names.index(frame)
-    if not frame.isdecimal() or len(frame) > 18:
-        raise VideoError(f"{video} has no frame {frame!r}: give its number, from 0")
-    return int(frame)

@@ -33,7 +33,7 @@ from ino.propagate.tracker import Tracker
 from ino.system import folder_lock, new_folder, write_text
 from ino.tasks.masks import read_masks
 from ino.tasks.results import settings_text
-from ino.tasks.segment import object_numbers
+from ino.tasks.segment import object_names, object_numbers
 
 _LOG = logging.getLogger("ino")
 TIMEOUT = 30.0
@@ -185,7 +185,8 @@ def segment_stream(
                 "video": address,
                 "masks": [0],
                 "objects": {
-                    str(label): given.names.get(label, f"object {label}") for label in names
+                    str(label): name
+                    for label, name in object_names(given.labels, given.names).items()
                 },
                 "annotated": [0],
             }

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import shutil
 import time
 from collections import deque
@@ -212,10 +211,14 @@ def segment_video(
         if broken is not None:
             raise VideoError(f"{broken}; the masks of {len(done)} frames are in {folder}")
         if overlay and not in_order:  # masks came in another order than frames
+            inputs = _Frames(part)
             with VideoWriter(movie, fps=fps) as writer:
-                for number, frame in part.frames():
-                    path = folder / _mask_name(number, names)
-                    drawn = draw_overlay(frame, read_labels(path), caption=path.stem, names=named)
+                for index in range(len(inputs)):
+                    path = folder / _mask_name(part.first + index, names)
+                    labels = read_labels(path)
+                    drawn = draw_overlay(
+                        inputs.whole(index), labels, caption=path.stem, names=named
+                    )
                     writer.write(drawn)
         progress.end()
         return len(done)
@@ -231,27 +234,6 @@ def start_anew(out: Path) -> None:
     if (out / "settings.json").is_file():
         (out / UNFINISHED).mkdir(exist_ok=True)
         (out / "settings.json").unlink()
-
-
-def frame_number(text: str, video: Path) -> int:
-    """The number of a frame that is named by its number, its name in a folder of images, or a time,
-    minutes:seconds or hours:minutes:seconds.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    names = frame_names(video)
-    if names is not None and text in names:
-        return names.index(text)
-    if text.isdecimal():
-        return int(text)
-    if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)", text):
-        seconds = 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3])
-        return round(seconds * read_info(video).fps)
-    raise ConfigError(
-        f"{text!r} is no frame of {video}: give its number from 0, its name in a folder of images, "
-        "or a time such as 1:23.5"
-    )
 
 
 def object_names(masks: Mapping[int, np.ndarray], names: Mapping[int, str]) -> dict[int, str]:
@@ -608,12 +590,15 @@ class _Frames(Sequence[np.ndarray]):
         return self._num_frames
 
     def __getitem__(self, index: Any) -> Any:
+        return self._part.cut(self.whole(index))
+
+    def whole(self, index: int) -> np.ndarray:
+        """A frame with what is outside of the region."""
         first = index // self._AT_ONCE * self._AT_ONCE
         if first != self._first:
             end = min(first + self._AT_ONCE, self._num_frames)
             chosen = range(self._part.first + first, self._part.first + end)
-            frames = read_clip(self._part.video, chosen, value_range=self._part.value_range)
-            self._kept = np.stack([self._part.cut(frame) for frame in frames])
+            self._kept = read_clip(self._part.video, chosen, value_range=self._part.value_range)
             self._first = first
         return self._kept[index - first]
 

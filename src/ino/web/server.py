@@ -21,6 +21,7 @@ import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -169,10 +170,11 @@ class Site:
             ConfigError: the session has none of this name.
         """
         place = session / identity
-        if place not in self._opened or not place.is_dir():
-            self._opened.pop(place, None)
-            self._opened[place] = find(session, identity)
-        return self._opened[place]
+        with self._lock:
+            if place not in self._opened or not place.is_dir():
+                self._opened.pop(place, None)
+                self._opened[place] = find(session, identity)
+            return self._opened[place]
 
     def open(self, session: Path, video: Path, *, title: str) -> Workspace:
         """The session's workspace of a video on this machine, a new one if there is none."""
@@ -195,7 +197,10 @@ class Site:
         self.runner.close()
 
 
-Handler = Callable[[Site, Request, Path], Awaitable[Any]]
+Handler = Callable[[Site, Request, Any], Any]
+"""Answers a request by a response or by what becomes JSON. It is given the workspace that the
+address names, otherwise the folder of the session. Those that read what is sent with the request
+are coroutines; the others run in a thread."""
 
 
 def make_app(site: Site) -> Starlette:
@@ -209,7 +214,13 @@ def make_app(site: Site) -> Starlette:
                     return redirect
                 if not 20 <= len(key) <= 100:
                     key, is_new = secrets.token_urlsafe(24), True
-                found = await handler(site, request, site.workspaces_of(key))
+                place: Any = site.workspaces_of(key)
+                if identity := request.path_params.get("workspace"):
+                    place = await run_in_threadpool(site.workspace, place, identity)
+                if iscoroutinefunction(handler):
+                    found = await handler(site, request, place)
+                else:
+                    found = await run_in_threadpool(handler, site, request, place)
                 response = found if isinstance(found, Response) else JSONResponse(found)
             except _RefusedError as error:
                 response = JSONResponse({"error": str(error)}, error.status)
@@ -307,7 +318,7 @@ def _set_cookie(response: Response, name: str, value: str) -> None:
     response.set_cookie(name, value, max_age=_YEAR, httponly=True, samesite="strict")
 
 
-async def _file(site: Site, request: Request, session: Path) -> Response:
+def _file(site: Site, request: Request, session: Path) -> Response:
     name = request.path_params.get("name", "")
     if name not in _FILES:
         raise _RefusedError(404, "there is nothing at this address")
@@ -315,26 +326,21 @@ async def _file(site: Site, request: Request, session: Path) -> Response:
     return FileResponse(PAGE / file, media_type=kind, headers={"Cache-Control": "no-cache"})
 
 
-async def _home(site: Site, request: Request, session: Path) -> Any:
-    def home() -> dict[str, Any]:
-        return {
-            "workspaces": [_summary(one) for one in find_all(session)],
-            "max_upload": site.max_upload,
-            "is_local": site.is_local,
-            "suffixes": sorted(_UPLOAD_SUFFIXES),
-            "quality": site.quality,
-            "qualities": QUALITIES if site.quality else {},
-            "colors": COLORS,
-            "exports": {
-                kind: {"title": one.title, "hint": one.hint} for kind, one in EXPORTS.items()
-            },
-        }
-
-    return await run_in_threadpool(home)
+def _home(site: Site, request: Request, session: Path) -> dict[str, Any]:
+    return {
+        "workspaces": [_summary(one) for one in find_all(session)],
+        "max_upload": site.max_upload,
+        "is_local": site.is_local,
+        "suffixes": sorted(_UPLOAD_SUFFIXES),
+        "quality": site.quality,
+        "qualities": QUALITIES if site.quality else {},
+        "colors": COLORS,
+        "exports": {kind: {"title": one.title, "hint": one.hint} for kind, one in EXPORTS.items()},
+    }
 
 
-async def _folder(site: Site, request: Request, session: Path) -> Any:
-    return await run_in_threadpool(site.allowed.listing, request.query_params.get("path", ""))
+def _folder(site: Site, request: Request, session: Path) -> dict[str, object]:
+    return site.allowed.listing(request.query_params.get("path", ""))
 
 
 async def _open(site: Site, request: Request, session: Path) -> Any:
@@ -406,19 +412,15 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def _state(site: Site, request: Request, session: Path) -> Any:
-    def state() -> dict[str, Any]:
-        workspace = site.workspace(session, request.path_params["workspace"])
-        stored = workspace.state
-        return {
-            **_summary(workspace),
-            "objects": [one.model_dump() for one in stored.objects],
-            "view": stored.view.model_dump(),
-            "folder": str(workspace.folder.resolve()) if site.is_local else "",
-            **_times(workspace),
-        }
-
-    return await run_in_threadpool(state)
+def _state(site: Site, request: Request, workspace: Workspace) -> dict[str, Any]:
+    stored = workspace.state
+    return {
+        **_summary(workspace),
+        "objects": [one.model_dump() for one in stored.objects],
+        "view": stored.view.model_dump(),
+        "folder": str(workspace.folder.resolve()) if site.is_local else "",
+        **_times(workspace),
+    }
 
 
 def _summary(workspace: Workspace) -> dict[str, Any]:
@@ -463,38 +465,25 @@ def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-async def _delete(site: Site, request: Request, session: Path) -> Any:
-    def delete() -> dict[str, bool]:
-        workspace = site.workspace(session, request.path_params["workspace"])
-        if (run := site.runner.of(workspace)) is not None and run.is_live:
-            raise InoError("this video is being worked on: stop that first")
-        site.runner.forget(workspace)
-        site.frames.forget(workspace)
-        shutil.rmtree(workspace.folder)
-        return {"done": True}
-
-    return await run_in_threadpool(delete)
+def _delete(site: Site, request: Request, workspace: Workspace) -> dict[str, bool]:
+    if (run := site.runner.of(workspace)) is not None and run.is_live:
+        raise InoError("this video is being worked on: stop that first")
+    site.runner.forget(workspace)
+    site.frames.forget(workspace)
+    shutil.rmtree(workspace.folder)
+    return {"done": True}
 
 
-async def _frame(site: Site, request: Request, session: Path) -> Response:
-    def frame() -> bytes:
-        workspace = site.workspace(session, request.path_params["workspace"])
-        return site.frames.jpeg(workspace, request.path_params["number"])
-
-    content = await run_in_threadpool(frame)
+def _frame(site: Site, request: Request, workspace: Workspace) -> Response:
+    content = site.frames.jpeg(workspace, request.path_params["number"])
     # A workspace's video does not change, and its name is never used again.
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
 
-async def _labels(site: Site, request: Request, session: Path) -> Response:
+def _labels(site: Site, request: Request, workspace: Workspace) -> Response:
     """One byte per pixel, compressed: exact, and ready for the browser to draw on."""
-
-    def labels() -> Response:
-        workspace = site.workspace(session, request.path_params["workspace"])
-        found, source = workspace.labels(request.path_params["number"])
-        return _packed(found, source)
-
-    return await run_in_threadpool(labels)
+    found, source = workspace.labels(request.path_params["number"])
+    return _packed(found, source)
 
 
 def _packed(labels: np.ndarray, source: str) -> Response:
@@ -504,8 +493,7 @@ def _packed(labels: np.ndarray, source: str) -> Response:
     return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-async def _draw(site: Site, request: Request, session: Path) -> Any:
-    workspace = site.workspace(session, request.path_params["workspace"])
+async def _draw(site: Site, request: Request, workspace: Workspace) -> Any:
     state = workspace.state
     content = await _body(request, limit=state.height * state.width)
 
@@ -516,9 +504,8 @@ async def _draw(site: Site, request: Request, session: Path) -> Any:
     return await run_in_threadpool(draw)
 
 
-async def _prompt(site: Site, request: Request, session: Path) -> Response:
+async def _prompt(site: Site, request: Request, workspace: Workspace) -> Response:
     """The body is the mask of the object so far, one byte per pixel, or nothing."""
-    workspace = site.workspace(session, request.path_params["workspace"])
     workspace.check_number(number := request.path_params["number"])
     state = workspace.state
     prompt = _checked(request.query_params.get("given", "").encode(), _Prompt)
@@ -544,11 +531,10 @@ async def _prompt(site: Site, request: Request, session: Path) -> Response:
     return await to_thread.run_sync(found, limiter=site.prompts)
 
 
-async def _objects(site: Site, request: Request, session: Path) -> Any:
+async def _objects(site: Site, request: Request, workspace: Workspace) -> Any:
     objects = (await _read(request, _Objects)).objects
 
     def change() -> dict[str, Any]:
-        workspace = site.workspace(session, request.path_params["workspace"])
         gone = {one.id for one in workspace.state.objects} - {one.id for one in objects}
         if gone and (run := site.runner.of(workspace)) is not None and run.is_live:
             raise InoError("objects can be removed when the work on this video has ended")
@@ -558,11 +544,10 @@ async def _objects(site: Site, request: Request, session: Path) -> Any:
     return await run_in_threadpool(change)
 
 
-async def _view(site: Site, request: Request, session: Path) -> Any:
+async def _view(site: Site, request: Request, workspace: Workspace) -> Any:
     view = await _read(request, View)
 
     def change() -> dict[str, bool]:
-        workspace = site.workspace(session, request.path_params["workspace"])
         workspace.check_number(view.frame)
         workspace.change(view=view)
         return {"done": True}
@@ -570,27 +555,23 @@ async def _view(site: Site, request: Request, session: Path) -> Any:
     return await run_in_threadpool(change)
 
 
-async def _progress(site: Site, request: Request, session: Path) -> Any:
-    def progress() -> dict[str, Any]:
-        workspace = site.workspace(session, request.path_params["workspace"])
-        run = site.runner.of(workspace)
-        if run is None:
-            return {"status": "none", **_times(workspace)}
-        return {
-            "status": run.status,
-            "reason": run.reason,
-            "num_done": run.num_done,
-            "num_steps": run.num_steps,
-            "seconds_left": run.seconds_left(),
-            "num_before": site.runner.num_before(run),
-            "new": _ranges(run.new_masks()) if run.is_live else [],
-            **({} if run.is_live else _times(workspace)),
-        }
-
-    return await run_in_threadpool(progress)
+def _progress(site: Site, request: Request, workspace: Workspace) -> dict[str, Any]:
+    run = site.runner.of(workspace)
+    if run is None:
+        return {"status": "none", **_times(workspace)}
+    return {
+        "status": run.status,
+        "reason": run.reason,
+        "num_done": run.num_done,
+        "num_steps": run.num_steps,
+        "seconds_left": run.seconds_left(),
+        "num_before": site.runner.num_before(run),
+        "new": _ranges(run.new_masks()) if run.is_live else [],
+        **({} if run.is_live else _times(workspace)),
+    }
 
 
-async def _run(site: Site, request: Request, session: Path) -> Any:
+async def _run(site: Site, request: Request, workspace: Workspace) -> Any:
     wanted = await _read(request, _Started)
     quality = wanted.quality
     if site.quality is None or not quality:
@@ -599,15 +580,13 @@ async def _run(site: Site, request: Request, session: Path) -> Any:
         raise ConfigError(f"there is no quality {quality!r}; there are {', '.join(QUALITIES)}")
 
     def start() -> dict[str, bool]:
-        workspace = site.workspace(session, request.path_params["workspace"])
         site.runner.start(workspace, quality, first=wanted.first, last=wanted.last)
         return {"done": True}
 
     return await run_in_threadpool(start)
 
 
-async def _control(site: Site, request: Request, session: Path) -> Any:
-    workspace = site.workspace(session, request.path_params["workspace"])
+def _control(site: Site, request: Request, workspace: Workspace) -> dict[str, bool]:
     match request.path_params["what"]:
         case "stop":
             site.runner.stop(workspace)
@@ -620,25 +599,18 @@ async def _control(site: Site, request: Request, session: Path) -> Any:
     return {"done": True}
 
 
-async def _export(site: Site, request: Request, session: Path) -> Any:
-    def start() -> dict[str, bool]:
-        workspace = site.workspace(session, request.path_params["workspace"])
-        site.exporter.start(workspace, request.path_params["kind"])
-        return {"done": True}
-
-    return await run_in_threadpool(start)
+def _export(site: Site, request: Request, workspace: Workspace) -> dict[str, bool]:
+    site.exporter.start(workspace, request.path_params["kind"])
+    return {"done": True}
 
 
-async def _is_exported(site: Site, request: Request, session: Path) -> Any:
-    workspace = site.workspace(session, request.path_params["workspace"])
+def _is_exported(site: Site, request: Request, workspace: Workspace) -> dict[str, bool]:
+    return {"is_ready": site.exporter.ready(workspace, request.path_params["kind"]) is not None}
+
+
+def _take(site: Site, request: Request, workspace: Workspace) -> Response:
     kind = request.path_params["kind"]
-    return {"is_ready": await run_in_threadpool(site.exporter.ready, workspace, kind) is not None}
-
-
-async def _take(site: Site, request: Request, session: Path) -> Response:
-    workspace = site.workspace(session, request.path_params["workspace"])
-    kind = request.path_params["kind"]
-    path = await run_in_threadpool(site.exporter.ready, workspace, kind)
+    path = site.exporter.ready(workspace, kind)
     if path is None:
         raise InoError("the file is not ready yet")
     name = quote(f"{workspace.state.title}-{kind}{path.suffix}", safe=" ()")

@@ -314,7 +314,7 @@ class Workspace:
                         number = int(row["frame"])
                         found[number] = min(found.get(number, 1.0), float(value))
         except (OSError, ValueError, KeyError):
-            return self._survival()
+            return {}
         return found
 
     def next_frames(self) -> list[int]:
@@ -325,13 +325,6 @@ class Workspace:
             return []
         drawn = {*self.annotated()}
         return [one for one in found if 0 <= one < self._state.num_frames and one not in drawn]
-
-    def _survival(self) -> dict[int, float]:
-        try:
-            stored = read_json(self.folder / "survival.json")
-            return {int(number): min(one.values(), default=1.0) for number, one in stored.items()}
-        except (OSError, ValueError, AttributeError):
-            return {}
 
     def _read(self) -> State:
         try:

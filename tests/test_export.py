@@ -24,11 +24,11 @@ from ino.models import weights
 from ino.models.backbone import RELEASED_STD, VitBackbone
 from ino.models.load import load_backbone
 from ino.models.vit import build_vit
-from ino.models.weights import is_exported, read_exported, read_weights
+from ino.models.weights import is_exported, read_exported
 from ino.propagate.propagator import Propagator
 from ino.propagate.protocols import get_protocol
 from ino.train.loop import train
-from tiny_run import tiny_config
+from tiny_run import read_weights, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -34,10 +34,10 @@ from ino.data.ytvos import read_ytvos_split
 from ino.demo.synthetic import generate_clip
 from ino.errors import InoError
 from ino.models.vit import build_vit
-from ino.models.weights import read_weights
 from ino.tasks.submission import check_submission
 from ino.train.config import load_recipe
 from synthetic_ytvos import write_ytvos_layout
+from tiny_run import read_weights
 
 NUM_FILES = 60
 MAX_GIB = 2

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ino.models.initial import find_initial, weights_for_vit
+from ino.models.weights import Weights
 from ino.train.config import (
     DataConfig,
     MaskingConfig,
@@ -29,6 +31,11 @@ def tiny_config(videos: Path) -> TrainConfig:
         optim=OptimConfig(epochs=4, lr=0.05, warmup_epochs=1.0),
         run=RunConfig(accelerator="cpu", precision="32-true", save_every=3, log_every=1),
     )
+
+
+def read_weights(path: Path) -> Weights:
+    """What a run with one of ino's ViTs starts from."""
+    return weights_for_vit(find_initial(str(path)))
 
 
 TIMES = {"seconds", "seconds_left", "clips_per_second", "waiting"}

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -23,7 +23,9 @@ from torch import Tensor
 from ino import __version__
 from ino.data.views import IMAGENET_MEAN
 from ino.errors import ConfigError, OutputError
-from ino.models.backbone import std_of_run
+from ino.models.backbone import TIMM, flexible_arguments, split_stride, std_of_run
+from ino.models.load import backbone_of, read_trained
+from ino.models.masked_timm import MaskedTimm
 from ino.models.vit import VisionTransformer, interpolate_positions
 from ino.models.weights import (
     CARD,
@@ -39,7 +41,6 @@ from ino.models.weights import (
     find_checkpoint,
     is_exported,
     read_checkpoint,
-    read_vit_backbone,
 )
 from ino.onnx import ImageSize, check_onnx, check_size, features_onnx, propagation_graph
 from ino.propagate.protocols import get_protocol
@@ -48,6 +49,7 @@ from ino.tables import markdown_cell, shown
 from ino.tasks.results import sized_protocol
 
 Precision = Literal["fp32", "fp16"]
+Vit = TypeVar("Vit", bound=torch.nn.Module)
 
 PROTOCOL = "ino-davis"
 """The protocol whose layer is exported by default and whose step the ONNX graph computes."""
@@ -124,15 +126,26 @@ def export_run(
         checkpoint = find_checkpoint(run)
         content = read_checkpoint(checkpoint)
         config = content["config"]
-        whole = read_vit_backbone(content, source=checkpoint, network=network)
-        layer = protocol.layer if layer is None else layer
-        vit = truncate(whole, layer=None if layer == "all" else layer)
+        whole = read_trained(content, source=checkpoint, network=network)
+        if isinstance(whole, MaskedTimm):
+            if layer not in (None, "all"):
+                raise ConfigError(
+                    f"{whole.arch} is exported whole: leave --layer out; layers are chosen when "
+                    "they are read"
+                )
+            timm_reads = backbone_of(whole, variant=config.get("variant"))
+            depth, own_layer, vit = timm_reads.num_layers, timm_reads.num_layers, whole
+            suits = timm_reads.protocol if suits == PROTOCOL else suits
+        else:
+            layer = protocol.layer if layer is None else layer
+            vit = truncate(whole, layer=None if layer == "all" else layer)
+            depth, own_layer = whole.depth, vit.depth
         vit = round_weights(vit, precision=precision)
         sha256 = (content.get("init") or {}).get("sha256")
         facts = {
             "network": network,
-            "layer": vit.depth,
-            "layers_of_the_run": whole.depth,
+            "layer": own_layer,
+            "layers_of_the_run": depth,
             "protocol": suits,
             "license": license_name,
             "data": data,
@@ -143,7 +156,7 @@ def export_run(
         }
         if onnx:
             facts["onnx"] = protocol.as_dict()
-        std = std_of_run(config.get("variant"))
+        std = vit.std if isinstance(vit, MaskedTimm) else std_of_run(config.get("variant"))
         files = export_files(vit, std=std, precision=precision, image_size=image_size, facts=facts)
         if onnx and image_size is not None:
             files[FEATURES_GRAPH] = features_onnx(vit, std=std, image_size=image_size)
@@ -180,7 +193,7 @@ def truncate(vit: VisionTransformer, *, layer: int | None) -> VisionTransformer:
     return shorter.eval()
 
 
-def round_weights(vit: VisionTransformer, *, precision: Precision) -> VisionTransformer:
+def round_weights(vit: Vit, *, precision: Precision) -> Vit:
     """Rounds the weights of a network in place to a precision, and returns the network.
 
     It still computes in fp32. With precision fp32 nothing changes.
@@ -190,7 +203,9 @@ def round_weights(vit: VisionTransformer, *, precision: Precision) -> VisionTran
     """
     if precision == "fp16":
         with torch.no_grad():
-            for name, value in vit.named_parameters():
+            for name, value in vit.state_dict().items():
+                if not value.is_floating_point():
+                    continue
                 value.copy_(value.half())
                 if not value.isfinite().all():
                     raise ConfigError(
@@ -200,7 +215,7 @@ def round_weights(vit: VisionTransformer, *, precision: Precision) -> VisionTran
 
 
 def export_files(
-    vit: VisionTransformer,
+    vit: VisionTransformer | MaskedTimm,
     *,
     std: tuple[float, float, float],
     precision: Precision = "fp32",
@@ -220,10 +235,12 @@ def export_files(
     Raises:
         ConfigError: the size is no multiple of the patch.
     """
-    weights = {name: w.detach() for name, w in vit.state_dict().items() if name != "mask_token"}
+    network = vit.network if isinstance(vit, MaskedTimm) else vit
+    weights = {name: w.detach() for name, w in network.state_dict().items() if name != "mask_token"}
     files = {}
     if image_size is not None:
         check_size(image_size, patch_size=vit.patch_size)
+    if image_size is not None and isinstance(vit, VisionTransformer):
         rows, columns = (side // vit.patch_size for side in image_size)
         trained = weights["pos_embed"]
         files[POSITIONS] = _as_bytes({"pos_embed": trained}, precision)
@@ -237,7 +254,10 @@ def export_files(
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         **(facts or {}),
     }
-    config = {**_timm_config(vit, std=std, image_size=image_size), "ino": own}
+    if isinstance(vit, MaskedTimm):
+        config = {**_config_of_timm(vit), "ino": own}
+    else:
+        config = {**_timm_config(vit, std=std, image_size=image_size), "ino": own}
     files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     return files
 
@@ -276,9 +296,39 @@ def _timm_config(
     }
 
 
+def _config_of_timm(vit: MaskedTimm) -> dict[str, Any]:
+    """The same for a network of timm, which is exported as it is."""
+    name, stride = split_stride(vit.arch.removeprefix(TIMM))
+    known: dict[str, Any] = dict(vit.network.pretrained_cfg)
+    arguments = flexible_arguments(name, stride=stride)
+    # The grid of position embeddings, which timm takes from elsewhere for some of its models.
+    if size := getattr(getattr(vit.network, "patch_embed", None), "img_size", None):
+        arguments["img_size"] = list(size)
+    kept = (
+        *("architecture", "input_size", "fixed_input_size", "interpolation", "crop_pct"),
+        *("first_conv", "classifier"),
+    )
+    config = {key: known[key] for key in kept if known.get(key) is not None}
+    return {
+        "architecture": name.partition(".")[0],
+        "num_classes": 0,
+        "num_features": vit.embed_dim,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            **config,
+            "num_classes": 0,
+            "mean": list(vit.mean),
+            "std": list(vit.std),
+        },
+    }
+
+
 def _as_bytes(weights: Mapping[str, Tensor], precision: Precision) -> bytes:
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    plain = {name: value.to("cpu", dtype).contiguous() for name, value in weights.items()}
+    plain = {
+        name: value.to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for name, value in weights.items()
+    }
     return safetensors.torch.save(plain, metadata={"format": "pt"})
 
 
@@ -315,12 +365,14 @@ def _model_card(
     )
     page.filters["one_line"] = lambda text: " ".join(text.split())
     page.filters["cell"] = lambda text: markdown_cell(" ".join(text.split()))
+    size = config["model_args"].get("img_size") or config["pretrained_cfg"]["input_size"][1:]
     template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
     return page.from_string(template).render(
         own={"onnx": None, **config["ino"]},
         model=config["model_args"],
         images=config["pretrained_cfg"],
-        size="x".join(map(str, config["model_args"]["img_size"])),
+        size="x".join(map(str, size)),
+        is_timm=config["ino"].get("arch", "").startswith(TIMM),
         training=rows,
         files=list(files),
     )

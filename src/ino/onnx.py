@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ino.data.views import IMAGENET_MEAN
 from ino.errors import ConfigError
+from ino.models.masked_timm import MaskedTimm, timm_backbone
 from ino.models.vit import VisionTransformer, interpolate_positions
 from ino.propagate.protocols import Protocol
 
@@ -62,7 +63,11 @@ class FeatureGraph(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, vit: VisionTransformer, *, std: tuple[float, float, float], image_size: ImageSize
+        self,
+        vit: VisionTransformer | MaskedTimm,
+        *,
+        std: tuple[float, float, float],
+        image_size: ImageSize,
     ) -> None:
         """The arguments are those of `features_onnx`."""
         super().__init__()
@@ -70,9 +75,13 @@ class FeatureGraph(nn.Module):
         self.vit = vit
         self.grid = tuple(side // vit.patch_size for side in image_size)
         rows, columns = self.grid
-        positions = interpolate_positions(vit.pos_embed.detach(), rows=rows, columns=columns)
-        self.register_buffer("positions", positions.clone())
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
+        if isinstance(vit, MaskedTimm):
+            self.read = timm_backbone(vit.network, arch=vit.arch, mean=vit.mean, std=vit.std)
+        else:
+            positions = interpolate_positions(vit.pos_embed.detach(), rows=rows, columns=columns)
+            self.register_buffer("positions", positions.clone())
+        mean = vit.mean if isinstance(vit, MaskedTimm) else IMAGENET_MEAN
+        self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
     def forward(
@@ -80,6 +89,9 @@ class FeatureGraph(nn.Module):
     ) -> Float[Tensor, "batch rows columns dim"]:
         """Feature maps of RGB images."""
         pixels = (images.float() / 255 - self.mean) / self.std
+        if isinstance(self.vit, MaskedTimm):
+            maps = self.read.read(pixels.permute(0, 3, 1, 2), self.read.layer)
+            return F.normalize(maps.permute(0, 2, 3, 1), dim=-1)
         patches = self.vit.patch_embed(pixels.permute(0, 3, 1, 2)).flatten(1, 2)
         first = self.vit.cls_token.expand(patches.shape[0], -1, -1)
         tokens = torch.cat([first, patches], dim=1) + self.positions
@@ -88,9 +100,14 @@ class FeatureGraph(nn.Module):
 
 
 def features_onnx(
-    vit: VisionTransformer, *, std: tuple[float, float, float], image_size: ImageSize
+    vit: VisionTransformer | MaskedTimm,
+    *,
+    std: tuple[float, float, float],
+    image_size: ImageSize,
 ) -> bytes:
     """The ONNX file of a network's last block: `images` -> `features`, see `FeatureGraph`.
+
+    Of a network of timm it is the layer that `ino evaluate` reads.
 
     Args:
         vit: the network.

@@ -9,9 +9,11 @@ from torch import Tensor
 from ino.data.clips import count_batches
 from ino.data.davis import read_davis
 from ino.errors import ConfigError
-from ino.models.backbone import VitBackbone, choose_device, std_of_run
+from ino.models.backbone import TIMM, Backbone, choose_device
+from ino.models.load import backbone_of
+from ino.models.masked_timm import MaskedTimm
 from ino.models.vit import build_vit
-from ino.models.weights import load_exactly
+from ino.models.weights import load_exactly, position_grid_side
 from ino.propagate.judge import check_clip
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
@@ -58,7 +60,7 @@ def build_judge(config: TrainConfig) -> Evaluate:
         ConfigError: `run.judge_videos` is empty, or the protocol is invalid.
         VideoError: a video cannot be read, or is too short or too still to judge by.
     """
-    run, model = config.run, config.model
+    run = config.run
     if not run.judge_videos:
         raise ConfigError("run.judge_every is set, but not run.judge_videos, one or several videos")
     protocol = get_protocol(run.judge_protocol)
@@ -67,9 +69,7 @@ def build_judge(config: TrainConfig) -> Evaluate:
         check_clip(clip.frames)
 
     def judge(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
-        vit = build_vit(model.arch, patch_size=model.patch_size)
-        load_exactly(vit, dict(weights), source=Path(f"student of step {step}"))
-        backbone = VitBackbone(vit.eval(), std=std_of_run(config.variant))
+        backbone = _student(config, weights, source=Path(f"student of step {step}"))
         device = choose_device(run.accelerator)
         found = [judge_clip(backbone, clip, protocol, device=device) for clip in clips]
         return {"judge_jf": 100 * math.fsum(one.score for one in found) / len(found)}
@@ -95,12 +95,12 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
             f"run.eval_root {root} lists no sequence with later annotations in {run.eval_split}.txt"
         )
     model = config.model
+    if model.arch.startswith(TIMM):  # before training, not after it
+        backbone_of(MaskedTimm(model.arch), variant=config.variant).check_layer(protocol.layer)
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
-        vit = build_vit(model.arch, patch_size=model.patch_size)
         folder = out / EVALUATIONS / f"step_{step:08d}"
-        load_exactly(vit, dict(weights), source=folder)
-        backbone = VitBackbone(vit.eval(), std=std_of_run(config.variant))
+        backbone = _student(config, weights, source=folder)
         scores = evaluate_davis(
             root,
             out=folder,
@@ -121,6 +121,22 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         return {name: 100 * value for name, value in named.items()}
 
     return evaluate
+
+
+def _student(config: TrainConfig, weights: Mapping[str, Tensor], *, source: Path) -> Backbone:
+    """The backbone of the student of a run, in evaluation mode."""
+    model = config.model
+    if model.arch.startswith(TIMM):
+        network = MaskedTimm(model.arch)
+    else:
+        network = build_vit(
+            model.arch,
+            patch_size=model.patch_size,
+            depth=model.depth,
+            position_grid_side=position_grid_side(dict(weights)),
+        )
+    load_exactly(network, dict(weights), source=source)
+    return backbone_of(network.eval(), variant=config.variant)
 
 
 def with_steps(

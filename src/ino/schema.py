@@ -121,6 +121,7 @@ def _models(kind: Any) -> list[type[BaseModel]]:
 
 
 _RULES = {
+    "string_pattern_mismatch": "timm:NAME",
     "string_too_short": "text of {min_length} or more characters",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",

@@ -9,7 +9,7 @@ import torch
 from ino.errors import CheckpointError
 from ino.models.load import load_backbone
 from ino.models.vit import VisionTransformer, build_vit
-from ino.models.weights import read_weights
+from tiny_run import read_weights
 
 
 def under(prefix: str, weights: dict) -> dict:

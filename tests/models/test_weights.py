@@ -13,8 +13,8 @@ from ino.models.weights import (
     position_grid_side,
     read_checkpoint,
     read_vit_backbone,
-    read_weights,
 )
+from tiny_run import read_weights
 
 SIZES = {"out_dim": 12, "hidden_dim": 16, "bottleneck_dim": 8}
 

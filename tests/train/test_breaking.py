@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
-from ino.models.weights import list_checkpoints, read_checkpoint, read_weights
+from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.report.curves import plot_runs, read_history
 from ino.system import atomic_path, folder_lock
 from ino.train import run as setup
@@ -20,6 +20,7 @@ from ino.train.loop import train
 from ino.train.monitors import CollapseMonitor
 from ino.train.run import _write
 from processes import held_elsewhere
+from tiny_run import read_weights
 
 DEEP = "[" * 100_000
 

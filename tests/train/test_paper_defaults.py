@@ -19,6 +19,7 @@ PAPER = {
     # section 4.1, and the released code where the paper is silent
     "model.arch": "vit_small",
     "model.patch_size": 8,
+    "model.depth": 12,
     "model.drop_path": 0.1,
     "model.out_dim": 4096,
     "model.hidden_dim": 2048,
@@ -55,6 +56,8 @@ PAPER = {
     "loss.l2g": 1.0,
     "loss.masked": 1.0,
     "loss.affinity": 1.0,
+    "loss.extra": "",
+    "loss.extra_weight": 1.0,
     "loss.teacher_temperature": 0.04,
     "loss.student_temperature": 0.1,
     "loss.affinity_teacher_temperature": 0.04,
@@ -73,6 +76,8 @@ PAPER = {
     "optim.clip_grad": 3.0,
     "optim.first_epoch": 0,
     "optim.freeze_last_layer_epochs": 1,
+    "optim.heads_first_epochs": "auto",  # 0 from random weights
+    "optim.layer_decay": "auto",  # and 1
 }
 CHARADES = {"optim.lr": 3e-3, "optim.warmup_epochs": 5.0}
 RELEASED = {
@@ -192,7 +197,8 @@ def test_the_objective_of_a_run_is_the_default_of_losses():
     teacher, masked = torch.randn(4, 2, 16), torch.randn(4, 2, 5, 16)
     student = torch.randn(4, 2, 16), torch.randn(4, 8, 2, 16), torch.randn(4, 2, 5, 16)
     loss = resolve(TrainConfig()).loss
-    of_run = Objective(**dict(loss), num_classes=16, num_local=8)
+    own = loss.model_dump(exclude={"extra", "extra_weight"})
+    of_run = Objective(**own, num_classes=16, num_local=8)
     default = Objective(num_classes=16, num_local=8)
     for _ in range(2):
         terms = []

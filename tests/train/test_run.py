@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from ino.errors import CheckpointError
-from ino.models.load import BUNDLED, DEFAULT
+from ino.errors import CheckpointError, InoError
+from ino.models.load import DEFAULT, load_backbone
 from ino.models.vit import build_vit
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train.config import resolve
@@ -91,9 +91,29 @@ def test_heads_of_other_sizes_start_random(config, tmp_path):
     assert r"last_layer.weight is (32, 16) instead of (48, 16): it starts random" in note
 
 
-def test_an_export_is_told_from_a_run(config):
-    config.init = str(BUNDLED / DEFAULT)
-    with pytest.raises(CheckpointError, match="is an export, which is for inference"):
+def test_the_weights_in_the_box_start_a_run(config):
+    config.init = DEFAULT
+    with pytest.raises(CheckpointError, match=r"--model\.arch vit_tiny .* --model\.depth 7$"):
+        build_networks(config, saved=None)
+    config.model.arch, config.model.depth = "vit_tiny", 7
+    model, origin = build_networks(config, saved=None)
+    for name, value in load_backbone(DEFAULT).vit.state_dict().items():
+        is_equal = torch.equal(model.teacher.backbone.state_dict()[name], value)
+        assert is_equal == (name != "mask_token")
+    assert origin.fresh_head
+    assert len(origin.notes) == 2  # mask token and head start random
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dino-s88", "did you mean dino-s8"),
+        ("timm:vit_tiny_patch16_225", "near to it are vit_tiny_patch16_224"),
+    ],
+)
+def test_names_of_weights_that_are_not_there(config, name, words):
+    config.init = name
+    with pytest.raises(InoError, match=words):
         build_networks(config, saved=None)
 
 

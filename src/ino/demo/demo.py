@@ -38,7 +38,7 @@ from ino.report.strips import (
 from ino.system import new_folder
 from ino.tables import print_table
 from ino.tasks.davis import DavisScores, evaluate_davis
-from ino.train.config import load_recipe
+from ino.train.config import load_recipe, untrained_name
 from ino.train.loop import train
 
 NUM_VIDEOS = 48
@@ -112,7 +112,7 @@ def run_demo(
         train(config, out=run)
 
     protocol = get_protocol("ino-davis", **SMALL_FRAMES)
-    random = f"random:{config.model.arch}/{config.model.patch_size}"
+    random = untrained_name(config.model)
     rows = {
         "raw color": ("the pixels of each 8x8 patch", load_backbone("color")),
         "untrained": ("the network with random weights", load_backbone(random, seed=seed)),

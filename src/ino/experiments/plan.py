@@ -24,7 +24,7 @@ from ino.models.load import PUBLIC, list_weights
 from ino.pretraining import with_steps
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.tasks.results import check_settings
-from ino.train.config import DataConfig, differences, load_recipe, resolve
+from ino.train.config import DataConfig, differences, load_recipe, resolve, untrained_name
 from ino.train.data import count_epoch_clips
 from ino.train.run import CONFIG_NAME, read_config
 
@@ -197,7 +197,7 @@ def find_weights(row: Row, experiment: Experiment) -> tuple[str | None, str]:
                 return str(path), ""
     if weights == "untrained":
         model = load_recipe(_base(experiment), experiment.train).model
-        return f"random:{model.arch}/{model.patch_size}", ""
+        return untrained_name(model), ""
     if weights is not None:
         _check_weights(weights)
         return weights, ""

@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,7 @@ HUBS = ("hf-hub:", "hf_hub:")
 """Prefixes of the names of models on the Hugging Face hub, as timm spells them."""
 
 _STRIDES = (8, 16, 32)
+_WITH_STRIDE = re.compile(r"(.+?)(?:/(\d+))?")
 _FLEXIBLE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 """What makes timm's families take inputs of any size, one after the other."""
 _DINO_POSITIONS = re.compile(r"vit_\w+_patch(8_224|16_224|14)(_dinov2\.|_dinov2$|\.dino$)")
@@ -439,10 +440,7 @@ def build_timm(
         ConfigError: the model is unknown or has no spatial features, or no such stride.
         CheckpointError: the weights cannot be used or fetched.
     """
-    _check_name(name, pretrained=pretrained)
-    if stride not in (None, *_STRIDES):
-        raise ConfigError(f"stride {stride} of {name} is not supported; choose 8, 16 or 32")
-    model = _create(name, pretrained=pretrained, stride=stride).eval()
+    model = create_timm(name, pretrained=pretrained, stride=stride).eval()
     if weights is not None:
         _load_file(model, weights, name=name, network=network)
     config = getattr(model, "pretrained_cfg", {})
@@ -459,6 +457,46 @@ def build_timm(
         dino_positions=_DINO_POSITIONS.match(name) is not None and hasattr(model, "blocks"),
     )
     return backbone.eval()
+
+
+def create_timm(
+    name: str,
+    *,
+    pretrained: bool = False,
+    stride: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A model of timm without classifier that takes images of any size, if its family can.
+
+    Args:
+        name, pretrained, stride: see `build_timm`.
+        options: others of timm's.
+
+    Raises:
+        ConfigError: the model is unknown, or there is no such stride or option.
+        CheckpointError: the weights cannot be fetched.
+    """
+    _check_name(name, pretrained=pretrained)
+    if stride not in (None, *_STRIDES):
+        raise ConfigError(f"stride {stride} of {name} is not supported; choose 8, 16 or 32")
+    return _create(name, pretrained=pretrained, stride=stride, more=options or {})
+
+
+def flexible_arguments(name: str, *, stride: int | None = None) -> dict[str, Any]:
+    """The arguments of timm's that make a known model take images of any size, and its stride."""
+    chosen: dict[str, Any] = {} if stride is None else {"output_stride": stride}
+    for options in _FLEXIBLE:
+        with suppress(TypeError), torch.device("meta"):
+            timm.create_model(name, num_classes=0, **options, **chosen)
+            return {**options, **chosen}
+    return chosen
+
+
+def split_stride(text: str) -> tuple[str, int | None]:
+    """A model's name and the number behind its last slash: resnet50/8."""
+    if match := _WITH_STRIDE.fullmatch(text):
+        return match[1], int(match[2]) if match[2] else None
+    return text, None
 
 
 def _check_name(name: str, *, pretrained: bool) -> None:
@@ -483,9 +521,11 @@ def _check_name(name: str, *, pretrained: bool) -> None:
         )
 
 
-def _create(name: str, *, pretrained: bool, stride: int | None) -> nn.Module:
+def _create(
+    name: str, *, pretrained: bool, stride: int | None, more: Mapping[str, Any]
+) -> nn.Module:
     """The model as the first of `_FLEXIBLE` that its family understands makes it."""
-    chosen: dict[str, Any] = {} if stride is None else {"output_stride": stride}
+    chosen: dict[str, Any] = dict(more) if stride is None else {"output_stride": stride, **more}
     needs_hub = pretrained or ":" in name
     with _hub_or_its_cache() if needs_hub else nullcontext():
         for options in _FLEXIBLE:
@@ -506,6 +546,11 @@ def _create(name: str, *, pretrained: bool, stride: int | None) -> nn.Module:
                     f"the weights of {name} could not be fetched ({reason}): check the network, or "
                     f"give a file, timm:{name}@FILE, or take random weights, random:{name}"
                 ) from error
+    if stride is None:
+        raise ConfigError(
+            f"{name} does not take {', '.join(more) or 'what every model of timm takes'}; set "
+            "model.drop_path to 0, or take another model"
+        )
     raise ConfigError(
         f"the stride of {name} cannot be chosen; leave /{stride} away, or take a convolutional "
         "model such as resnet50"

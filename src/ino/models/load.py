@@ -4,9 +4,9 @@ Weights that come with ino are folders as `ino export` writes them.
 """
 
 import difflib
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -22,17 +22,24 @@ from ino.models.backbone import (
     Reading,
     VitBackbone,
     build_timm,
+    create_timm,
+    split_stride,
     split_weights,
     std_of_run,
 )
 from ino.models.files import load_plain
+from ino.models.masked_timm import MaskedTimm, timm_backbone
 from ino.models.peers import KNOWN, read_release
-from ino.models.vit import ARCHITECTURES, build_vit
+from ino.models.vit import ARCHITECTURES, VisionTransformer, build_vit
 from ino.models.weights import (
     FORMAT,
+    ExportedTimm,
     NetworkName,
+    are_tensors,
+    exported_weights,
     find_checkpoint,
     is_exported,
+    load_exactly,
     read_exported,
     read_vit_backbone,
     warn_single_network,
@@ -122,7 +129,6 @@ PUBLIC = {
 
 
 _RANDOM = "random:"
-_STRIDE = re.compile(r"(.+?)(?:/(\d+))?")
 
 
 def load_backbone(
@@ -179,7 +185,7 @@ def load_backbone(
 
 
 def _random(text: str, *, seed: int) -> Backbone:
-    model, stride = _split(text)
+    model, stride = split_stride(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model in ARCHITECTURES or not _is_timm_model(model):
@@ -189,7 +195,7 @@ def _random(text: str, *, seed: int) -> Backbone:
 
 def _timm(text: str, *, network: NetworkName | None) -> Backbone:
     named, file = split_weights(text)
-    model, stride = _split(named.removeprefix(TIMM))
+    model, stride = split_stride(named.removeprefix(TIMM))
     if file is None:
         warn_single_network(text, network)
     return build_timm(model, pretrained=file is None, weights=file, network=network, stride=stride)
@@ -202,29 +208,63 @@ def _from_file(path: Path, *, network: NetworkName | None) -> Backbone:
     content = load_plain(path)
     if content.get("format") != FORMAT:
         return read_release(content, source=path, network=network)
-    vit = read_vit_backbone(content, source=path, network=network or "student")
-    return VitBackbone(vit, std=std_of_run(content["config"].get("variant"))).eval()
+    trained = read_trained(content, source=path, network=network or "student")
+    return backbone_of(trained, variant=content["config"].get("variant"))
+
+
+def read_trained(
+    content: Mapping[str, Any], *, source: Path, network: NetworkName = "student"
+) -> VisionTransformer | MaskedTimm:
+    """The backbone in the content of a run's checkpoint, ino's or timm's, in evaluation mode.
+
+    Raises:
+        CheckpointError: the checkpoint is of another version, or damaged.
+        ConfigError: its architecture is unknown.
+    """
+    config = content.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    arch, weights = model.get("arch") if isinstance(model, dict) else None, content.get(network)
+    if not (isinstance(arch, str) and arch.startswith(TIMM) and are_tensors(weights)):
+        return read_vit_backbone(content, source=source, network=network)
+    prefix = "backbone."
+    own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    masked = MaskedTimm(arch)
+    load_exactly(masked, own, source=source)
+    return masked.eval()
+
+
+def backbone_of(trained: VisionTransformer | MaskedTimm, *, variant: str | None) -> Backbone:
+    """Features of a network that was trained here by a variant, as they are evaluated."""
+    if isinstance(trained, MaskedTimm):
+        return timm_backbone(trained.network, arch=trained.arch, mean=trained.mean, std=trained.std)
+    return VitBackbone(trained, std=std_of_run(variant)).eval()
 
 
 def _exported(path: Path, *, network: NetworkName | None) -> Backbone:
     exported = read_exported(path)
+    if isinstance(exported, ExportedTimm):
+        if network not in (None, exported.network):
+            raise _other_network(path, exported.network, network)
+        arch, model_stride = exported.arch, split_stride(exported.arch.removeprefix(TIMM))
+        model = create_timm(model_stride[0], stride=model_stride[1])
+        load_exactly(model, exported.weights, source=exported_weights(path))
+        backbone = timm_backbone(model, arch=arch, mean=exported.mean, std=exported.std)
+        backbone.protocol = exported.protocol
+        return backbone
     if not exported.network:
         warn_single_network(path, network)
     elif network not in (None, exported.network):
-        raise CheckpointError(
-            f"{path} holds the {exported.network} of a run and no {network}: ask for the "
-            f"{exported.network}, or export the {network}"
-        )
+        raise _other_network(path, exported.network, network)
     reading = Reading(std=exported.std, protocol=exported.protocol, layer=OUR_LAYER)
     return VitBackbone(exported.vit, reading=reading).eval()
 
 
-def _split(text: str) -> tuple[str, int | None]:
-    """A model's name and the number behind its last slash."""
-    if match := _STRIDE.fullmatch(text):
-        return match[1], int(match[2]) if match[2] else None
-    return text, None
+def _other_network(path: Path, held: str, asked: str | None) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds the {held} of a run and no {asked}: ask for the {held}, or export the "
+        f"{asked}"
+    )
 
 
 def _is_timm_model(text: str) -> bool:
-    return timm.is_model(_split(text)[0].partition(".")[0])
+    return timm.is_model(split_stride(text)[0].partition(".")[0])

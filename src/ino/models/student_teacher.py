@@ -6,14 +6,14 @@ and patch tokens at the masked positions of global crops.
 """
 
 import copy
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ino.models.vit import ProjectionHead, VisionTransformer
+from ino.models.vit import ProjectionHead
 
 NetworkName = Literal["student", "teacher"]
 
@@ -41,6 +41,14 @@ class Logits(NamedTuple):
     local_class: Float[Tensor, "time crop batch classes"] | None = None
     patch: Float[Tensor, "time batch masked classes"] | None = None
 
+    def of(self, clips: slice) -> "Logits":
+        """Those of a slice of the batch."""
+        return Logits(
+            None if self.global_class is None else self.global_class[:, clips],
+            None if self.local_class is None else self.local_class[:, :, clips],
+            None if self.patch is None else self.patch[:, clips],
+        )
+
 
 def split_views(views: Views, *, num_groups: int = 1) -> Iterator[tuple[slice, Views]]:
     """Splits the views of a step into parts for gradient accumulation: (slice of clips, views).
@@ -64,11 +72,14 @@ def split_views(views: Views, *, num_groups: int = 1) -> Iterator[tuple[slice, V
 
 
 class Network(nn.Module):
-    """A backbone and its head, one for class and patch tokens."""
+    """A backbone and its head, one for class and patch tokens.
 
-    def __init__(self, backbone: VisionTransformer, head: ProjectionHead) -> None:
+    The backbone is ino's ViT or a network of timm (`ino.models.masked_timm`).
+    """
+
+    def __init__(self, backbone: nn.Module, head: ProjectionHead) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.head = head
 
     def forward(self, views: Views, *, corrupt: bool) -> Logits:
@@ -134,10 +145,11 @@ class StudentTeacher(nn.Module):
     They start with equal parameters. The teacher gets no gradients and never drops paths.
     """
 
-    def __init__(self, backbone: VisionTransformer, head: ProjectionHead) -> None:
+    def __init__(self, backbone: nn.Module, head: ProjectionHead) -> None:
         super().__init__()
         self.student = Network(backbone, head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self._has_statistics = any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
 
     def train(self, mode: bool = True) -> "StudentTeacher":
         """Switches the student; the teacher stays in evaluation mode."""
@@ -158,14 +170,25 @@ class StudentTeacher(nn.Module):
             return self.teacher(views._replace(local_crops=None), corrupt=False)
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float, *, where: Tensor | None = None) -> None:
+    def update_teacher(
+        self,
+        momentum: float,
+        *,
+        where: Tensor | None = None,
+        reduce_mean: Callable[[Tensor], Tensor] = lambda mean: mean,
+    ) -> None:
         """EMA update: teacher = momentum * teacher + (1 - momentum) * student, for each parameter.
+
+        Running statistics of batch normalization, which the student updates whenever it runs, are
+        moving averages already: the teacher, which normalizes by them, gets them as they are.
 
         Args:
             momentum: 0..1.
-            where: a boolean scalar on the device; if it is False, the teacher does not change. None
-                means True.
+            where: a boolean scalar on the device; if it is False, the teacher does not change, and
+                the student's statistics are as before the step. None means True.
+            reduce_mean: averages a tensor over all processes.
         """
+        self._share_statistics(where=where, reduce_mean=reduce_mean)
         teacher: list[Tensor] = list(self.teacher.parameters())
         student: list[Tensor] = list(self.student.parameters())
         if where is None:
@@ -174,3 +197,18 @@ class StudentTeacher(nn.Module):
         steps = torch._foreach_sub(student, teacher)
         torch._foreach_mul_(steps, where.float() * (1.0 - momentum))
         torch._foreach_add_(teacher, steps)
+
+    def _share_statistics(
+        self, *, where: Tensor | None, reduce_mean: Callable[[Tensor], Tensor]
+    ) -> None:
+        if not self._has_statistics:
+            return
+        pairs = list(zip(self.student.buffers(), self.teacher.buffers(), strict=True))
+        means = [(own, other) for own, other in pairs if own.is_floating_point()]
+        flat = reduce_mean(torch.cat([own.flatten() for own, _ in means]))
+        for (own, _), mean in zip(means, flat.split([x.numel() for x, _ in means]), strict=True):
+            own.copy_(mean.reshape(own.shape))
+        for own, other in pairs:
+            if where is not None:
+                own.copy_(torch.where(where, own, other))
+            other.copy_(own)

@@ -34,13 +34,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def build_vit(
-    arch: str, *, patch_size: int = 8, drop_path: float = 0.0, position_grid_side: int | None = None
+    arch: str,
+    *,
+    patch_size: int = 8,
+    depth: int = NUM_BLOCKS,
+    drop_path: float = 0.0,
+    position_grid_side: int | None = None,
 ) -> "VisionTransformer":
-    """A ViT of a named width with 12 blocks and random weights.
+    """A ViT of a named width with random weights.
 
     Args:
         arch: `vit_nano`, `vit_tiny`, `vit_small` or `vit_base`.
         patch_size: side of a patch in pixels, 8 or 16.
+        depth: number of blocks.
         drop_path: stochastic depth: probability, 0..1, of dropping a branch of the last block; it
             grows linearly from 0 at the first block.
         position_grid_side: side of the grid of position embeddings, in positions; None for the
@@ -62,6 +68,7 @@ def build_vit(
         embed_dim=sizes["embed_dim"],
         num_heads=sizes["num_heads"],
         patch_size=patch_size,
+        depth=depth,
         drop_path=drop_path,
         position_grid_side=position_grid_side,
     )

@@ -1,9 +1,9 @@
 """Weights of networks, taken strictly: every key, shape and kind of number must fit.
 
 This module reads checkpoints of `ino train` (`read_vit_backbone`), exports of `ino export`
-(`read_exported`) and the weights that a training starts from, which may be releases of INO, DINO or
-iBOT (`read_weights`). What comes out of a file at all is decided in `ino.models.files`; networks of
-other projects are built in `ino.models.peers`.
+(`read_exported`) and ViTs of others, such as releases of INO, DINO or iBOT (`split_network`). What
+comes out of a file at all is decided in `ino.models.files`; networks of other projects are built in
+`ino.models.peers`, and what a training starts from is found in `ino.models.initial`.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ino.errors import CheckpointError
 from ino.models.files import load_plain
 from ino.models.student_teacher import NetworkName
-from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer, build_vit
+from ino.models.vit import ARCHITECTURES, NUM_BLOCKS, PATCH_SIZES, VisionTransformer, build_vit
 from ino.schema import read_json
 
 FORMAT = "ino-training-run"
@@ -121,18 +121,25 @@ def read_vit_backbone(
     try:
         model = content["config"]["model"]
         arch, patch_size, weights = model["arch"], model["patch_size"], content[network]
+        depth = model.get("depth", NUM_BLOCKS)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{source} lacks {error}, which every checkpoint of ino train has; it is damaged"
         ) from error
-    if not (isinstance(arch, str) and type(patch_size) is int and are_tensors(weights)):
+    sizes_are_numbers = type(patch_size) is int and type(depth) is int
+    if not (isinstance(arch, str) and sizes_are_numbers and are_tensors(weights)):
         raise CheckpointError(
             f"{source} does not hold what every checkpoint of ino train has: expected the name of "
             f"an architecture, a patch in pixels and the tensors of the {network}; it is damaged"
         )
     prefix = "backbone."
     backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    vit = build_vit(arch, patch_size=patch_size, position_grid_side=position_grid_side(backbone))
+    vit = build_vit(
+        arch,
+        patch_size=patch_size,
+        depth=depth,
+        position_grid_side=position_grid_side(backbone),
+    )
     load_exactly(vit, backbone, source=source)
     return vit.eval()
 
@@ -376,6 +383,25 @@ class Exported(NamedTuple):
     network: str
 
 
+class ExportedTimm(NamedTuple):
+    """The content of an export whose network is one of timm.
+
+    Attributes:
+        arch: timm:NAME.
+        weights: under timm's names.
+        mean, std: by which its RGB images, 0..1, are normalized.
+        protocol: name of the protocol that suits it.
+        network: "student" or "teacher".
+    """
+
+    arch: str
+    weights: dict[str, Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    protocol: str
+    network: str
+
+
 def is_exported(path: Path) -> bool:
     """Whether a path is the folder of an export, or its file of weights.
 
@@ -399,7 +425,7 @@ def exported_weights(path: Path) -> Path:
     return _folder(path) / WEIGHTS
 
 
-def read_exported(path: Path) -> Exported:
+def read_exported(path: Path) -> Exported | ExportedTimm:
     """The network of an export, given by its folder or its file of weights.
 
     Raises:
@@ -411,9 +437,13 @@ def read_exported(path: Path) -> Exported:
         own, model = config["ino"], config["model_args"]
         found = own["format"], own["format_version"]
         std = [float(value) for value in config["pretrained_cfg"]["std"]]
-        sums, num_heads = dict(own["sha256"]), model["num_heads"]
+        mean = [float(value) for value in config["pretrained_cfg"]["mean"]]
         protocol, of_run = str(own.get("protocol", "ino-davis")), str(own.get("network", ""))
-        sizes = {name: model[name] for name in ("embed_dim", "depth", "patch_size")}
+        sums, arch = dict(own["sha256"]), str(own.get("arch", ""))
+        is_timm = arch.startswith("timm:")
+        num_heads: Any = None if is_timm else model["num_heads"]
+        names = () if is_timm else ("embed_dim", "depth", "patch_size")
+        sizes = {name: model[name] for name in names}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} is damaged: {error}; export it again") from error
     if found != (EXPORT_FORMAT, EXPORT_VERSION):
@@ -424,6 +454,9 @@ def read_exported(path: Path) -> Exported:
     weights = _read_tensors(folder / WEIGHTS, sha256=sums.get(WEIGHTS))
     if POSITIONS in sums:
         weights |= _read_tensors(folder / POSITIONS, sha256=sums[POSITIONS])
+    if is_timm and len(std) == len(mean) == 3:
+        triples = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        return ExportedTimm(arch, weights, *triples, protocol, of_run)
     # Before anything is built of such sizes.
     known = vit_sizes(weights, source=folder / WEIGHTS)
     has_heads = type(num_heads) is int and num_heads > 0 and known["embed_dim"] % num_heads == 0
@@ -496,27 +529,6 @@ class Weights(NamedTuple):
     teacher: NetworkWeights
 
 
-def read_weights(path: Path) -> Weights:
-    """The networks in a file of weights, or in the newest checkpoint of a run's folder.
-
-    Raises:
-        CheckpointError: it is missing, damaged, an export, would run code, or holds no ViT that is
-            known.
-    """
-    if is_exported(path):
-        raise CheckpointError(
-            f"{path} is an export, which is for inference and has no head; start from the run that "
-            "it was made of"
-        )
-    path = find_checkpoint(path)
-    content = load_plain(path)
-    read = {name: split_network(w, path) for name, w in networks_in(content).items()}
-    student = read.get("student") or next(iter(read.values()))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(path, digest, student, read.get("teacher", student))
-
-
 def describe(backbone: dict[str, Tensor], *, source: Path) -> str:
     """The options of `ino train` that build this ViT, or its sizes in words if there are none."""
     known = vit_sizes(backbone, source=source)
@@ -524,9 +536,11 @@ def describe(backbone: dict[str, Tensor], *, source: Path) -> str:
     for name, sizes in ARCHITECTURES.items():
         if sizes["embed_dim"] == dim and patch_size in PATCH_SIZES:
             side = position_grid_side(backbone)
-            vit = build_vit(name, patch_size=patch_size, position_grid_side=side)
+            depth = known["depth"]
+            vit = build_vit(name, patch_size=patch_size, depth=depth, position_grid_side=side)
             if not misfits(vit, {"mask_token": vit.mask_token.data} | backbone):
-                return f"--model.arch {name} --model.patch_size {patch_size}"
+                more = "" if depth == NUM_BLOCKS else f" --model.depth {depth}"
+                return f"--model.arch {name} --model.patch_size {patch_size}{more}"
     return (
         f"a ViT of width {dim} with {known['depth']} blocks and patches of {patch_size} pixels, "
         f"which `ino train` does not build"

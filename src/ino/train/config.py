@@ -49,10 +49,16 @@ class _Section(Model):
 class ModelConfig(_Section):
     """The networks."""
 
-    arch: Literal["vit_nano", "vit_tiny", "vit_small", "vit_base"] = "vit_small"
-    """Vision Transformer of the backbone."""
+    arch: (
+        Literal["vit_nano", "vit_tiny", "vit_small", "vit_base"]
+        | Annotated[str, Field(pattern=r"^timm:.")]
+    ) = "vit_small"
+    """Backbone: ino's own Vision Transformer of a width, or timm:NAME, a network of timm, which may
+    be convolutional (timm:resnet50/8 with stride 8)."""
     patch_size: Literal[8, 16] = 8
-    """Side of a patch in pixels."""
+    """Side of a patch in pixels of ino's own networks; those of timm have their own."""
+    depth: OneOrMore = 12
+    """Number of blocks of ino's own networks; those of timm have their own."""
     drop_path: Probability = 0.1
     """Probability of dropping the branches of the student's last block; less in earlier ones."""
     out_dim: OneOrMore = 4096
@@ -163,6 +169,10 @@ class LossConfig(_Section):
     """Weight of masked prediction (Eq. 3)."""
     affinity: NotNegative = 1.0
     """Weight of affinity consistency (Eq. 5)."""
+    extra: str = ""
+    """A term of your own, module:function (docs/training.md); empty for none."""
+    extra_weight: NotNegative = 1.0
+    """Its weight."""
     teacher_temperature: AboveZero = 0.04
     """Temperature of the teacher's softmax."""
     student_temperature: AboveZero = 0.1
@@ -184,7 +194,7 @@ class LossConfig(_Section):
 
     @model_validator(mode="after")
     def _check_weights(self) -> "LossConfig":
-        if not any((self.g2g, self.l2g, self.masked, self.affinity)):
+        if not (any((self.g2g, self.l2g, self.masked, self.affinity)) or self.extra):
             raise ValueError("the weights are all 0; at least one term must be above 0")
         return self
 
@@ -212,6 +222,12 @@ class OptimConfig(_Section):
     """Epoch at which the schedules start. Set by variant."""
     freeze_last_layer_epochs: ZeroOrMore | None = None
     """Epochs before the head's last layer learns. Set by variant."""
+    heads_first_epochs: NotNegative | Literal["auto"] = "auto"
+    """Epochs in which the heads learn alone; then the backbone's learning rate rises for as long.
+    auto is warmup_epochs if `init` gives a backbone without a head that fits, else 0."""
+    layer_decay: Share | Literal["auto"] = "auto"
+    """Factor of the learning rate from each block to the one before it. auto is 0.75 if `init`
+    gives a backbone without a head that fits, else 1."""
 
 
 class RunConfig(_Section):
@@ -280,8 +296,8 @@ class TrainConfig(_Section):
     variant: Variant = "paper"
     """`paper` follows the paper's text, `released` computes what the released code computes."""
     init: str = ""
-    """Weights to start from instead of random ones: a run's folder, its checkpoint, or a released
-    checkpoint of INO, iBOT or DINO."""
+    """Weights to start from instead of random ones: a run's folder, a checkpoint, an export, a
+    release of another project, or a name that `ino weights` lists."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     """The networks."""
     data: DataConfig = Field(default_factory=DataConfig)
@@ -302,7 +318,7 @@ class TrainConfig(_Section):
         patch = self.model.patch_size
         sizes = {"global_size": self.views.global_size, "local_size": self.views.local_size}
         for name, size in sizes.items():
-            if size % patch:
+            if size % patch and not self.model.arch.startswith("timm:"):
                 raise ValueError(
                     f"views.{name} must be a multiple of the patch size {patch}, but is {size}"
                 )
@@ -395,6 +411,13 @@ def from_dict(values: Any) -> TrainConfig:
     if missing:
         raise ConfigError(f"{min(missing)} is missing")
     return checked(TrainConfig, nest(flatten(values)))
+
+
+def untrained_name(model: ModelConfig) -> str:
+    """The name by which `load_backbone` builds this backbone with random weights."""
+    if model.arch.startswith("timm:"):
+        return f"random:{model.arch.removeprefix('timm:')}"
+    return f"random:{model.arch}/{model.patch_size}"
 
 
 class ConfigField(NamedTuple):

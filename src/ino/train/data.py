@@ -49,11 +49,13 @@ from ino.data.video_index import (
 from ino.data.views import CropGeometry, make_crops
 from ino.errors import ConfigError, InoError, OutputError, TrainingError
 from ino.kernels.crops import PLAIN, Photometric
+from ino.models.backbone import TIMM
+from ino.models.masked_timm import timm_stride
 from ino.models.student_teacher import Views
 from ino.schema import read_json
 from ino.system import available_cores, write_text
 from ino.tables import shown
-from ino.train.config import DataConfig, TrainConfig, ViewsConfig
+from ino.train.config import DataConfig, ModelConfig, TrainConfig, ViewsConfig
 from ino.train.distributed import broadcast_from_first
 
 VIDEOS_NAME = "videos.json"
@@ -80,6 +82,11 @@ class Source(NamedTuple):
     """One line for the screen."""
     remark: str = ""
     """Warning about the aspect ratio of the frames; empty for none."""
+
+
+def patch_size_of(model: ModelConfig) -> int:
+    """Pixels per token of the backbone of a run."""
+    return timm_stride(model.arch) if model.arch.startswith(TIMM) else model.patch_size
 
 
 def has_shards(data: DataConfig) -> bool:
@@ -417,7 +424,7 @@ def _sample_masked(
     """The masked positions of each clip, ascending."""
     masking = config.masking
     shared_rng = np.random.default_rng([config.run.seed, step, 0])
-    side = config.views.global_size // config.model.patch_size
+    side = config.views.global_size // patch_size_of(config.model)
     has_in_generative = config.loss.masked > 0 or config.loss.affinity > 0
     num_masked = sample_num_masked(
         shared_rng,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ino.errors import TrainingError
 from ino.losses import Targets, Terms
-from ino.models.student_teacher import Views, split_views
+from ino.models.student_teacher import Logits, Views, split_views
 from ino.train.config import TrainConfig, resolve
 from ino.train.data import batches, sample_views, seed_drop_path
 from ino.train.log import RunLog
@@ -117,7 +117,10 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
     for step, clips in enumerate(log.waiting(loaded), start=run.first_step):
         # Schedules
         lr, weight_decay, momentum = run.schedules.at(step)
-        set_rates(optimizer, lr=lr, weight_decay=weight_decay)
+        heads_alone = step < run.heads_first_steps
+        rising = (step + 1 - run.heads_first_steps) / max(1, run.heads_first_steps)
+        trained = min(1.0, max(0.0, rising))
+        set_rates(optimizer, lr=lr, weight_decay=weight_decay, trained=trained)
 
         # Global and local crops (3.2), masked positions (3.3)
         seed_drop_path(config.run.seed, step=step, rank=fabric.global_rank)
@@ -129,21 +132,27 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
         targets = objective.targets(teacher.global_class, teacher.patch)
 
         # The student's terms (Eq. 1 to 6) and their gradients
-        terms = _backward(run, views, targets)
+        terms, extra = _backward(run, views, targets, teacher)
         if scaler is not None:
             scaler.unscale_(optimizer)
         if step < frozen_steps:
             model.student.head.last_layer.zero_grad()
+        if heads_alone:
+            model.student.backbone.zero_grad()
         grad_norm = clip_gradients(student_parameters, max_norm=config.optim.clip_grad)
 
         # Student, teacher (its moving average) and centers move, if the step is good
         is_good, numbers = _judge(
-            terms, grad_norm, stop=stop.received is not None, reduce_mean=objective.reduce_mean
+            terms,
+            extra,
+            grad_norm,
+            stop=stop.received is not None,
+            reduce_mean=objective.reduce_mean,
         )
         skipped = torch.where(is_good, 0.0, skipped + 1.0)
         take_step(optimizer, where=is_good, scaler=scaler)
         optimizer.zero_grad()
-        model.update_teacher(momentum, where=is_good)
+        model.update_teacher(momentum, where=is_good, reduce_mean=objective.reduce_mean)
         objective.update_centers(targets, where=is_good)
 
         # Log, and evaluate now and then
@@ -169,8 +178,10 @@ def _train(run: Run, *, log: RunLog, stop: StopRequest, monitor: Monitor) -> Non
             raise stopped_error(run, stop)
 
 
-def _backward(run: Run, views: Views, targets: Targets) -> Terms:
-    """The terms of a step, whose gradients are then in the student.
+def _backward(
+    run: Run, views: Views, targets: Targets, teacher: Logits
+) -> tuple[Terms, dict[str, Tensor]]:
+    """The terms of a step and the user's term by name, whose gradients are then in the student.
 
     Each group of clips gives one part with its local crops and one with its global crops, taken one
     after the other, so that the activations of one part are kept at a time; processes exchange
@@ -178,19 +189,25 @@ def _backward(run: Run, views: Views, targets: Targets) -> Terms:
     """
     num_groups = run.config.run.accumulate
     parts = list(split_views(views, num_groups=num_groups))
-    found = []
+    found, extra = [], dict[str, Tensor]()
     for index, (clips, part) in enumerate(parts):
         is_last = index + 1 == len(parts)
         with run.fabric.no_backward_sync(run.network, enabled=not is_last):
             student = run.network(part, role="student")
             terms = run.objective(targets.of(clips), *student)
+            if run.extra is not None:
+                term = run.extra(student, teacher.of(clips))
+                terms = terms._replace(loss=terms.loss + run.extra.weight * term)
+                share = term.detach().float() / num_groups
+                extra[run.extra.name] = extra.get(run.extra.name, 0.0) + share
             run.fabric.backward(terms.loss / num_groups)
         found.append(terms.stacked())
-    return Terms(*(torch.stack(found).sum(dim=0) / num_groups).unbind())
+    return Terms(*(torch.stack(found).sum(dim=0) / num_groups).unbind()), extra
 
 
 def _judge(
     terms: Terms,
+    extra: Mapping[str, Tensor],
     grad_norm: Float[Tensor, ""],
     *,
     stop: bool,
@@ -201,9 +218,10 @@ def _judge(
     The numbers are means over the processes, so `stop` is above 0 if any of them is to stop.
     """
     flag = terms.loss.new_full((1,), float(stop), dtype=torch.float32)
-    reduced = reduce_mean(torch.cat([terms.stacked(), flag]))
+    own = [term.reshape(1) for term in extra.values()]
+    reduced = reduce_mean(torch.cat([terms.stacked(), *own, flag]))
     is_good = torch.isfinite(reduced).all() & torch.isfinite(grad_norm)
-    numbers = dict(zip((*Terms._fields, "stop"), reduced.unbind(), strict=True))
+    numbers = dict(zip((*Terms._fields, *extra, "stop"), reduced.unbind(), strict=True))
     return is_good, numbers | {"grad_norm": grad_norm}
 
 
@@ -251,7 +269,9 @@ def _way_back(
 
 def diagnosis(numbers: Mapping[str, float], *, step: int) -> str:
     """A message that names the first metric that is not finite, and the state of the step."""
-    broken = [name for name in (*Terms._fields, "grad_norm") if not math.isfinite(numbers[name])]
+    own = [name for name in numbers if name.startswith("extra_")]
+    names = (*own, *Terms._fields, "grad_norm")
+    broken = [name for name in names if not math.isfinite(numbers[name])]
     culprit = next((name for name in broken if name != "loss"), "loss")
     what = "the norm of the gradients" if culprit == "grad_norm" else f"the term {culprit}"
     return (

@@ -25,9 +25,11 @@ from torch.distributed.tensor import DTensor
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
 from ino.errors import InoError
 from ino.losses import Targets
+from ino.models.masked_timm import MaskedTimm
 from ino.models.student_teacher import Views
 from ino.models.vit import VisionTransformer
 from ino.system import atomic_path
+from ino.train.data import patch_size_of
 from ino.train.distributed import gather
 from ino.train.log import RunLog
 from ino.train.run import Run, save_best
@@ -95,7 +97,7 @@ def divergences(numbers: Mapping[str, float]) -> dict[str, float]:
 
 @torch.no_grad()
 def feature_statistics(
-    backbone: VisionTransformer, crops: Float[Tensor, "time batch 3 height width"]
+    backbone: VisionTransformer | MaskedTimm, crops: Float[Tensor, "time batch 3 height width"]
 ) -> dict[str, Float[Tensor, ""]]:
     """Deviation and effective rank of a backbone's tokens.
 
@@ -277,7 +279,7 @@ class Monitor:
         self._scorers = [(scorer, every) for scorer, every in scorers if scorer is not None]
         config = run.config
         num_views = config.data.batch_size * config.data.clip_length
-        num_patches = (config.views.global_size // config.model.patch_size) ** 2
+        num_patches = (config.views.global_size // patch_size_of(config.model)) ** 2
         self._collapse = CollapseMonitor(
             num_classes=config.model.out_dim,
             num_views=num_views,
@@ -346,7 +348,7 @@ class Monitor:
         return found
 
     def _write_picture(self, step: int, views: Views) -> None:
-        sheet = contact_sheet(views, patch_size=self._run.config.model.patch_size)
+        sheet = contact_sheet(views, patch_size=patch_size_of(self._run.config.model))
         path = self._run.out / "pictures" / f"step_{step:08d}.png"
         with _going_on_without("pictures"):
             with contextlib.suppress(OSError):  # what is wrong shows when the file is written

@@ -4,10 +4,11 @@ Parameters may be sharded over processes (`train.distributed`). Whether a step i
 on the device, so that nothing waits for it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -76,17 +77,51 @@ class Schedules:
         return float(lr), float(weight_decay), float(momentum)
 
 
-def build_optimizer(student: Network) -> torch.optim.AdamW:
+def build_optimizer(
+    student: Network, *, factors: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW that decays everything but biases and one-dimensional parameters.
 
     Class, mask and position tokens are decayed. Learning rate and weight decay are set in every
     step by `set_rates`.
+
+    Args:
+        student: frozen parameters are left out.
+        factors: of the learning rate, for the parameters of a backbone that was trained before, by
+            name; all others are new. None: all are new.
     """
-    decayed, free = [], []
+    groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
-        (free if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
-    groups = [{"params": decayed, "decayed": True}, {"params": free, "decayed": False}]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+        if parameter.requires_grad:
+            decayed = not (name.endswith(".bias") or parameter.ndim == 1)
+            groups.setdefault(((factors or {}).get(name), decayed), []).append(parameter)
+    listed = []
+    for (factor, decayed), parameters in sorted(groups.items(), key=lambda one: not one[0][1]):
+        listed.append({"params": parameters, "decayed": decayed})
+        if factor is not None:
+            listed[-1]["factor"] = factor
+    return torch.optim.AdamW(listed, lr=0.0, weight_decay=0.0, fused=True)
+
+
+def layer_factors(backbone: nn.Module, *, decay: float) -> dict[str, float]:
+    """Factors of the learning rate of a backbone's parameters, by name in the student.
+
+    1 for the last block, and `decay` times as much for each block before. Mask tokens, which other
+    trainings lack, have none.
+
+    Args:
+        backbone: ino's ViT or a `MaskedTimm`.
+        decay: 0..1.
+    """
+    network: Any = getattr(backbone, "network", backbone)
+    prefix = "backbone." if network is backbone else "backbone.network."
+    layers = timm.models.group_parameters(
+        network, network.group_matcher(coarse=False), reverse=True
+    )
+    layers.pop("mask_token", None)
+    numbers = sorted(set(layers.values()))
+    depths = {number: len(numbers) - 1 - place for place, number in enumerate(numbers)}
+    return {f"{prefix}{name}": decay ** depths[number] for name, number in layers.items()}
 
 
 def take_step(optimizer: torch.optim.Optimizer, *, where: Tensor, scaler: Any | None) -> None:
@@ -106,10 +141,15 @@ def take_step(optimizer: torch.optim.Optimizer, *, where: Tensor, scaler: Any | 
         scaler.update()
 
 
-def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
-    """Sets the learning rate of all groups and the weight decay of the decayed one."""
+def set_rates(
+    optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, trained: float = 1.0
+) -> None:
+    """Sets the learning rate of all groups and the weight decay of the decayed ones.
+
+    `trained` is another factor, for parameters that were trained before.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["factor"] * trained if "factor" in group else lr
         group["weight_decay"] = weight_decay if group["decayed"] else 0.0
 
 

@@ -26,21 +26,19 @@ from torch import Tensor, nn
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
 from ino.losses import Objective
-from ino.models.student_teacher import Network, StudentTeacher
+from ino.models.backbone import TIMM
+from ino.models.initial import fill, find_initial, weights_for_timm, weights_for_vit
+from ino.models.masked_timm import MaskedTimm
+from ino.models.student_teacher import StudentTeacher
 from ino.models.vit import ProjectionHead, build_vit
 from ino.models.weights import (
     FORMAT,
     VERSION,
-    NetworkWeights,
     are_tensors,
     check_exact,
-    describe,
     list_checkpoints,
-    load_exactly,
-    misfits,
     position_grid_side,
     read_checkpoint,
-    read_weights,
 )
 from ino.schema import read_yaml
 from ino.system import (
@@ -74,8 +72,9 @@ from ino.train.distributed import (
     load_module,
     load_optimizer,
 )
+from ino.train.extra import ExtraTerm, find_extra
 from ino.train.log import check_wandb
-from ino.train.optim import FRAMES_OF_BASE_LR, Schedules, build_optimizer
+from ino.train.optim import FRAMES_OF_BASE_LR, Schedules, build_optimizer, layer_factors
 
 SAVED_STATUS = 75
 """Exit status after SIGTERM or SIGUSR1: sysexits' EX_TEMPFAIL, "try again later". A batch script
@@ -85,6 +84,8 @@ INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 CONFIG_NAME = "config.yaml"
+LAYER_DECAY = 0.75
+"""`optim.layer_decay` of a backbone that was trained before, under heads that were not."""
 LAUNCH_NAME = ".launch"  # hidden: a folder that holds nothing else is empty
 BEST_NAME = "best.pt"
 DAMAGED_SUFFIX = ".damaged"
@@ -98,6 +99,8 @@ class Origin(NamedTuple):
     path: str = ""
     sha256: str = ""
     notes: tuple[str, ...] = ()
+    fresh_head: bool = False
+    """Whether the backbone was trained before and the head was not."""
 
 
 @dataclass
@@ -112,6 +115,8 @@ class Run:
     """The model as Fabric runs it, with its precision and over all processes."""
     model: StudentTeacher
     objective: Objective
+    extra: ExtraTerm | None
+    """A term of the user's; else None."""
     optimizer: torch.optim.Optimizer
     scaler: Any | None
     """Scales the loss of fp16; else None."""
@@ -119,6 +124,8 @@ class Run:
     schedules: Schedules
     num_steps: int
     steps_per_epoch: int
+    heads_first_steps: int = 0
+    """Steps in which the heads learn alone, and then those in which the backbone's rate rises."""
     first_step: int = 0
 
 
@@ -212,18 +219,31 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     torch.manual_seed(config.run.seed)
     model, origin = build_networks(config, saved=saved)
     clips = build_data(config, fabric, out=out)
+    backbone = model.student.backbone
+    if isinstance(backbone, MaskedTimm):
+        backbone.check_side(config.views.global_size, field="views.global_size")
+        if config.views.num_local:
+            backbone.check_side(config.views.local_size, field="views.local_size")
     model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
     if config.run.compile:
         compile_blocks(model, fabric.device)
     network = fabric.setup_module(model)
+    extra = find_extra(config.loss.extra, weight=config.loss.extra_weight)
     objective = Objective(
-        **dict(config.loss),
+        **config.loss.model_dump(exclude={"extra", "extra_weight"}),
         num_classes=config.model.out_dim,
         num_local=config.views.num_local,
         reduce_mean=lambda mean: cast(Tensor, fabric.all_reduce(mean, reduce_op="mean")),
     )
     steps_per_epoch = clips.order.num_batches
     num_steps = config.optim.epochs * steps_per_epoch
+    heads_first, layer_decay = config.optim.heads_first_epochs, config.optim.layer_decay
+    if heads_first == "auto":
+        heads_first = config.optim.warmup_epochs if origin.fresh_head else 0
+    if layer_decay == "auto":
+        layer_decay = LAYER_DECAY if origin.fresh_head else 1.0
+    is_even = not heads_first and layer_decay == 1
+    factors = None if is_even else layer_factors(model.student.backbone, decay=layer_decay)
     run = Run(
         config=config,
         out=out,
@@ -232,8 +252,9 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         network=network,
         model=model,
         objective=objective.to(fabric.device),
+        extra=extra,
         # Fabric does not wrap the optimizer: a step is taken or not as the device decides.
-        optimizer=build_optimizer(model.student),
+        optimizer=build_optimizer(model.student, factors=factors),
         scaler=getattr(fabric.strategy.precision, "scaler", None),
         origin=origin,
         schedules=Schedules(
@@ -243,6 +264,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         ),
         num_steps=min(num_steps, config.run.max_steps or num_steps),
         steps_per_epoch=steps_per_epoch,
+        heads_first_steps=int(heads_first * steps_per_epoch),
     )
     # After the networks: what cannot be built leaves no folder behind.
     broadcast_from_first(fabric, prepare)
@@ -263,9 +285,14 @@ def _plan_of(run: Run) -> list[str]:
     num_clips = global_batch_size(config)
     frames = num_clips * config.data.clip_length
     scaled = config.optim.lr * frames / FRAMES_OF_BASE_LR
+    backbone = config.model.arch
+    patch_size = run.model.student.backbone.patch_size
+    if isinstance(run.model.student.backbone, MaskedTimm):
+        backbone += f", {patch_size} pixels per token,"
+    else:
+        backbone += f"/{patch_size}"
     return [
-        f"student of {num_parameters / 1e6:.1f} million parameters "
-        f"({config.model.arch}/{config.model.patch_size} and its head)",
+        f"student of {num_parameters / 1e6:.1f} million parameters ({backbone} and its head)",
         f"{run.num_steps} steps, {run.steps_per_epoch} an epoch, of {num_clips} clips of "
         f"{config.data.clip_length} frames; learning rate {scaled:.2e} for {frames} frames a step",
         f"into {run.out}, on {run.fabric.device}, precision {precision}",
@@ -374,27 +401,40 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
         student = content.get("student")
         if not are_tensors(student):
             raise CheckpointError(f"{saved} cannot be continued from: it has no student")
-        side = position_grid_side(
-            {name.removeprefix("backbone."): value for name, value in student.items()}
-        )
+        own = {name.removeprefix("backbone."): value for name, value in student.items()}
+        side = None if _is_of_timm(config.model) else position_grid_side(own)
         return build_model(config.model, side=side), Origin(**content.get("init", {}))
     if not config.init:
         return build_model(config.model), Origin()
-    weights = read_weights(Path(config.init))
-    model = build_model(config.model, side=position_grid_side(weights.student.backbone))
-    notes = _fill(model.student, weights.student, weights.path)
-    _fill(model.teacher, weights.teacher, weights.path)
-    return model, Origin(str(weights.path), weights.sha256, tuple(notes))
+    found = find_initial(config.init)
+    if _is_of_timm(config.model):
+        model = build_model(config.model)
+        weights = weights_for_timm(found, cast(MaskedTimm, model.student.backbone))
+    else:
+        weights = weights_for_vit(found)
+        model = build_model(config.model, side=position_grid_side(weights.student.backbone))
+    notes, has_head = fill(model.student, weights.student, found=found)
+    fill(model.teacher, weights.teacher, found=found)
+    origin = Origin(str(found.path), found.sha256, tuple(notes), fresh_head=not has_head)
+    return model, origin
+
+
+def _is_of_timm(config: ModelConfig) -> bool:
+    return config.arch.startswith(TIMM)
 
 
 def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeacher:
     """Student and teacher with equal random weights; `side` is that of the grid of positions."""
-    backbone = build_vit(
-        config.arch,
-        patch_size=config.patch_size,
-        drop_path=config.drop_path,
-        position_grid_side=side,
-    )
+    if _is_of_timm(config):
+        backbone = MaskedTimm(config.arch, drop_path=config.drop_path)
+    else:
+        backbone = build_vit(
+            config.arch,
+            patch_size=config.patch_size,
+            depth=config.depth,
+            drop_path=config.drop_path,
+            position_grid_side=side,
+        )
     head = ProjectionHead(
         backbone.embed_dim,
         out_dim=config.out_dim,
@@ -421,26 +461,6 @@ def compile_blocks(model: StudentTeacher, device: torch.device) -> None:
     for network in (model.student, model.teacher):
         for block in list(network.backbone.blocks)[:-1]:
             block.compile()
-
-
-def _fill(network: Network, weights: NetworkWeights, source: Path) -> list[str]:
-    """Loads what there is and says what stays random."""
-    notes = []
-    backbone = dict(weights.backbone)
-    if "mask_token" not in backbone:
-        backbone["mask_token"] = network.backbone.mask_token.data
-        notes.append(f"{source} has no mask token: it starts random")
-    try:
-        load_exactly(network.backbone, backbone, source=source)
-    except CheckpointError as error:
-        found = describe(weights.backbone, source=source)
-        raise CheckpointError(f"{error}; its weights are {found}") from error
-    fault = weights.head_fault if weights.head else "there is none"
-    if fault := fault or next(iter(misfits(network.head, weights.head)), ""):
-        notes.append(f"the head of {source} is not used, {fault}: it starts random")
-    else:
-        load_exactly(network.head, weights.head, source=source)
-    return notes
 
 
 def newest_checkpoint(out: Path) -> Path | None:

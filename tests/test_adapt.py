@@ -16,8 +16,10 @@ from ino.demo.synthetic import generate_clip
 from ino.errors import ConfigError, OutputError, VideoError
 from ino.models.load import load_backbone
 from ino.propagate.judge import Difference
+from ino.propagate.protocols import get_protocol
 
 WEIGHTS = "random:vit_nano/8"
+QUICK = {"protocol": get_protocol("ino-near", short_side=64), "device": "cpu"}
 
 
 def write_video(path, frames):
@@ -62,7 +64,7 @@ def test_features_of_the_fitted_norm():
 def test_what_is_better_is_kept_and_every_command_takes_it(footage, certain, tmp_path, capsys):
     video, mask = footage
     certain(+1)
-    found = adapt([video], weights=WEIGHTS, out=tmp_path / "new", masks=[mask], device="cpu")
+    found = adapt([video], weights=WEIGHTS, out=tmp_path / "new", masks=[mask], **QUICK)
     assert [row.name for row in found.rows] == [BEFORE, *FITS]
     assert found.kept == next(iter(FITS))
     assert found.helped
@@ -76,7 +78,20 @@ def test_what_is_better_is_kept_and_every_command_takes_it(footage, certain, tmp
     assert shift.abs().max() > 0.1
     assert after.protocol == before.protocol
     assert (
-        run("segment", video, "--mask", mask, "--weights", found.weights, "--out", tmp_path / "s")
+        run(
+            "segment",
+            video,
+            "--mask",
+            mask,
+            "--weights",
+            found.weights,
+            "--protocol",
+            "ino-near",
+            "--set",
+            "short_side=64",
+            "--out",
+            tmp_path / "s",
+        )
         == 0
     )
 
@@ -84,7 +99,7 @@ def test_what_is_better_is_kept_and_every_command_takes_it(footage, certain, tmp
 def test_weights_stay_where_nothing_is_better(footage, certain, tmp_path):
     video, mask = footage
     certain(-1)
-    found = adapt([video], weights=WEIGHTS, out=tmp_path / "new", masks=[mask], device="cpu")
+    found = adapt([video], weights=WEIGHTS, out=tmp_path / "new", masks=[mask], **QUICK)
     assert found.kept == BEFORE
     before, after = load_backbone(WEIGHTS).vit, load_backbone(found.weights).vit
     for name, value in before.state_dict().items():
@@ -94,7 +109,7 @@ def test_weights_stay_where_nothing_is_better(footage, certain, tmp_path):
 
 def test_a_result_is_reused_and_another_one_is_not_overwritten(footage, tmp_path, monkeypatch):
     video, mask = footage
-    options = {"weights": WEIGHTS, "out": tmp_path / "new", "device": "cpu"}
+    options = {"weights": WEIGHTS, "out": tmp_path / "new", **QUICK}
     first = adapt([video], masks=[mask], **options)
     with monkeypatch.context() as patched:
         patched.setattr(module, "judge_clip", None)
@@ -110,7 +125,7 @@ def test_footage_that_nothing_can_be_learned_from(footage, tmp_path, capsys):
     video, _ = footage
     still = np.zeros((64, 96, 3), np.uint8)
     cv2.circle(still, (45, 30), 15, (200, 30, 90), -1)
-    options = {"weights": WEIGHTS, "out": tmp_path / "new", "device": "cpu"}
+    options = {"weights": WEIGHTS, "out": tmp_path / "new", **QUICK}
     short = write_video(tmp_path / "short.mp4", [still] * 4)
     with pytest.raises(VideoError, match=r"0\.5 seconds are too short.*the weights stay"):
         adapt([short], **options)
@@ -127,7 +142,19 @@ def test_footage_that_nothing_can_be_learned_from(footage, tmp_path, capsys):
 
 def test_segment_adapts_first(footage, tmp_path, capsys):
     video, mask = footage
-    arguments = ("segment", video, "--mask", mask, "--adapt", "--weights", WEIGHTS)
+    arguments = (
+        "segment",
+        video,
+        "--mask",
+        mask,
+        "--adapt",
+        "--weights",
+        WEIGHTS,
+        "--protocol",
+        "ino-near",
+        "--set",
+        "short_side=64",
+    )
     assert run(*arguments, "--out", tmp_path / "out") == 0
     assert "predicted J&F" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / ".adapted" / "adapt.json").read_text())

@@ -651,7 +651,7 @@ def segment(
         if adapt:
             several = found[:: math.ceil(len(found) / MOST_ADAPTED)]
             masks = {one.video: one.masks[0] for one in several if one.masks}
-            tracking = _adapted(tracking, masks, out / ADAPTED)
+            tracking, _ = _adapted(tracking, masks, out / ADAPTED)
         make_tracker = partial(tracking.load, Tracker)
         if jobs == 1:
             loaded = make_tracker()
@@ -667,7 +667,7 @@ def segment(
         _LOG.warning("--jobs is of no use for one video")
     out = out or Path("segments") / video_name(video)
     if adapt:
-        tracking = _adapted(tracking, {video: mask[0]}, out / ADAPTED)
+        tracking, _ = _adapted(tracking, {video: mask[0]}, out / ADAPTED)
     tracker, settings = tracking.load(Tracker)
     tracking.print_choices(tracker)
     was_finished = is_finished(out) and not overwrite
@@ -688,16 +688,22 @@ def segment(
     return 0
 
 
-def _adapted(tracking: SegmentTracking, masks: Mapping[Path, str], out: Path) -> SegmentTracking:
-    """With weights that suit these videos and masks, or as it was where nothing can be learned."""
+def _adapted(
+    tracking: SegmentTracking, masks: Mapping[Path, str], out: Path
+) -> tuple[SegmentTracking, str]:
+    """With weights that suit these videos and masks, or as it was where nothing can be learned; and
+    which of the two, in words."""
     tracking.check_choice()
     try:
         found = tracking.adapt(list(masks), masks=list(masks.values()), out=out, overwrite=True)
     except (VideoError, MaskError) as error:
-        _LOG.warning("the weights are not adapted: %s", error)
-        return tracking
+        note = f"the weights are not adapted: {error}"
+        _LOG.warning(note)
+        return tracking, note
     _print_adaptation(found)
-    return replace(tracking, weights=str(out), network=None) if found.helped else tracking
+    if not found.helped:
+        return tracking, found.in_words()
+    return replace(tracking, weights=str(out), network=None), found.in_words()
 
 
 def _four_numbers(region: str) -> tuple[int, int, int, int]:
@@ -923,12 +929,22 @@ def web(
         chosen = tracking if tracking.protocol else replace(tracking, quality=quality)
         return chosen.load(Tracker)
 
+    def make_adapted(
+        quality: str, video: Path, mask: str, out: Path
+    ) -> tuple[Any, dict[str, Any], str]:
+        from ino.propagate.tracker import Tracker
+
+        chosen = tracking if tracking.protocol else replace(tracking, quality=quality)
+        chosen, note = _adapted(chosen, {video: mask}, out)
+        return (*chosen.load(Tracker), note)
+
     if not 0 < max_upload < 1e6:
         raise ConfigError(f"--max-upload is in GB and more than 0, but it is {max_upload}")
     serve(
         out,
         folders=folder or [Path()],
         make_tracker=make_tracker,
+        make_adapted=make_adapted,
         quality=None if tracking.protocol else tracking.quality or "fast",
         video=video,
         host=host,

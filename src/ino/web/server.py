@@ -40,7 +40,7 @@ from ino.errors import ConfigError, InoError, MaskError, VideoError
 from ino.schema import Model, checked, parse_json
 from ino.system import atomic_path, folder_lock, new_folder
 from ino.web.exports import EXPORTS, Exporter
-from ino.web.runs import MakeTracker, Runner
+from ino.web.runs import MakeAdapted, MakeTracker, Runner
 from ino.web.workspace import (
     COLORS,
     DOUBTFUL,
@@ -105,6 +105,7 @@ class _Prompt(Model):
 
 class _Started(Model):
     quality: str = Field("", max_length=20)
+    adapt: bool = False
 
 
 class Site:
@@ -113,7 +114,7 @@ class Site:
     Args:
         root: folder of all workspaces, created if missing; one server at a time.
         folders: below which videos may be opened.
-        make_tracker: see `ino.web.runs`.
+        make_tracker, make_adapted: see `ino.web.runs`.
         quality: that the page proposes; None if there is no choice.
         host: the address that is listened on; another one than localhost asks for the token.
         max_upload: bytes.
@@ -128,6 +129,7 @@ class Site:
         *,
         folders: Sequence[Path],
         make_tracker: MakeTracker,
+        make_adapted: MakeAdapted | None = None,
         quality: str | None = "fast",
         host: str = "localhost",
         max_upload: int = 4 << 30,
@@ -141,7 +143,7 @@ class Site:
         self.quality = quality
         self.max_upload = max_upload
         self.allowed = Allowed(folders)
-        self.runner = Runner(make_tracker)
+        self.runner = Runner(make_tracker, make_adapted=make_adapted)
         self.exporter = Exporter(self.root)
         self.frames = Frames()
         self.prompts = CapacityLimiter(2)
@@ -308,6 +310,7 @@ async def _home(site: Site, request: Request, session: Path) -> Any:
             "suffixes": sorted(_UPLOAD_SUFFIXES),
             "quality": site.quality,
             "qualities": QUALITIES if site.quality else {},
+            "can_adapt": site.runner.can_adapt,
             "colors": COLORS,
             "exports": {
                 kind: {"title": one.title, "hint": one.hint} for kind, one in EXPORTS.items()
@@ -559,6 +562,7 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
         return {
             "status": run.status,
             "reason": run.reason,
+            "note": run.note,
             "num_done": run.num_done,
             "num_steps": run.num_steps,
             "seconds_left": run.seconds_left(),
@@ -571,14 +575,16 @@ async def _progress(site: Site, request: Request, session: Path) -> Any:
 
 
 async def _run(site: Site, request: Request, session: Path) -> Any:
-    quality = (await _read(request, _Started)).quality
+    started = await _read(request, _Started)
+    quality = started.quality
     if site.quality is None or not quality:
         quality = site.quality or "default"
     if quality not in QUALITIES:
         raise ConfigError(f"there is no quality {quality!r}; there are {', '.join(QUALITIES)}")
 
     def start() -> dict[str, bool]:
-        site.runner.start(site.workspace(session, request.path_params["workspace"]), quality)
+        workspace = site.workspace(session, request.path_params["workspace"])
+        site.runner.start(workspace, quality, adapts=started.adapt)
         return {"done": True}
 
     return await run_in_threadpool(start)
@@ -686,6 +692,7 @@ def serve(
     *,
     folders: Sequence[Path],
     make_tracker: MakeTracker,
+    make_adapted: MakeAdapted | None = None,
     quality: str | None = "fast",
     video: Path | None = None,
     host: str = "localhost",
@@ -698,7 +705,7 @@ def serve(
     Args:
         root: folder of the workspaces, see `Site`.
         folders: below which videos may be opened.
-        make_tracker: see `ino.web.runs`.
+        make_tracker, make_adapted: see `ino.web.runs`.
         quality: that the page proposes; None if there is no choice.
         video: opened at once, for whoever started the server.
         host: the address to listen on.
@@ -720,6 +727,7 @@ def serve(
             root,
             folders=folders,
             make_tracker=make_tracker,
+            make_adapted=make_adapted,
             quality=quality,
             host=host,
             max_upload=max_upload,

@@ -37,7 +37,7 @@ from ino.progress import progress
 from ino.tables import print_table, shown
 
 if TYPE_CHECKING:
-    from ino.adapt import Adaptation
+    from ino.adaptation import Adaptation
 
 ADAPTED = ".adapted"
 """In the folder of a result, that of the weights that `ino segment --adapt` made."""
@@ -186,8 +186,8 @@ class SegmentTracking(Tracking):
         out: Path,
         overwrite: bool = False,
     ) -> "Adaptation":
-        """See `ino.adapt.adapt`, for the protocol that this chooses."""
-        from ino.adapt import adapt
+        """See `ino.adapt`, for the protocol that this chooses."""
+        from ino.adaptation import adapt
         from ino.models.load import load_backbone
 
         fields = dict(map(_field_and_value, self.set or []))

@@ -1,6 +1,7 @@
 """Weights that are fitted to footage: what changes, what is kept, and what is refused."""
 
 import json
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,18 +9,25 @@ import pytest
 import torch
 
 from command import refused, run
-from ino import adapt as module
-from ino.adapt import BEFORE, FITS, adapt, fit_norm
+from ino import adaptation as module
+from ino.adaptation import BEFORE, FITS, adapt, fit_norm
 from ino.data.label_maps import write_labels
 from ino.data.video import VideoWriter
 from ino.demo.synthetic import generate_clip
 from ino.errors import ConfigError, OutputError, VideoError
+from ino.models.backbone import VitBackbone
 from ino.models.load import load_backbone
 from ino.propagate.judge import Difference
 from ino.propagate.protocols import get_protocol
 
 WEIGHTS = "random:vit_nano/8"
-QUICK = {"protocol": get_protocol("ino-near", short_side=64), "device": "cpu"}
+QUICK: Any = {"protocol": get_protocol("ino-near", short_side=64), "device": "cpu"}
+
+
+def load_vit(weights):
+    backbone = load_backbone(weights)
+    assert isinstance(backbone, VitBackbone)
+    return backbone.vit
 
 
 def write_video(path, frames):
@@ -52,7 +60,7 @@ def certain(monkeypatch):
 
 
 def test_features_of_the_fitted_norm():
-    vit = load_backbone(WEIGHTS).vit
+    vit = load_vit(WEIGHTS)
     images = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     mean, deviation = torch.linspace(-1, 1, 96), torch.linspace(0.5, 2, 96)
     with torch.no_grad():
@@ -101,7 +109,7 @@ def test_weights_stay_where_nothing_is_better(footage, certain, tmp_path):
     certain(-1)
     found = adapt([video], weights=WEIGHTS, out=tmp_path / "new", masks=[mask], **QUICK)
     assert found.kept == BEFORE
-    before, after = load_backbone(WEIGHTS).vit, load_backbone(found.weights).vit
+    before, after = load_vit(WEIGHTS), load_vit(found.weights)
     for name, value in before.state_dict().items():
         if name != "mask_token":
             assert torch.equal(value, after.state_dict()[name]), name
@@ -109,7 +117,7 @@ def test_weights_stay_where_nothing_is_better(footage, certain, tmp_path):
 
 def test_a_result_is_reused_and_another_one_is_not_overwritten(footage, tmp_path, monkeypatch):
     video, mask = footage
-    options = {"weights": WEIGHTS, "out": tmp_path / "new", **QUICK}
+    options: Any = {"weights": WEIGHTS, "out": tmp_path / "new", **QUICK}
     first = adapt([video], masks=[mask], **options)
     with monkeypatch.context() as patched:
         patched.setattr(module, "judge_clip", None)
@@ -125,7 +133,7 @@ def test_footage_that_nothing_can_be_learned_from(footage, tmp_path, capsys):
     video, _ = footage
     still = np.zeros((64, 96, 3), np.uint8)
     cv2.circle(still, (45, 30), 15, (200, 30, 90), -1)
-    options = {"weights": WEIGHTS, "out": tmp_path / "new", **QUICK}
+    options: Any = {"weights": WEIGHTS, "out": tmp_path / "new", **QUICK}
     short = write_video(tmp_path / "short.mp4", [still] * 4)
     with pytest.raises(VideoError, match=r"0\.5 seconds are too short.*the weights stay"):
         adapt([short], **options)

@@ -169,7 +169,7 @@ def adapt(
     where = choose_device(device)
     backbone.to(where)
     kept = KeptFeatures(backbone)
-    mean, deviation = _statistics(kept, videos, protocol=chosen, device=where)
+    mean, deviation = feature_statistics(kept, videos, protocol=chosen, device=where)
     rows: list[Row] = []
     first: list[Any] = []
     for name, (share, power) in {BEFORE: (0.0, 0.0), **FITS}.items():
@@ -205,7 +205,10 @@ def read_adaptation(out: Path, settings: dict[str, Any]) -> Adaptation | None:
     """What `adapt` found before with these settings; None if the folder holds no such result."""
     try:
         found = read_json(out / REPORT)
-        rows = [Row(*one, Difference(*difference)) for *one, difference in found["rows"]]
+        rows = [
+            Row(name, score, low, high, Difference(*difference))
+            for name, score, low, high, difference in found["rows"]
+        ]
         known = found["settings"]
     except (OSError, KeyError, TypeError, ValueError, InoError):
         return None
@@ -275,7 +278,7 @@ def _read_clips(
     return clips
 
 
-def _statistics(
+def feature_statistics(
     backbone: Any, videos: Sequence[Path | str], *, protocol: Protocol, device: torch.device
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
     """Mean of each channel, and its deviation relative to that of all, at the size that is judged.

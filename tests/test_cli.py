@@ -673,7 +673,7 @@ def test_public_names_are_there_and_come_late():
     import ino
 
     names = [name for name in dir(ino) if not name.startswith("_")]
-    assert len(names) == 23
+    assert len(names) == 27
     assert {"InoError", "pretrain", "load_recipe", "list_protocols", "list_weights"} <= {*names}
     assert all(getattr(ino, name).__module__.startswith("ino.") for name in names)
     assert "ino_vitt8" in ino.list_weights() and "ino-near" in ino.list_protocols()

@@ -26,6 +26,7 @@ LAYERS = {
     "pretraining": 6,
     "onnx": 5,
     "export": 6,
+    "adaptation": 7,
     "experiments": 7,
     "demo": 7,
     "web": 7,

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as below, for type checkers and editors
+    from ino.adaptation import adapt as adapt
     from ino.data.label_maps import read_labels as read_labels
     from ino.data.label_maps import write_labels as write_labels
     from ino.data.video import VideoWriter as VideoWriter
@@ -41,6 +42,7 @@ _MODULES = {
     "Tracker": "ino.propagate.tracker",
     "TrainConfig": "ino.train.config",
     "VideoWriter": "ino.data.video",
+    "adapt": "ino.adaptation",
     "check_submission": "ino.tasks.submission",
     "convert_result": "ino.tasks.convert",
     "evaluate_davis": "ino.tasks.davis",

@@ -11,18 +11,19 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError, UnknownCommandError, UnusedCliTokensError
@@ -34,6 +35,15 @@ from ino import __version__
 from ino.errors import ConfigError, InoError, MaskError, StoppedError, VideoError
 from ino.progress import progress
 from ino.tables import print_table, shown
+
+if TYPE_CHECKING:
+    from ino.adaptation import Adaptation
+
+ADAPTED = ".adapted"
+"""In the folder of a result, that of the weights that `ino segment --adapt` made."""
+
+MOST_ADAPTED = 5
+"""Videos that `ino segment --adapt` looks at, of many."""
 
 _LOG = logging.getLogger("ino")
 
@@ -168,6 +178,33 @@ class SegmentTracking(Tracking):
         if self.protocol is not None:
             return super().choose(suits, fields)
         return protocol_for(suits, self.quality or "default", **fields)
+
+    def adapt(
+        self,
+        videos: Sequence[Path],
+        *,
+        masks: Sequence[str] | None,
+        out: Path,
+        overwrite: bool = False,
+    ) -> "Adaptation":
+        """See `ino.adapt`, for the protocol that this chooses."""
+        from ino.adaptation import adapt
+        from ino.models.load import load_backbone
+
+        fields = dict(map(_field_and_value, self.set or []))
+        suits = load_backbone(self.weights, network=self.network).protocol
+        with progress("judging", is_kept=False) as advance:
+            return adapt(
+                videos,
+                weights=self.weights,
+                out=out,
+                masks=masks,
+                protocol=self.choose(suits, fields),
+                network=self.network,
+                device=self.device,
+                overwrite=overwrite,
+                on_progress=lambda total: advance(1, total=total),
+            )
 
     def print_choices(self, tracker: Any) -> None:
         """Also says that there are better weights than the small ones that come with ino."""
@@ -519,6 +556,7 @@ def segment(
     correct: bool = False,
     both_ways: bool = False,
     check_every: int = 0,
+    adapt: bool = False,
     save: Annotated[list[str] | None, Parameter(metavar="FORMAT...")] = None,
     jobs: int = 1,
     out: Annotated[Out | None, Parameter(show_default="segments/VIDEO")] = None,
@@ -554,6 +592,7 @@ def segment(
             propagated forward and backward.
         check_every: Frames between two checks that warn of objects whose masks, propagated back,
             do not recover their reference (0: never).
+        adapt: First fit the weights to the footage, see ino adapt.
         save: Also write these formats, see ino convert --help.
         jobs: Processes that share the videos and the cores.
     """
@@ -582,9 +621,8 @@ def segment(
         overwrite=overwrite,
     )
     if any(map(is_stream, videos)):
-        if len(videos) > 1 or choices != Choices(
-            resize=resize_mask, overlay=overlay, overwrite=overwrite
-        ):
+        plain = Choices(resize=resize_mask, overlay=overlay, overwrite=overwrite)
+        if len(videos) > 1 or choices != plain or adapt:
             raise ConfigError(
                 "a stream is segmented alone, and only with --mask, --resize-mask, --no-overlay, "
                 "--out and the choice of weights: leave out the rest"
@@ -611,6 +649,10 @@ def segment(
     if len(paths) > 1 or is_list or (video.is_dir() and not is_video(video)):
         found = find_jobs(paths, mask)
         out = out or Path("segments")
+        if adapt:
+            several = found[:: math.ceil(len(found) / MOST_ADAPTED)]
+            masks = {one.video: one.masks[0] for one in several if one.masks}
+            tracking, _ = _adapted(tracking, masks, out / ADAPTED)
         make_tracker = partial(tracking.load, Tracker)
         if jobs == 1:
             loaded = make_tracker()
@@ -624,8 +666,10 @@ def segment(
         return int(any(one.status == "failed" for one in outcomes))
     if jobs > 1:
         _LOG.warning("--jobs is of no use for one video")
-    tracker, settings = tracking.load(Tracker)
     out = out or Path("segments") / video_name(video)
+    if adapt:
+        tracking, _ = _adapted(tracking, {video: mask[0]}, out / ADAPTED)
+    tracker, settings = tracking.load(Tracker)
     tracking.print_choices(tracker)
     was_finished = is_finished(out) and not overwrite
     with stop_on_signal():
@@ -643,6 +687,24 @@ def segment(
     if following := suggestions(out):
         _say(f"to improve them, draw one of these frames next: {', '.join(following)}")
     return 0
+
+
+def _adapted(
+    tracking: SegmentTracking, masks: Mapping[Path, str], out: Path
+) -> tuple[SegmentTracking, str]:
+    """With weights that suit these videos and masks, or as it was where nothing can be learned; and
+    which of the two, in words."""
+    tracking.check_choice()
+    try:
+        found = tracking.adapt(list(masks), masks=list(masks.values()), out=out, overwrite=True)
+    except (VideoError, MaskError) as error:
+        note = f"the weights are not adapted: {error}"
+        _LOG.warning(note)
+        return tracking, note
+    _print_adaptation(found)
+    if not found.helped:
+        return tracking, found.in_words()
+    return replace(tracking, weights=str(out), network=None), found.in_words()
 
 
 def _four_numbers(region: str) -> tuple[int, int, int, int]:
@@ -725,6 +787,56 @@ def judge(
         _say(ranking.difference.in_words())
     if save:
         write_text(save, json.dumps(ranking.as_dict(), indent=2) + "\n")
+
+
+def adapt(
+    videos: Annotated[list[Path], Parameter(metavar="VIDEO...")],
+    /,
+    *,
+    mask: Annotated[list[str] | None, Parameter(metavar="[FRAME=]MASK...")] = None,
+    weights: str = "ino_vitt8",
+    network: Network | None = None,
+    protocol: Annotated[
+        str | None, Parameter(show_default="the one that suits the weights")
+    ] = None,
+    quality: Annotated[Quality | None, Parameter(show_default="default")] = None,
+    device: str = "auto",
+    out: Annotated[Path, Parameter(help="Folder of the weights.")] = Path("runs/adapted"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Make weights suit your own footage better, without labels.
+
+    Fits the network's last normalization to the footage in several ways and predicts J&F of each,
+    as ino judge does. The weights stay as they were unless one of these is better by more than
+    noise. In either case --weights takes the folder that is written.
+
+    Args:
+        videos: Video files or folders of images, of a second or more.
+        mask: The mask of each video in their order, as for ino segment. Without masks only large
+            differences are told from noise.
+        weights: One of ino's ViTs, as for ino segment.
+        network: Which network of a file with both (default: the one that its authors evaluate).
+        protocol: The one that the weights will be used with.
+        quality: In place of a protocol, as for ino segment.
+        device: auto, cpu, cuda or mps.
+    """
+    tracking = SegmentTracking(
+        weights=weights, network=network, protocol=protocol, quality=quality, device=device
+    )
+    tracking.check_choice()
+    _print_adaptation(tracking.adapt(videos, masks=mask, out=out, overwrite=overwrite))
+    _say(f"--weights {out} takes them")
+
+
+def _print_adaptation(found: "Adaptation") -> None:
+    """The table of what was tried, and what was kept."""
+    rows = [["network", "predicted J&F", "from", "to", "better by", "from", "to"]]
+    for one in found.rows:
+        numbers = [one.score, one.low, one.high, *one.difference]
+        texts = [f"{100 * value:.1f}" for value in numbers]
+        rows.append([one.name, *texts[:3], *(texts[3:] if one is not found.rows[0] else "---")])
+    print_table(rows, Console(), num_texts=1)
+    _say(found.in_words())
 
 
 def convert(
@@ -818,12 +930,22 @@ def web(
         chosen = tracking if tracking.protocol else replace(tracking, quality=quality)
         return chosen.load(Tracker)
 
+    def make_adapted(
+        quality: str, video: Path, mask: str, out: Path
+    ) -> tuple[Any, dict[str, Any], str]:
+        from ino.propagate.tracker import Tracker
+
+        chosen = tracking if tracking.protocol else replace(tracking, quality=quality)
+        chosen, note = _adapted(chosen, {video: mask}, out)
+        return (*chosen.load(Tracker), note)
+
     if not 0 < max_upload < 1e6:
         raise ConfigError(f"--max-upload is in GB and more than 0, but it is {max_upload}")
     serve(
         out,
         folders=folder or [Path()],
         make_tracker=make_tracker,
+        make_adapted=make_adapted,
         quality=None if tracking.protocol else tracking.quality or "fast",
         video=video,
         host=host,
@@ -1212,6 +1334,7 @@ def build_app(arguments: Sequence[str] = ()) -> App:
         frame,
         segment,
         judge,
+        adapt,
         convert,
         web,
         compare,

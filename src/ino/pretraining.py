@@ -123,7 +123,7 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
 
 
 def _student(config: TrainConfig, weights: Mapping[str, Tensor], *, source: Path) -> Backbone:
-    """The network of a run with these weights; messages name `source`."""
+    """The network of a run with these weights, in evaluation mode; messages name `source`."""
     model = config.model
     if model.arch.startswith(TIMM):
         network = MaskedTimm(model.arch)

@@ -658,3 +658,22 @@ def test_a_killed_server_continues(tmp_path, videos, labels):
     assert run("segment", videos / "long.mp4", *masks, "--out", tmp_path / "out", *FAST) == 0
     for path in sorted((tmp_path / "out/masks").iterdir()):
         np.testing.assert_array_equal(read_labels(path), read_labels(folder / "masks" / path.name))
+
+
+def test_a_run_may_adapt_the_weights_first(tmp_path, videos, labels):
+    asked = []
+
+    def make_adapted(quality, video, mask, out):
+        asked.append((quality, video.name, mask.partition("=")[0], out.name))
+        return *make_tracker(quality), "the weights stay as they were"
+
+    with running(tmp_path / "root", videos, make_adapted=make_adapted) as (_, visitor):
+        client = visitor()
+        client.get("/")
+        assert client.get("/api/home").json()["can_adapt"]
+        work = opened(client, "clip.mp4")
+        draw(client, work, labels[0])
+        client.post(f"{work}/run", json={"quality": "best", "adapt": True})
+        until(client, work, "done")
+        assert client.get(f"{work}/progress").json()["note"] == "the weights stay as they were"
+    assert asked == [("best", "clip.mp4", "0", ".adapted")]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ino.errors import InoError, MaskError, OutputError, VideoError
@@ -23,6 +24,13 @@ if TYPE_CHECKING:  # it loads torch, which takes seconds: the page is there befo
 
 MakeTracker = Callable[[str], "tuple[Tracker, dict[str, Any]]"]
 """From the name of a quality to a tracker and what settings.json records about it."""
+
+MakeAdapted = Callable[[str, Path, str, Path], "tuple[Tracker, dict[str, Any], str]"]
+"""The same with weights that suit a video, and a sentence about them: from the name of a quality, a
+video, a mask as of `ino segment --mask`, and the folder where the weights are kept."""
+
+ADAPTED = ".adapted"
+"""The folder of such weights in that of the video."""
 
 PATIENCE = 60.0
 """Seconds after which a paused run ends if others wait for their turn."""
@@ -42,10 +50,12 @@ class Run:
     quality: str
     first: int
     last: int
+    adapts: bool = False
     status: Literal["waiting", "running", "paused", "done", "stopped", "failed"] = "waiting"
     num_done: int = 0
     num_steps: int = 1  # calls of `on_frame`
     reason: str = ""
+    note: str = ""  # about the weights
     began: float = 0.0  # time of the system, by which new masks are told from old ones
     seconds_paused: float = 0.0
     first_mask: float = 0.0
@@ -79,10 +89,14 @@ class Runner:
 
     Args:
         make_tracker: see `MakeTracker`; what it gives is kept by quality.
+        make_adapted: see `MakeAdapted`; None: weights are never adapted.
     """
 
-    def __init__(self, make_tracker: MakeTracker) -> None:
+    def __init__(
+        self, make_tracker: MakeTracker, *, make_adapted: MakeAdapted | None = None
+    ) -> None:
         self._make_tracker = make_tracker
+        self._make_adapted = make_adapted
         self._trackers: dict[str, tuple[Tracker, dict[str, Any]]] = {}
         self._runs: dict[str, Run] = {}
         self._queue: list[Run] = []
@@ -98,10 +112,22 @@ class Runner:
 
         self._thread.submit(load)
 
+    @property
+    def can_adapt(self) -> bool:
+        """Whether runs can adapt the weights to their video first."""
+        return self._make_adapted is not None
+
     def start(
-        self, workspace: Workspace, quality: str, *, first: int = 0, last: int | None = None
+        self,
+        workspace: Workspace,
+        quality: str,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        adapts: bool = False,
     ) -> None:
-        """Puts a run of the frames `first` to `last`, or to the end, at the end of the queue.
+        """Puts a run of the frames `first` to `last`, or to the end, at the end of the queue;
+        `adapts`: it adapts the weights first.
 
         Raises:
             MaskError: nothing is drawn in these frames.
@@ -119,7 +145,7 @@ class Runner:
         with self._lock:
             if (run := self.of(workspace)) is not None and run.is_live:
                 raise InoError("this video is being worked on: wait for the end, or stop it")
-            run = self._runs[str(workspace.folder)] = Run(workspace, quality, first, last)
+            run = self._runs[str(workspace.folder)] = Run(workspace, quality, first, last, adapts)
             run.go_on.set()
             self._queue.append(run)
         workspace.change(run="running", is_changed=False)
@@ -185,12 +211,21 @@ class Runner:
         from ino.tasks.segment import segment_video, steps_of_work
 
         workspace = run.workspace
-        tracker, settings = self._tracker(run.quality)
         masks = {
             number: labels
             for number, labels in workspace.drawings().items()
             if run.first <= number <= run.last
         }
+        if run.adapts and self._make_adapted is not None:
+            drawn = workspace.folder / "drawings" / workspace.file_name(min(masks))
+            tracker, settings, run.note = self._make_adapted(
+                run.quality,
+                workspace.video,
+                f"{min(masks)}={drawn}",
+                workspace.folder / ADAPTED,
+            )
+        else:
+            tracker, settings = self._tracker(run.quality)
         inner = {number - run.first: labels for number, labels in masks.items()}
         run.num_steps = steps_of_work(inner, run.last - run.first + 1)
         run.status, run.began = "running", time.time()

@@ -43,7 +43,7 @@ from ino.errors import ConfigError, InoError, MaskError, VideoError
 from ino.schema import Model, checked, parse_json
 from ino.system import atomic_path, folder_lock, new_folder
 from ino.web.exports import EXPORTS, Exporter
-from ino.web.runs import MakeTracker, Runner
+from ino.web.runs import MakeAdapted, MakeTracker, Runner
 from ino.web.workspace import (
     COLORS,
     DOUBTFUL,
@@ -112,6 +112,7 @@ class _Started(Model):
     quality: str = Field("", max_length=20)
     first: int = Field(0, ge=0)
     last: int | None = Field(None, ge=0)
+    adapt: bool = False
 
 
 class Site:
@@ -120,7 +121,7 @@ class Site:
     Args:
         root: folder of all workspaces, created if missing; one server at a time.
         folders: below which videos may be opened.
-        make_tracker: see `ino.web.runs`.
+        make_tracker, make_adapted: see `ino.web.runs`.
         quality: that the page proposes; None if there is no choice.
         host: the address that is listened on; another one than localhost asks for the token.
         max_upload: bytes.
@@ -135,6 +136,7 @@ class Site:
         *,
         folders: Sequence[Path],
         make_tracker: MakeTracker,
+        make_adapted: MakeAdapted | None = None,
         quality: str | None = "fast",
         host: str = "localhost",
         max_upload: int = 4 << 30,
@@ -148,7 +150,7 @@ class Site:
         self.quality = quality
         self.max_upload = max_upload
         self.allowed = Allowed(folders)
-        self.runner = Runner(make_tracker)
+        self.runner = Runner(make_tracker, make_adapted=make_adapted)
         self.exporter = Exporter(self.root)
         self.frames = Frames()
         self.prompts = CapacityLimiter(2)
@@ -334,6 +336,7 @@ def _home(site: Site, request: Request, session: Path) -> dict[str, Any]:
         "suffixes": sorted(_UPLOAD_SUFFIXES),
         "quality": site.quality,
         "qualities": QUALITIES if site.quality else {},
+        "can_adapt": site.runner.can_adapt,
         "colors": COLORS,
         "exports": {kind: {"title": one.title, "hint": one.hint} for kind, one in EXPORTS.items()},
     }
@@ -562,6 +565,7 @@ def _progress(site: Site, request: Request, workspace: Workspace) -> dict[str, A
     return {
         "status": run.status,
         "reason": run.reason,
+        "note": run.note,
         "num_done": run.num_done,
         "num_steps": run.num_steps,
         "seconds_left": run.seconds_left(),
@@ -580,7 +584,9 @@ async def _run(site: Site, request: Request, workspace: Workspace) -> Any:
         raise ConfigError(f"there is no quality {quality!r}; there are {', '.join(QUALITIES)}")
 
     def start() -> dict[str, bool]:
-        site.runner.start(workspace, quality, first=wanted.first, last=wanted.last)
+        site.runner.start(
+            workspace, quality, first=wanted.first, last=wanted.last, adapts=wanted.adapt
+        )
         return {"done": True}
 
     return await run_in_threadpool(start)
@@ -680,6 +686,7 @@ def serve(
     *,
     folders: Sequence[Path],
     make_tracker: MakeTracker,
+    make_adapted: MakeAdapted | None = None,
     quality: str | None = "fast",
     video: Path | None = None,
     host: str = "localhost",
@@ -692,7 +699,7 @@ def serve(
     Args:
         root: folder of the workspaces, see `Site`.
         folders: below which videos may be opened.
-        make_tracker: see `ino.web.runs`.
+        make_tracker, make_adapted: see `ino.web.runs`.
         quality: that the page proposes; None if there is no choice.
         video: opened at once, for whoever started the server.
         host: the address to listen on.
@@ -714,6 +721,7 @@ def serve(
             root,
             folders=folders,
             make_tracker=make_tracker,
+            make_adapted=make_adapted,
             quality=quality,
             host=host,
             max_upload=max_upload,

@@ -183,6 +183,7 @@ async function openWork(id) {
   $("quality").replaceChildren(...Object.entries(home.qualities).map(([name, words]) => new Option(words, name)));
   $("quality").value = work.view.quality in home.qualities ? work.view.quality : home.quality;
   $("quality").parentElement.hidden = !home.quality;
+  $("adapt").parentElement.hidden = !home.can_adapt;
   $("opacity").value = 100 * work.view.opacity;
   $("size").max = Math.round(Math.max(30, work.height / 3));
   $("size").value = Math.round(work.height / 18);
@@ -720,6 +721,7 @@ function showState() {
   else if (work.run === "running" && !live) words = "The last time ended early. Its masks are kept: follow again to go on.";
   else if (numFollowed === work.num_frames) words = "Every frame has its mask.";
   else if (numFollowed) words = `${numFollowed} of ${work.num_frames} frames have their masks.`;
+  if (run?.status === "done" && run.note) words += ` Adapting: ${run.note}.`;
   $("result").textContent = live ? "" : words;
   $("result").classList.toggle("warn", run?.status === "failed" || work.is_changed);
   $("opacity-text").textContent = hidden ? "hidden" : `${$("opacity").value} %`;
@@ -743,7 +745,7 @@ function showState() {
 async function follow() {
   if (!work.annotated.length || isLive()) return;
   await saving;
-  await ask("POST", at("/run"), { quality: $("quality").value, ...range() });
+  await ask("POST", at("/run"), { quality: $("quality").value, adapt: $("adapt").checked, ...range() });
   work.is_changed = false;
   await poll();
 }

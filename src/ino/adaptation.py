@@ -147,15 +147,13 @@ def adapt(
             f"{weights} cannot be adapted: its network is no ViT of ino's own, as ino_vitt8, runs "
             "of ino train and releases of DINO and INO are"
         )
-    chosen = (
-        get_protocol(protocol or backbone.protocol)
-        if not isinstance(protocol, Protocol)
-        else protocol
-    )
+    chosen = protocol or backbone.protocol
+    if isinstance(chosen, str):
+        chosen = get_protocol(chosen)
     backbone.check_layer(chosen.layer)
     clips = _read_clips(videos, masks)
     videos = list(clips)
-    settings = {
+    settings: dict[str, Any] = {
         "weights": weights,
         **fingerprint(weights),
         "network": network,
@@ -187,13 +185,14 @@ def adapt(
     share, power = FITS.get(name, (0.0, 0.0))
     vit = fit_norm(backbone.vit, mean=share * mean, deviation=deviation**power)
     result = Adaptation(name, str(out), backbone.protocol, rows)
+    sha256 = settings.get("sha256")
     facts = {
         "network": network or "",
         "layer": vit.depth,
         "protocol": backbone.protocol,
         "arch": _arch_of(vit),
         "adapted": name,
-        "started_from": weights,
+        "started_from": f"weights with SHA-256 {sha256}" if sha256 else weights,
     }
     files = export_files(vit.cpu(), std=backbone.std, facts=facts)
     write_files(out, files, overwrite=True)

@@ -544,8 +544,8 @@ def _create(
                 reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 if not pretrained:
                     raise ConfigError(
-                        f"what {name} is could not be fetched ({reason}): check the network, or "
-                        "take a model that timm itself knows"
+                        f"the description of {name} could not be fetched ({reason}): check the "
+                        "network, or take a model that timm itself knows"
                     ) from error
                 raise CheckpointError(
                     f"the weights of {name} could not be fetched ({reason}): check the network, or "

@@ -20,8 +20,13 @@ from ino.errors import ConfigError, MaskError, VideoError
 from ino.models.backbone import choose_device, computes_in_bf16
 from ino.models.load import load_backbone
 from ino.models.weights import NetworkName
-from ino.propagate.judge import Difference, Judgement, judge_frames, judge_labels
-from ino.propagate.judge import judge_difference as judge_difference
+from ino.propagate.judge import (
+    Difference,
+    Judgement,
+    judge_difference,
+    judge_frames,
+    judge_labels,
+)
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import FeatureBackbone
 from ino.tasks.masks import read_masks

@@ -25,12 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ino.errors import InoError, StoppedError
-from ino.system import atomic_path
+from ino.errors import ConfigError, InoError, StoppedError
+from ino.system import atomic_path, new_folder
 
 RESULTS = "gpu.json"
 TABLE = "gpu.md"
@@ -38,6 +38,8 @@ GRACE = 15.0
 """Seconds over its limit after which a measurement's process is ended."""
 LOST = 3
 """Exit status where the device cannot be used any more in this process."""
+REFUSED = 2
+"""Exit status where the command line is wrong."""
 LEAST = 5.0
 """Seconds that must be left for another measurement to begin."""
 
@@ -78,7 +80,7 @@ def table_of(results: dict[str, Any]) -> str:
 
 def measure(options: argparse.Namespace) -> None:
     """Has other processes measure until all is done or the time is up."""
-    options.out.mkdir(parents=True, exist_ok=True)
+    new_folder(options.out, overwrite=True)
     end = time.monotonic() + 60 * options.minutes
     command = [sys.executable, __file__, "measure", "--child", "--out", str(options.out)]
     command += ["--device", options.device, *(["--quick"] if options.quick else [])]
@@ -94,12 +96,16 @@ def measure(options: argparse.Namespace) -> None:
             if results["running"] is None:
                 if child.returncode == LOST:
                     continue
+                if child.returncode == REFUSED:  # it said why
+                    sys.exit(REFUSED)
                 if child.returncode == 0 or time.monotonic() > end:
                     break
                 sys.exit(f"gpu: the process that measures failed ({why}) between measurements")
             results["failed"][results["running"]["name"]] = why
             results["running"] = None
             write_results(options.out, results)
+    if not (options.out / TABLE).is_file():
+        raise ConfigError("nothing was measured in that time: give more --minutes")
     print((options.out / TABLE).read_text(encoding="utf-8"), end="")
 
 
@@ -123,6 +129,9 @@ def measure_here(options: argparse.Namespace) -> None:
     import gpu_measures
 
     results = read_results(options.out)
+    known = [one.name for one in gpu_measures.MEASURES]
+    if unknown := [name for name in options.only or () if name not in known]:
+        raise ConfigError(f"there is no measurement {unknown[0]!r}; there are {', '.join(known)}")
     end = time.monotonic() + 60 * options.minutes
     place = gpu_measures.Place.of(options.device, quick=options.quick)
     before = results["machine"].get("device", place.machine["device"])
@@ -152,6 +161,19 @@ def measure_here(options: argparse.Namespace) -> None:
         write_results(options.out, results)
 
 
+def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """An argparse type for finite numbers above 0."""
+
+    def read(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return number
+
+    read.__name__ = "number"  # in argparse's message for other texts
+    return read
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The four commands."""
     parser = argparse.ArgumentParser(
@@ -161,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("measure", help="part 1")
     one.add_argument("--out", type=Path, required=True, metavar="DIR")
-    one.add_argument("--minutes", type=float, default=4.0)
+    one.add_argument("--minutes", type=above_zero(float), default=4.0)
     one.add_argument("--device", default="auto", help="auto, cpu or cuda")
     one.add_argument("--only", nargs="+", metavar="NAME", help="these measurements")
     one.add_argument("--quick", action="store_true", help="tiny sizes")
@@ -170,11 +192,13 @@ def build_parser() -> argparse.ArgumentParser:
     two = commands.add_parser("pack", help="frames of videos as JPEG in tar files")
     two.add_argument("videos", type=Path, nargs="+", help="folders, video files or lists of them")
     two.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    two.add_argument("--megabytes", type=float, default=40.0, help="in all, at most")
-    two.add_argument("--short-side", type=int, default=160, metavar="PIXELS")
-    two.add_argument("--frames", type=int, default=12, help="of a piece, which follow one another")
-    two.add_argument("--fps", type=float, default=8.0, help="of a piece, at most")
-    two.add_argument("--jpeg", type=int, default=80, metavar="QUALITY")
+    two.add_argument("--megabytes", type=above_zero(float), default=40.0, help="in all, at most")
+    two.add_argument("--short-side", type=above_zero(int), default=160, metavar="PIXELS")
+    two.add_argument(
+        "--frames", type=above_zero(int), default=12, help="of a piece, which follow one another"
+    )
+    two.add_argument("--fps", type=above_zero(float), default=8.0, help="of a piece, at most")
+    two.add_argument("--jpeg", type=int, default=80, choices=range(1, 101), metavar="1..100")
     two.add_argument("--seed", type=int, default=0)
 
     three = commands.add_parser("train", help="part 2")
@@ -183,13 +207,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     three.add_argument("--out", type=Path, required=True, metavar="DIR", help="to carry home")
     three.add_argument("--run", type=Path, default=Path("runs/gpu"), metavar="DIR")
-    three.add_argument("--minutes", type=float, default=9.0)
-    three.add_argument("--total-minutes", type=float, help="of all parts; default: --minutes")
-    three.add_argument("--steps", type=int, help="of all parts, instead of what fits that time")
+    three.add_argument("--minutes", type=above_zero(float), default=9.0)
+    three.add_argument(
+        "--total-minutes", type=above_zero(float), help="of all parts; default: --minutes"
+    )
+    three.add_argument(
+        "--steps", type=above_zero(int), help="of all parts, instead of what fits that time"
+    )
     three.add_argument("--recipe", default=str(Path(__file__).with_name("gpu.yaml")))
     three.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of the recipe")
     three.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    three.add_argument("--carry-megabytes", type=float, default=60.0, help="in all, at most")
+    three.add_argument(
+        "--carry-megabytes", type=above_zero(float), default=60.0, help="in all, at most"
+    )
     three.add_argument("--quick", action="store_true", help="a tiny network")
 
     four = commands.add_parser("unpack", help="a run out of what was carried home")
@@ -215,4 +245,5 @@ if __name__ == "__main__":
     except StoppedError as error:
         print(f"gpu: {error}", file=sys.stderr)
     except InoError as error:
-        sys.exit(f"gpu: {error}")
+        print(f"gpu: {error}", file=sys.stderr)
+        sys.exit(REFUSED)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from ino.data.shards import read_shard
 from ino.demo.synthetic import generate_clip, write_videos
-from ino.errors import CheckpointError, VideoError
+from ino.errors import CheckpointError, ConfigError, VideoError
 from ino.models.backbone import computes_in_bf16
 from ino.models.student_teacher import StudentTeacher, Views
 from ino.models.vit import ProjectionHead, VisionTransformer
@@ -571,6 +571,29 @@ def test_a_process_that_hangs_or_dies_is_noted(benchmark, tmp_path, monkeypatch,
         child.wait()
     assert gpu._watch(child, tmp_path, monotonic() + 50) == why
     assert child.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["measure", "--minutes", "nan"], "nan is not above 0"),
+        (["measure", "--minutes", "soon"], "invalid number value"),
+        (["pack", "clip.mp4", "--frames", "0"], "0 is not above 0"),
+        (["pack", "clip.mp4", "--jpeg", "1000"], "invalid choice"),
+    ],
+)
+def test_gpu_refuses_wrong_arguments(benchmark, tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark("gpu").main([*arguments, "--out", str(tmp_path)])
+    assert words in capsys.readouterr().err
+
+
+def test_gpu_refuses_unknown_measurements_and_too_little_time(benchmark, tmp_path):
+    gpu = benchmark("gpu")
+    with pytest.raises(ConfigError, match="no measurement 'nope'; there are "):
+        gpu.measure_here(gpu_options(out=tmp_path, only=["nope"]))
+    with pytest.raises(ConfigError, match="more --minutes"):
+        gpu.measure(gpu_options(out=tmp_path, minutes=0.01))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.models.load import list_weights as list_weights
     from ino.models.load import load_backbone as load_backbone
     from ino.pretraining import pretrain as pretrain
+    from ino.propagate.judge import judge_difference as judge_difference
     from ino.propagate.prompts import mask_from_prompt as mask_from_prompt
     from ino.propagate.protocols import get_protocol as get_protocol
     from ino.propagate.protocols import list_protocols as list_protocols
@@ -25,7 +26,6 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from ino.tasks.davis import evaluate_davis as evaluate_davis
     from ino.tasks.davis import score_davis as score_davis
     from ino.tasks.judge import judge as judge
-    from ino.tasks.judge import judge_difference as judge_difference
     from ino.tasks.judge import judge_result as judge_result
     from ino.tasks.masks import read_masks as read_masks
     from ino.tasks.segment import segment_video as segment_video
@@ -49,7 +49,7 @@ _MODULES = {
     "evaluate_ytvos": "ino.tasks.ytvos",
     "get_protocol": "ino.propagate.protocols",
     "judge": "ino.tasks.judge",
-    "judge_difference": "ino.tasks.judge",
+    "judge_difference": "ino.propagate.judge",
     "judge_result": "ino.tasks.judge",
     "list_protocols": "ino.propagate.protocols",
     "list_weights": "ino.models.load",

@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -755,29 +755,34 @@ def judge(
         device: auto, cpu, cuda or mps.
         save: Also write everything that was measured, as JSON.
     """
-    from ino.system import write_text
+    from ino.system import atomic_path
     from ino.tasks.judge import judge_many, judge_results
 
     sizes = {"num_frames": frames, "short_side": short_side}
-    if result is not None:
-        if weights or protocol or mask or network or len(videos) > 1:
-            raise ConfigError(
-                "--result judges results of one video: leave out --weights, --network, --protocol "
-                "and --mask"
-            )
-        ranking = judge_results(result, videos[0], **sizes)
-    else:
-        with progress("judging", is_kept=False) as advance:
-            ranking = judge_many(
-                videos,
-                weights=weights or ["ino_vitt8"],
-                protocols=protocol or [None],
-                masks=mask,
-                network=network,
-                device=device,
-                on_progress=lambda total: advance(1, total=total),
-                **sizes,
-            )
+    if result is not None and (weights or protocol or mask or network or len(videos) > 1):
+        raise ConfigError(
+            "--result judges results of one video: give one video, and leave out --weights, "
+            "--network, --protocol and --mask"
+        )
+    with atomic_path(save) if save else nullcontext() as file:
+        if file:
+            file.touch()  # what cannot be written fails now, and not after hours
+        if result is not None:
+            ranking = judge_results(result, videos[0], **sizes)
+        else:
+            with progress("judging", is_kept=False) as advance:
+                ranking = judge_many(
+                    videos,
+                    weights=weights or ["ino_vitt8"],
+                    protocols=protocol or [None],
+                    masks=mask,
+                    network=network,
+                    device=device,
+                    on_progress=lambda total: advance(1, total=total),
+                    **sizes,
+                )
+        if file:
+            file.write_text(json.dumps(ranking.as_dict(), indent=2) + "\n", encoding="utf-8")
     rows = [["weights or result", "protocol", "predicted J&F", "from", "to"]]
     for one in ranking.rows:
         numbers = [f"{100 * value:.1f}" for value in (one.score, one.low, one.high)]
@@ -785,8 +790,6 @@ def judge(
     print_table(rows, Console(), num_texts=2)
     if ranking.difference is not None:
         _say(ranking.difference.in_words())
-    if save:
-        write_text(save, json.dumps(ranking.as_dict(), indent=2) + "\n")
 
 
 def adapt(

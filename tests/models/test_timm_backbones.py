@@ -232,6 +232,16 @@ def test_random_weights_and_files_ask_no_network(resnet, tmp_path, monkeypatch):
     load_backbone(f"timm:resnet10t@{tmp_path / 'weights.pth'}")
 
 
+def test_a_model_that_only_its_hub_describes_is_refused_in_one_sentence(monkeypatch):
+    def unknown(*_, **__):
+        raise OSError("not found")
+
+    monkeypatch.setattr(timm_models, "_is_reachable", lambda address: False)
+    monkeypatch.setattr(timm_models.timm, "create_model", unknown)
+    with pytest.raises(ConfigError, match=r"description of hf-hub:a/b .*\(not found\): check"):
+        timm_models.create_timm("hf-hub:a/b")
+
+
 def test_one_try_of_a_fetch_asks_once(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -198,12 +198,36 @@ def test_bad_input_is_one_sentence(folder, clip, tmp_path, capsys):
     assert "no object" in refused(
         capsys, "judge", video, "--mask", tmp_path / "empty.png", *options
     )
-    assert "1 masks are given for 2 videos" in refused(
+    assert "the number of masks is 1 and that of videos 2" in refused(
         capsys, "judge", video, video, "--mask", folder / "first.png", *options
     )
     assert "unknown protocol" in refused(capsys, "judge", video, "--protocol", "best", *options)
-    assert "leave out --weights" in refused(
+    assert "is given twice" in refused(capsys, "judge", video, video, *options)
+    assert "give one video" in refused(
         capsys, "judge", video, "--result", folder / "right", *options
     )
-    assert "num_frames is 2" in refused(capsys, "judge", video, "--frames", 2, *options)
+    assert "frames to judge is 2" in refused(capsys, "judge", video, "--frames", 2, *options)
     assert "one mask per frame" in refused(capsys, "judge", video, "--result", tmp_path)
+    assert "is not a folder" in refused(capsys, "judge", video, "--result", tmp_path / "none")
+    small = tmp_path / "of another video"
+    small.mkdir()
+    for number in range(8):
+        write_labels(small / f"{number:05d}.png", clip.labels[number][:60])
+    assert "60x160 but the frames are 120x160" in refused(capsys, "judge", video, "--result", small)
+    with pytest.raises(VideoError, match="uint8 RGB"):
+        judge("color", [one / 255 for one in clip.frames], mask=clip.labels[0], **SIZE)
+
+
+def test_what_would_fail_at_the_end_fails_before_anything_is_judged(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("ino.tasks.judge.judge_clip", lambda *args, **options: pytest.fail())
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    options = ["--mask", folder / "first.png", "--weights", "color"]
+    command = ["judge", folder / "clip.mp4", *options]
+    assert "broken.pt" in refused(capsys, *command, tmp_path / "broken.pt")
+    assert "does not exist; create it" in refused(
+        capsys, *command, "--save", tmp_path / "missing" / "found.json"
+    )
+    assert "is not a file" in refused(capsys, *command, "--save", tmp_path)
+    assert [one.name for one in tmp_path.iterdir()] == ["broken.pt"]

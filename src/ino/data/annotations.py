@@ -426,8 +426,8 @@ def _assembled(
         if given != size and not resize:
             raise MaskError(
                 f"the mask of frame {one.frame} is {given[0]}x{given[1]} but the frames are "
-                f"{size[0]}x{size[1]} (height x width); give a mask of the video's size or pass "
-                "--resize-mask"
+                f"{size[0]}x{size[1]} (height x width); give a mask of the video's size "
+                "(ino segment resizes it with --resize-mask)"
             )
         text = sources.get(one.frame, one.source)
         sources[one.frame] = text if one.source in text.split(" + ") else f"{text} + {one.source}"

@@ -539,9 +539,14 @@ def _create(
             except Exception as error:  # timm's hubs fail in many ways, of several libraries
                 if stride is not None and isinstance(error, AssertionError | NotImplementedError):
                     break  # families that have the option for their own stride alone
-                if not pretrained:
+                if not needs_hub:
                     raise
                 reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                if not pretrained:
+                    raise ConfigError(
+                        f"the description of {name} could not be fetched ({reason}): check the "
+                        "network, or take a model that timm itself knows"
+                    ) from error
                 raise CheckpointError(
                     f"the weights of {name} could not be fetched ({reason}): check the network, or "
                     f"give a file, timm:{name}@FILE, or take random weights, random:{name}"

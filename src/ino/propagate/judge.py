@@ -1,10 +1,9 @@
 """A judge without labels: from a propagation to the J&F that it is predicted to reach.
 
-Without labels, this can be measured: masks that are propagated on and back should recover the first
-one; a staged video, in which the objects of the first
-frame move in a known way, should be solved; and masks should move as optical flow says, keep their
-size and their colors. Each such cue is a number in 0..1, mean over objects and frames. The
-prediction is
+Without labels, this can be measured: masks that are propagated forward and back should recover the
+first one; a staged video, in which the objects of the first frame move in a known way, should be
+solved; and masks should move as the optical flow does, and keep their size and their colors. Each
+such cue is a number in 0..1, the mean over objects and frames. The prediction is
 
     J&F = 1 / (1 + exp(-(b + sum of w x (cue - m) / s)))
 
@@ -12,8 +11,8 @@ with the numbers of judge.json, which `benchmarks/judge.py` fits to annotated se
 interval comes from errors on sequences that the fit has not seen. There are three fits: for a given
 mask, for none (objects are then regions that stand out), and for a result alone.
 
-Limits: optical flow is taken as a witness, so that masks that follow it are trusted too much where
-it is wrong; and nothing is known of objects that leave the frame.
+Limits: where the optical flow is wrong, masks that follow it are trusted too much; and objects that
+leave the frame are not recognized as such.
 """
 
 import hashlib

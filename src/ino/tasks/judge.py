@@ -20,8 +20,13 @@ from ino.errors import ConfigError, MaskError, VideoError
 from ino.models.backbone import choose_device, computes_in_bf16
 from ino.models.load import load_backbone
 from ino.models.weights import NetworkName
-from ino.propagate.judge import Difference, Judgement, judge_frames, judge_labels
-from ino.propagate.judge import judge_difference as judge_difference
+from ino.propagate.judge import (
+    Difference,
+    Judgement,
+    judge_difference,
+    judge_frames,
+    judge_labels,
+)
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import FeatureBackbone
 from ino.tasks.masks import read_masks
@@ -104,7 +109,9 @@ def judge_result(
     folder, video = Path(result), Path(video)
     if (folder / "masks").is_dir():
         folder = folder / "masks"
-    paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise MaskError(f"{folder} is not a folder: give one with one PNG mask per frame")
+    paths = sorted(folder.glob("*.png"))
     total = count_frames(video)
     if len(paths) != total:
         raise MaskError(
@@ -122,16 +129,28 @@ def judge_result(
         raise MaskError(f"no mask in {folder} has an object; give a result with objects")
     clip = read_judged(video, start=start, num_frames=num_frames, short_side=short_side)
     size = clip.frames[0].shape[1::-1]
-    labels = [_resized(_objects(read_labels(paths[number])), size) for number in clip.numbers]
+    labels = []
+    for number in clip.numbers:
+        found = read_labels(paths[number])
+        _check_size(found, clip.size, str(paths[number]))
+        labels.append(_resized(_objects(found), size))
     return judge_labels(clip.frames, np.stack(labels))
 
 
 class JudgedClip(NamedTuple):
-    """Reduced frames of a video that are judged, their numbers, and the mask of the first one."""
+    """Reduced frames of a video that are judged.
+
+    Attributes:
+        frames: uint8 RGB.
+        numbers: of these frames in the video, from 0.
+        mask: of the first one, if one is given.
+        size: height and width of the video, pixels.
+    """
 
     frames: list[np.ndarray]
     numbers: list[int]
     mask: np.ndarray | None
+    size: tuple[int, int]
 
 
 def read_judged(
@@ -148,9 +167,9 @@ def read_judged(
         VideoError, MaskError, ConfigError: see `judge`.
     """
     if num_frames < 3:
-        raise ConfigError(f"a judge needs 3 frames or more, but num_frames is {num_frames}")
+        raise ConfigError(f"the number of frames to judge is {num_frames}; it must be 3 or more")
     if short_side < 32:
-        raise ConfigError(f"short_side is {short_side} pixels; it must be 32 or more")
+        raise ConfigError(f"the short side is {short_side} pixels; it must be 32 or more")
     path = Path(video) if isinstance(video, str | Path) else None
     labels = None
     if isinstance(mask, str | Path):
@@ -187,16 +206,13 @@ def read_judged(
         given_frames: Any = video
         frames = [np.asarray(given_frames[i]) for i in choose(len(given_frames), RATE)]
     for frame in frames:
-        if frame.shape != frames[0].shape or frame.ndim != 3 or frame.shape[-1] != 3:
+        is_rgb = frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3
+        if not is_rgb or frame.shape != frames[0].shape:
             raise VideoError("frames must be uint8 RGB images of one size, height x width x 3")
     height, width = frames[0].shape[:2]
     if labels is not None:
         labels = _objects(labels)
-        if labels.shape != (height, width):
-            raise MaskError(
-                f"the mask is {labels.shape[0]}x{labels.shape[1]} but the frames are "
-                f"{height}x{width}; give a mask of the video's size"
-            )
+        _check_size(labels, (height, width), "the mask")
         if not labels.any():
             raise MaskError("the mask holds no object; mark at least one")
     scale = min(1.0, short_side / min(height, width))
@@ -206,10 +222,18 @@ def read_judged(
         if not labels.any():
             raise MaskError(
                 f"no object of the mask is left at a short side of {short_side} pixels; give a "
-                "larger short_side"
+                "larger one"
             )
     frames = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in frames]
-    return JudgedClip(frames, numbers, labels)
+    return JudgedClip(frames, numbers, labels, (height, width))
+
+
+def _check_size(labels: np.ndarray, size: tuple[int, int], what: str) -> None:
+    if labels.shape != size:
+        raise MaskError(
+            f"{what} is {labels.shape[0]}x{labels.shape[1]} but the frames are "
+            f"{size[0]}x{size[1]} (height x width); give masks of the video's size"
+        )
 
 
 def _objects(labels: np.ndarray) -> np.ndarray:
@@ -294,13 +318,15 @@ def judge_many(
         on_progress: called with the number of judgements after each of them.
 
     Raises:
-        InoError: as `judge`; or there is not one mask for each video.
+        InoError: as `judge`; there is not one mask for each video, or a video is given twice.
     """
     if masks is not None and len(masks) != len(videos):
         raise MaskError(
-            f"{len(masks)} masks are given for {len(videos)} videos: give one for each, in the "
-            "same order, or none"
+            f"the number of masks is {len(masks)} and that of videos {len(videos)}: give one mask "
+            "for each video, in the same order, or none"
         )
+    if repeated := [one for one in videos if videos.count(one) > 1]:
+        raise ConfigError(f"the video {repeated[0]} is given twice: give each one once")
     for name in protocols:
         if name is not None:
             get_protocol(name)
@@ -309,6 +335,8 @@ def judge_many(
         str(video): read_judged(video, mask=masks[number] if masks else None, **sizes)
         for number, video in enumerate(videos)
     }
+    for one in weights[1:]:  # what is broken ends this now, and not after the others are judged
+        load_backbone(one, network=network)
     rows = []
     for one in weights:
         backbone = load_backbone(one, network=network)

@@ -196,6 +196,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     `ino.train.loop.train`.
     """
     check_wandb(config.run.wandb)
+    extra = find_extra(config.loss.extra, weight=config.loss.extra_weight)
     fabric = build_fabric(config.run)
     launch(fabric)
     devices, num_nodes = count_processes(config.run)
@@ -218,17 +219,16 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     saved = broadcast_from_first(fabric, check)
     torch.manual_seed(config.run.seed)
     model, origin = build_networks(config, saved=saved)
-    clips = build_data(config, fabric, out=out)
     backbone = model.student.backbone
     if isinstance(backbone, MaskedTimm):
         backbone.check_side(config.views.global_size, field="views.global_size")
         if config.views.num_local:
             backbone.check_side(config.views.local_size, field="views.local_size")
+    clips = build_data(config, fabric, out=out)
     model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
     if config.run.compile:
         compile_blocks(model, fabric.device)
     network = fabric.setup_module(model)
-    extra = find_extra(config.loss.extra, weight=config.loss.extra_weight)
     objective = Objective(
         **config.loss.model_dump(exclude={"extra", "extra_weight"}),
         num_classes=config.model.out_dim,

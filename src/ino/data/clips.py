@@ -131,6 +131,7 @@ def motion_weights(motion: Sequence[float]) -> np.ndarray:
     known = measured[~np.isnan(measured)]
     measured = np.nan_to_num(measured, nan=float(np.median(known)) if len(known) else 1.0)
     measured = measured.clip(1e-3)
+    weights = np.ones(len(measured))
     low, high = -9.0, 9.0  # decimal logarithm of the factor
     for _ in range(60):
         middle = (low + high) / 2

@@ -233,7 +233,6 @@ def test_a_recipe_names_no_command(tmp_path):
 
 
 def test_a_recipe_names_no_module(tmp_path):
-    (tmp_path / "theirs.py").write_text("open('made', 'w')\ndef term(student, teacher): ...")
     for text in ("base: tiny\nloss: {extra: theirs:term}", "loss.extra: theirs:term"):
         (tmp_path / "own.yaml").write_text(text)
         (tmp_path / "child.yaml").write_text("base: own.yaml")

@@ -870,6 +870,8 @@ def test_an_experiment_file_names_no_command(file):
     ):
         with pytest.raises(ConfigError, match=r"file\.yaml has a command in data\.root"):
             read_experiment(str(file(**changes)))
+    with pytest.raises(ConfigError, match=r"file\.yaml has a module in loss\.extra"):
+        read_experiment(str(file(train={"loss": {"extra": "mine:spread"}})))
     rows = {"a": {"about": "trained", "train": {"optim.lr": 0.1}}}
     grid = {"data.root": [["a.mp4"], ["pipe:touch x"]]}
     with pytest.raises(ConfigError, match=r"file\.yaml has a command in data\.root"):

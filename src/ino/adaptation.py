@@ -285,7 +285,8 @@ def feature_statistics(
     0.1 is added to the deviation, so that a channel that hardly changes does not count for much.
     """
     scaled = scaled_protocol(protocol, SHORT_SIDE)
-    plain = scaled.model_copy(update={"normalize_features": False, "learned_metric": False})
+    alone = {"normalize_features": False, "learned_metric": False, "color_share": 0.0}
+    plain = scaled.model_copy(update=alone)
     precision = "bf16" if computes_in_bf16(device) else "fp32"
     extractor = FeatureExtractor(backbone, protocol=plain, device=device, precision=precision)
     num_each = max(2, NUM_FRAMES // len(videos))

@@ -27,6 +27,7 @@ from ino.data.clips import (
     clip_generators,
     digest_of,
     frame_indices,
+    motion_weights,
 )
 from ino.data.video import read_clip
 from ino.data.video_index import find_videos, index_videos
@@ -170,6 +171,37 @@ def test_several_clips_a_video_start_at_different_frames(good):
     clips = [dataset[0, 2 + NUM_GOOD * k].numpy() for k in range(5)]
     assert len({clip.shape for clip in clips}) == 1
     assert len({clip.tobytes() for clip in clips}) > 1
+
+
+def test_weights_follow_motion_within_limits():
+    np.testing.assert_allclose(motion_weights([1.0, 2.0, 3.0, np.nan]), [0.5, 1.0, 1.5, 1.0])
+    for motion in ([0.0] * 9 + [50.0], [0.0] * 3, [1.0] * 50 + [1e9, 1e6], [np.nan] * 2):
+        weights = motion_weights(motion)
+        assert weights.mean() == pytest.approx(1)
+        assert weights.max() <= 3 * (1 + 1e-9) and weights.min() >= 0.1 * (1 - 1e-9)
+        assert (np.diff(weights[np.argsort(motion)]) >= -1e-12).all()
+
+
+@pytest.mark.parametrize("visits", [False, True])
+def test_with_weights_each_video_has_its_share_of_every_epoch(good, visits):
+    videos, heights = find_videos([good]), 32 + 2 * np.arange(NUM_GOOD)
+    weights = np.array([0.1, 0.3, 0.5, 0.5, 0.6, 1.0, 2.0, 3.0])
+    sampling = SHORT._replace(clips_per_video=3)
+    dataset, again = (
+        ClipDataset(
+            videos, sampling=sampling, seed=seed, quarantine=None, visits=visits, weights=weights
+        )
+        for seed in (1, 1)
+    )
+    num_items = NUM_GOOD * (1 if visits else 3)
+    counts = []
+    for epoch in range(6):
+        clips = [dataset[epoch, item] for item in range(num_items)]
+        counts.append([sum(clip.shape[1] == height for clip in clips) for height in heights])
+        assert all(torch.equal(clip, again[epoch, item]) for item, clip in enumerate(clips))
+    exact = num_items * weights / weights.sum()
+    assert (np.abs(np.array(counts) - exact) < 1).all()
+    assert len({tuple(one) for one in counts}) > 1  # where to round up changes
 
 
 def test_broken_videos_are_replaced_and_named_once(mixed, tmp_path, caplog):

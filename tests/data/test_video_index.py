@@ -10,6 +10,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,8 +26,10 @@ from ino.data.video_index import (
     find_videos,
     index_videos,
     leave_out,
+    measure_motion,
     quarantine_all,
     read_header,
+    video_motion,
     wide_video_remark,
 )
 from ino.errors import OutputError, VideoError
@@ -227,7 +230,7 @@ def test_a_damaged_index_is_made_anew_with_a_warning(damage, videos, tmp_path, c
     elif damage == "inside":
         content[4096:] = b"\xff" * (len(content) - 4096)
     else:
-        del content[-2000:]
+        del content[-6000:]
     file.write_bytes(content)
     with caplog.at_level(logging.WARNING, logger="ino"):
         again = index_videos([videos], file=file)
@@ -448,13 +451,61 @@ def test_others_are_opened_in_full(name, tmp_path, opened):
     assert (header.height, header.width) == FRAMES[0].shape[:2]
 
 
+# Motion
+
+
+def write_shifted(path, *, step: int, scale: int = 1, num_frames: int = 20) -> Path:
+    """A texture of smooth spots that moves by `step` pixels of 64 per frame, at 25 per second."""
+    spots = np.random.default_rng(0).random((10, 24, 3))
+    ground = cv2.resize(spots, (192 * scale, 64 * scale), interpolation=cv2.INTER_CUBIC)
+    ground = (255 * ground.clip(0, 1)).astype(np.uint8)
+    frames = [
+        np.ascontiguousarray(ground[:, place * step * scale :][:, : 96 * scale])
+        for place in range(num_frames)
+    ]
+    return write_video(path, frames)
+
+
+def test_motion_is_a_speed_in_percent_of_the_short_side(tmp_path):
+    still = video_motion(write_shifted(tmp_path / "still.mp4", step=0))
+    moved = video_motion(write_shifted(tmp_path / "moved.mp4", step=1))
+    larger = video_motion(write_shifted(tmp_path / "larger.mp4", step=1, scale=3))
+    assert still < 1
+    assert moved == pytest.approx(100 * 25 / 64, rel=0.15)  # 25 pixels of 64 per second
+    assert larger == pytest.approx(moved, rel=0.1)
+    assert video_motion(write_shifted(tmp_path / "one.mp4", step=1, num_frames=1)) == 0.0
+
+
+def test_motion_is_kept_and_measured_again_where_a_video_changed(videos, tmp_path, monkeypatch):
+    file = tmp_path / "index.sqlite"
+    cut(videos / "cut.mkv", videos / "b.mkv", fraction=0.1)
+    index = index_videos([videos], file=file)
+    assert np.isnan(index.motion).all()
+    known = measure_motion(index, file=file)
+    assert [Path(index.names[i]).name for i in np.flatnonzero(np.isnan(known.motion))] == [
+        "cut.mkv"
+    ]
+    np.testing.assert_array_equal(index_videos([videos], file=file).motion, known.motion)
+    np.testing.assert_array_equal(measure_motion(index, file=None).motion, known.motion)
+    write_shifted(videos / "a.mp4", step=2)
+    (videos / "b.mkv").unlink()
+    index, measured = index_videos([videos], file=file), []
+    monkeypatch.setattr(video_index, "video_motion", lambda path: measured.append(path.name) or 7.0)
+    again = measure_motion(index, file=file)
+    assert set(measured) - {"cut.mkv"} == {"a.mp4"}
+    assert again.motion[index.names.index(str(videos / "a.mp4"))] == 7.0
+    with closing(sqlite3.connect(file)) as records:
+        paths = {row[0] for row in records.execute("SELECT path FROM motion")}
+    assert os.fsencode(videos / "b.mkv") not in paths and os.fsencode(videos / "a.mp4") in paths
+
+
 # Wide video
 
 
 def index_of_sizes(*sizes: tuple[int, int]) -> VideoIndex:
     ones = np.ones(len(sizes))
     names = [str(number) for number in range(len(sizes))]
-    return VideoIndex(names, ones, ones, np.array(sizes), ones, {}, num_read=0)
+    return VideoIndex(names, ones, ones, np.array(sizes), ones, ones, {}, num_read=0)
 
 
 def test_mostly_wide_video_is_remarked():

@@ -3,15 +3,11 @@
 import copy
 
 import pytest
-import timm
 import torch
 
 from ino.data.views import IMAGENET_MEAN, IMAGENET_STD
-from ino.errors import CheckpointError, ConfigError
+from ino.errors import ConfigError
 from ino.models.masked_timm import MaskedTimm, timm_stride
-from ino.models.vit import build_vit
-from ino.train.config import ModelConfig, TrainConfig
-from ino.train.run import build_networks
 
 NAMES = {  # pixels per token, length of a token
     "test_vit": (16, 64),
@@ -130,48 +126,3 @@ def test_crops_that_a_network_refuses():
     network.check_side(32, field="views.local_size")
     with pytest.raises(ConfigError, match=r"views\.local_size must be a multiple of 16.*but is 40"):
         network.check_side(40, field="views.local_size")
-
-
-def vit_of(network):
-    """A file of timm, with a classifier."""
-    return timm.create_model("vit_tiny_patch16_224").state_dict()
-
-
-def mae_of(network):
-    weights = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
-    more = {"mask_token": torch.ones(1, 1, 48), "decoder_embed.weight": torch.zeros(48, 192)}
-    return {"model": {**weights, **more}}
-
-
-def dino_of(network):
-    weights = build_vit("vit_tiny", patch_size=16, position_grid_side=14).state_dict()
-    return {"teacher": {f"module.backbone.{k}": v for k, v in weights.items()}}
-
-
-@pytest.mark.parametrize("build", [vit_of, mae_of, dino_of])
-def test_weights_of_others_start_a_network_of_timm(build, tmp_path):
-    torch.save(build(None), tmp_path / "weights.pth")
-    model = ModelConfig(arch="timm:vit_tiny_patch16_224", out_dim=8, hidden_dim=8, bottleneck_dim=8)
-    config = TrainConfig(init=str(tmp_path / "weights.pth"), model=model)
-    networks, origin = build_networks(config, saved=None)
-    assert origin.fresh_head
-    found = networks.teacher.backbone.network.state_dict()
-    content = torch.load(tmp_path / "weights.pth")
-    content = content.get("model", content.get("teacher", content))
-    for name, value in found.items():
-        theirs = content[f"module.backbone.{name}" if build is dino_of else name]
-        assert torch.equal(value, theirs), name
-    has_token = "no mask token" not in " ".join(origin.notes)
-    assert has_token == (build is dino_of)
-
-
-def test_weights_of_another_network(tmp_path):
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pth")
-    config = TrainConfig(init=str(tmp_path / "weights.pth"))
-    with pytest.raises(CheckpointError, match=r"no ViT.*--model\.arch timm:resnet18$"):
-        build_networks(config, saved=None)
-    config.model.arch = "timm:resnet34"
-    with pytest.raises(
-        CheckpointError, match=r"missing network\.layer.*--model\.arch timm:resnet18$"
-    ):
-        build_networks(config, saved=None)

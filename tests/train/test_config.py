@@ -228,8 +228,20 @@ def test_a_recipe_names_no_command(tmp_path):
     (tmp_path / "child.yaml").write_text("base: own.yaml\ndata: {root: a.tar}")
     with pytest.raises(ConfigError, match="has a command"):
         load_recipe(str(tmp_path / "child.yaml"))
-    # Who gives the command line may run commands anyway.
+    # Whoever gives the command line may run commands anyway.
     assert load_recipe("tiny", {"data.root": ["pipe:cat x"]}).data.root == ["pipe:cat x"]
+
+
+def test_a_recipe_names_no_module(tmp_path):
+    for text in ("base: tiny\nloss: {extra: theirs:term}", "loss.extra: theirs:term"):
+        (tmp_path / "own.yaml").write_text(text)
+        (tmp_path / "child.yaml").write_text("base: own.yaml")
+        for name in ("own.yaml", "child.yaml"):
+            with pytest.raises(ConfigError, match=r"own\.yaml has a module in loss\.extra"):
+                load_recipe(str(tmp_path / name), {"loss.extra": ""})
+    (tmp_path / "own.yaml").write_text("base: tiny\nloss: {extra: ''}")
+    given = load_recipe(str(tmp_path / "own.yaml"), {"loss.extra": "theirs:term"})
+    assert given.loss.extra == "theirs:term"
 
 
 @pytest.mark.parametrize("field", ["num_workers", "prefetch"])

@@ -12,8 +12,9 @@ from data.video_files import FASTSTART, cut, moving_frames, quarantined, write_v
 from ino.cli import main
 from ino.data.clips import clip_generators
 from ino.data.video_index import default_index
+from ino.errors import ConfigError
 from ino.pretraining import with_steps
-from ino.train.config import DataConfig, resolve
+from ino.train.config import DataConfig, load_recipe, resolve
 from ino.train.data import _sample_masked, find_source
 from ino.train.loop import train
 from tiny_run import lines_without_times
@@ -159,6 +160,37 @@ def test_training_by_visits_resumes_in_the_middle_of_a_window(config, tmp_path):
     )
     assert len(whole) == 8
     assert resumed == whole
+
+
+def test_training_by_motion_samples_what_moves_and_resumes(config, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(6):
+        frames = moving_frames(12, height=48, width=64)
+        write_video(folder / f"{number}.mp4", frames if number < 2 else frames[:1] * 12)
+    config.data.root, config.data.index = [str(folder)], str(tmp_path / "index.sqlite")
+    config.data.clips_per_video, config.data.sampling = 2, "motion"
+    source = find_source(resolve(config).data)
+    moving, still = source.weights[:2], source.weights[2:]
+    assert moving.min() > 5 * still.max()
+    config.run.save_every, config.run.max_steps = 1, 3
+    train(config, out=tmp_path / "whole")
+    for config.run.max_steps, config.data.num_workers in ((2, 0), (3, 1)):
+        train(config, out=tmp_path / "resumed", resume=True)
+    whole, resumed = (
+        lines_without_times(tmp_path / run / "log.jsonl") for run in ("whole", "resumed")
+    )
+    assert resumed == whole and len(whole) == 3
+    assert "6 videos, 0.0 hours, sampled by motion" in capsys.readouterr().err
+    assert main(["index", str(folder), "--index", config.data.index]) == 0
+    assert re.search(r"median motion, % per second +[\d.]+", capsys.readouterr().out)
+
+
+def test_sampling_by_motion_needs_an_index_of_files(shards):
+    with pytest.raises(ConfigError, match=r"sampling by motion needs the index"):
+        load_recipe("tiny", {"data.sampling": "motion", "data.index": "off"})
+    with pytest.raises(ConfigError, match=r"data\.sampling motion needs videos in folders"):
+        find_source(DataConfig(root=[str(shards)], sampling="motion"))
 
 
 def test_a_folder_under_the_home_is_found(videos, monkeypatch):

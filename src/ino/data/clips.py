@@ -26,6 +26,9 @@ _NUM_CANDIDATES = 100  # videos that may replace one; known broken ones cost not
 _MAX_FAILURES = 20
 _GOOD, _BROKEN = 1, 2
 
+LEAST_OFTEN, MOST_OFTEN = 0.1, 3.0
+"""How often a video is sampled, relative to the mean, with sampling by motion."""
+
 WINDOW = 4
 """Visits of a lane whose clips are shuffled together (see `VisitSampler`). Their frames are kept in
 memory: 5 clips of 4 frames of 256x340 pixels take 5 MiB per visit."""
@@ -115,6 +118,28 @@ def _why_too_short(num_frames: int, fps: float, sampling: ClipSampling) -> str:
     return ""
 
 
+def motion_weights(motion: Sequence[float]) -> np.ndarray:
+    """How often each video is sampled, relative to the mean, by its motion.
+
+    Proportional to it within `LEAST_OFTEN` and `MOST_OFTEN`; the mean is 1.
+
+    Args:
+        motion: of each video, see `ino.data.video_index.video_motion`; one whose motion is not
+            known (NaN) counts as the median.
+    """
+    measured = np.asarray(motion, dtype=np.float64)
+    known = measured[~np.isnan(measured)]
+    measured = np.nan_to_num(measured, nan=float(np.median(known)) if len(known) else 1.0)
+    measured = measured.clip(1e-3)
+    weights = np.ones(len(measured))
+    low, high = -9.0, 9.0  # decimal logarithm of the factor
+    for _ in range(60):
+        middle = (low + high) / 2
+        weights = (10**middle * measured).clip(LEAST_OFTEN, MOST_OFTEN)
+        low, high = (middle, high) if weights.mean() < 1 else (low, middle)
+    return weights / weights.mean()
+
+
 def clip_generators(
     seed: list[int], *, num_clips: int, first_clip: int = 0
 ) -> list[np.random.Generator]:
@@ -139,9 +164,10 @@ def digest_of(paths: Sequence[Path | str]) -> str:
 class ClipDataset(Dataset[Tensor]):
     """Clips by (epoch, index): the pairs that `ClipSampler` yields.
 
-    Clip `index` is of video `index % num_videos`. A video that is broken, cut short, without
-    pictures or too short is named once in the log and the quarantine, not tried again, and
-    replaced by one sampled from (seed, epoch, index).
+    Clip `index` is of video `index % num_videos`; with weights, of one sampled from (seed, epoch)
+    and index, so that each video has as many clips as its weight says, rounded up or down. A video
+    that is broken, cut short, without pictures or too short is named once in the log and the
+    quarantine, not tried again, and replaced by one sampled from (seed, epoch, index).
 
     Args:
         videos: as `find_videos` gives them.
@@ -149,6 +175,7 @@ class ClipDataset(Dataset[Tensor]):
         seed: not negative.
         quarantine: the file that names the videos left out, or None.
         visits: an item is all clips of a video, one after the other: the pairs of `VisitSampler`.
+        weights: how often each video is sampled, relative to the others; None for equally often.
     """
 
     def __init__(
@@ -159,6 +186,7 @@ class ClipDataset(Dataset[Tensor]):
         seed: int,
         quarantine: Path | None,
         visits: bool = False,
+        weights: np.ndarray | None = None,
     ) -> None:
         # One array of bytes, which data workers share: no Python object for each path.
         self._videos = np.array([os.fsencode(video) for video in videos])
@@ -166,6 +194,9 @@ class ClipDataset(Dataset[Tensor]):
         self._seed = seed
         self._quarantine = quarantine
         self._clips_at_once = sampling.clips_per_video if visits else 1
+        num_items = len(self) // self._clips_at_once
+        # A video has the items between the end of the one before it and its own.
+        self._ends = None if weights is None else num_items * weights.cumsum() / weights.sum()
         # Shared by data workers, so that each learns what another found and the parent can count.
         self._state = torch.zeros(len(self._videos), dtype=torch.uint8).share_memory_()
 
@@ -218,12 +249,21 @@ class ClipDataset(Dataset[Tensor]):
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """The video of a clip, then those that may replace it."""
-        first = index % len(self._videos)
+        first = self._first_candidate(epoch, index)
         yield first
         rng = np.random.default_rng([self._seed, epoch, index, _NUM_CANDIDATES])
         size = min(_NUM_CANDIDATES, len(self._videos))
         others = rng.choice(len(self._videos), size, replace=False)
         yield from (int(video) for video in others if video != first)
+
+    def _first_candidate(self, epoch: int, index: int) -> int:
+        if self._ends is None:
+            return index % len(self._videos)
+        # One offset for an epoch: the numbers of clips are as even as they can be.
+        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(2,))
+        offset = np.random.default_rng(seeds).random()
+        found = int(np.searchsorted(self._ends, index + offset, side="right"))
+        return min(found, len(self._videos) - 1)
 
     def _leave_out(self, video: int, error: Exception) -> None:
         self._state[video] = _BROKEN

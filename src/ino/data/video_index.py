@@ -4,9 +4,9 @@ The header of a video tells its length, rate and size in a fraction of the time 
 takes, so many thousands of videos can be looked at before training. No packet is scanned and no
 frame decoded: a fault inside a video stays unseen here and shows when it is read. What the header
 of an MP4 or MOV file promises is compared with the file's length, which shows one that was not
-copied whole.
+copied whole. How much moves in the videos is measured on request, from a few of their frames.
 
-The results are stored in two SQLite files with the same table. The index caches the headers of a
+The results are stored in two SQLite files with the same tables. The index caches the headers of a
 collection: only videos that are new, changed or unusable are read again, and the result does not
 depend on what was cached. The quarantine records the videos that a training run left out, and why;
 it is never read to decide what to leave out. Both files stay intact if a process is killed, and
@@ -15,6 +15,7 @@ write-ahead log does not work on network file systems.
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -33,11 +34,12 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import av
+import cv2
 import numpy as np
 
 from ino.data.decode import VideoFile
 from ino.data.images import IMAGE_SUFFIXES, holds_pages, is_pattern, open_sequence
-from ino.data.video import VIDEO_SUFFIXES, is_video
+from ino.data.video import VIDEO_SUFFIXES, is_video, read_chosen
 from ino.errors import OutputError, VideoError
 from ino.schema import parse_json
 from ino.system import available_cores, read_file, write_text
@@ -57,6 +59,14 @@ CREATE TABLE videos (
     width INTEGER, seconds REAL, fault TEXT
 ) WITHOUT ROWID
 """  # paths are bytes, as not all of them are text
+_MOTION_TABLE = """
+CREATE TABLE IF NOT EXISTS motion (
+    path BLOB PRIMARY KEY, size INTEGER, time INTEGER, motion REAL
+) WITHOUT ROWID
+"""
+_NUM_PAIRS = 4  # of frames whose motion is measured
+_MOTION_SIDE = 96  # short side at which it is measured, in pixels
+_MOTION_THREADS = 8  # each holds the frames of a video
 MACHINE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO})
 """Errors of the system that say nothing about the file that was read."""
 
@@ -281,6 +291,7 @@ class VideoIndex:
         fps: frames per second.
         sizes: height and width in pixels.
         seconds: duration of each; 0 where the header does not say.
+        motion: of each, see `video_motion`; NaN where it was not measured.
         faults: why a video cannot be used, by its place in `names`.
         num_read: how many headers were read for this; the others were known.
     """
@@ -290,6 +301,7 @@ class VideoIndex:
     fps: np.ndarray
     sizes: np.ndarray
     seconds: np.ndarray
+    motion: np.ndarray
     faults: dict[int, str]
     num_read: int
 
@@ -362,15 +374,115 @@ def index_videos(
             _write_found(records, fresh)
         with records:  # what is left of these is no longer there
             records.executemany("DELETE FROM videos WHERE path = ?", _keys(known))
+            records.execute("DELETE FROM motion WHERE path NOT IN (SELECT path FROM videos)")
+        rows = records.execute(
+            "SELECT path, motion FROM motion JOIN videos USING (path, size, time)"
+        )
+        motion = {os.fsdecode(path): value for path, value in rows}
     return VideoIndex(
         names,
         num_frames=np.array([header.num_frames for header in headers]),
         fps=np.array([header.fps for header in headers]),
         sizes=np.array([(header.height, header.width) for header in headers]),
         seconds=np.array([header.seconds for header in headers]),
+        motion=np.array([motion.get(os.path.abspath(name), math.nan) for name in names]),
         faults={place: header.fault for place, header in enumerate(headers) if header.fault},
         num_read=num_read,
     )
+
+
+def measure_motion(
+    index: VideoIndex,
+    *,
+    file: Path | None,
+    on_progress: Callable[[int, int], None] = lambda num_more, num_videos: None,
+) -> VideoIndex:
+    """The index with the motion of all usable videos, measured where it is not known.
+
+    It stays NaN for a video whose frames cannot be read.
+
+    Args:
+        index: as `index_videos` gives it.
+        file: where that index is kept; None if nowhere.
+        on_progress: as in `index_videos`, counting the videos to measure.
+
+    Raises:
+        VideoError: the machine is at fault, see `check_machine`.
+        OutputError: the file cannot be written.
+    """
+    motion, fresh = index.motion.copy(), []
+    places = [i for i in np.flatnonzero(np.isnan(motion)).tolist() if i not in index.faults]
+    executor = ThreadPoolExecutor(min(_MOTION_THREADS, available_cores()))
+    with _records(file, "index") as records:
+        last_write = time.monotonic()
+        try:
+            found = executor.map(_motion_or_nan, [index.names[place] for place in places])
+            for place, value in zip(places, found, strict=True):
+                motion[place] = value
+                if not math.isnan(value):
+                    fresh.append((value, os.fsencode(os.path.abspath(index.names[place]))))
+                on_progress(1, len(places))
+                if time.monotonic() > last_write + _SECONDS_BETWEEN_WRITES:
+                    _write_motion(records, fresh)
+                    fresh, last_write = [], time.monotonic()
+        finally:  # what was measured outlives an interruption
+            executor.shutdown(cancel_futures=True)
+            _write_motion(records, fresh)
+    return dataclasses.replace(index, motion=motion)
+
+
+def video_motion(path: Path) -> float:
+    """How fast things move in a video: mean speed of its pixels, in percent of the short side per
+    second.
+
+    It is measured by optical flow between the frames of four pairs, which are spread over the
+    video and a quarter of a second apart. Motion of the camera counts. 0 for a single frame.
+
+    Raises:
+        VideoError: as `ino.data.video.read_clip`.
+    """
+    seconds = 0.0
+
+    def choose(num_frames: int, fps: float) -> list[int]:
+        nonlocal seconds
+        gap = min(max(1, round(fps / 4)), num_frames - 1)
+        seconds = gap / fps
+        starts = np.linspace(0, num_frames - 1 - gap, _NUM_PAIRS).astype(int)
+        return [frame for start in starts.tolist() for frame in (start, start + gap)]
+
+    frames = read_chosen(path, choose)
+    if not seconds:
+        return 0.0
+    height, width = frames.shape[1:3]
+    scale = _MOTION_SIDE / min(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = [
+        cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        for frame in frames
+    ]
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    moved = [
+        np.linalg.norm(flow.calc(first, second, np.empty(0)), axis=-1).mean()
+        for first, second in zip(small[::2], small[1::2], strict=True)
+    ]
+    return 100 * float(np.mean(moved)) / _MOTION_SIDE / seconds
+
+
+def _motion_or_nan(name: str) -> float:
+    try:
+        return video_motion(Path(name))
+    except (VideoError, OSError) as error:
+        check_machine(Path(name), error)
+        return math.nan
+
+
+def _write_motion(records: sqlite3.Connection, fresh: Sequence[tuple[float, bytes]]) -> None:
+    """Keeps motion, by path, of videos whose headers are kept."""
+    with records:
+        records.executemany(
+            "INSERT OR REPLACE INTO motion SELECT path, size, time, ? FROM videos WHERE path = ?",
+            fresh,
+        )
 
 
 def write_faults(index: VideoIndex, file: Path) -> None:
@@ -395,6 +507,11 @@ def summarize(index: VideoIndex) -> list[list[str]]:
     if len(usable):
         low, median, high = np.percentile(seconds, [5, 50, 95])
         rows.append(["median seconds", f"{median:.1f}", f"5% to 95%: {low:.1f} to {high:.1f}"])
+    if len(motion := index.motion[usable][~np.isnan(index.motion[usable])]):
+        low, median, high = np.percentile(motion, [5, 50, 95])
+        rows.append(
+            ["median motion, % per second", f"{median:.1f}", f"5% to 95%: {low:.1f} to {high:.1f}"]
+        )
     for name, values in (
         ("width x height", [f"{width}x{height}" for height, width in sizes.tolist()]),
         ("frames per second", [f"{fps:.3g}" for fps in index.fps[usable]]),
@@ -586,6 +703,7 @@ def _connect(path: Path | None, what: str) -> sqlite3.Connection:
                     raise _not_ours(path, what)
                 records.execute(_TABLE)
                 records.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            records.execute(_MOTION_TABLE)  # earlier versions had none
         _add_text(records, text)
     except BaseException:
         records.close()

@@ -34,7 +34,7 @@ from ino.tasks.jhmdb import joint_maps, joints_are_whole, propagate_joints, scor
 from ino.tasks.label_tracker import LabelTracker
 from ino.tasks.vip import parts_are_whole, propagate_parts, score_vip
 from ino.tasks.ytvos import finish_split, propagate_video, video_is_whole
-from ino.train.config import flatten, refuse_commands
+from ino.train.config import flatten, refuse_code
 
 FOLDER = Path(__file__).parent
 """Where the named experiments are."""
@@ -372,7 +372,7 @@ def read_experiment(
 
     Raises:
         ConfigError: there is no such experiment, it is no YAML, has a key that is not known or is
-            there twice, names a command to run, or a value breaks a rule.
+            there twice, names a command or a module to run, or a value breaks a rule.
     """
     path = named_file(name, FOLDER, what="experiment")
     content = read_yaml(path, what="experiment", holds="keys such as rows")
@@ -384,7 +384,7 @@ def read_experiment(
     trained += [{field: one} for field, choices in experiment.grid.items() for one in choices]
     for fields in trained:
         if isinstance(fields, Mapping):  # else its row says so
-            refuse_commands(fields, where=f"the experiment {path}")
+            refuse_code(fields, where=f"the experiment {path}")
     values = experiment.model_dump(exclude_unset=True)
     for key, change in _given(changes).items():
         is_mapping = isinstance(change, Mapping)

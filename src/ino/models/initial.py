@@ -158,7 +158,7 @@ def _split_timm(weights: Any, network: MaskedTimm, found: Found) -> NetworkWeigh
         own = {k: v for k, v in backbone.items() if k == "mask_token" or k.startswith(_NETWORK)}
         return NetworkWeights(own, head)
     tensors = timm_tensors(network.network, weights, name=network.arch, path=found.path)
-    token = tensors.pop("mask_token", None)
+    token = tensors.pop("mask_token", backbone.get("mask_token"))  # timm has no use for DINOv2's
     own = {f"{_NETWORK}{name}": value for name, value in tensors.items()}
     if token is not None and token.numel() == network.mask_token.numel():
         own["mask_token"] = token.reshape(network.mask_token.shape)

@@ -86,6 +86,9 @@ class DataConfig(_Section):
     visits: bool = False
     """Decode all clips of a video at once and mix them with those of other videos: faster if a
     video has few key frames."""
+    sampling: Literal["uniform", "motion"] = "uniform"
+    """uniform samples all videos equally often; motion those more often in which more moves, at
+    most 3 times as often as the mean."""
     batch_size: OneOrMore = 4
     """Clips of each device in a step."""
     shard_videos: ZeroOrMore = 0
@@ -104,6 +107,11 @@ class DataConfig(_Section):
             raise ValueError(
                 f"frame_step and fps are {self.frame_step} and {self.fps}; one must be above 0 and "
                 "the other 0"
+            )
+        if self.sampling == "motion" and self.index == "off":
+            raise ValueError(
+                "sampling by motion needs the index, which keeps what was measured: give index a "
+                "file or auto, or leave sampling at uniform"
             )
         return self
 
@@ -170,7 +178,8 @@ class LossConfig(_Section):
     affinity: NotNegative = 1.0
     """Weight of affinity consistency (Eq. 5)."""
     extra: str = ""
-    """A term of your own, module:function (docs/training.md); empty for none."""
+    """A term of your own, module:function (docs/training.md); empty for none. Recipe files cannot
+    set it, as it runs code."""
     extra_weight: NotNegative = 1.0
     """Its weight."""
     teacher_temperature: AboveZero = 0.04
@@ -483,8 +492,8 @@ def recipe_values(name: str) -> dict[str, Any]:
             that it starts from, a path being relative to the file.
 
     Raises:
-        ConfigError: there is no such recipe, it cannot be read, it names a command to run, or
-            recipes start from each other.
+        ConfigError: there is no such recipe, it cannot be read, it names a command or a module to
+            run, or recipes start from each other.
     """
     values: dict[str, Any] = {}
     path = named_file(name, RECIPES, what="recipe")
@@ -492,7 +501,7 @@ def recipe_values(name: str) -> dict[str, Any]:
     while True:
         content = read_yaml(path, what="recipe", holds="sections such as model and data")
         base = content.pop("base", None)
-        refuse_commands(content, where=f"the recipe {path}")
+        refuse_code(content, where=f"the recipe {path}")
         values = flatten(content) | values
         if base is None:
             return nest(values)
@@ -506,23 +515,32 @@ def recipe_values(name: str) -> dict[str, Any]:
             raise ConfigError(f"the recipe {name} starts from itself: {chain}")
 
 
-def refuse_commands(values: Mapping[str, Any], *, where: str) -> None:
-    """Checks that values out of a file name no command as the source of videos.
+def refuse_code(values: Mapping[str, Any], *, where: str) -> None:
+    """Checks that values out of a file run no code: whoever sends a recipe could choose it.
 
     Args:
         values: fields of a run, nested or by dotted name.
         where: the file, such as "the recipe FILE".
 
     Raises:
-        ConfigError: a root of `data.root` begins with `pipe:`; only the command line may have that.
+        ConfigError: a root of `data.root` begins with `pipe:`, or `loss.extra` names a module; only
+            the command line and Python may do that.
     """
-    roots = flatten(values).get("data.root")
+    fields = flatten(values)
+    roots = fields.get("data.root")
     for root in roots if isinstance(roots, list) else [roots]:
         if isinstance(root, str) and root.startswith("pipe:"):
             raise ConfigError(
                 f"{where} has a command in data.root ({root[:80]!r}), which no file may run: if "
-                "you trust it, give it on the command line with --data.root"
+                "you trust it, take it out of the file and give it on the command line with "
+                "--data.root"
             )
+    if extra := fields.get("loss.extra"):
+        raise ConfigError(
+            f"{where} has a module in loss.extra ({str(extra)[:80]!r}), whose code no file may "
+            "run: if you trust it, take it out of the file and give it on the command line with "
+            "--loss.extra"
+        )
 
 
 def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:

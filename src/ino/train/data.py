@@ -35,6 +35,7 @@ from ino.data.clips import (
     choose_usable,
     clip_generators,
     digest_of,
+    motion_weights,
 )
 from ino.data.masking import sample_blockwise_mask, sample_num_masked, sample_random_mask
 from ino.data.shards import ShardClips, expand_shards, is_shards, survey_shards
@@ -43,6 +44,7 @@ from ino.data.video_index import (
     default_index,
     find_videos,
     index_videos,
+    measure_motion,
     quarantine_all,
     wide_video_remark,
 )
@@ -82,6 +84,8 @@ class Source(NamedTuple):
     """One line for the screen."""
     remark: str = ""
     """Warning about the aspect ratio of the frames; empty for none."""
+    weights: np.ndarray | None = None
+    """How often each video is sampled, relative to the others; None for equally often."""
 
 
 def patch_size_of(model: ModelConfig) -> int:
@@ -108,11 +112,19 @@ def find_source(data: DataConfig, views: ViewsConfig | None = None) -> Source:
         views: crops that should fit in most frames; a remark says if they do not.
 
     Raises:
-        ConfigError: there are no roots, or shards of another machine without `data.shard_videos`.
+        ConfigError: there are no roots, or shards of another machine without `data.shard_videos`,
+            or shards or no index with sampling by motion.
         VideoError: there are no videos, or most cannot be used.
         OutputError: the index cannot be written where `data.index` says.
     """
+    by_motion = data.sampling == "motion"
     if has_shards(data):
+        if by_motion:
+            raise ConfigError(
+                "data.sampling motion needs videos in folders or lists, but data.root has tar "
+                "shards, whose videos are read one after the other: unpack them, or leave "
+                "data.sampling at uniform"
+            )
         shards, num_videos, faults = survey_shards(
             expand_shards(data.root), num_stated=data.shard_videos
         )
@@ -123,11 +135,16 @@ def find_source(data: DataConfig, views: ViewsConfig | None = None) -> Source:
         names = find_videos(roots)
         summary = f"{len(names)} videos, whose headers were not read before training"
         return Source(names, len(names), {}, summary)
-    index = _index(roots, data.index)
+    index = _index(roots, data.index, motion=by_motion)
     names, seconds, left_out = choose_usable(index, sampling_of(data))
     summary = f"{len(names)} videos, {seconds / 3600:.1f} hours"
     remark = wide_video_remark(index, scale=views.global_scale, ratio=views.ratio) if views else ""
-    return Source(names, len(names), left_out, summary, remark)
+    weights = None
+    if by_motion:
+        motion = dict(zip(index.names, index.motion.tolist(), strict=True))
+        weights = motion_weights([motion[name] for name in names])
+        summary += ", sampled by motion"
+    return Source(names, len(names), left_out, summary, remark, weights)
 
 
 def sampling_of(data: DataConfig) -> ClipSampling:
@@ -149,24 +166,25 @@ def count_epoch_clips(data: DataConfig) -> int:
     return find_source(data).num_videos * data.clips_per_video
 
 
-def _index(roots: list[Path], name: str) -> VideoIndex:
+def _index(roots: list[Path], name: str, *, motion: bool) -> VideoIndex:
     """The index of the videos; where its usual place cannot be written, one that is not kept."""
-    columns = ("headers", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    columns = ("{task.description}", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     # Where nobody sees it move, the bar would leave an empty line.
     hidden = not console.is_interactive
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None)
 
+        def advance(num_more: int, num_videos: int) -> None:
+            bar.update(task, advance=num_more, total=num_videos)
+
         def index(file: Path | None) -> VideoIndex:
-            bar.reset(task)
-            return index_videos(
-                roots,
-                file=file,
-                on_progress=lambda num_more, num_videos: bar.update(
-                    task, advance=num_more, total=num_videos
-                ),
-            )
+            bar.reset(task, description="headers")
+            found = index_videos(roots, file=file, on_progress=advance)
+            if motion:
+                bar.reset(task, description="motion")
+                found = measure_motion(found, file=file, on_progress=advance)
+            return found
 
         if name != "auto":
             return index(Path(name))
@@ -225,7 +243,8 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     }
     options = _loader_options(config, fabric)
     num_clips = source.num_videos * data.clips_per_video
-    digest = digest_of(source.names)
+    sampled = [] if source.weights is None else [source.weights.tobytes().hex()]
+    digest = digest_of(source.names + sampled)
     if has_shards(data):
         order = ShardClips(source.names, num_clips=num_clips, **settings, **share)
         loader = DataLoader(order, batch_size=None, **options)  # it gives whole batches
@@ -236,7 +255,7 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
         )
     else:
         order = ClipSampler(num_clips, seed=seed, **share)
-    dataset = ClipDataset(source.names, visits=data.visits, **settings)
+    dataset = ClipDataset(source.names, visits=data.visits, weights=source.weights, **settings)
     loader = DataLoader(
         dataset, batch_size=data.batch_size, sampler=order, drop_last=True, **options
     )

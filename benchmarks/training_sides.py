@@ -30,7 +30,11 @@ class OurStep:
     ) -> None:
         self.student = model.train().student
         num_classes = model.student.head.last_layer.out_features
-        self.centers = Objective(**dict(config), num_classes=num_classes, num_local=num_local)
+        self.centers = Objective(
+            **config.model_dump(exclude={"extra", "extra_weight"}),
+            num_classes=num_classes,
+            num_local=num_local,
+        )
         self._model = model
         self._bf16 = bf16
         self._optimizer = build_optimizer(model.student)

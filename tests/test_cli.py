@@ -373,7 +373,7 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
         (["score", "nowhere", "--root", "."], "ImageSets"),
         (
             ["frobnicate"],
-            "there is no command 'frobnicate'; give one of check, compare, convert, demo,",
+            "there is no command 'frobnicate'; give one of adapt, check, compare,",
         ),
         (["trian"], "there is no command 'trian'; did you mean train (ino --help shows more)"),
         ([], ", sweep, train, web, weights (ino --help shows more)"),

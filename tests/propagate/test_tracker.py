@@ -605,7 +605,7 @@ def test_an_object_that_vanishes_or_fills_the_frame_is_named_once(tracker, video
 
 
 def test_the_protocol_that_suits_the_weights_is_taken():
-    assert Tracker("ino_vitt8").protocol == get_protocol(load_backbone("ino_vitt8").protocol)
+    assert Tracker("ino_vitt8").protocol == get_protocol("ino-default")
     assert Tracker(load_backbone("color")).protocol.name == "ino-davis"
 
 

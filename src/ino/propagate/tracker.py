@@ -90,7 +90,7 @@ class Tracker:
         Args:
             backbone: for instance from `ino.models.load.load_backbone`, or what that takes.
             protocol: a Protocol (see `get_protocol`), or the name of one, such as "ino-davis"; None
-                for the one that suits the weights.
+                for the one that quality default takes with the weights.
             quality: in place of a protocol, see `protocol_for`; None is default.
             device: where everything is computed; "auto" takes CUDA, else MPS, else the CPU.
             precision: of the network; bf16 is faster on hardware that supports it, but rounds the

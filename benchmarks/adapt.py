@@ -27,7 +27,7 @@ from ino.metrics import score_labels
 from ino.models.backbone import VitBackbone, choose_device
 from ino.models.load import load_backbone
 from ino.propagate.judge import KeptFeatures, numbered, scaled_protocol
-from ino.propagate.protocols import protocol_for
+from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
 from report import build_parser, conclude, describe_machine, print_table
 
@@ -72,10 +72,10 @@ def read_sequence(root: Path, name: str, out: Path) -> Sequence240:
     return Sequence240(frames, truth, folder, mask)
 
 
-def score(backbone: Any, sequence: Sequence240, *, quality: Any) -> float:
+def score(backbone: Any, sequence: Sequence240, *, protocol: Protocol) -> float:
     """J&F in percent of the mask of the first frame, propagated."""
-    protocol = scaled_protocol(protocol_for(backbone.protocol, quality), SHORT_SIDE)
-    tracker = Tracker(backbone, protocol=protocol, device="cpu", precision="bf16", warns=False)
+    scaled = scaled_protocol(protocol, SHORT_SIDE)
+    tracker = Tracker(backbone, protocol=scaled, device="cpu", precision="bf16", warns=False)
     found = list(tracker.track(sequence.frames, {0: sequence.truth[0]}))
     num_objects = int(sequence.truth[0].max())
     scores = [
@@ -85,12 +85,11 @@ def score(backbone: Any, sequence: Sequence240, *, quality: Any) -> float:
     return 100 * float(np.mean(scores))
 
 
-def fitted_networks(weights: str, sequence: Sequence240, *, quality: Any) -> Iterator[Any]:
+def fitted_networks(weights: str, sequence: Sequence240, *, protocol: Protocol) -> Iterator[Any]:
     """The network under each fit."""
     for share, power in FITS.values():
         backbone = load_backbone(weights)
         assert isinstance(backbone, VitBackbone)
-        protocol = protocol_for(backbone.protocol, quality)
         mean, deviation = feature_statistics(
             KeptFeatures(backbone),
             [sequence.folder],
@@ -116,11 +115,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of what is made")
     parser.add_argument("--sequences", nargs="+", help="only these")
     parser.add_argument("--weights", default="ino_vitt8")
-    parser.add_argument("--quality", default="default", choices=["fast", "default", "best"])
+    parser.add_argument("--protocol", default="ino-near")
     parser.add_argument("--mask", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--all", action="store_true", help="score what was not kept as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    protocol = get_protocol(options.protocol)
     rows, measured = [], {}
     shown = list(FITS) if options.all else []
     for root, name in names_of(options.data, options.sequences):
@@ -131,18 +131,16 @@ def main() -> None:
             weights=options.weights,
             out=options.out / name,
             masks=[str(sequence.mask)] if options.mask else None,
-            protocol=protocol_for(before.protocol, options.quality),
+            protocol=protocol,
             device="cpu",
             overwrite=True,
         )
-        scores = [score(before, sequence, quality=options.quality)]
+        scores = [score(before, sequence, protocol=protocol)]
         after = load_backbone(found.weights)
-        scores.append(
-            score(after, sequence, quality=options.quality) if found.helped else scores[0]
-        )
+        scores.append(score(after, sequence, protocol=protocol) if found.helped else scores[0])
         if options.all:
-            networks = fitted_networks(options.weights, sequence, quality=options.quality)
-            scores += [score(one, sequence, quality=options.quality) for one in networks]
+            networks = fitted_networks(options.weights, sequence, protocol=protocol)
+            scores += [score(one, sequence, protocol=protocol) for one in networks]
         number = [BEFORE, *FITS].index(found.kept)
         rows.append([name, str(number), *(f"{one:.1f}" for one in scores)])
         predicted = [[row.name, row.score, list(row.difference)] for row in found.rows]

@@ -91,7 +91,11 @@ def test_a_stack_becomes_areas(frames, tmp_path):
     assert float(rows[5]["column_um"]) == pytest.approx(69.5 * 0.5, abs=2)
 
 
-def test_a_camera_is_followed(video, tmp_path):
+def test_a_camera_is_followed(frames, tmp_path):
+    video = tmp_path / "camera.mp4"
+    with VideoWriter(video, fps=10.0) as writer:
+        for frame in np.repeat(frames, 400, axis=0):  # so many that it still comes after the first
+            writer.write(frame)
     shown = run("live_camera", video, "36,26,84,64", tmp_path / "overlay.mp4")
     assert "pixels" in shown
     assert read_info(tmp_path / "overlay.mp4").height == 96

@@ -267,7 +267,8 @@ def _read_clips(
             clip = read_judged(path, mask=masks[number] if masks else None)
             check_clip(clip.frames)
         except VideoError as error:
-            faults.append(f"{video}: {error}")
+            text = str(error)
+            faults.append(text if text.startswith(str(video)) else f"{video}: {text}")
         else:
             clips[path] = clip
     if not clips:

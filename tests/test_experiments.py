@@ -520,6 +520,16 @@ def test_square_inputs_have_no_short_side(file):
         assert sizes["parts"] == sizes["pose"] == (480, 40)
 
 
+def test_parts_take_the_protocol_that_its_authors_have_for_them(file):
+    rows = {name: {"data": "vip", "protocol": name} for name in ("cropmae", "rvm-vip", "rsp")}
+    rows["square"] = {"data": "vip", "protocol": "rvm", "input_size": 560}
+    plan = planned(
+        read_experiment(str(file(rows=rows, defaults={"weights": "color"}))), is_list=True
+    )
+    found = [(one.row.input_size, one.evaluations[0].protocol.name) for one in plan.trials]
+    assert found == [(0, "cropmae-vip"), (0, "rvm-vip"), (560, "rsp"), (560, "rvm-vip")]
+
+
 def test_the_files_in_the_manual_can_be_used(tmp_path, data):
     manual = (DOCS / "experiments.md").read_text(encoding="utf-8")
     weights, training = re.findall(r"```yaml\n(.*?)```", manual, re.DOTALL)

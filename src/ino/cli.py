@@ -854,8 +854,9 @@ def convert(
 ) -> None:
     """Write masks in the formats of other programs.
 
-    Formats: png-per-object, coco, ytvis, mots, cvat, mask-video, overlay-video, cutout-video (WebM
-    with alpha), cutout-png, tiff, npz, csv (areas, centroids and boxes).
+    Formats: png-per-object, coco, coco-images (with the frames), ytvis, mots, cvat, mask-video,
+    overlay-video, cutout-video (WebM with alpha), cutout-png, tiff, npz, csv (areas, centroids and
+    boxes).
 
     Args:
         result: Folder of ino segment, or any folder of indexed PNGs, one per frame.
@@ -1240,6 +1241,9 @@ def score(
     layout: Literal["davis", "ytvos"] = "davis",
     chosen: DavisSplit = DavisSplit(),
     seen: Seen = None,
+    data_size: Annotated[
+        tuple[int, int] | None, Parameter(converter=_image_size, n_tokens=1, metavar="HxW")
+    ] = None,
     out: Path | None = None,
     workers: int | None = None,
 ) -> None:
@@ -1251,6 +1255,8 @@ def score(
         predictions: Folder with one folder per sequence.
         root: Folder that holds JPEGImages; with ytvos, the split.
         layout: Layout of the data set.
+        data_size: Size at which the method takes the data set, such as 480x880 of RSP; annotations
+            are resized to it by nearest neighbor (default: their own).
         out: Folder for CSV and JSON (default: none).
         workers: Number of processes (default: chosen by the number of frames).
     """
@@ -1260,7 +1266,9 @@ def score(
     if layout == "davis":
         from ino.tasks.davis import score_davis
 
-        scores = score_davis(predictions, root, workers=workers, **vars(chosen))
+        scores = score_davis(
+            predictions, root, workers=workers, data_size=data_size, **vars(chosen)
+        )
     else:
         from ino.data.ytvos import read_ytvos_split
         from ino.tasks.ytvos import score_ytvos
@@ -1268,6 +1276,8 @@ def score(
         for name in ("year", "resolution"):
             if getattr(chosen, name) != getattr(DavisSplit, name):
                 _LOG.warning("--%s has no meaning with --layout ytvos and is skipped", name)
+        if data_size is not None:
+            _LOG.warning("--data-size has no meaning with --layout ytvos and is skipped")
         if split == DavisSplit.split and not (root / split).is_dir():
             split = "valid"
         data = read_ytvos_split(root, split=split, videos=chosen.sequences)

@@ -271,7 +271,7 @@ def test_damage_inside_a_video_costs_one_frame_and_is_told(num_threads, h264, tm
     assert len(frames) == len(FRAMES) - 1
     np.testing.assert_array_equal(frames[:12], list(read_frames(h264))[:12])
     assert is_close(frames[-1], FRAMES[-1])
-    assert len(list(read_frames(path))) == len(frames)
+    assert len(list(read_frames(path))) == len(FRAMES)
     assert "is damaged" in caplog.text
 
 
@@ -281,6 +281,30 @@ def test_a_clip_that_damage_touches_is_refused(h264, tmp_path):
     with pytest.raises(VideoError, match="is damaged"):
         read_clip(path, range(number - 2, number + 3))
     assert is_close(read_clip(path, [3])[0], FRAMES[3])
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "uneven.mp4"])
+@pytest.mark.parametrize("numbers", [[25], [24], [30, 31, 59, 60]])
+def test_after_damage_frames_keep_their_numbers(numbers, name, tmp_path, caplog):
+    """Whether they are read one after another or by number; packet 24 is a key frame."""
+    path = write_video(tmp_path / name, FRAMES, **KINDS[name])
+    content = path.read_bytes()
+    with VideoFile(path) as file:
+        packets = [bytes(packet) for packet in file.packets()]
+    for number in numbers:
+        assert content.count(packets[number]) == 1
+        content = content.replace(packets[number], b"\xff" * len(packets[number]))
+    path.write_bytes(content)
+    frames = list(read_frames(path))
+    assert len(frames) == count_frames(path) == len(FRAMES)
+    assert is_close(frames[20], FRAMES[20])
+    assert is_close(frames[50], FRAMES[50])
+    caplog.clear()
+    clip = read_clip(path, range(len(FRAMES)), fill=True)
+    assert "is damaged" in caplog.text
+    np.testing.assert_array_equal(clip, frames)
+    for index in (20, 32, 33, 40):  # from the key frame before
+        np.testing.assert_array_equal(read_clip(path, [index], fill=True)[0], frames[index])
 
 
 def test_a_transport_stream_goes_on_after_a_lost_packet(tmp_path, caplog):

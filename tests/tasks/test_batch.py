@@ -1,12 +1,16 @@
 """Many videos per call of `ino segment`: whose masks are whose, and several processes at once."""
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from unittest.mock import Mock
 
+import av
 import numpy as np
 import pytest
 
@@ -16,6 +20,7 @@ from ino.data.video import VideoWriter, read_frames
 from ino.errors import MaskError, VideoError
 from ino.tasks import batch
 from ino.tasks.batch import Job, find_jobs, share
+from ino.tasks.live import Receiver
 from propagate.moving_squares import moving_squares
 
 SMALL = ["--weights", "color", "--protocol", "ino-near", "--set", "short_side=none"]
@@ -160,3 +165,41 @@ def test_a_stream_that_is_not_there(tmp_path, capsys):
     assert "cannot be opened" in refused(capsys, *command, "--out", tmp_path / "out")
     assert "segmented alone" in refused(capsys, *command, "--jobs", "2", "--check-every", "3")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOENT, "there is no camera /dev/video7; there is /dev/video0 and /dev/video1"),
+        (errno.EBUSY, "another program uses the camera /dev/video7: close it"),
+        (errno.EACCES, "/dev/video7 may not be read by this user"),
+        (errno.EINVAL, r"/dev/video7 gives no pictures \(Invalid argument\)"),
+        (errno.ENOTTY, r"/dev/video7 gives no pictures \(Inappropriate ioctl for device\)"),
+    ],
+)
+def test_a_camera_that_cannot_be_opened(number, message, monkeypatch):
+    found = [Path("/dev/video0"), Path("/dev/video1")]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: found)
+    monkeypatch.setattr(av, "open", lambda *_, **__: av.error.err_check(-number, "/dev/video7"))
+    with pytest.raises(VideoError, match=message), Receiver("/dev/video7"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("decoder", "fault", "message"),
+    [
+        (None, None, "in a format that cannot be decoded here"),
+        ("mjpeg", av.InvalidDataError(1, "Invalid data found"), "no frame came .*: Invalid data"),
+        ("raw", ValueError("Conversion to numpy array is not supported"), "no frame came .*: Conv"),
+        ("raw", None, "no frame came from /dev/video0: it ended"),
+    ],
+)
+def test_a_camera_of_a_strange_format(decoder, fault, message, monkeypatch):
+    packet, container = Mock(), Mock()
+    packet.decode.configure_mock(side_effect=fault, return_value=[])
+    container.streams.video = [Mock(codec_context=decoder)]
+    container.demux.return_value = [packet, packet]
+    monkeypatch.setattr(av, "open", lambda *_, **__: container)
+    with pytest.raises(VideoError, match=message), Receiver("/dev/video0") as receiver:
+        list(receiver)
+    container.close.assert_called_once()

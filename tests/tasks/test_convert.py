@@ -12,10 +12,11 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from skimage.measure import regionprops_table
 
+from data.video_files import moving_frames, write_video
 from ino.cli import main
 from ino.data.annotations import read_annotations
 from ino.data.label_maps import write_labels
-from ino.data.video import VideoWriter, read_frames, read_info
+from ino.data.video import VideoWriter, frame_number, read_frames, read_info
 from ino.errors import MaskError, OutputError, VideoError
 from ino.tasks.convert import FORMATS, convert_result, write_frames
 from ino.tasks.masks import read_masks
@@ -64,6 +65,7 @@ def written(result, tmp_path_factory):
     [
         ("png-per-object", True),
         ("coco.json", True),
+        ("coco-images/annotations/instances_default.json", True),
         ("ytvis.json", True),
         ("mots.txt", True),
         ("cvat.xml", True),
@@ -95,6 +97,17 @@ def test_coco_by_its_own_library(result, written, capsys):
             assert one["area"] == mask.sum()
             assert one["bbox"] == coco.toBbox(one["segmentation"]).tolist()
         np.testing.assert_array_equal(shown, labels)
+
+
+def test_a_coco_data_set_has_its_frames(result, written):
+    folder = written / "coco-images"
+    content = json.loads((folder / "annotations" / "instances_default.json").read_text())
+    alone = json.loads((written / "coco.json").read_text())
+    assert content["annotations"] == alone["annotations"]
+    frames = list(read_frames(result[1]))
+    for one, frame in zip(content["images"], frames, strict=True):
+        with Image.open(folder / "images" / "default" / one["file_name"]) as image:
+            assert np.abs(np.asarray(image, float) - frame).mean() < 8
 
 
 def test_ytvis_and_mots_by_the_library_of_their_masks(result, written):
@@ -176,6 +189,25 @@ def test_areas_and_centroids_are_those_of_scikit_image(result, written):
     assert at == len(rows)
 
 
+def test_times_are_those_of_the_frames(tmp_path):
+    """A phone records fewer frames in the dark."""
+    times = [0, 40, 80, 200, 600, 640, 1000]
+    video = write_video(tmp_path / "phone.mp4", moving_frames(7), times=times)
+    (tmp_path / "masks").mkdir()
+    for number in range(7):
+        write_labels(tmp_path / "masks" / f"{number:05d}.png", np.eye(64, 96, dtype=np.uint8))
+    for fps, expected in ((None, [time / 1000 for time in times]), (2.0, np.arange(7) / 2)):
+        convert_result(
+            tmp_path, ["csv"], out=tmp_path / "out", video=video, fps=fps, overwrite=True
+        )
+        with (tmp_path / "out" / "objects.csv").open() as file:
+            found = [float(row["seconds"]) for row in csv.DictReader(file)]
+        assert found == pytest.approx(expected)
+    for text, number in (("0:00", 0), ("0:0.3", 3), ("0:0.55", 4), ("0:1.1", 6)):
+        assert frame_number(text, video) == number
+    assert frame_number("0:1.5", video) >= 7
+
+
 def test_confidence_comes_from_the_table_beside_the_masks(result, tmp_path):
     out, _, _ = result
     (out / "frames.csv").write_text("frame,object,area,confidence,survival\n2,7,6,0.25,\n")
@@ -190,8 +222,13 @@ def test_confidence_comes_from_the_table_beside_the_masks(result, tmp_path):
 
 
 def test_any_folder_of_masks_is_a_result(tmp_path):
+    (tmp_path / "frames").mkdir()
     for number in (3, 4):
         write_labels(tmp_path / f"{number:05d}.png", np.eye(9, dtype=np.uint8))
+        Image.new("RGB", (9, 9)).save(tmp_path / "frames" / f"{number:05d}.jpg")
+    convert_result(tmp_path, ["coco"], out=tmp_path / "images", video=tmp_path / "frames")
+    content = json.loads((tmp_path / "images" / "coco.json").read_text())
+    assert [one["file_name"] for one in content["images"]] == ["00003.jpg", "00004.jpg"]
     convert_result(tmp_path, ["csv", "coco"], out=tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "objects.csv").open()))
     assert [(row["number"], row["name"]) for row in rows] == [("3", "object 1"), ("4", "object 1")]

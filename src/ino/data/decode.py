@@ -6,7 +6,8 @@ holds for all. Frame numbers count decoded frames from 0. Of several video strea
 that FFmpeg calls best.
 
 Damage inside a file does not end it: every frame that can be decoded is given, and what was lost or
-marked as damaged is counted.
+marked as damaged is counted. In `VideoFile.filled` the frame before stands in for each that was
+lost, so that the frames after it keep their numbers.
 
 Frames by number are read without decoding the whole file. First the times of all frames are found:
 from the header of an MP4 or MOV file, else from all packets (the whole file is read but not
@@ -19,7 +20,10 @@ import io
 import logging
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from heapq import heappop, heappush
 from itertools import groupby, islice
 from pathlib import Path
 from threading import Lock
@@ -101,6 +105,8 @@ class VideoFile:
         self._matrix_works = True
         self.num_lost = 0
         """Frames that `decoded` could not give, by its number of packets."""
+        self._waiting: list[int] = []  # a heap: times of packets whose frames have not come
+        self._is_late = False  # the frame of one of them should have come
         self._incomplete: set[int | None] = set()  # times of frames given in part only
 
     def __enter__(self) -> "VideoFile":
@@ -189,8 +195,11 @@ class VideoFile:
             for packet in self.packets():
                 num_packets += 1
                 num_shown += not packet.is_discard
+                if packet.pts is not None and not packet.is_discard:
+                    heappush(self._waiting, packet.pts)
                 for frame in self._decode(packet):
                     num_frames, latest = num_frames + 1, frame.pts
+                    self._note(latest)
                     yield frame
                 if self._has_errors and self.num_threads != 1:
                     yield from self._decoded_with_care(start=num_frames)
@@ -199,6 +208,7 @@ class VideoFile:
             reason = error.strerror or "it cannot be read"
         for frame in self._decode(None):
             num_frames, latest = num_frames + 1, frame.pts
+            self._note(latest)
             yield frame
         if self.has_frame_per_packet:
             self.num_lost = max(0, num_shown - num_frames)
@@ -223,6 +233,45 @@ class VideoFile:
                         yield frame
             finally:
                 self.num_lost, self._incomplete = file.num_lost, file._incomplete
+
+    def filled(self) -> Iterator[av.VideoFrame]:
+        """Like `decoded`, but with the frame before, or else the next one, in place of each that is
+        lost, so that the frames have the numbers of `read_frames_at`.
+
+        Raises:
+            VideoError: see `decoded`.
+        """
+        table: _FrameTable | None = None
+        before: av.VideoFrame | None = None
+        number = 0
+        for frame in self.decoded():
+            if table is None and (self._is_late or self._has_errors or self.num_lost):
+                table = self._known_times()
+            if table is not None and frame.pts is not None:
+                place = int(np.searchsorted(table.shown, frame.pts))
+                if place < len(table.shown) and table.shown[place] == frame.pts:
+                    if place < number:  # another stands in for it already
+                        continue
+                    for _ in range(number, place):
+                        yield before or frame
+                    number = place
+            yield frame
+            number, before = number + 1, frame
+        if before is not None and self.num_lost:
+            for _ in range(number, (table or self._known_times()).num_frames):
+                yield before
+
+    def _note(self, time: int | None) -> None:
+        """Notes a frame that has come, and whether one that should be shown before it did not."""
+        while time is not None and self._waiting and self._waiting[0] <= time:
+            self._is_late |= heappop(self._waiting) < time
+
+    def _known_times(self) -> "_FrameTable":
+        """The times of all frames; none where the file does not tell them."""
+        with suppress(VideoError), self.reopened() as file:
+            if len((table := file._frames()).keys):
+                return table
+        return _FrameTable(0, np.empty(0, np.int64), np.empty((0, 2), np.int64), None)
 
     def _decode(self, packet: Packet | None) -> list[av.VideoFrame]:
         """The frames that a packet gives; none where it cannot be decoded."""
@@ -308,12 +357,26 @@ class VideoFile:
         """
         return self._frames().num_frames
 
-    def read_frames_at(self, indices: Sequence[int]) -> np.ndarray:
-        """The frames of these numbers, uint8 RGB (len(indices), height, width, 3).
+    def times(self) -> np.ndarray | None:
+        """When each frame is shown, in seconds after the first one; None where the file does not
+        tell.
 
         Raises:
-            VideoError: the file is cut short, is damaged where it is read, or has no frame of
-                that number.
+            VideoError: the file is cut short or broken.
+        """
+        shown, unit = self._frames().shown, self.stream.time_base
+        return (shown - shown[0]) * float(unit) if len(shown) and unit else None
+
+    def read_frames_at(self, indices: Sequence[int], *, fill: bool = False) -> np.ndarray:
+        """The frames of these numbers, uint8 RGB (len(indices), height, width, 3).
+
+        Args:
+            indices: numbers from 0.
+            fill: take those that are lost or incomplete as `filled` gives them.
+
+        Raises:
+            VideoError: the file is cut short, is damaged where it is read (unless `fill`), or has
+                no frame of that number.
         """
         table = self._frames()
         check_numbers(self.path, indices, num_frames=table.num_frames)
@@ -321,7 +384,7 @@ class VideoFile:
         frames = _read_by_seeking(self, table, wanted)
         if not frames:
             # Where the table numbers frames that cannot be decoded, numbers differ.
-            frames = _read_through(self, wanted, to_the_end=len(table.keys) > 0)
+            frames = _read_through(self, wanted, to_the_end=len(table.keys) > 0, fill=fill)
         return np.stack([frames[index] for index in indices])
 
     def _frames(self) -> "_FrameTable":
@@ -654,16 +717,23 @@ def _decode_from(
     return found
 
 
+@cache
+def _tell_damage(path: Path) -> None:
+    """Warns once; how much is lost is only known at the end."""
+    _LOG.warning(f"{path} is damaged: the frame before stands in for each that cannot be decoded")
+
+
 def _read_through(
-    file: VideoFile, wanted: Iterable[int], *, to_the_end: bool
+    file: VideoFile, wanted: Iterable[int], *, to_the_end: bool, fill: bool
 ) -> dict[int, np.ndarray]:
     """Frames by number, decoded from the file's start."""
     missing = set(wanted)
     found: dict[int, np.ndarray] = {}
+    to_the_end = to_the_end and not fill  # else damage further on shows that numbers differ
     with file.reopened() as fresh:
-        for index, frame in enumerate(fresh.decoded()):
+        for index, frame in enumerate(fresh.filled() if fill else fresh.decoded()):
             if index in missing:
-                if not fresh.is_whole(frame):
+                if not fill and not fresh.is_whole(frame):
                     raise VideoError(
                         f"frame {index} of {file.path} is incomplete: copy the file again or "
                         "repair it"
@@ -672,6 +742,8 @@ def _read_through(
                 missing.remove(index)
             if not missing and not to_the_end:
                 break
+        if fill and (fresh._is_late or fresh._has_errors or fresh._incomplete or fresh.num_lost):
+            _tell_damage(file.path)
         if to_the_end and (damage := fresh.damage):
             raise VideoError(f"{file.path} is damaged: {damage}; copy it again or repair it")
     if missing:

@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 
 from ino.data.decode import VideoFile, check_numbers
 from ino.data.images import is_image, is_pattern, open_sequence
-from ino.errors import ConfigError, OutputError
+from ino.errors import ConfigError, OutputError, VideoError
 from ino.system import atomic_path
 
 Item = TypeVar("Item")
@@ -107,11 +107,36 @@ def frame_number(text: str, video: Path) -> int:
         return int(text)
     if match := re.fullmatch(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9}(?:\.\d*)?)", text):
         seconds = 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3])
-        return round(seconds * read_info(video).fps)
+        return _frame_at(seconds, video)
     raise ConfigError(
         f"{text!r} is no frame of {video}: give its number from 0, its name in a folder of images, "
         "or a time such as 1:23.5"
     )
+
+
+def _frame_at(seconds: float, video: Path) -> int:
+    """The number of the frame that is shown nearest to a time after the first one; of a time after
+    the last one, a number that no frame has."""
+    times, by_rate = frame_times(video), round(seconds * read_info(video).fps)
+    if times is None or len(times) < 2:
+        return by_rate
+    if seconds > times[-1] + times[-1] / (len(times) - 1):
+        return max(len(times), by_rate)
+    return int(np.searchsorted((times[1:] + times[:-1]) / 2, seconds))
+
+
+def frame_times(path: Path) -> np.ndarray | None:
+    """When each frame of a video is shown, in seconds after the first one; None for images, and
+    where a file does not tell, so that only the mean rate is known.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    if open_sequence(path) is not None:
+        return None
+    with VideoFile(path, num_threads=1) as file, suppress(VideoError):  # it is cut short
+        return file.times()
+    return None
 
 
 def read_info(path: Path) -> VideoInfo:
@@ -147,8 +172,8 @@ def read_frames(
 ) -> Iterator[np.ndarray]:
     """Every frame of a video, uint8 RGB (height, width, 3), one at a time in constant memory.
 
-    Of a damaged video the frames that can be decoded are given, and a warning at the end says how
-    many are lost or incomplete.
+    Of a video that is damaged inside, the frame before stands in for each that cannot be decoded,
+    and a warning at the end says how many are lost or incomplete.
 
     Args:
         path: a video.
@@ -170,16 +195,20 @@ def read_frames(
         return
     with VideoFile(path) as file:
         try:
-            for number, frame in enumerate(file.decoded()):
+            for number, frame in enumerate(file.filled()):
                 if number >= first:
                     yield file.to_rgb(frame)
         finally:
             if damage := file.damage:
-                _LOG.warning(f"{path} is damaged: {damage}; the others are used")
+                _LOG.warning(f"{path} is damaged: {damage}; the frame before stands in for those")
 
 
 def read_clip(
-    path: Path, indices: Sequence[int], *, value_range: tuple[float, float] | None = None
+    path: Path,
+    indices: Sequence[int],
+    *,
+    value_range: tuple[float, float] | None = None,
+    fill: bool = False,
 ) -> np.ndarray:
     """Chosen frames of a video, uint8 RGB (len(indices), height, width, 3).
 
@@ -190,11 +219,14 @@ def read_clip(
         path: a whole video.
         indices: frame numbers from 0, in any order, at least one.
         value_range: as in `read_frames`.
+        fill: where the video is damaged, let the frame before stand in, as `read_frames` does.
+            Which frames beside the damage can be decoded may depend on where decoding begins.
 
     Raises:
-        VideoError: the video cannot be read, is cut short, or has no frame of that number.
+        VideoError: the video cannot be read, is cut short, has no frame of that number, or (unless
+            `fill`) is damaged there.
     """
-    return read_chosen(path, lambda num_frames, fps: indices, value_range=value_range)
+    return read_chosen(path, lambda num_frames, fps: indices, value_range=value_range, fill=fill)
 
 
 def read_chosen(
@@ -202,6 +234,7 @@ def read_chosen(
     choose: Callable[[int, float], Sequence[int]],
     *,
     value_range: tuple[float, float] | None = None,
+    fill: bool = False,
 ) -> np.ndarray:
     """Like `read_clip`, but the frames are chosen by a function once the video is open.
 
@@ -209,6 +242,7 @@ def read_chosen(
         path: a video that is not cut short.
         choose: called with the exact number of frames and the frame rate; returns frame numbers.
         value_range: as in `read_frames`.
+        fill: as in `read_clip`.
 
     Returns:
         The frames, uint8 RGB (number of frames, height, width, 3).
@@ -224,7 +258,7 @@ def read_chosen(
         frames = dict(zip(wanted, images.read(wanted, value_range=value_range), strict=True))
         return np.stack([frames[index] for index in indices])
     with VideoFile(path, num_threads=1) as file:
-        return file.read_frames_at(choose(file.count_frames(), file.fps))
+        return file.read_frames_at(choose(file.count_frames(), file.fps), fill=fill)
 
 
 class VideoWriter:

@@ -26,7 +26,7 @@ from ino.errors import ConfigError
 from ino.models.backbone import Backbone, choose_device
 from ino.models.weights import NetworkName
 from ino.propagate.features import Precision
-from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.protocols import Protocol, get_protocol, protocol_on
 from ino.propagate.tracker import Tracker
 from ino.schema import Model, checked, named_file, read_yaml
 from ino.tasks.davis import propagate_sequence, score_davis, sequence_is_whole
@@ -264,6 +264,18 @@ class VipRow(SquareRow):
 
     split: str = "val"
     input_size: NonNegativeInt = 560
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_authors(cls, given: Any) -> Any:
+        """Where the authors of a protocol evaluate VIP otherwise, takes what they take, such as
+        cropmae-vip and its own size."""
+        if not isinstance(given, dict):
+            return given
+        name = str(given.get("protocol", cls.model_fields["protocol"].default))
+        if (there := protocol_on(name, cls.data)) != name:
+            given = given | {"protocol": there}
+        return {"input_size": 0} | given if there.endswith("-vip") else given
 
     def read(self) -> list[VideoSequence]:
         return read_vip(Path(self.root or ""), split=self.split)

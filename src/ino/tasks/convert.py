@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ino import __version__
-from ino.data.images import natural_key
+from ino.data.images import natural_key, open_sequence
 from ino.data.label_maps import VOID, clean_name, davis_palette, object_areas, read_labels
 from ino.data.rle import box_of, encode_coco, encode_rows
 from ino.data.video import (
@@ -34,7 +34,9 @@ from ino.data.video import (
     count_frames,
     frame_names,
     frame_number,
+    frame_times,
     in_background,
+    is_video,
     read_clip,
     read_frames,
     read_info,
@@ -97,6 +99,13 @@ class Result:
             "as many: pass the --video that they were made of"
         )
 
+    def image_names(self) -> list[str]:
+        """The names of the images that the video consists of, or else those of the masks."""
+        video = self.video if self.video is not None and self.video.is_dir() else None
+        images = None if video is None or not is_video(video) else open_sequence(video)
+        names = {} if images is None else {Path(name).stem: name for name in images.names}
+        return [names.get(path.stem, path.name) for path in self.files]
+
     def label_maps(self) -> Iterator[UInt8[np.ndarray, "height width"]]:
         """The masks in the order of frames.
 
@@ -152,6 +161,16 @@ class Result:
         if self.video is None or not _exists(self.video):
             return _FALLBACK_FPS
         return read_info(self.video).fps
+
+    def seconds(self) -> Callable[[int], float]:
+        """From the number of a frame to seconds after the first one: those of the video, which
+        need not be even, unless `fps` is given."""
+        times, rate = None, self.rate()
+        if self.fps is None and self.video is not None and _exists(self.video):
+            times = frame_times(self.video)
+        return lambda number: (
+            number / rate if times is None or number >= len(times) else float(times[number])
+        )
 
     def name(self, label: int) -> str:
         """What an object is called."""
@@ -448,11 +467,30 @@ def _cut_out(
 
 def _write_coco(result: Result, out: Path) -> None:
     """COCO JSON with compressed RLE; `track_id` is the number of the object."""
+    _write_instances(result, out, result.image_names())
+
+
+def _write_coco_images(result: Result, out: Path) -> None:
+    """The same in the folders that data sets of COCO have, with the frames as JPEG."""
+    names = [f"{path.stem}.jpg" for path in result.files]
+    folder = out / "images" / "default"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():  # of an earlier result that this one replaces
+        if path.suffix == ".jpg" and path.name not in names:
+            path.unlink()
+    for name, frame, _ in in_background(result.frames()):
+        with atomic_path(folder / f"{name}.jpg") as temporary:
+            Image.fromarray(frame).save(temporary, format="JPEG", quality=95, subsampling=0)
+    (out / "annotations").mkdir(exist_ok=True)
+    _write_instances(result, out / "annotations" / "instances_default.json", names)
+
+
+def _write_instances(result: Result, out: Path, names: Sequence[str]) -> None:
     height, width = result.size
     categories = result.categories()
     images = [
-        {"id": place + 1, "file_name": path.name, "height": height, "width": width}
-        for place, path in enumerate(result.files)
+        {"id": place + 1, "file_name": name, "height": height, "width": width}
+        for place, name in enumerate(names)
     ]
     annotations = [
         {
@@ -598,10 +636,11 @@ def _write_cvat(result: Result, out: Path) -> None:
 
 
 def _write_csv(result: Result, out: Path) -> None:
-    """One row per frame and object: area in pixels, share of the frame, centroid and box in pixels,
-    and the confidence and survival of frames.csv where it has them."""
+    """One row per frame and object: seconds after the first frame, area in pixels, share of the
+    frame, centroid and box in pixels, and the confidence and survival of frames.csv where it has
+    them."""
     known = _known_numbers(result.folder / "frames.csv")
-    rate = result.rate()
+    seconds = result.seconds()
     rows: list[list[Any]] = []
     head = ["frame", "number", "seconds", "object", "name", "area", "area_share"]
     head += ["centroid_x", "centroid_y", "left", "top", "width", "height"]
@@ -614,7 +653,7 @@ def _write_csv(result: Result, out: Path) -> None:
             [
                 stem,
                 number,
-                f"{number / rate:.6g}",
+                f"{seconds(number):.6g}",
                 label,
                 result.name(label),
                 area,
@@ -650,6 +689,7 @@ def _known_numbers(path: Path) -> dict[tuple[str, int], list[str]]:
 FORMATS: dict[str, tuple[str, Callable[[Result, Path], None]]] = {
     "png-per-object": ("png-per-object", _write_png_per_object),
     "coco": ("coco.json", _write_coco),
+    "coco-images": ("coco-images", _write_coco_images),
     "ytvis": ("ytvis.json", _write_ytvis),
     "mots": ("mots.txt", _write_mots),
     "cvat": ("cvat.xml", _write_cvat),
@@ -699,7 +739,7 @@ def write_frames(
     for path in paths:
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists: choose another --out or pass --overwrite")
-    pictures = [read_clip(video, [number])[0] for number in numbers]
+    pictures = [read_clip(video, [number], fill=True)[0] for number in numbers]
     new_folder(out, overwrite=True)
     for path, picture in zip(paths, pictures, strict=True):
         with atomic_path(path) as temporary:

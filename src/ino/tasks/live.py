@@ -9,6 +9,7 @@ again, so there is no going on after a stop, and only one frame, the first, has 
     OUT/times.csv              of each: seconds since the first one, frames skipped before it
 """
 
+import errno
 import logging
 import re
 import sys
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ OVERLAY_RATE = 25.0
 
 def is_stream(video: str) -> bool:
     """Whether a text names a stream: PROTOCOL://..., or a video device such as /dev/video0."""
-    return re.match(r"[a-z][a-z0-9+]+://", video) is not None or video.startswith("/dev/video")
+    return re.match(r"[a-z][a-z0-9+]+://", video) is not None or _is_camera(video)
+
+
+def _is_camera(address: str) -> bool:
+    return address.startswith("/dev/video")
 
 
 class Receiver:
@@ -54,8 +59,8 @@ class Receiver:
     0, and the frame, uint8 RGB height x width x 3; it ends with the stream.
 
     Raises:
-        VideoError: the stream cannot be opened, has no video, or gives no frame for `TIMEOUT`
-            seconds.
+        VideoError: the stream cannot be opened, has no video, ends without a frame, or gives none
+            for `TIMEOUT` seconds.
     """
 
     def __init__(self, address: str) -> None:
@@ -67,17 +72,26 @@ class Receiver:
         self._thread = threading.Thread(target=self._receive, daemon=True)
 
     def __enter__(self) -> "Receiver":
-        options = {"format": "v4l2"} if self._address.startswith("/dev/video") else {}
+        is_camera = _is_camera(self._address)
+        options = {"format": "v4l2"} if is_camera else {}
         try:
             self._container = av.open(self._address, timeout=TIMEOUT, **options)  # type: ignore
-            if not self._container.streams.video:
-                self._container.close()
-                raise VideoError(f"the stream {self._address} has no video")
         except (av.FFmpegError, OSError, ValueError) as error:
+            if is_camera:
+                raise VideoError(_camera_fault(self._address, error)) from error
             raise VideoError(
                 f"the stream {self._address} cannot be opened: {_reason(error)}; check its "
                 "address, and whether it is running"
             ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise VideoError(f"the stream {self._address} has no video")
+        if self._container.streams.video[0].codec_context is None:
+            self._container.close()
+            raise VideoError(
+                f"the pictures of {self._address} are in a format that cannot be decoded here: "
+                "choose another one in its settings, such as H.264 or MJPEG"
+            )
         self._thread.start()
         return self
 
@@ -88,6 +102,7 @@ class Receiver:
             self._container.close()
 
     def __iter__(self) -> Iterator[tuple[float, int, np.ndarray]]:
+        is_empty = True
         while True:
             with self._changed:
                 came = self._changed.wait_for(
@@ -95,8 +110,12 @@ class Receiver:
                 )
                 found, self._latest = self._latest, None
             if found is not None:
+                is_empty = False
                 yield found
             elif came:
+                if is_empty:
+                    reason = self._reason or "it ended"
+                    raise VideoError(f"no frame came from {self._address}: {reason}")
                 if self._reason:
                     _LOG.warning(f"the stream {self._address} broke off: {self._reason}")
                 return
@@ -106,22 +125,46 @@ class Receiver:
     def _receive(self) -> None:
         try:
             stream = self._container.streams.video[0]
-            number = 0
+            number, broken = 0, None
             for packet in self._container.demux(stream):
                 if self._is_stopped:
                     break
-                with suppress(av.InvalidDataError):  # a stream is often joined in the middle
+                try:
                     for frame in packet.decode():
                         image = frame.to_ndarray(format="rgb24")  # type: ignore[union-attr]
                         with self._changed:
                             self._latest = (time.monotonic(), number, image)
                             self._changed.notify()
                         number += 1
+                except av.InvalidDataError as error:  # a stream is often joined in the middle
+                    broken = error
+            if number == 0 and broken is not None:
+                raise broken
         except Exception as error:  # told by the thread that reads
             self._reason = _reason(error)
         with self._changed:
             self._is_over = True
             self._changed.notify()
+
+
+def _camera_fault(address: str, error: Exception) -> str:
+    """Why a camera cannot be opened, and what to do."""
+    others = sorted(str(path) for path in Path("/dev").glob("video*"))
+    connected = f"there is {' and '.join(others)}" if others else "none is connected"
+    match getattr(error, "errno", None):
+        case errno.ENOENT:
+            return f"there is no camera {address}; {connected}"
+        case errno.EBUSY:
+            return f"another program uses the camera {address}: close it"
+        case errno.EACCES:
+            return (
+                f"the camera {address} may not be read by this user: as a rule, those in the group "
+                "video may"
+            )
+    return (
+        f"{address} gives no pictures ({_reason(error)}): many cameras have a second device for "
+        f"other data, so try another one; {connected}"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -164,9 +207,7 @@ def segment_stream(
     rows = ["frame,seconds,skipped"]
     count = skipped = 0
     with Receiver(address) as receiver, closing(iter(receiver)) as frames:  # type: ignore[type-var]
-        begun, latest, frame = next(frames, (0.0, 0, None))
-        if frame is None:
-            raise VideoError(f"no frame came from {address}")
+        begun, latest, frame = next(frames)
         with tempfile.TemporaryDirectory() as name:
             Image.fromarray(frame).save(Path(name) / "00000.png")
             given = read_masks(masks, Path(name), resize=resize)

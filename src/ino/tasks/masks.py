@@ -43,7 +43,7 @@ def read_masks(given: Sequence[str], video: Path | str, *, resize: bool = False)
         )
     labels, backbone = dict(annotations.labels), load_backbone(DEFAULT)
     for index in wanted:
-        (frame,) = read_clip(video, [index])
+        (frame,) = read_clip(video, [index], fill=True)
         shared = {"backbone": backbone, "features": {}}
         for prompt in annotations.prompts:
             if prompt.frame == index:

@@ -580,7 +580,7 @@ class _Frames(Sequence[np.ndarray]):
         self._part = part
         end = count_frames(part.video) if part.end is None else part.end
         # A video that breaks off is refused before anything is written.
-        (last,) = read_clip(part.video, [end - 1], value_range=part.value_range)
+        (last,) = read_clip(part.video, [end - 1], value_range=part.value_range, fill=True)
         self.size = last.shape[:2]
         self._num_frames = end - part.first
         self._first = -1
@@ -598,7 +598,9 @@ class _Frames(Sequence[np.ndarray]):
         if first != self._first:
             end = min(first + self._AT_ONCE, self._num_frames)
             chosen = range(self._part.first + first, self._part.first + end)
-            self._kept = read_clip(self._part.video, chosen, value_range=self._part.value_range)
+            self._kept = read_clip(
+                self._part.video, chosen, value_range=self._part.value_range, fill=True
+            )
             self._first = first
         return self._kept[index - first]
 

@@ -98,6 +98,7 @@ EXPORTS = {
             ("mask-video", "Video of the masks", "without loss, MKV", ".mkv"),
             ("npz", "NumPy", "all masks as one array, NPZ", ".npz"),
             ("coco", "COCO", "to train detectors, JSON", ".json"),
+            ("coco-images", "COCO with frames", "for datumaro and others, ZIP", ".zip"),
             ("ytvis", "YouTube-VIS", "to train trackers, JSON", ".json"),
             ("mots", "MOTS", "to score trackers, text", ".txt"),
             ("cvat", "CVAT", "to go on in CVAT, XML", ".xml"),

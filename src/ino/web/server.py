@@ -519,7 +519,7 @@ async def _prompt(site: Site, request: Request, workspace: Workspace) -> Respons
     def found() -> Response:
         from ino.propagate.prompts import mask_from_prompt  # it loads torch
 
-        frame = read_clip(workspace.video, [number])[0]
+        frame = read_clip(workspace.video, [number], fill=True)[0]
         mask = np.frombuffer(content, np.uint8).reshape(-1, state.width) > 0
         mask = mask_from_prompt(
             frame,

@@ -383,7 +383,7 @@ def check_video(video: Path) -> tuple[int, float, int, int]:
         )
     try:
         info, num_frames = read_info(video), count_frames(video)
-        read_clip(video, [num_frames - 1])  # what cannot be decoded shows now
+        read_clip(video, [num_frames - 1], fill=True)  # what cannot be decoded shows now
     except VideoError as error:  # where an upload lies is nobody's business
         raise VideoError(str(error).replace(str(video), video.name)) from error
     return num_frames, info.fps, info.height, info.width
@@ -504,7 +504,7 @@ class Frames:
                 at_once = 1  # images are read one by one
             first = number // at_once * at_once
             numbers = range(first, min(first + at_once, state.num_frames))
-            clip = read_clip(workspace.video, numbers)
+            clip = read_clip(workspace.video, numbers, fill=True)
             pictures = {n: _as_jpeg(one) for n, one in zip(numbers, clip, strict=True)}
             with self._lock:
                 for n, picture in pictures.items():

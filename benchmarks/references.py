@@ -2,12 +2,14 @@
 
     python benchmarks/references.py --data ROOT... [--sequences NAME...] [--counts 1 2 3 5 8]
         [--seeds 2] [--every 2] [--short-side 240] [--protocol NAME] [--cache DIR] [--json FILE]
+        [--plot FILE]
 
 Each ROOT holds JPEGImages/480p and Annotations/480p. Every second frame is taken; frames and masks
 are first scaled to the short side, which the network sees as well. Features are those of
 `ino_vitt8`. J is the mean over all objects and all of these frames that have ground truth,
 annotated ones included, which are as drawn in every way; with one of them, on the first frame, all
-ways are the same. Rows that the file of `--json` holds are not measured again.
+ways are the same. Rows that the file of `--json` holds are not measured again. `--plot` draws the
+means over sequences.
 
 Ways: `references` is `Tracker.track_references`; `correct` goes forward once, and each annotated
 frame replaces the reference from there on; `both-ways` takes the nearest annotated frame, earlier
@@ -174,6 +176,50 @@ def chosen_by_program(
     return results
 
 
+Scores = dict[str, dict[str, list[float]]]
+"""J in percent, one for each seed, by row, such as "even correct 3", by sequence."""
+
+
+def means(scores: Scores) -> dict[str, float]:
+    """Mean over sequences of the mean over seeds, of the rows that all sequences have."""
+    rows = set.intersection(*(set(found) for found in scores.values()))
+    return {row: float(np.mean([np.mean(one[row]) for one in scores.values()])) for row in rows}
+
+
+def plot(scores: Scores, path: Path) -> None:
+    """Mean J against the number of annotated frames: the ways, and the choices of frames."""
+    from matplotlib.figure import Figure
+
+    panels = {
+        "evenly spaced frames": {way: f"even {way}" for way in WAYS},
+        "all frames as references": {
+            choice: f"{choice} {WAY}" for choice in ("even", "program", "random")
+        },
+    }
+    found = means(scores)
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, (title, lines) in zip(
+        figure.subplots(1, 2, sharey=True), panels.items(), strict=True
+    ):
+        for (label, row), (color, mark) in zip(lines.items(), STYLES, strict=True):
+            points = {
+                int(key.split()[-1]): value
+                for key, value in found.items()
+                if key.startswith(f"{row} ") or key == f"even {WAY} 1"
+            }
+            counts = sorted(points)
+            axes.plot(counts, [points[one] for one in counts], mark, color=color, label=label)
+        axes.set(title=title, xlabel="annotated frames", xticks=counts)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.axes[0].set_ylabel("mean J, percent")
+    figure.savefig(path, dpi=100)
+
+
+STYLES = (("#0072B2", "o-"), ("#D55E00", "s--"), ("#009E73", "^:"))
+"""Color and marks of lines; the colors can be told apart by most color-blind readers."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Tracks, scores, prints, and writes JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", default="ino-default")
     parser.add_argument("--short-side", type=int, default=240)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG, PDF or SVG")
     given = parser.parse_args(arguments)
     cv2.setNumThreads(1)
     folders = [path for root in given.data for path in sorted((root / "JPEGImages/480p").iterdir())]
@@ -195,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders = [folder for folder in folders if folder.name in given.sequences]
     backbone = load_backbone("ino_vitt8")
     protocol = get_protocol(given.protocol, short_side=given.short_side, zoom_margin=None)
-    scores: dict[str, dict[str, list[float]]] = {}
+    scores: Scores = {}
     if given.json and given.json.exists():
         scores = json.loads(given.json.read_text())
     for folder in folders:
@@ -244,6 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in sorted({row for rows in scores.values() for row in rows}):
         values = [np.mean(rows[row]) for rows in scores.values() if row in rows]
         print(f"{row:28} {np.mean(values):5.1f}  ({len(values)} sequences)")
+    if given.plot:
+        plot(scores, given.plot)
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ def feature_statistics(
         [
             extractor(frame).flatten(0, 1).float()
             for video in videos
-            for frame in read_chosen(Path(video), spread)
+            for frame in read_chosen(Path(video), spread, fill=True)
         ]
     )
     deviation = features.std(dim=0)

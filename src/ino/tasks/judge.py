@@ -201,7 +201,7 @@ def read_judged(
         return numbers
 
     if path is not None:
-        frames = list(read_chosen(path, choose))
+        frames = list(read_chosen(path, choose, fill=True))
     else:
         given_frames: Any = video
         frames = [np.asarray(given_frames[i]) for i in choose(len(given_frames), RATE)]

@@ -10,7 +10,15 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from video_files import FASTSTART, cut, moving_frames, read_until_error, write_sound, write_video
+from video_files import (
+    FASTSTART,
+    cut,
+    damage,
+    moving_frames,
+    read_until_error,
+    write_sound,
+    write_video,
+)
 
 from ino.data.decode import VideoFile
 from ino.data.video import (
@@ -250,13 +258,10 @@ def test_of_several_streams_the_best_is_read(tmp_path):
 
 def damaged_inside(path: Path, whole: Path) -> int:
     """Fills a packet of a copy with bytes that no decoder takes; its number."""
-    content = bytearray(whole.read_bytes())
     with av.open(str(whole)) as file:  # entries are only valid while it is open
         entries = list(file.streams.video[0].index_entries)
         number = next(n for n in range(20, 40) if not entries[n].is_keyframe)
-        start, size = entries[number].pos, entries[number].size
-    content[start : start + size] = b"\xff" * size
-    path.write_bytes(content)
+    damage(path, whole, number)
     return number
 
 

@@ -79,6 +79,16 @@ def cut(path: Path, whole: Path, *, fraction: float = 0.5) -> Path:
     return path
 
 
+def damage(path: Path, whole: Path, number: int) -> Path:
+    """Writes a copy of an MP4 in which no decoder takes one packet."""
+    content = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as file:  # entries are only valid while it is open
+        entry = file.streams.video[0].index_entries[number]
+        content[entry.pos : entry.pos + entry.size] = b"\xff" * entry.size
+    path.write_bytes(content)
+    return path
+
+
 def read_until_error(path: Path) -> tuple[list[np.ndarray], VideoError | None]:
     """The frames that come before an error, and the error."""
     frames: list[np.ndarray] = []

@@ -4,13 +4,12 @@ import json
 import subprocess
 import sys
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from command import run
-from data.video_files import H264, write_video
+from data.video_files import H264, damage, write_video
 from ino.cli import main
 from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_frames, read_info
@@ -99,16 +98,6 @@ def test_a_range_of_values_is_used_stored_or_said_to_be_of_no_use(tmp_path, caps
         assert ("the range of values is skipped" in capsys.readouterr().err) == (stored is None)
     assert main(["segment", str(tmp_path / "deep"), *given, "--value-range", "9", "9"]) == 2
     assert "the first must be below the second" in capsys.readouterr().err
-
-
-def damage(path, video, number):
-    """Writes a copy of a video in which no decoder takes one packet."""
-    content = bytearray(video.read_bytes())
-    with av.open(str(video)) as file:
-        entry = file.streams.video[0].index_entries[number]
-        content[entry.pos : entry.pos + entry.size] = b"\xff" * entry.size
-    path.write_bytes(content)
-    return path
 
 
 def test_a_mask_in_the_middle_of_a_part(tmp_path, capsys):

@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from command import refused, run
-from data.video_files import cut, write_sound
+from data.video_files import H264, cut, damage, moving_frames, write_sound, write_video
 from ino.data.label_maps import read_labels
 from ino.data.video import read_frames
 from ino.propagate.protocols import protocol_for
@@ -138,6 +138,29 @@ def test_exports_come_as_files_and_leave_none_behind(tmp_path, videos, labels):
         assert len(list(read_frames(tmp_path / "overlay.mp4"))) == 6
         assert not [path for one in site.root.glob(".export-*") for path in one.iterdir()]
     assert not list(site.root.glob(".export-*"))
+
+
+def test_a_damaged_video_has_the_same_frames_everywhere(tmp_path, videos):
+    frames = moving_frames(9, height=SIZE[0], width=SIZE[1])
+    whole = write_video(tmp_path / "whole.mp4", frames, options=H264 | {"g": "3", "bf": "0"})
+    damage(videos / "broken.mp4", whole, 4)
+    with running(tmp_path / "root", videos) as (_, visitor):
+        client = visitor()
+        client.get("/")
+        work = opened(client, "broken.mp4")
+        shown = []
+        for number in range(9):
+            content = np.frombuffer(client.get(f"{work}/frame/{number}").content, np.uint8)
+            shown.append(cv2.imdecode(content, 1)[..., ::-1].astype(int))
+        assert np.abs(shown[7] - frames[7]).mean() < 6 < np.abs(shown[6] - frames[7]).mean()
+        draw(client, work, (frames[0][..., 0] > 90).astype(np.uint8))
+        client.post(f"{work}/run", json={})
+        assert until(client, work, "done")["followed"] == [[0, 8]]
+        client.post(f"{work}/export/overlay")
+        while not client.get(f"{work}/export/overlay").json()["is_ready"]:
+            time.sleep(0.02)
+        (tmp_path / "o.mp4").write_bytes(client.get(f"{work}/export/overlay/file").content)
+    assert len(list(read_frames(tmp_path / "o.mp4"))) == 9
 
 
 def test_a_run_pauses_stops_and_others_wait(tmp_path, videos, labels):

@@ -7,9 +7,9 @@
 Each ROOT holds JPEGImages/480p and Annotations/480p. Every second frame is taken; frames and masks
 are first scaled to the short side, which the network sees as well. Features are those of
 `ino_vitt8`. J is the mean over all objects and all of these frames that have ground truth,
-annotated ones included, which are as drawn in every way; with one of them, on the first frame, all
-ways are the same. Rows that the file of `--json` holds are not measured again. `--plot` draws the
-means over sequences.
+annotated ones included, which are as drawn in every way, and beside it that of the others; with one
+of them, on the first frame, all ways are the same. Rows that the file of `--json` holds are not
+measured again. `--plot` draws the means over sequences.
 
 Ways: `references` is `Tracker.track_references`; `correct` goes forward once, and each annotated
 frame replaces the reference from there on; `both-ways` takes the nearest annotated frame, earlier
@@ -186,6 +186,13 @@ def means(scores: Scores) -> dict[str, float]:
     return {row: float(np.mean([np.mean(one[row]) for one in scores.values()])) for row in rows}
 
 
+def of_others(score: float, count: int, num_frames: int) -> float:
+    """Mean J of the frames that are not annotated, by that of all and how many are annotated."""
+    return (
+        (num_frames * score - 100 * count) / (num_frames - count) if count < num_frames else 100.0
+    )
+
+
 def plot(scores: Scores, path: Path) -> None:
     """Mean J against the number of annotated frames: the ways, and the choices of frames."""
     from matplotlib.figure import Figure
@@ -202,14 +209,10 @@ def plot(scores: Scores, path: Path) -> None:
         figure.subplots(1, 2, sharey=True), panels.items(), strict=True
     ):
         for (label, row), (color, mark) in zip(lines.items(), STYLES, strict=True):
-            points = {
-                int(key.split()[-1]): value
-                for key, value in found.items()
-                if key.startswith(f"{row} ") or key == f"even {WAY} 1"
-            }
-            counts = sorted(points)
-            axes.plot(counts, [points[one] for one in counts], mark, color=color, label=label)
-        axes.set(title=title, xlabel="annotated frames", xticks=counts)
+            counts = {int(key.split()[-1]) for key in found if key.startswith(f"{row} ")} | {1}
+            points = {n: found[f"{row} {n}" if n > 1 else f"even {WAY} 1"] for n in sorted(counts)}
+            axes.plot([*points], [*points.values()], mark, color=color, label=label)
+            axes.set(title=title, xlabel="annotated frames", xticks=[*points])
         axes.grid(alpha=0.3)
         axes.legend()
     figure.axes[0].set_ylabel("mean J, percent")
@@ -245,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores: Scores = {}
     if given.json and given.json.exists():
         scores = json.loads(given.json.read_text())
+    lengths: dict[str, int] = {}
     for folder in folders:
         rows = scores.setdefault(folder.name, {})
 
@@ -262,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tracker._extractor = Remembered(tracker._extractor, frames, cache)  # type: ignore[assignment]
         ino.propagate.tracker.estimate_motion = RememberedMotion()
         available = sorted(truth)
+        lengths[folder.name] = len(truth)
         counts = [count for count in given.counts if count <= len(available)]
         for count in counts:
             drawn = {
@@ -287,10 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for count, found in chosen_by_program(tracker, frames, truth, missing).items():
                 if count in missing:
                     keep(f"program references {count}", [mean_j(found, truth)])
-    print("\nmean over sequences")
+    print("\nmean over sequences: of all frames, and of those that are not annotated")
+    scores = {name: scores[name] for name in lengths}
     for row in sorted({row for rows in scores.values() for row in rows}):
-        values = [np.mean(rows[row]) for rows in scores.values() if row in rows]
-        print(f"{row:28} {np.mean(values):5.1f}  ({len(values)} sequences)")
+        values = {name: float(np.mean(rows[row])) for name, rows in scores.items() if row in rows}
+        count = int(row.split()[-1])
+        others = [of_others(value, count, lengths[name]) for name, value in values.items()]
+        mean = np.mean([*values.values()])
+        print(f"{row:28} {mean:5.1f} {np.mean(others):5.1f}  ({len(values)} sequences)")
     if given.plot:
         plot(scores, given.plot)
 

@@ -148,12 +148,14 @@ def test_a_pattern_of_images_is_called_as_its_folder(tmp_path, clip, monkeypatch
     assert video_name(Path("%05d.jpg")) == video_name(Path()) == "one"
 
 
-def test_evaluate_and_score_agree(tmp_path, davis, capsys):
+@pytest.mark.parametrize(("field", "option"), [([], []), (["data_size=[40,72]"], ["40x72"])])
+def test_evaluate_and_score_agree(field, option, tmp_path, davis, capsys):
     out = tmp_path / "out"
-    assert run("evaluate", "davis", "--root", davis, "--out", out, *FAST) == 0
+    assert run("evaluate", "davis", "--root", davis, "--out", out, *FAST, *field) == 0
     assert "ino-davis" in capsys.readouterr().out
     again = tmp_path / "again"
-    assert run("score", out / "predictions", "--root", davis, "--out", again) == 0
+    size = ["--data-size", *option] if option else []
+    assert run("score", out / "predictions", "--root", davis, "--out", again, *size) == 0
     assert (out / "global_results-val.csv").read_text() == (
         again / "global_results-val.csv"
     ).read_text()

@@ -200,7 +200,9 @@ def read_frames(
                     yield file.to_rgb(frame)
         finally:
             if damage := file.damage:
-                _LOG.warning(f"{path} is damaged: {damage}; the frame before stands in for those")
+                _LOG.warning(
+                    f"{path} is damaged: {damage}; the frame before stands in for lost ones"
+                )
 
 
 def read_clip(

@@ -38,7 +38,8 @@ def trained(tmp_path_factory):
     clips = {f"{s}": generate_clip(s, num_frames=6, height=48, width=64) for s in range(4)}
     write_videos(clips, folder / "my_videos")
     config = tiny_config(folder / "my_videos")
-    config = config.with_values({"variant": "released", "run.max_steps": 2})
+    changes = {"model.depth": 12, "variant": "released", "run.max_steps": 2}
+    config = config.with_values(changes)
     train(config, out=folder / "run")
     return folder / "run"
 

@@ -3,6 +3,7 @@
 They are forked from one that has imported what takes long, once in a session of tests.
 """
 
+import io
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,32 @@ def called_apart(function: Callable[..., Any], *arguments: Any) -> Any:
         raise AssertionError(f"{function.__name__} did not come to its end") from None
     finally:
         process.join()
+
+
+def command_apart(*commands: Sequence[Any], encoding: str = "utf-8") -> tuple[list[int], str, str]:
+    """Exit statuses of `ino` with these arguments, one after the other, and what was shown.
+
+    Args:
+        commands: the arguments of each.
+        encoding: of what is shown, as PYTHONIOENCODING names it: ascii, latin-1, utf-8:strict.
+    """
+    texts = [[os.fspath(one) if isinstance(one, Path) else str(one) for one in c] for c in commands]
+    statuses, out, err = called_apart(_commands, texts, encoding)
+    return statuses, os.fsdecode(out), os.fsdecode(err)
+
+
+def _commands(commands: list[list[str]], encoding: str) -> tuple[list[int], bytes, bytes]:
+    from ino import cli
+
+    name, _, errors = encoding.partition(":")
+    sys.stdout = io.TextIOWrapper(io.BytesIO(), name, errors or "strict")
+    sys.stderr = io.TextIOWrapper(io.BytesIO(), name, "backslashreplace")
+    statuses = [cli.main(one) for one in commands]
+    shown = []
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        shown.append(stream.buffer.getvalue())
+    return statuses, *shown
 
 
 def _call(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -182,9 +182,7 @@ def test_what_was_read_outlives_an_interruption(how, videos, tmp_path, monkeypat
             with pytest.raises(KeyboardInterrupt):
                 index_videos([videos], file=file)
     else:
-        process = APART.Process(
-            target=index_and_die, args=(videos, file)
-        )
+        process = APART.Process(target=index_and_die, args=(videos, file))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL

@@ -16,6 +16,7 @@ from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_frames, read_info
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
+from processes import command_apart
 from propagate.moving_squares import moving_squares
 
 PEAK = """
@@ -133,10 +134,9 @@ def test_a_mask_in_the_middle_of_a_part(tmp_path):
     overlay = np.stack([*read_frames(out / "overlay.mp4")])
     path = damage(tmp_path / "inside.mp4", video, 20)
     # Alone, as the checks of types in this process would look at any frame beforehand.
-    command = [sys.executable, "-m", "ino", "segment", path, *options, "--overwrite"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    told = ended.stderr.splitlines()[-1]
+    status, _, shown = command_apart(["segment", path, *options, "--overwrite"])
+    assert status == [2]
+    told = shown.splitlines()[-1]
     assert f"{path} is damaged: of its frames, 1 cannot be decoded" in told
     assert f"the masks of 16 frames are in {out / 'masks'}" in told
     check_masks(sorted(expected)[:16])

@@ -9,7 +9,7 @@ are left alone, as checking code is compiled anew with each of them, at each cal
 import dataclasses
 import functools
 import inspect
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import jaxtyping
 from beartype import beartype
@@ -32,7 +32,11 @@ def _checked(what: Any) -> Any:
 
 
 def _checked_function(function: Any) -> Any:
-    shapes = [dim for hint in inspect.get_annotations(function).values() for dim in _shapes(hint)]
+    hints = inspect.get_annotations(function)
+    for name, hint in hints.items():
+        if not _is_known(hint, function.__globals__):
+            function.__annotations__[name] = Any
+    shapes = [dim for hint in hints.values() for dim in _shapes(hint)]
     found = beartype(function)
     if not shapes:
         return found
@@ -47,9 +51,22 @@ def _checked_function(function: Any) -> Any:
     return in_context
 
 
+def _is_known(hint: Any, namespace: dict[str, Any]) -> bool:
+    """Whether the classes that an annotation names as text are there already."""
+
+    def function(value: Any) -> None: ...
+
+    function.__annotations__ = {"value": hint}
+    try:
+        get_type_hints(function, namespace, include_extras=True)
+    except NameError:
+        return False
+    return True
+
+
 def _shapes(hint: Any) -> list[str]:
     """The shapes in an annotation, at any depth."""
-    if isinstance(hint, str):  # of a class that comes later, or is not imported while running
+    if isinstance(hint, str):
         return [hint] if '"' in hint or "'" in hint else []
     if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
         return [hint.dim_str]

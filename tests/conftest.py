@@ -3,9 +3,15 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+
+import type_checks
+
+# Before anything of ino is imported.
+jaxtyping.jaxtyped = type_checks.checked
 
 if not torch.cuda.is_available():
     # Before Triton is imported: its kernels then run in its interpreter.

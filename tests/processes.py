@@ -1,12 +1,16 @@
-"""Training in processes of its own, so that it can be killed, launched as several, or broken."""
+"""Processes of their own: to be killed, launched as several, broken, or free of checks of types.
 
+They are forked from one that has imported what takes long, once in a session of tests.
+"""
+
+import io
 import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +19,52 @@ from typing import Any
 from ino.train.config import TrainConfig, from_dict, to_dict
 
 DEADLINE = 120  # seconds that a process may take on a busy machine
+APART = multiprocessing.get_context("forkserver")
+APART.set_forkserver_preload(["ino.train.loop", "ino.tasks.segment", "ino.tasks.ytvos"])
+
+
+def called_apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module gives in a process of its own, where no types are checked."""
+    receiver, sender = APART.Pipe(duplex=False)
+    process = APART.Process(target=_call, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise AssertionError(f"{function.__name__} did not come to its end") from None
+    finally:
+        process.join()
+
+
+def command_apart(*commands: Sequence[Any], encoding: str = "utf-8") -> tuple[list[int], str, str]:
+    """Exit statuses of `ino` with these arguments, one after the other, and what was shown.
+
+    Args:
+        commands: the arguments of each.
+        encoding: of what is shown, as PYTHONIOENCODING names it: ascii, latin-1, utf-8:strict.
+    """
+    texts = [[os.fspath(one) if isinstance(one, Path) else str(one) for one in c] for c in commands]
+    statuses, out, err = called_apart(_commands, texts, encoding)
+    return statuses, os.fsdecode(out), os.fsdecode(err)
+
+
+def _commands(commands: list[list[str]], encoding: str) -> tuple[list[int], bytes, bytes]:
+    from ino import cli
+
+    name, _, errors = encoding.partition(":")
+    sys.stdout = io.TextIOWrapper(io.BytesIO(), name, errors or "strict")
+    sys.stderr = io.TextIOWrapper(io.BytesIO(), name, "backslashreplace")
+    statuses = [cli.main(one) for one in commands]
+    shown = []
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        shown.append(stream.buffer.getvalue())
+    return statuses, *shown
+
+
+def _call(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    sender.send(function(*arguments))
 
 
 def start_training(
@@ -25,14 +75,12 @@ def start_training(
     environment: dict[str, str] | None = None,
     fault: str = "",
 ) -> BaseProcess:
-    """A process that trains, forked from one that has imported everything.
+    """A process that trains.
 
     An error that is for the user goes to the file OUT.error, and its status is the process's.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ino.train.loop"])
     arguments = (to_dict(config), out, resume, environment or {}, fault)
-    process = context.Process(target=_train, args=arguments)
+    process = APART.Process(target=_train, args=arguments)
     process.start()
     return process
 
@@ -41,9 +89,7 @@ def start_segmenting(
     video: Path, out: Path, masks: dict[int, Path], *, save_every: float = 0.0
 ) -> BaseProcess:
     """A process that segments a small video, or goes on with it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ino.train.loop", "ino.tasks.segment"])
-    process = context.Process(target=_segment, args=(video, out, masks, save_every))
+    process = APART.Process(target=_segment, args=(video, out, masks, save_every))
     process.start()
     return process
 

@@ -42,7 +42,13 @@ from tiny_run import tiny_config
 NANO = "random:vit_nano/8"
 DOCS = Path(__file__).parent.parent / "docs"
 RECIPE = {
-    "model": {"arch": "vit_nano", "out_dim": 32, "hidden_dim": 24, "bottleneck_dim": 16},
+    "model": {
+        "arch": "vit_nano",
+        "depth": 7,  # which the protocols read
+        "out_dim": 32,
+        "hidden_dim": 24,
+        "bottleneck_dim": 16,
+    },
     "data": {"frame_step": 1, "clips_per_video": 1, "batch_size": 2, "num_workers": 0},
     "views": {"global_size": 32, "local_size": 16, "num_local": 2},
     "optim": {"epochs": 8, "lr": 0.05, "warmup_epochs": 2.0},

@@ -13,7 +13,13 @@ from ino.models.weights import read_checkpoint
 from ino.report.curves import read_history
 
 RECIPE = {
-    "model": {"arch": "vit_nano", "out_dim": 32, "hidden_dim": 24, "bottleneck_dim": 16},
+    "model": {
+        "arch": "vit_nano",
+        "depth": 7,  # which the protocols read
+        "out_dim": 32,
+        "hidden_dim": 24,
+        "bottleneck_dim": 16,
+    },
     "data": {"frame_step": 1, "clips_per_video": 1, "batch_size": 2, "num_workers": 0},
     "views": {"global_size": 32, "local_size": 16, "num_local": 0},
     "loss": {"l2g": 0},

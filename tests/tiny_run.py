@@ -22,7 +22,7 @@ from ino.train.config import (
 def tiny_config(videos: Path) -> TrainConfig:
     """Two steps an epoch, four epochs."""
     return TrainConfig(
-        model=ModelConfig(arch="vit_nano", out_dim=32, hidden_dim=24, bottleneck_dim=16),
+        model=ModelConfig(arch="vit_nano", depth=3, out_dim=32, hidden_dim=24, bottleneck_dim=16),
         data=DataConfig(
             root=[str(videos)], frame_step=1, clips_per_video=1, batch_size=2, num_workers=0
         ),

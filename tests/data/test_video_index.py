@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -33,6 +32,7 @@ from ino.data.video_index import (
     wide_video_remark,
 )
 from ino.errors import OutputError, VideoError
+from processes import APART
 
 GOOD = ["a.mp4", "b.mkv", "c/d.mp4", "e.avi"]
 
@@ -182,9 +182,7 @@ def test_what_was_read_outlives_an_interruption(how, videos, tmp_path, monkeypat
             with pytest.raises(KeyboardInterrupt):
                 index_videos([videos], file=file)
     else:
-        process = multiprocessing.get_context("forkserver").Process(
-            target=index_and_die, args=(videos, file)
-        )
+        process = APART.Process(target=index_and_die, args=(videos, file))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -210,7 +208,7 @@ def index_and_die(videos: Path, file: Path) -> None:
 def test_processes_that_index_at_once_all_find_everything(videos, tmp_path):
     file = tmp_path / "index.sqlite"
     jobs = [(videos, file)] * 3
-    with multiprocessing.get_context("forkserver").Pool(3) as pool:
+    with APART.Pool(3) as pool:
         lengths = pool.starmap(num_indexed, jobs, chunksize=1)
     assert set(lengths) == {5}
     assert index_videos([videos], file=file).num_read == 0
@@ -532,7 +530,7 @@ def add_all(file: Path) -> int:
 
 def test_processes_name_each_video_once(tmp_path):
     file = tmp_path / "quarantine.sqlite"
-    with multiprocessing.get_context("forkserver").Pool(4) as pool:
+    with APART.Pool(4) as pool:
         added = pool.map(add_all, [file] * 4, chunksize=1)
     assert sum(added) == len(VIDEOS)
     rows = rows_of(file, "path, fault")

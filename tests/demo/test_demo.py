@@ -14,7 +14,8 @@ ROWS = ("raw color", "untrained", "learned", "out of the box")
 
 
 def test_the_demo_from_video_to_report(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "NUM_FRAMES", 12)
+    monkeypatch.setattr(demo, "NUM_FRAMES", 8)
+    monkeypatch.setattr(demo, "SMALL_FRAMES", demo.SMALL_FRAMES | {"short_side": 64})
     out = tmp_path / "demo"
     report = demo.run_demo(out, num_steps=2, num_videos=6, num_held_out=2)
 
@@ -28,7 +29,7 @@ def test_the_demo_from_video_to_report(tmp_path, monkeypatch, capsys):
         assert cv2.imdecode(data, cv2.IMREAD_COLOR) is not None
     (curves,) = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", text)
     assert "masked prediction" in base64.b64decode(curves).decode()
-    for words in (*ROWS, "Best: clip-", "Worst: clip-", "frame 0, given", "frame 10"):
+    for words in (*ROWS, "Best: clip-", "Worst: clip-", "frame 0, given", "frame 6"):
         assert words in text
     shown = capsys.readouterr().out
     assert all(row in shown for row in ROWS) and "s in all" in shown
@@ -36,6 +37,6 @@ def test_the_demo_from_video_to_report(tmp_path, monkeypatch, capsys):
     assert cv2.imread(str(out / "filmstrip.png")).shape[1] > 900
     for row in ROWS:
         masks = out / "files-1" / row.replace(" ", "-") / "predictions"
-        assert len(list(masks.rglob("*.png"))) == 2 * 12
+        assert len(list(masks.rglob("*.png"))) == 2 * 8
     with pytest.raises(OutputError, match="--overwrite"):
         demo.run_demo(out)

@@ -26,10 +26,10 @@ def match(matcher, maps, groups, **options):
 
 CASES = [
     ((5, 7), 2, 20, 3, Window(2)),  # part of one block of queries
-    ((9, 11), 1, 70, 5, Window(None)),  # more dimensions than are multiplied at a time
-    ((6, 13), 3, 8, 10, Window(2, "circle")),  # k larger than the window
+    ((3, 9), 1, 70, 5, Window(None)),  # more dimensions than are multiplied at a time
+    ((4, 9), 2, 8, 10, Window(2, "circle")),  # k larger than the window
     ((4, 5), 2, 8, 1, Window(40)),  # window larger than the map
-    ((3, 70), 1, 16, 5, Window(40)),  # more keys in a row than are multiplied at a time
+    ((1, 70), 1, 16, 5, Window(40)),  # more keys in a row than are multiplied at a time
     ((3, 4), 1, 8, 2, Window(1, "closed-circle")),
 ]
 

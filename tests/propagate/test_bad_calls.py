@@ -1,21 +1,20 @@
 """What a program may hand to a tracker that is none of what it takes: an InoError each.
 
-In a Python of its own: tests check the types of arguments before a function sees them, and
+In a process of its own: tests check the types of arguments before a function sees them, and
 programs do not.
 """
 
-import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from ino.errors import InoError
 from ino.models.backbone import ColorBackbone
+from ino.models.load import load_backbone
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
+from processes import called_apart
 
 CALLS = {
     "Tracker(color, protocol='ino-davis', precision='fp8')": "precision is 'fp8'; give fp32 or",
@@ -48,41 +47,37 @@ CALLS = {
     "other.track_references(iter([frame]), {0: mask})": "but a sequence, such as a list, is",
     "other.track_references([frame], {'0': mask})": "frames are whole numbers",
 }
-PROGRAM = """
-import json, sys
-import numpy as np
-from ino import Tracker, load_backbone
-from ino.errors import InoError
-frame, mask = np.zeros((16, 24, 3), np.uint8), np.eye(16, 24, dtype=np.uint8)
-color = load_backbone("color")
-tracker, other = (Tracker(color, protocol="ino-davis") for _ in range(2))
-tracker.start(frame, mask)
-found = {}
 
 
 class Flat:
+    """A backbone whose features have no rows and columns."""
+
     stride, mean, std = 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
     def __call__(self, images, *, layer):
         return images[0]
 
 
-for call in json.load(sys.stdin):
-    try:
-        list(eval(call))
-    except Exception as error:
-        found[call] = [isinstance(error, InoError), f"{type(error).__name__}: {error}"]
-np.testing.assert_array_equal(tracker.add(mask), mask)  # nothing was lost
-json.dump(found, sys.stdout)
-"""
+def answers_to(calls: list[str]) -> dict[str, tuple[bool, str]]:
+    """What each call raises: whether it is an InoError, and its words."""
+    frame, mask = np.zeros((16, 24, 3), np.uint8), np.eye(16, 24, dtype=np.uint8)
+    color = load_backbone("color")
+    tracker, other = (Tracker(color, protocol="ino-davis") for _ in range(2))
+    tracker.start(frame, mask)
+    given = {"frame": frame, "mask": mask, "color": color, "tracker": tracker, "other": other}
+    found = {}
+    for call in calls:
+        try:
+            list(eval(call, {"np": np, "Tracker": Tracker, "Flat": Flat, **given}))
+        except Exception as error:
+            found[call] = isinstance(error, InoError), f"{type(error).__name__}: {error}"
+    np.testing.assert_array_equal(tracker.add(mask), mask)  # nothing was lost
+    return found
 
 
 @pytest.fixture(scope="module")
 def answers():
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, input=json.dumps([*CALLS]), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return called_apart(answers_to, [*CALLS])
 
 
 @pytest.mark.parametrize("call", CALLS)

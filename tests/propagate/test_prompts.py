@@ -87,10 +87,11 @@ def test_one_click_marks_one_of_several_alike(network):
     places = [(30, 30), (80, 35), (130, 30), (35, 85), (85, 90), (130, 85)]
     cells = np.any([disk(x, y, radius=8) for x, y in places], axis=0)
     frame = np.where(cells[..., None], textured((150, 150, 150), 0), textured((40, 40, 40), 1))
+    given = {"backbone": network, "features": {}}
     for x, y in places[:4]:
-        found = mask_from_prompt(frame, points=[(x, y, True)], backbone=network)
+        found = mask_from_prompt(frame, points=[(x, y, True)], **given)
         assert region_similarity(found, disk(x, y, radius=8)) > 0.85
-    found = mask_from_prompt(frame, points=[(30, 30, True), (80, 35, True)], backbone=network)
+    found = mask_from_prompt(frame, points=[(30, 30, True), (80, 35, True)], **given)
     both = disk(30, 30, radius=8) | disk(80, 35, radius=8)
     assert region_similarity(found, both) > 0.8
 

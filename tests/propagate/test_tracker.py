@@ -135,11 +135,8 @@ def test_the_backbone_is_in_evaluation_mode(backbone, video):
     assert [training for *_, training in backbone.calls] == [False]
 
 
-def test_a_protocol_can_be_named(video):
-    frames, labels = video
-    named = list(Tracker(ColorBackbone(), protocol="ino-davis").track(frames[:2], {0: labels[0]}))
-    given = Tracker(ColorBackbone(), protocol=get_protocol("ino-davis"))
-    np.testing.assert_array_equal(named, list(given.track(frames[:2], {0: labels[0]})))
+def test_a_protocol_can_be_named():
+    assert Tracker(ColorBackbone(), protocol="ino-davis").protocol == get_protocol("ino-davis")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -596,7 +593,8 @@ def test_an_object_that_vanishes_or_fills_the_frame_is_named_once(tracker, video
     assert line.startswith("object 1 in frame 2 has no pixel")
     assert tracker.survival() == {1: 0.0}
     caplog.clear()
-    list(Tracker("color", warns=False).track([red, red, gray, gray], {0: mask}))
+    quiet = Tracker(ColorBackbone(), protocol=get_protocol("ino-davis", short_side=64), warns=False)
+    list(quiet.track([red, red, gray, gray], {0: mask}))
     assert warnings(caplog) == []
     list(tracker.track(video[0][:3], {0: np.ones((HEIGHT, WIDTH), dtype=np.uint8)}))
     assert warnings(caplog) == [
@@ -682,12 +680,12 @@ def test_two_threads_need_a_tracker_each(backbone, video):
     np.testing.assert_array_equal(shared.start(frames[0], labels[0]), labels[0])
 
 
-@pytest.mark.parametrize("batch", [2, 3, 20])
+@pytest.mark.parametrize("batch", [3, 20])
 @pytest.mark.parametrize("name", ["ino-davis", "ino-near", "dul", "ino-fast"])
 def test_batches_change_nothing(backbone, video, batch, name):
     """Also where an object enters later, and where labels are needed at once (ino-fast)."""
     frames, labels = video
-    protocol = get_protocol(name, short_side=4 * HEIGHT, layer=1)
+    protocol = get_protocol(name, short_side=2 * HEIGHT, layer=1)
     masks = {1: only(labels[1], 1), 4: labels[4]}
     whole, batched = (
         list(Tracker(backbone, protocol=protocol, warns=False).track(frames, masks, batch=count))

@@ -3,10 +3,9 @@
 import io
 import json
 import logging
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import weakref
 import zipfile
@@ -32,7 +31,7 @@ from ino.tasks import results
 from ino.tasks.results import fingerprint, open_folder, read_finished
 from ino.tasks.ytvos import YtvosObjectScore, YtvosScores, score_ytvos
 from oracles import boundary as oracle
-from processes import held_elsewhere
+from processes import APART, held_elsewhere, wait
 from synthetic_ytvos import write_ytvos_layout
 
 NAMES = ("0000000aaa", "00000000bb")
@@ -423,26 +422,22 @@ def test_reading_propagating_and_writing_overlap(made, tmp_path, monkeypatch):
         assert set(threading.enumerate()) <= before
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from ino import Tracker, evaluate_ytvos, load_backbone
-from ino.propagate.protocols import get_protocol
-left = int(sys.argv[3])
-def on_frame():
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-tracker = Tracker(load_backbone("color"), protocol=get_protocol("ino-ytvos", radius=4))
-evaluate_ytvos(Path(sys.argv[1]), out=Path(sys.argv[2]), tracker=tracker, on_frame=on_frame)
-"""
+def evaluate_and_die(made: Path, out: Path, num_frames: int) -> None:
+    """SIGKILL comes with this frame."""
+    left = iter(range(num_frames, 0, -1))
+
+    def on_frame() -> None:
+        if next(left) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    evaluate_ytvos(made, out=out, tracker=fast_tracker(), on_frame=on_frame)
 
 
 def test_a_killed_run_is_resumed_to_the_same_bytes(made, done, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(made), str(out), "18"]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    process = APART.Process(target=evaluate_and_die, args=(made, out, 18))
+    process.start()
+    assert wait([process]) == [-signal.SIGKILL]
     assert (out / "finished.txt").read_text() == f"{B2}\n"
     assert not (out / "submission.zip").exists()
     torn = out / "predictions" / A1 / "00005.png"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -20,17 +21,25 @@ from ino.train.loop import train
 from ino.train.monitors import CollapseMonitor
 from ino.train.run import _write
 from processes import held_elsewhere
-from tiny_run import read_weights
+from tiny_run import read_weights, tiny_config
 
 DEEP = "[" * 100_000
 
 
+@pytest.fixture(scope="module")
+def finished(videos, tmp_path_factory):
+    config = tiny_config(videos)
+    config.run.max_steps = 4
+    out = tmp_path_factory.mktemp("finished") / "run"
+    train(config, out=out)
+    return out
+
+
 @pytest.fixture
-def done(config, tmp_path):
+def done(config, finished, tmp_path):
     """A run of four steps with checkpoints after the third and the fourth."""
     config.run.max_steps = 4
-    train(config, out=tmp_path / "run")
-    return tmp_path / "run"
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def cut(path):

@@ -55,7 +55,7 @@ def test_a_term_teaches_and_is_logged(config, here, tmp_path):
     config.loss.extra = f"{here}:spread"
     content = read_checkpoint(train(config, out=tmp_path / "run"))
     names = [k for k, v in content["student"].items() if not torch.equal(v, plain["student"][k])]
-    assert len(names) > 100
+    assert len(names) > 30
     one, two = (json.loads(x) for x in (tmp_path / "run/log.jsonl").read_text().splitlines())
     without = json.loads((tmp_path / "plain/log.jsonl").read_text().splitlines()[0])
     assert -3.5 < one["extra_spread"] < 0

@@ -19,7 +19,7 @@ from ino.train.run import best_score, build_networks, build_run, save_best
 @pytest.fixture
 def released(tmp_path):
     """A backbone as DINO releases it: a grid for 224 pixels, no mask token, no head."""
-    weights = build_vit("vit_nano", position_grid_side=28).state_dict()
+    weights = build_vit("vit_nano", depth=3, position_grid_side=28).state_dict()
     del weights["mask_token"]
     path = tmp_path / "released.pth"
     torch.save(weights, path)

@@ -1,5 +1,6 @@
 """The backbone against the released code's features and against its own invariants."""
 
+import copy
 import zlib
 from functools import cache
 from unittest.mock import Mock
@@ -40,6 +41,21 @@ def test_positions_equal_the_released_code(golden, tiny48, size):
     rows, columns = (int(side) // 8 for side in size.split("x"))
     positions = interpolate_positions(tiny48.pos_embed, rows=rows, columns=columns)
     np.testing.assert_allclose(positions.detach(), numbers["pos_embed_used"], atol=1e-6)
+
+
+@torch.no_grad()
+def test_kept_positions_follow_the_parameter(tiny48):
+    vit = copy.deepcopy(tiny48)
+    images = torch.zeros(1, 3, 48, 104)
+    before = vit(images)
+    assert torch.equal(vit(images), before)
+    vit.pos_embed.mul_(1.5)
+    changed = vit(images)
+    assert not torch.allclose(changed, before)
+    other = copy.deepcopy(vit)
+    other.pos_embed.div_(1.5)
+    assert torch.allclose(other(images), before, atol=1e-5)
+    assert torch.equal(vit(images), changed)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,40 @@ def test_a_large_margin_changes_nothing(bundled, squares):
     assert all((one == other).all() for one, other in zip(*results, strict=True))
 
 
+def test_the_next_frame_is_computed_near_the_labels_before_the_last_ones(bundled):
+    """So that it may be computed while the last one is labeled; after a mask, near that mask."""
+    small, masks = zip(*[*moving_squares(24, height=48, width=80)][::3], strict=True)
+    frames, mask = np.stack(small).repeat(4, axis=1).repeat(4, axis=2), (masks[0] == 1).repeat(4, 0)
+    protocol = get_protocol("ino-fast", short_side=192, zoom_margin=1, attention_side=4)
+    tracker, found = Tracker(bundled, protocol=protocol), []
+    for one in tracker.track(frames, {0: mask.repeat(4, 1)}):
+        found.append((one, tracker.state()["place"]))
+    assert found[0][1] is None
+    spans = []
+    for (seen, _), (_, place) in zip(found, found[2:], strict=False):
+        first, last = np.flatnonzero(seen.any(axis=0))[[0, -1]] // 8
+        spans.append((max(0, first - 1) // 8 * 8, -(-(last + 2) // 8) * 8))
+        assert place[1] == spans[-1]
+    assert len(set(spans)) > 1
+
+
+def test_features_that_were_begun_without_an_added_object_are_not_used(bundled):
+    frames = np.random.default_rng(1).integers(0, 256, (1, 64, 256, 3), dtype=np.uint8)
+    mask, drawn = np.zeros((2, 64, 256), dtype=np.uint8)
+    mask[24:40, 16:32], drawn[24:40, 200:216] = 1, 2
+    protocol = get_protocol("ino-fast", short_side=64, zoom_margin=1, flow_share=0.0)
+    found = []
+    for ahead in (False, True):
+        tracker = Tracker(bundled, protocol=protocol)
+        results = tracker.track(frames.repeat(5, axis=0), {0: mask}, ahead=ahead)
+        for _ in range(3):
+            next(results)
+        tracker.add(drawn)
+        found.append(next(results))
+    assert iou(found[0], drawn, 2) > 0.5
+    np.testing.assert_array_equal(*found)
+
+
 def test_an_object_is_drawn_where_nothing_was_computed(bundled):
     frames = np.random.default_rng(1).integers(0, 256, (3, 64, 256, 3), dtype=np.uint8)
     frames[1:] = frames[0]

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -717,6 +718,42 @@ def test_a_batch_does_not_wait_for_its_labels(backbone, video, monkeypatch):
     assert [call[0][0] for call in backbone.calls] == [1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("name", ["ino-davis", "ino-fast"])
+def test_reading_ahead_changes_nothing(backbone, video, name):
+    frames, labels = video
+    protocol = get_protocol(name, short_side=4 * HEIGHT, layer=1)
+    masks = {1: only(labels[1], 1), 4: labels[4]}
+    plain, ahead = (
+        list(Tracker(backbone, protocol=protocol, warns=False).track(frames, masks, ahead=one))
+        for one in (False, True)
+    )
+    np.testing.assert_array_equal(plain, ahead)
+
+
+def test_a_frame_is_read_while_the_one_before_it_is_labeled(backbone, video, monkeypatch):
+    frames, labels = video
+    order = []
+    read, advance = Session.read, Session._advance
+
+    def noted(self, frame, number, *rest):
+        order.append((number, threading.current_thread() is threading.main_thread()))
+        return read(self, frame, number, *rest)
+
+    def slow(self, *values):
+        time.sleep(0.05)
+        order.append("labeled")
+        return advance(self, *values)
+
+    monkeypatch.setattr(Session, "read", noted)
+    monkeypatch.setattr(Session, "_advance", slow)
+    tracker = Tracker(backbone, protocol=get_protocol("ino-near", short_side=48, layer=1))
+    assert len(list(tracker.track(frames[:4], {0: labels[0]}, ahead=True))) == 4
+    # The metric may follow from the first mask.
+    assert order[:2] == [(0, True), "labeled"]
+    assert set(order[2:]) == {(1, True), (2, False), (3, False), "labeled"}
+    assert order.index((3, False)) < len(order) - 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["ino-davis", "ino-near", "dinov3"])
@@ -740,12 +777,13 @@ def test_a_batch_waits_for_nothing_on_the_gpu(video, monkeypatch, name):
     assert len(begun) > 2
 
 
+@pytest.mark.parametrize("how", [{"batch": 2}, {"ahead": True}])
 @pytest.mark.parametrize("broken", [3, 4, 5])
-def test_a_batch_keeps_what_comes_before_a_broken_frame(backbone, video, broken):
+def test_what_comes_before_a_broken_frame_is_kept(backbone, video, broken, how):
     frames, labels = video
     frames = [*frames[:broken], frames[broken][:-1], *frames[broken + 1 :]]
     protocol = get_protocol("ino-near", short_side=48, layer=1)
-    results = Tracker(backbone, protocol=protocol).track(frames, {0: labels[0]}, batch=2)
+    results = Tracker(backbone, protocol=protocol).track(frames, {0: labels[0]}, **how)
     assert len([next(results) for _ in range(broken)]) == broken
     with pytest.raises(VideoError, match=f"frame {broken} is"):
         next(results)

@@ -15,7 +15,6 @@ from ino.data.label_maps import read_labels, write_labels
 from ino.data.video import VideoWriter, read_frames, read_info
 from ino.propagate.protocols import get_protocol
 from ino.propagate.tracker import Tracker
-from processes import command_apart
 from propagate.moving_squares import moving_squares
 
 PEAK = """

@@ -114,6 +114,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         )
         self.depth = depth
         self.patch_size = patch_size
+        self._kept_positions: tuple[object, Tensor] | None = None
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         trunc_normal_(self.mask_token, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
@@ -176,12 +177,25 @@ class VisionTransformer(timm_vit.VisionTransformer):
         batch, rows, columns, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.reshape(batch, -1, dim)], dim=1)
         if place is None:
-            return tokens + interpolate_positions(self.pos_embed, rows=rows, columns=columns)
+            return tokens + self._positions(rows, columns)
         whole_rows, whole_columns, top, left = place
-        whole = interpolate_positions(self.pos_embed, rows=whole_rows, columns=whole_columns)
+        whole = self._positions(whole_rows, whole_columns)
         grid = whole[:, 1:].unflatten(1, (whole_rows, whole_columns))
         cut = grid[:, top : top + rows, left : left + columns].flatten(1, 2)
         return tokens + torch.cat([whole[:, :1], cut], dim=1)
+
+
+    def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 class_and_tokens dim"]:
+        """Position embeddings of a grid; those of the last one are kept, as videos keep their size,
+        until the parameter changes."""
+        stored = self.pos_embed
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or stored.is_inference():
+            return interpolate_positions(stored, rows=rows, columns=columns)
+        key = (rows, columns, stored.data_ptr(), stored._version, stored.dtype)
+        if self._kept_positions is None or self._kept_positions[0] != key:
+            found = interpolate_positions(stored, rows=rows, columns=columns)
+            self._kept_positions = (key, found)
+        return self._kept_positions[1]
 
 
 def interpolate_positions(

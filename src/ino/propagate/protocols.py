@@ -437,6 +437,7 @@ _INO_FAST = _like(
     feedback="refined",
     attention_side=16,
     zoom_margin=8,
+    temperature=0.02,
     color_share=0.6,
     learned_metric=True,
     flow_share=0.8,

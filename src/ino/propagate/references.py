@@ -29,6 +29,7 @@ import logging
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -128,6 +129,8 @@ class ReferencePropagation:
         self._complete = complete_frames(masks)
         self._objects = {number: _objects(mask) for number, mask in masks.items()}
         self._metric: Metric | None = None
+        self._helper = ThreadPoolExecutor(1)
+        self._begun: tuple[int, Future[Tensor]] | None = None
         self._features: LRUCache[int, Tensor] = LRUCache(
             MAX_FEATURE_BYTES,
             getsizeof=lambda one: max(one.nbytes, MAX_FEATURE_BYTES // MAX_FEATURE_FRAMES),
@@ -152,14 +155,15 @@ class ReferencePropagation:
         if last + 1 < len(self._frames):
             parts.append(partial(self._one_way, last, 1))
         begin = 0 if state is None else state["part"]
-        for number, part in enumerate(parts[begin:], start=begin):
-            within = state["within"] if state is not None and number == begin else None
-            for found in part(within):
-                if isinstance(found, TrackedFrame):
-                    yield found
-                else:
-                    counts = found.get("phase") != BLENDED
-                    yield {"part": number, "within": found, "is_step": counts}
+        with self._helper:
+            for number, part in enumerate(parts[begin:], start=begin):
+                within = state["within"] if state is not None and number == begin else None
+                for found in part(within):
+                    if isinstance(found, TrackedFrame):
+                        yield found
+                    else:
+                        counts = found.get("phase") != BLENDED
+                        yield {"part": number, "within": found, "is_step": counts}
 
     def _first(self, state: Any) -> Iterator[TrackedFrame | State]:
         """The first annotated frame."""
@@ -195,7 +199,7 @@ class ReferencePropagation:
         begin = reference + direction if state is None else state["number"] + direction
         end = len(self._frames) if direction > 0 else -1
         for number in range(begin, end, direction):
-            labels = self._step(session, number)
+            labels = self._step(session, number, after=number + direction)
             checks = self._check_every and (number - reference) % self._check_every == 0
             confidence = mean_confidence(labels, session.confidence())
             if number in self._masks:
@@ -225,7 +229,7 @@ class ReferencePropagation:
             if phase in (None, BACKWARD):
                 session = self._resumed(end, -1, state)
                 for number in range((end if phase is None else before) - 1, start, -1):
-                    self._step(session, number, enters=False)
+                    self._step(session, number, after=number - 1, enters=False)
                     stored = stored or _Passes(file, session, ids, start, end)
                     stored.write(0, number, session)
                     for label in (one for one, begin in begins.items() if begin == number):
@@ -239,7 +243,7 @@ class ReferencePropagation:
                 labels = state["labels"].numpy()
             if phase != BLENDED:
                 for number in range((before if phase == FORWARD else start) + 1, end + 1):
-                    labels = self._step(session, number)
+                    labels = self._step(session, number, after=number + 1)
                     stored.write(1, number, session)
                     yield self._state(FORWARD, number, session, labels)
             spans = [
@@ -341,24 +345,35 @@ class ReferencePropagation:
         )
         return session
 
-    def _step(self, session: Any, number: int, *, enters: bool = True) -> np.ndarray:
-        """The label map of the next frame, which objects enter that only its mask has."""
+    def _step(self, session: Any, number: int, *, after: int, enters: bool = True) -> np.ndarray:
+        """The label map of the next frame, which objects enter that only its mask has. Meanwhile
+        the features of the frame after it are computed."""
         mask = self._masks.get(number) if enters and number not in self._complete else None
         new_ids = [] if mask is None else self._objects[number]
-        return session.step(
-            self._frames[number], mask, new_ids, features=self._read(session, number)
-        )
+        features = self._read(session, number)
+        frame = self._frames[number]
+        if 0 <= after < len(self._frames) and after not in self._features:
+            self._begun = after, self._helper.submit(self._compute, session, after)
+        return session.step(frame, mask, new_ids, features=features)
 
     def _read(self, session: Any, number: int) -> Tensor:
-        """The features of a frame."""
+        """The features of a frame. Frames are read by one thread at a time."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            wait([begun[1]])
         if number in self._features:
             return self._features[number]
-        features = session.read(as_frame(self._frames[number], f"frame {number}"), number)
-        if self._metric is not None:
-            features = self._metric(features)
+        if begun is not None and begun[0] == number:
+            features = begun[1].result()
+        else:
+            features = self._compute(session, number)
         if features.nbytes <= MAX_FEATURE_BYTES:
             self._features[number] = features
         return features
+
+    def _compute(self, session: Any, number: int) -> Tensor:
+        features = session.read(as_frame(self._frames[number], f"frame {number}"), number)
+        return features if self._metric is None else self._metric(features)
 
 
 class Metric(NamedTuple):

@@ -7,6 +7,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -262,6 +263,7 @@ class Tracker:
         name: str = "",
         state: Mapping[str, Any] | None = None,
         batch: int = 1,
+        ahead: bool = False,
     ) -> Iterator[np.ndarray]:
         """One label map per frame, of the frame's size; zeros before the first mask.
 
@@ -285,6 +287,8 @@ class Tracker:
                 twice as many frames are taken in advance, and `confidence`, `survival` and `state`
                 are those of the last frame that was taken. Protocols whose features follow from
                 the labels before, such as ino-fast, go frame by frame in any case.
+            ahead: on a CPU, a second thread computes the features of the next frame, which is taken
+                in advance; label maps are the same, and come up to twice as fast on two cores.
 
         Raises:
             MaskError: there is no mask, or one is malformed, without objects, of another size than
@@ -304,7 +308,9 @@ class Tracker:
             _check_end(masks, num_frames)
         if batch < 1:
             raise ConfigError(f"batch is {batch}, but at least one frame is computed at a time")
-        return self._stream(frames, masks, entering, name=name, state=state, batch=batch)
+        return self._stream(
+            frames, masks, entering, name=name, state=state, batch=batch, ahead=ahead
+        )
 
     @property
     def best_batch(self) -> int:
@@ -429,18 +435,48 @@ class Tracker:
         name: str,
         state: Mapping[str, Any] | None,
         batch: int,
+        ahead: bool,
     ) -> Iterator[np.ndarray]:
         session = self._session = self._new_session(name)
         if state is not None:
             session.restore(state)
         if batch > 1 and session.can_wait:
             yield from self._stream_batches(session, frames, masks, entering, batch)
+        elif ahead and self._extractor.device.type == "cpu":
+            yield from self._stream_ahead(session, frames, masks, entering)
         else:
             for index, frame in enumerate(frames, start=session.frame + 1):
                 with self._alone():
                     labels = session.step(frame, masks.get(index), entering.get(index, []))
                 yield labels
         _check_end(masks, session.frame + 1)
+
+    def _stream_ahead(
+        self,
+        session: "Session",
+        frames: Iterable[Image],
+        masks: Mapping[int, np.ndarray],
+        entering: Mapping[int, list[int]],
+    ) -> Iterator[np.ndarray]:
+        """The features of a frame are computed while the one before it is labeled."""
+        remaining = iter(frames)
+        frame, failure = _next_frame(remaining)
+        begun: Begun | None = None
+        with ThreadPoolExecutor(1) as helper:
+            while frame is not None:
+                index = session.frame + 1
+                mask, new_ids = masks.get(index), entering.get(index, [])
+                after, failure = _next_frame(remaining)
+                begun_after = None
+                if after is not None and session.ids and not new_ids:
+                    enters = bool(entering.get(index + 1))
+                    begun_after = session.begin_reading(after, helper, enters=enters)
+                with self._alone():
+                    labels = session.step(frame, mask, new_ids, begun=begun)
+                yield labels
+                frame, begun = after, begun_after
+        if failure is not None:
+            raise failure
 
     def _stream_batches(
         self,
@@ -545,6 +581,9 @@ class Session:
         self._given = np.empty((0, 0), dtype=np.uint8)
         self._given_ids: list[int] = []
         self._labels = np.empty((0, 0), dtype=np.uint8)
+        # By which the next frame's features are chosen: that of the frame before the last one, so
+        # that they can be computed while that one is labeled, or of the last one after a mask.
+        self._seen = self._labels
         # Where labels follow the optical flow: the last frame, and what they were before it.
         self._frame: np.ndarray | None = None
         self._place: Place | None = None
@@ -604,7 +643,7 @@ class Session:
             "given_ids": list(self._given_ids),
             "arrays": {
                 name: torch.from_numpy(getattr(self, f"_{name}"))
-                for name in ("predicted", "given", "labels", "before")
+                for name in ("predicted", "given", "labels", "seen", "before")
             },
             "frame": None if self._frame is None else torch.from_numpy(self._frame),
             "place": None if place is None else [(one.start, one.stop) for one in place],
@@ -640,6 +679,7 @@ class Session:
         new_ids: Sequence[int] = (),
         *,
         features: torch.Tensor | None = None,
+        begun: "Begun | None" = None,
     ) -> np.ndarray:
         """The label map of the next frame; zeros before the first mask.
 
@@ -648,6 +688,7 @@ class Session:
             mask: a label map of the frame's size that introduces `new_ids`; None if none enter.
             new_ids: the objects of the mask that are not known yet.
             features: of the frame, where they are known.
+            begun: the same, where another thread computes them.
         """
         number = self._first + self._direction * self._num_frames
         frame = as_frame(frame, f"frame {number}")
@@ -657,8 +698,12 @@ class Session:
             mask = _without(mask, self._unsaid)
         if features is None and (self._ids or mask is not None):
             # Before anything is changed: a frame that is refused leaves no trace.
-            self._place = None if new_ids else self._near_objects(size)
-            features = self.read(frame, number, self._place)
+            place = None if new_ids else self._near_objects(self._seen, size)
+            if begun is not None and begun.place == place:
+                features = begun.features.result()
+            else:
+                features = self.read(frame, number, place)
+            self._place = place
             if not self._ids and mask is not None and self._protocol.learned_metric:
                 self._metric = self._learn_metric(features, mask, [BACKGROUND, *new_ids])
                 features = self._metric(features)
@@ -667,9 +712,10 @@ class Session:
         if features is None:
             return np.zeros(size, dtype=np.uint8)
         is_first = not self._ids
+        before = self._labels
         if self._protocol.flow_share or self._protocol.zoom_margin is not None:
             if self._frame is not None and self._protocol.flow_share:
-                self._motion, self._before = estimate_motion(self._frame, frame), self._labels
+                self._motion, self._before = estimate_motion(self._frame, frame), before
             self._frame = frame.copy()
         entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
         self._ids += entering
@@ -678,7 +724,28 @@ class Session:
             assert mask is not None
             labels = mask
         self._inspect(labels)
+        if not entering:
+            self._seen = before
         return labels
+
+    def begin_reading(self, frame: Image, helper: Executor, *, enters: bool) -> "Begun":
+        """Has the features of the frame after the next one computed, for `step`.
+
+        Args:
+            frame: as for `Tracker.start`.
+            helper: computes them.
+            enters: whether objects enter in that frame; none enters in the next one.
+        """
+        number = self._first + self._direction * (self._num_frames + 1)
+        assert self._size is not None
+        place = None if enters else self._near_objects(self._labels, self._size)
+
+        def read() -> torch.Tensor:
+            array = as_frame(frame, f"frame {number}")
+            _frame_size(array, number, self._size)
+            return self.read(array, number, place)
+
+        return Begun(place, helper.submit(read))
 
     @property
     def can_wait(self) -> bool:
@@ -797,6 +864,7 @@ class Session:
             _without(one, [label])
             for one in (self._given, self._predicted, self._labels, self._before)
         )
+        self._seen = self._labels
         return self._labels
 
     def confidence(self, soft: torch.Tensor | None = None) -> np.ndarray:
@@ -852,16 +920,16 @@ class Session:
                 passed_on = refined.soft
         return self._settle(self._predicted, mask, entering, passed_on)
 
-    def _near_objects(self, size: Size) -> Place | None:
-        """The features near the objects of the last frame; None: all of them."""
+    def _near_objects(self, labels: np.ndarray, size: Size) -> Place | None:
+        """The features near the objects of a label map; None: all of them."""
         margin = self._protocol.zoom_margin
-        if margin is None or self._labels.shape != size or not self._labels.any():
+        if margin is None or labels.shape != size or not labels.any():
             return None
         grid = self._extractor.grid(size)
         least = self._protocol.attention_side or 1
         spans = []
         for axis, count in enumerate(grid):
-            marked = np.flatnonzero(self._labels.any(axis=1 - axis)) * count // size[axis]
+            marked = np.flatnonzero(labels.any(axis=1 - axis)) * count // size[axis]
             start, stop = int(marked[0]) - margin, int(marked[-1]) + 1 + margin
             # Few different sizes, none below what a patch attends to.
             start = max(0, min(start, count - least) // ZOOM_STEP * ZOOM_STEP)
@@ -872,7 +940,7 @@ class Session:
     def _inspect(self, labels: np.ndarray, frame: int | None = None) -> None:
         """Keeps a label map, of the last frame if None, and warns of objects that it has lost, or
         that fill it."""
-        self._labels = labels
+        self._labels = self._seen = labels
         self._num_pixels = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
         for label in self._ids:
             if label == BACKGROUND:
@@ -973,6 +1041,18 @@ class Session:
         return soft
 
 
+class Begun(NamedTuple):
+    """Features that another thread computes.
+
+    Attributes:
+        place: where they are computed; None: everywhere.
+        features: of the frame.
+    """
+
+    place: Place | None
+    features: Future[torch.Tensor]
+
+
 class OnHost(NamedTuple):
     """A copy of a tensor on the CPU, which is whole after `wait`."""
 
@@ -1021,17 +1101,22 @@ class _Batch(NamedTuple):
     failure: Exception | None = None
 
 
+def _next_frame(frames: Iterator[Any]) -> tuple[Any | None, Exception | None]:
+    """The next frame, or None and why there is none, unless they have ended."""
+    try:
+        return next(frames, None), None
+    except Exception as error:
+        return None, error
+
+
 def _batches(
     frames: Iterator[np.ndarray], masks: Collection[int], *, start: int, batch: int
 ) -> Iterator[_Batch]:
     """Frames in batches; those up to the first mask, and those that have a mask, alone."""
     held: list[np.ndarray] = []
-    first, failure = min(masks), None
+    first = min(masks)
     for index in itertools.count(start):
-        try:
-            frame = next(frames, None)
-        except Exception as error:
-            frame, failure = None, error
+        frame, failure = _next_frame(frames)
         alone = index <= first or index in masks
         if held and (frame is None or alone or len(held) == batch):
             yield _Batch(index - len(held), held, is_together=True)

@@ -532,6 +532,7 @@ def _propagate_forward(
             masks,
             num_frames=None if end is None else end - part.first,
             state=progress.state,
+            ahead=True,
         )
         for index, labels in enumerate(results, start=num_done):
             checks = check_every and index % check_every == 0 and index > min(masks)

@@ -184,7 +184,6 @@ class VisionTransformer(timm_vit.VisionTransformer):
         cut = grid[:, top : top + rows, left : left + columns].flatten(1, 2)
         return tokens + torch.cat([whole[:, :1], cut], dim=1)
 
-
     def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 class_and_tokens dim"]:
         """Position embeddings of a grid; those of the last one are kept, as videos keep their size,
         until the parameter changes."""

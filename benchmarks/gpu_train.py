@@ -36,6 +36,7 @@ from ino.data.video_index import find_videos
 from ino.errors import CheckpointError, ConfigError, StoppedError, VideoError
 from ino.models.weights import find_checkpoint, list_checkpoints, read_checkpoint
 from ino.pretraining import with_steps
+from ino.schema import checked
 from ino.system import atomic_path, check_new_folder, new_folder
 from ino.train.config import TrainConfig, from_dict, load_recipe, resolve, untrained_name
 from ino.train.loop import train as train_run
@@ -208,13 +209,14 @@ def score(options: argparse.Namespace) -> None:
         for protocol in options.protocols
         for name, value in weights.items()
     }
-    experiment = Experiment(
-        title="What a GPU learned in some minutes",
-        roots={"davis": options.davis},
-        defaults={"year": options.year, "short_side": options.short_side},
-        judge=list(map(str, options.judge)),
-        rows=rows,
-    )
+    fields = {
+        "title": "What a GPU learned in some minutes",
+        "roots": {"davis": options.davis},
+        "defaults": {"year": options.year, "short_side": options.short_side},
+        "judge": list(map(str, options.judge)),
+        "rows": rows,
+    }
+    experiment = checked(Experiment, fields)
     if run_experiment(experiment, out=options.out, may_train=False):
         raise ConfigError(f"a row of {options.out} failed, as is said above")
 

@@ -4,6 +4,7 @@
     python benchmarks/gpu.py pack VIDEOS... --out PACK [--megabytes 40]
     python benchmarks/gpu.py train --pack PACK --out RESULTS --minutes 9 [--run RUN]
     python benchmarks/gpu.py unpack RESULTS --run RUN
+    python benchmarks/gpu.py score RUN --davis DAVIS [--judge VIDEOS...] --out SCORES
 
 `measure` takes the measurements of `gpu_measures.py` in the order of their worth, each in its own
 limit of time, and writes gpu.json and gpu.md (a table for docs/benchmarks.md) after each. One that
@@ -13,7 +14,9 @@ the same --out it takes those that are missing.
 `pack` is for the machine at home: it writes frames of videos as JPEG into tar files, so that
 training elsewhere needs no video. `train` trains on them for so many minutes, keeps the whole run
 in --run, where the next call goes on, and writes it small enough to be carried home into RESULTS
-(see `gpu_train.py` for what is lost). `unpack` makes a run of that again.
+(see `gpu_train.py` for what is lost). `unpack` makes a run of that again. `score` makes one table,
+at home: J&F of that run, of `ino_vitt8`, of random weights and of raw color on annotated sequences,
+and J&F that is predicted on videos without labels.
 
 `--quick` takes tiny sizes, which show on any CPU that all of it works and nothing else.
 """
@@ -175,7 +178,7 @@ def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The four commands."""
+    """The five commands."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -225,6 +228,15 @@ def build_parser() -> argparse.ArgumentParser:
     four = commands.add_parser("unpack", help="a run out of what was carried home")
     four.add_argument("results", type=Path)
     four.add_argument("--run", type=Path, required=True, metavar="DIR", help="a new folder")
+
+    five = commands.add_parser("score", help="what was learned, in one table")
+    five.add_argument("run", type=Path, help="of gpu.py unpack")
+    five.add_argument("--davis", type=Path, required=True, metavar="ROOT")
+    five.add_argument("--year", type=int, default=2016, choices=(2016, 2017), help="of its list")
+    five.add_argument("--short-side", type=above_zero(int), default=240, metavar="PIXELS")
+    five.add_argument("--protocols", nargs="+", default=["ino-near", "ino-davis"], metavar="NAME")
+    five.add_argument("--judge", type=Path, nargs="+", default=[], metavar="VIDEO")
+    five.add_argument("--out", type=Path, required=True, metavar="DIR")
     return parser
 
 

@@ -34,10 +34,11 @@ from torch import Tensor
 from ino.data.video import read_clip, read_info
 from ino.data.video_index import find_videos
 from ino.errors import CheckpointError, ConfigError, StoppedError, VideoError
-from ino.models.weights import list_checkpoints, read_checkpoint
+from ino.models.weights import find_checkpoint, list_checkpoints, read_checkpoint
 from ino.pretraining import with_steps
+from ino.schema import checked
 from ino.system import atomic_path, check_new_folder, new_folder
-from ino.train.config import TrainConfig, load_recipe, resolve
+from ino.train.config import TrainConfig, from_dict, load_recipe, resolve, untrained_name
 from ino.train.loop import train as train_run
 from ino.train.run import CONFIG_NAME, read_config
 
@@ -176,15 +177,48 @@ def train(options: argparse.Namespace) -> None:
 
 
 def afterwards(content: Mapping[str, Any], out: Path) -> str:
-    """What to do at home with what was carried there. The judge of features without labels belongs
-    here as well."""
+    """What to do at home with what was carried there."""
     parts = ", ".join(name for name in ("student", "teacher", "optimizer") if content.get(name))
     return (
         f"gpu: step {content['step']} with {parts} is in {out}; at home:\n"
         f"  python benchmarks/gpu.py unpack {out} --run runs/carried\n"
-        "  ino evaluate davis --root DAVIS --weights runs/carried\n"
-        "  python benchmarks/learning.py --weights runs/carried --davis DAVIS --out scores"
+        "  python benchmarks/gpu.py score runs/carried --davis DAVIS --judge VIDEOS... --out scores"
     )
+
+
+def score(options: argparse.Namespace) -> None:
+    """`gpu.py score`: one table of what was carried home, `ino_vitt8`, the carried network with
+    random weights, and raw color; stopped, it goes on with the same command.
+
+    Raises:
+        InoError: see `ino.experiments.run.run_experiment`.
+        ConfigError: a row failed.
+    """
+    from ino.experiments.rows import Experiment  # none of this is needed beside the GPU
+    from ino.experiments.run import run_experiment
+
+    config = from_dict(read_checkpoint(find_checkpoint(options.run))["config"])
+    weights = {
+        "color": "color",
+        "untrained": untrained_name(config.model),
+        "ino_vitt8": "ino_vitt8",
+        "carried": str(options.run),
+    }
+    rows = {
+        f"{name},{protocol}": {"weights": value, "protocol": protocol}
+        for protocol in options.protocols
+        for name, value in weights.items()
+    }
+    fields = {
+        "title": "What a GPU learned in some minutes",
+        "roots": {"davis": options.davis},
+        "defaults": {"year": options.year, "short_side": options.short_side},
+        "judge": list(map(str, options.judge)),
+        "rows": rows,
+    }
+    experiment = checked(Experiment, fields)
+    if run_experiment(experiment, out=options.out, may_train=False):
+        raise ConfigError(f"a row of {options.out} failed, as is said above")
 
 
 def root_of(pack: Path) -> str:

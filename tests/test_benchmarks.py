@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ino.data.shards import read_shard
-from ino.demo.synthetic import generate_clip, write_videos
+from ino.demo.synthetic import generate_clip, write_davis_layout, write_videos
 from ino.errors import CheckpointError, ConfigError, VideoError
 from ino.models.backbone import computes_in_bf16
 from ino.models.student_teacher import StudentTeacher, Views
@@ -625,3 +625,16 @@ def test_make_gpu_on_a_cpu(tmp_path):
     subprocess.run([*script, *unpack], check=True)
     student = read_checkpoint(find_checkpoint(tmp_path / "back"))["student"]
     assert all(bool(value.isfinite().all()) for value in student.values())
+    sequences = {"s": generate_clip(9, num_frames=4, height=64, width=96)}
+    write_davis_layout(sequences, tmp_path / "davis")
+    score = ["score", tmp_path / "back", "--davis", tmp_path / "davis", "--year", "2017"]
+    score += ["--short-side", "64", "--judge", tmp_path / "videos" / "0.mp4"]
+    subprocess.run([*script, *score, "--out", tmp_path / "scores"], check=True)
+    rows = json.loads((tmp_path / "scores" / "table.json").read_text())["rows"]
+    names = ["color", "untrained", "ino_vitt8", "carried"]
+    assert [row["label"] for row in rows] == [
+        f"{name},{protocol}" for protocol in ("ino-near", "ino-davis") for name in names
+    ]
+    for row in rows:
+        assert {"J&F", "predicted J&F"} <= row["scores"].keys()
+        assert all(0 <= one["measured"] <= 100 for one in row["scores"].values())

@@ -28,13 +28,15 @@ from ino.experiments.plan import plan_experiment
 from ino.experiments.rows import FOLDER, DavisRow, read_experiment
 from ino.experiments.run import choose_devices
 from ino.models.load import load_backbone
-from ino.models.weights import list_checkpoints
+from ino.models.weights import find_checkpoint, list_checkpoints, read_checkpoint
 from ino.propagate.tracker import Tracker
 from ino.schema import yaml_names
 from ino.tasks.davis import evaluate_davis
+from ino.tasks.judge import judge
 from ino.tasks.results import sized_protocol
 from ino.train.config import load_recipe, resolve, to_dict
 from ino.train.loop import train
+from ino.train.run import read_config
 from processes import held_elsewhere
 from synthetic_ytvos import write_ytvos_layout
 from tiny_run import tiny_config
@@ -177,7 +179,7 @@ def test_one_table_of_all_rows_and_a_second_run_does_nothing_again(
     cell = f"{found['measured']:.1f} (30.0, {found['difference']:+.1f})"
     assert cell in printed and cell in (out / "table.md").read_text()
     assert (
-        f"color,raw color,davis,ino-davis,48,,1,{found['measured']},,30.0,"
+        f"color,raw color,davis,ino-davis,48,,,1,{found['measured']},,30.0,"
         in (out / "table.csv").read_text()
     )
     assert peer["scores"]["F"]["published"] == 70.2 and peer["scores"]["F"]["measured"] is None
@@ -557,7 +559,7 @@ def test_the_files_in_the_manual_can_be_used(tmp_path, data):
     vary = {"data.root": [str(data / "videos")], "data.batch_size": [2]}
     plan = planned(read_experiment(str(tmp_path / "b.yaml"), vary=vary, **given))
     assert len(plan.trials) == 1 + 3 + 2 * 2 * 3
-    assert [len(one.evaluations) for one in plan.trials] == [2] + [2] * 3 + [4] * 12
+    assert [len(one.evaluations) for one in plan.trials] == [2] + [2] * 3 + [3 * 4] * 12
 
 
 # Rows that train.
@@ -635,6 +637,48 @@ def test_a_run_that_was_stopped_or_failed_is_not_done_twice(tmp_path, sweep, mon
     assert "g2g/seed_0: waiting, saved at step 4, 1 video done\n" in capsys.readouterr().out
     assert run(*command) == 0
     assert list_checkpoints(out / "g2g/seed_0")[-1].stat().st_mtime_ns == step
+
+
+def test_runs_are_scored_and_judged_on_the_way(tmp_path, sweep, data, capsys, monkeypatch):
+    out, rows = tmp_path / "out", {"untrained": {"weights": "untrained"}, "all": {"train": {}}}
+    rows["all"]["published"] = {"J&F": 67.0}
+    small = {"rows": rows, "seeds": [0], "steps": 3}
+    video = str(data / "videos/0.mp4")
+    command = ["sweep", sweep(**small), "--out", out, "--run.keep", 1]
+    curve = ["--curve", "2", "--judge", video]
+    score, faults = DavisRow.score, [KeyboardInterrupt]
+
+    def stopped(self, folder, *arguments):
+        if folder.name == "davis_48_student_step_2" and faults:
+            raise faults.pop()
+        score(self, folder, *arguments)
+
+    monkeypatch.setattr(DavisRow, "score", stopped)
+    assert run(*command, *curve) == 130
+    assert [path.name for path in list_checkpoints(out / "all/seed_0")] == ["step_00000002.pt"]
+    assert run(*command, *curve) == 0
+    printed = capsys.readouterr().out
+    table = table_of(out)
+    assert [row["step"] for row in table] == [None, 2, 3]
+    assert [row["scores"]["J&F"]["published"] for row in table] == [None, None, 67.0]
+    judged = [row["scores"]["predicted J&F"]["measured"] for row in table]
+    protocol = sized_protocol("ino-davis", short_side=48)
+    weights = out / "all/seed_0/weights/step_00000002_student"
+    assert judged[1] == 100 * judge(weights, video, protocol=protocol).score
+    assert len(set(judged)) == 3 and all(f"{one:.1f}" in printed for one in judged)
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    # The run ends as one that is not scored on the way.
+    train(read_config(out / "all/seed_0"), out=tmp_path / "whole")
+    ours = read_checkpoint(find_checkpoint(out / "all/seed_0"))["student"]
+    for name, value in read_checkpoint(find_checkpoint(tmp_path / "whole"))["student"].items():
+        assert torch.equal(ours[name], value), name
+
+    monkeypatch.setattr(runner, "pretrain", None)
+    monkeypatch.setattr(runner, "load_backbone", None)
+    assert run(*command, *curve) == 0  # nothing is left to do
+    line = refused(capsys, *command, "--curve", "1")
+    assert "is at step 3, and its weights after step 1 were not kept: choose another" in line
 
 
 def test_a_changed_file_is_refused_in_the_same_folder(tmp_path, sweep, capsys):

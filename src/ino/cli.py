@@ -414,6 +414,8 @@ def sweep(
     base: str | None = None,
     steps: int | None = None,
     seeds: Annotated[str | None, Parameter(metavar="N,N,...")] = None,
+    curve: Annotated[str | None, Parameter(metavar="N,N,...")] = None,
+    judge: Annotated[list[str] | None, Parameter(metavar="VIDEO...")] = None,
     davis: Path | None = None,
     year: int | None = None,
     split: str | None = None,
@@ -435,6 +437,8 @@ def sweep(
         base: Recipe that every run starts from.
         steps: Length of each run, with schedules of the same length.
         seeds: Seeds of each row.
+        curve: Steps after which each run is scored as well; plots the learning curve.
+        judge: Videos without labels on which J&F is predicted as well.
         davis: Data set to score on.
         year: 2016 or 2017.
         split: Name of the list of sequences.
@@ -451,6 +455,8 @@ def sweep(
         base=base,
         steps=steps,
         seeds=seeds,
+        curve=curve,
+        judge=judge,
         roots={"davis": davis},
         overrides={
             "year": year,

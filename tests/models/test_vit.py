@@ -3,6 +3,7 @@
 import copy
 import zlib
 from functools import cache
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -11,7 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from ino.errors import ConfigError
-from ino.models.vit import VisionTransformer, build_vit, interpolate_positions
+from ino.models.load import load_backbone
+from ino.models.vit import (
+    VisionTransformer,
+    build_vit,
+    interpolate_positions,
+    sincos_positions,
+)
 
 
 @pytest.fixture
@@ -131,6 +138,27 @@ def test_initial_weights_follow_the_released_statistics():
     assert sum(parameter.numel() for parameter in vit.parameters()) == 21394176
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks]
     np.testing.assert_allclose(rates, np.linspace(0, 0.1, 12), atol=1e-6)
+
+
+def test_sines_and_cosines_tell_how_far_positions_are_apart():
+    torch.manual_seed(0)
+    noise = build_vit("vit_nano")
+    torch.manual_seed(0)
+    vit = build_vit("vit_nano", positions="sincos", position_grid_side=8)
+    for name, value in noise.state_dict().items():
+        assert torch.equal(value, vit.state_dict()[name]) == (name != "pos_embed")
+    assert torch.equal(vit.pos_embed[:, :1], noise.pos_embed[:, :1])
+    assert vit.pos_embed.requires_grad
+    named: Any = load_backbone("random:vit_nano/8+sincos", seed=0)
+    assert torch.equal(named.vit.pos_embed, vit.pos_embed)
+    with pytest.raises(ConfigError, match="unknown architecture"):
+        load_backbone("random:resnet18+sincos")
+    grid = sincos_positions(8, dim=96).unflatten(0, (8, 8))
+    below, right = grid[1, 0] @ grid[3, 0], grid[0, 1] @ grid[0, 3]
+    torch.testing.assert_close(below, grid[4, 6] @ grid[6, 6])  # wherever they are
+    torch.testing.assert_close(below, right)
+    near = (grid.flatten(0, 1) @ grid[3, 4]).argsort(descending=True)[:5]
+    assert set(near.tolist()) == {28, 20, 27, 29, 36}  # row 3, column 4, and its neighbors
 
 
 @pytest.mark.parametrize(("arch", "patch_size"), [("vit_huge", 8), ("vit_tiny", 7)])

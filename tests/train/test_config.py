@@ -119,6 +119,8 @@ def test_values_that_do_not_fit_together():
         TrainConfig().with_values({"loss": off})
     with pytest.raises(ConfigError, match="frame_step and fps are 2 and 8"):
         TrainConfig().with_values({"data.frame_step": 2, "data.fps": 8})
+    with pytest.raises(ConfigError, match="positions is sincos, but timm:resnet18 has its own"):
+        TrainConfig().with_values({"model": {"arch": "timm:resnet18", "positions": "sincos"}})
 
 
 def test_text_of_the_command_line_means_what_it_means_in_yaml():

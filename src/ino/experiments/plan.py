@@ -17,12 +17,15 @@ import timm
 from cachetools import cached
 
 from ino.errors import CheckpointError, ConfigError, InoError
-from ino.experiments.rows import Experiment, Plot, Row
+from ino.experiments.rows import Experiment, Plot, Row, SquareRow
 from ino.experiments.trial import Evaluation, Trial
 from ino.models.backbone import split_weights
 from ino.models.load import PUBLIC, list_weights
+from ino.models.weights import is_exported, list_checkpoints
 from ino.pretraining import with_steps
+from ino.propagate.judge import check_clip
 from ino.propagate.protocols import Protocol, get_protocol
+from ino.tasks.judge import read_judged
 from ino.tasks.results import check_settings
 from ino.train.config import DataConfig, differences, load_recipe, resolve, untrained_name
 from ino.train.data import count_epoch_clips
@@ -36,13 +39,17 @@ _OF_STEPS = ("run.max_steps", "optim.epochs", "optim.warmup_epochs")
 
 @dataclass(frozen=True)
 class Plan:
-    """Trials in the order of the table, labels of the rows that are asked for, and plots."""
+    """Trials in the order of the table, labels of the rows that are asked for, and plots.
+
+    `steps` is the length of the runs if they are scored on the way, else None.
+    """
 
     title: str
     out: Path
     trials: tuple[Trial, ...]
     labels: frozenset[str]
     plots: tuple[Plot, ...]
+    steps: int | None = None
 
     @property
     def chosen(self) -> list[Trial]:
@@ -75,6 +82,8 @@ def plan_experiment(
     """
     if (folder := experiment.weights_dir) is not None and not folder.is_dir():
         raise ConfigError(f"the folder of weights {folder} does not exist; create it or give one")
+    for video in () if is_list else experiment.judge:
+        check_clip(read_judged(video).frames)
     # Rows and seeds share their data sets and videos, each of which is read once.
     once = cached({}, key=lambda row: (row.root, row.data, repr(row.choices)))
     check_data_set, count = once(_check_data_set), cached({}, key=repr)(count_epoch_clips)
@@ -106,7 +115,8 @@ def plan_experiment(
     for trial in trials:
         _check_folder(trial)
     chosen = frozenset(labels if only is None else only)
-    return Plan(experiment.title, out, tuple(trials), chosen, tuple(plots))
+    steps = experiment.steps if experiment.curve else None
+    return Plan(experiment.title, out, tuple(trials), chosen, tuple(plots), steps)
 
 
 def _points(label: str, row: Row, grid: Mapping[str, Sequence[Any]]) -> list[tuple[str, Row]]:
@@ -170,13 +180,20 @@ def _trials(
     if weights is not None and weights.startswith(("color", "random:")):
         networks = networks[:1]  # they have one
     evaluations = []
-    for side, network in itertools.product(dict.fromkeys(sides), dict.fromkeys(networks)):
+    steps = (*experiment.curve, None) if trains else (None,)
+    for step, side, network in itertools.product(
+        steps, dict.fromkeys(sides), dict.fromkeys(networks)
+    ):
         protocol = _protocol(row, side)
         folder = f"{row.data}_{protocol.short_side or 'native'}_{network or 'student'}"
         if not trains and len(sides) == len(networks) == 1:
             folder = ""
-        evaluations.append(Evaluation(folder, network, protocol, _remarks(row, protocol)))
-    return [Trial(label, row, s, tuple(evaluations), out, weights, absent=absent) for s in seeds]
+        if step is not None:
+            folder += f"_step_{step}"
+        evaluations.append(Evaluation(folder, network, protocol, _remarks(row, protocol), step))
+    judge = frozenset() if isinstance(row, SquareRow) else frozenset(experiment.judge)
+    ways = tuple(evaluations)
+    return [Trial(label, row, s, ways, out, weights, None, judge, absent) for s in seeds]
 
 
 def find_weights(row: Row, experiment: Experiment) -> tuple[str | None, str]:
@@ -288,7 +305,7 @@ def _check_folder(trial: Trial) -> None:
     if trial.config is not None and (folder / CONFIG_NAME).exists():
         old, new = read_config(folder), trial.config
         changed = differences(old, new)
-        if old.run.max_steps != new.run.max_steps:
+        if old.run.max_steps not in (new.run.max_steps, *(one.step for one in trial.evaluations)):
             changed.append(("run.max_steps", old.run.max_steps, new.run.max_steps))
         if changed:
             name, before, now = changed[0]
@@ -296,7 +313,14 @@ def _check_folder(trial: Trial) -> None:
                 f"{folder} was run with {name} {before}, now it is {now}: choose another --out, or "
                 "move that folder away to do it anew"
             )
+    saved = list_checkpoints(folder) if trial.weights is None else []
+    at = int(saved[-1].stem.split("_")[1]) if saved else 0
     for one in trial.evaluations:
+        if one.step is not None and one.step < at and not is_exported(trial.weights_file(one)):
+            raise ConfigError(
+                f"the run in {folder} is at step {at}, and its weights after step {one.step} were "
+                f"not kept: choose another --out, or leave {one.step} out of the curve"
+            )
         stored = folder / one.folder / "settings.json"
         if stored.is_file() and not trial.absent:
             # A list is shown without the data set at hand.

@@ -4,6 +4,7 @@ A row names weights or trains them, propagates labels through a data set, and is
 means for the folder of an experiment stands in `ino.experiments.plan`.
 """
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from ino.tasks.jhmdb import joint_maps, joints_are_whole, propagate_joints, scor
 from ino.tasks.label_tracker import LabelTracker
 from ino.tasks.vip import parts_are_whole, propagate_parts, score_vip
 from ino.tasks.ytvos import finish_split, propagate_video, video_is_whole
-from ino.train.config import flatten, refuse_code
+from ino.train.config import Names, flatten, refuse_code
 
 FOLDER = Path(__file__).parent
 """Where the named experiments are."""
@@ -47,6 +48,12 @@ def _as_tuple(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(value.split(","))
     return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if any(first >= second for first, second in itertools.pairwise(numbers)):
+        raise ValueError(f"must be ascending, but is {', '.join(map(str, numbers))}")
+    return numbers
 
 
 Several = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
@@ -310,6 +317,10 @@ class Experiment(Model):
     """Values of fields, by dotted name: each row that trains does so at each point."""
     steps: PositiveInt | None = None
     """Length of a run, with schedules as long; None for the recipe's own."""
+    curve: Annotated[Several[PositiveInt], AfterValidator(_ascending)] = ()
+    """Steps, before the last one, after which each run is scored as well."""
+    judge: Names = Field([])
+    """Videos without labels on which the J&F of every row is predicted, see `ino.tasks.judge`."""
     seeds: Seeds = (0,)
     """Of rows that train, and of random weights."""
     weights_dir: Path | None = None
@@ -333,6 +344,13 @@ class Experiment(Model):
         known = {"data"}.union(*(kind.model_fields for kind in ROWS.values())) - {"published"}
         if unknown := [key for key in self.defaults if key not in known]:
             raise ValueError(f"unknown key defaults.{unknown[0]}; give it to a row")
+        if self.curve and not any("train" in (row or {}) for row in self.rows.values()):
+            raise ValueError("a curve is for rows that train, and there is none")
+        if self.curve and self.curve[-1] >= (self.steps or 0):
+            raise ValueError(
+                f"curve ends with {self.curve[-1]} and steps is {self.steps}; give the length of "
+                "the runs as steps, and as curve smaller numbers: the end is always scored"
+            )
         return self
 
     def read_row(self, label: str) -> Row:

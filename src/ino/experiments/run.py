@@ -25,12 +25,15 @@ from ino.experiments.plan import Plan, plan_experiment
 from ino.experiments.rows import Experiment
 from ino.experiments.table import print_rows, write_tables
 from ino.experiments.trial import Evaluation, Trial
+from ino.export import export_run
 from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
+from ino.models.weights import is_exported
 from ino.pretraining import pretrain
 from ino.progress import progress
 from ino.system import available_cores, write_text
 from ino.tables import shown, write_json
+from ino.tasks.judge import judge_clip, read_judged
 from ino.tasks.results import open_folder, propagate_unfinished, read_means
 
 _KILLED = "its process ended without a word: it was killed, or the memory did not suffice"
@@ -137,12 +140,12 @@ def _do(trial: Trial, device: str, workers: int | None) -> None:
     trial.error_file.parent.mkdir(parents=True, exist_ok=True)
     write_text(trial.error_file, f"{_KILLED}\n")
     try:
-        if trial.config is not None:
-            pretrain(trial.config, out=trial.folder, resume=True)
-            device = trial.config.run.accelerator if device == "auto" else device
+        if trial.config is not None and device == "auto":
+            device = trial.config.run.accelerator
         for one in trial.evaluations:
             if trial.read_scores(one) is None:
-                _evaluate(trial, one, device, workers)
+                weights = trial.weights or str(_trained(trial, one))
+                _evaluate(trial, one, weights, device, workers)
     except (StoppedError, KeyboardInterrupt):
         trial.error_file.unlink()
         raise
@@ -155,13 +158,30 @@ def _do(trial: Trial, device: str, workers: int | None) -> None:
         trial.error_file.unlink()
 
 
-def _evaluate(trial: Trial, one: Evaluation, device: str, workers: int | None) -> None:
-    """Propagates through the videos that are not done, and scores."""
+def _trained(trial: Trial, one: Evaluation) -> Path:
+    """The weights of the trial's run after the step of an evaluation, up to which it is trained if
+    need be. A run that pauses there ends with the same weights as one that does not."""
+    config = trial.config
+    assert config is not None
+    if one.step is None:
+        pretrain(config, out=trial.folder, resume=True)
+        return trial.folder
+    weights = trial.weights_file(one)
+    if not is_exported(weights):
+        part = config.with_values({"run.max_steps": one.step})
+        pretrain(part, out=trial.folder, resume=True)
+        export_run(trial.folder, out=weights, network=one.network or "student", layer="all")
+    return weights
+
+
+def _evaluate(
+    trial: Trial, one: Evaluation, weights: str, device: str, workers: int | None
+) -> None:
+    """Propagates through the videos that are not done, scores, and judges."""
     row, out = trial.row, trial.folder / one.folder
     open_folder(out, trial.settings(one), resume=True, overwrite=False)
     predictions = out / "predictions"
     predictions.mkdir(exist_ok=True)
-    weights = trial.weights or trial.folder
     backbone = load_backbone(weights, network=one.network, seed=trial.seed or 0)
     tracker = row.tracker(backbone, one.protocol, device)
 
@@ -185,6 +205,11 @@ def _evaluate(trial: Trial, one: Evaluation, device: str, workers: int | None) -
     means = read_means(out / "scores.json") or {}
     scores = {name: 100 * means[key] for name, key in row.scores.items() if key in means}
     write_json(out / "done.json", {"scores": scores})
+    judged = trial.read_judged(one)
+    for video in sorted(trial.judge - judged.keys()):
+        found = judge_clip(backbone, read_judged(video), one.protocol, device=device)
+        judged[video] = 100 * found.score
+        write_json(out / "judged.json", {"videos": judged})
 
 
 def _share(plan: Plan, *, jobs: int, devices: Sequence[str]) -> None:

@@ -2,21 +2,25 @@
 
     DIR/table.md, .csv, .json        written after each row
     DIR/figure.png                   where values are varied
+    DIR/curve.png                    where runs are scored on the way
 
 It is read from the folders of the trials each time; scores are in percent.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from ino.experiments.plan import Plan
 from ino.experiments.rows import ROWS, Plot
+from ino.experiments.trial import PREDICTED
+from ino.report.curves import COLORS, plot_style
 from ino.system import atomic_path, write_text
 from ino.tables import markdown, markdown_cell, print_table, shown, write_csv, write_json
 
@@ -40,10 +44,12 @@ def table_rows(plan: Plan) -> list[dict[str, Any]]:
             found = {trial.seed: trial.read_scores(one) for trial in trials}
             done = {seed: scores for seed, scores in found.items() if scores is not None}
             scores = {}
-            for name in row.scores:
+            trains = trials[0].weights is None and row.train is not None
+            published = row.published if one.step is None else {}
+            for name in (*row.scores, PREDICTED):
                 values = [of_seed[name] for of_seed in done.values() if name in of_seed]
-                if values or name in row.published:
-                    scores[name] = _score(values, row.published.get(name))
+                if values or name in published:
+                    scores[name] = _score(values, published.get(name))
             is_beside = any(score["difference"] is not None for score in scores.values())
             rows.append(
                 {
@@ -53,6 +59,7 @@ def table_rows(plan: Plan) -> list[dict[str, Any]]:
                     "protocol": row.protocol,
                     "short_side": one.protocol.short_side,
                     "network": one.network,
+                    "step": (one.step or plan.steps) if trains else None,
                     "seeds": list(done),
                     "num_seeds": len(trials),
                     "states": states,
@@ -89,6 +96,8 @@ def table_lines(rows: Sequence[TableRow]) -> tuple[list[list[str]], int]:
     sides = [str(row["short_side"] or "native") for row in rows]
     if len(set(columns["row"])) < len(rows) and len(set(sides)) > 1:
         columns["short side"] = sides
+    if any(row["step"] is not None for row in rows):
+        columns["steps"] = ["" if row["step"] is None else str(row["step"]) for row in rows]
     if any(row["num_seeds"] > 1 for row in rows):
         columns["seeds"] = [_seeds(len(row["seeds"]), row["num_seeds"]) for row in rows]
     for name in _score_names(rows):
@@ -102,7 +111,8 @@ def _seeds(num_done: int, num_seeds: int) -> str:
 
 def _score_names(rows: Sequence[TableRow]) -> list[str]:
     present = {name for row in rows for name in row["scores"]}
-    return [name for kind in ROWS.values() for name in kind.scores if name in present]
+    names = [name for kind in ROWS.values() for name in kind.scores]
+    return [name for name in (*names, PREDICTED) if name in present]
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:
@@ -146,7 +156,7 @@ def print_rows(plan: Plan, *, with_done: bool = False) -> None:
 
 
 def write_tables(plan: Plan) -> None:
-    """Writes table.md, table.csv, table.json and, where values are varied, figure.png.
+    """Writes table.md, table.csv, table.json and the plots.
 
     Raises:
         OutputError: a file cannot be written.
@@ -162,13 +172,17 @@ def write_tables(plan: Plan) -> None:
         write_json(plan.out / "table.json", {"title": plan.title, "rows": rows})
         write_csv(plan.out / "table.csv", _csv_lines(rows))
         if plan.plots:
-            _draw(plan.plots, rows, plan.out / "figure.png")
+            ends = [row for row in rows if row["step"] in (None, plan.steps)]
+            _draw(plan.plots, ends, plan.out / "figure.png")
+        if plan.steps is not None:
+            untrained = {one.label for one in plan.trials if one.row.weights == "untrained"}
+            _plot_curve(rows, untrained, plan.out / "curve.png")
 
 
 def _csv_lines(rows: Sequence[TableRow]) -> Iterator[list[str]]:
     """Scores in full precision, one line for each row of the table."""
     names, kinds = _score_names(rows), ("measured", "std", "published")
-    heads = ["label", "about", "data", "protocol", "short_side", "network"]
+    heads = ["label", "about", "data", "protocol", "short_side", "network", "step"]
     yield [*heads, "num_seeds", *(f"{name} {kind}" for name in names for kind in kinds)]
     for row in rows:
         scores = [row["scores"].get(name, {}).get(kind) for name in names for kind in kinds]
@@ -204,3 +218,75 @@ def _draw(plots: Sequence[Plot], rows: Sequence[TableRow], path: Path) -> None:
     figure.axes[0].legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+Seeded = Mapping[int | None, float]
+"""A score by seed, percent."""
+
+
+def _plot_curve(rows: Sequence[TableRow], untrained: Collection[str], path: Path) -> None:
+    """Scores over the steps of each row that trains, and those of given weights as lines across.
+
+    Dots and lines are means over seeds, bars and bands standard deviations. The panels are the main
+    score, the same minus that of the random weights of the same seed, and what was predicted
+    without labels, as far as they are there; there is a line of panels for each data set, short
+    side and network.
+    """
+    kinds = dict.fromkeys(_kind(row) for row in rows if row["step"] is not None)
+    mains = [next(iter(ROWS[data].scores)) for data, _, _ in kinds]
+    names = [(False, ""), *[(True, "")] * any(row["label"] in untrained for row in rows)]
+    names += [(False, PREDICTED)] * any(PREDICTED in row["scores"] for row in rows)
+    with plot_style():
+        figure = Figure(figsize=(3.6 * len(names), 3 * len(kinds)))
+        grid = figure.subplots(len(kinds), len(names), squeeze=False)
+        for line, kind, main in zip(grid, kinds, mains, strict=True):
+            shown_rows = [row for row in rows if _kind(row)[:2] == kind[:2]]
+            shown_rows = [row for row in shown_rows if row["network"] in (None, kind[2])]
+            starts = [_seeded(row, main) for row in shown_rows if row["label"] in untrained]
+            for axes, (is_gain, name) in zip(line, names, strict=True):
+                _plot_panel(
+                    axes, shown_rows, name or main, starts[0] if is_gain and starts else None
+                )
+                about = " above untrained, same seed" * is_gain
+                axes.set_title(f"{name or main}{about}")
+        figure.axes[0].legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _kind(row: TableRow) -> tuple[str, int | None, str | None]:
+    return row["data"], row["short_side"], row["network"]
+
+
+def _seeded(row: TableRow, name: str) -> Seeded:
+    return dict(zip(row["seeds"], row["scores"].get(name, {}).get("values", ()), strict=False))
+
+
+def _plot_panel(axes: Axes, rows: Sequence[TableRow], name: str, start: Seeded | None) -> None:
+    """One score, or with `start` how far it is above that of the same seed."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    steps = sorted({row["step"] for row in rows} - {None})
+    for number, label in enumerate(labels):
+        points = []
+        for row in rows:
+            if row["label"] == label:
+                found = list(_seeded(row, name).values())
+                if start is not None:
+                    seeded = _seeded(row, name).items()
+                    found = [value - start[seed] for seed, value in seeded if seed in start]
+                if found:
+                    points.append((row["step"], fmean(found), stdev(found) if found[1:] else 0.0))
+        if not points:
+            continue
+        looks: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "label": label}
+        x, means, spread = zip(*points, strict=True)
+        if x[0] is None:
+            axes.axhline(means[0], linestyle="--", **looks)
+            looks["label"] = None
+            axes.axhspan(means[0] - spread[0], means[0] + spread[0], alpha=0.12, lw=0, **looks)
+        else:
+            x = [one * 1.015**number for one in x]  # bars stand side by side
+            axes.errorbar(x, means, yerr=spread, fmt="o-", ms=3, lw=1.5, capsize=2, **looks)
+    axes.set(xscale="log", xlabel="steps", ylabel="percent" if start is None else "points")
+    axes.set_xticks(steps, [str(one) for one in steps])
+    axes.minorticks_off()

@@ -5,7 +5,9 @@ So the same command resumes an experiment that was stopped, and several processe
     DIR/LABEL/[seed_N/]              of given weights: results as `ino evaluate` leaves them
     DIR/LABEL/seed_N/                of a row that trains: a run as `ino train` leaves it,
     DIR/LABEL/seed_N/davis_480_.../  and its results
+    DIR/LABEL/seed_N/weights/        of the run after the steps of the curve
     .../done.json                    beside the results once they are scored
+    .../judged.json                  beside them: J&F predicted on each video without labels
     DIR/LABEL[/seed_N].error.txt     while the row is worked on, and why it failed
     DIR/.locks/LABEL[/seed_N]/       held by the process that works on the row
 """
@@ -15,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from ino.errors import OutputError
@@ -26,6 +29,9 @@ from ino.system import folder_lock
 from ino.tasks.results import fingerprint, read_finished, settings_text
 from ino.train.config import TrainConfig
 
+PREDICTED = "predicted J&F"
+"""Name of the mean over the videos of `Trial.judge` among the scores."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -36,12 +42,14 @@ class Evaluation:
         network: student or teacher; None for the usual one.
         protocol: with all that the row replaces.
         remarks: where it is not what the published numbers were measured with.
+        step: of the run after which it is done; None: at its end, or nothing is trained.
     """
 
     folder: str
     network: NetworkName | None
     protocol: Protocol
     remarks: tuple[str, ...]
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Trial:
         out: folder of the experiment.
         weights: that are evaluated; None where they are trained or not at hand.
         config: of the run that makes them.
+        judge: videos without labels on which J&F is predicted.
         absent: why the row cannot be done, which is no failure; empty where it can.
     """
 
@@ -66,6 +75,7 @@ class Trial:
     out: Path
     weights: str | None = None
     config: TrainConfig | None = None
+    judge: frozenset[str] = frozenset()
     absent: str = ""
 
     @property
@@ -93,16 +103,35 @@ class Trial:
 
     def settings(self, one: Evaluation) -> str:
         """What is stored beside results; two were made alike where these are equal."""
-        return settings_text(one.protocol, {**self._made_of, "network": one.network})
+        step = {} if one.step is None else {"step": one.step}
+        return settings_text(one.protocol, {**self._made_of, "network": one.network, **step})
+
+    def weights_file(self, one: Evaluation) -> Path:
+        """Export of the network of a run after the step of an evaluation."""
+        return self.folder / "weights" / f"step_{one.step:08d}_{one.network or 'student'}"
+
+    def read_judged(self, one: Evaluation) -> dict[str, float]:
+        """J&F in percent that was predicted on videos, by their paths."""
+        try:
+            judged = read_json(self.folder / one.folder / "judged.json")["videos"]
+            return {video: float(value) for video, value in judged.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
 
     def read_scores(self, one: Evaluation) -> dict[str, float] | None:
-        """Scores in percent, by their names in the table; None until they are there. A damaged
+        """Scores in percent, by their names in the table; None until all are there. A damaged
         file is made again."""
         try:
             scores = read_json(self.folder / one.folder / "done.json")["scores"]
-            return {name: float(value) for name, value in scores.items()}
+            scores = {name: float(value) for name, value in scores.items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
+        judged = self.read_judged(one)
+        if not self.judge <= judged.keys():
+            return None
+        if self.judge:
+            scores[PREDICTED] = fmean(judged[video] for video in self.judge)
+        return scores
 
     def read_state(self) -> "State":
         """How far it is."""

@@ -30,7 +30,7 @@ from ino.models.backbone import (
 from ino.models.files import load_plain
 from ino.models.masked_timm import MaskedTimm, timm_backbone
 from ino.models.peers import KNOWN, read_release
-from ino.models.vit import ARCHITECTURES, VisionTransformer, build_vit
+from ino.models.vit import ARCHITECTURES, Positions, VisionTransformer, build_vit
 from ino.models.weights import (
     FORMAT,
     ExportedTimm,
@@ -145,8 +145,9 @@ def load_backbone(
             - a short name of `PUBLIC`, such as `dino-s8`: published weights, fetched once, with the
               protocol of their authors;
             - `color`, raw color;
-            - `random:ARCH/PATCH`, our ViT with random weights, such as `random:vit_tiny/8`, or
-              `random:MODEL`, a model of timm with random weights;
+            - `random:ARCH/PATCH`, our ViT with random weights, such as `random:vit_tiny/8`, with
+              `+sincos` at the end as `model.positions` makes it, or `random:MODEL`, a model of
+              timm with random weights;
             - `timm:MODEL` or `MODEL`, a model of timm with downloaded weights, or
               `timm:MODEL@FILE`, with the weights in a file. MODEL may be `hf-hub:OWNER/NAME`, and a
               convolutional model may end with its stride, as in `resnet50/8`.
@@ -186,10 +187,14 @@ def load_backbone(
 
 def _random(text: str, *, seed: int) -> Backbone:
     model, stride = split_stride(text)
+    positions: Positions = "learned"
+    if text.endswith("+sincos") and text.partition("/")[0].removesuffix("+sincos") in ARCHITECTURES:
+        (model, stride), positions = split_stride(text.removesuffix("+sincos")), "sincos"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model in ARCHITECTURES or not _is_timm_model(model):
-            return VitBackbone(build_vit(model, patch_size=stride or 8)).eval()
+            vit = build_vit(model, patch_size=stride or 8, positions=positions)
+            return VitBackbone(vit).eval()
         return build_timm(model, stride=stride)
 
 

@@ -6,7 +6,8 @@ embeddings follow the size of the input: bicubically, by the factors of DINO's a
 code, which timm's own resampling does not equal (features change by 1 to 4% of their maximum).
 """
 
-from typing import Any, NamedTuple, cast
+import math
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,11 @@ from ino.kernels.attention_cpu import blockwise_attention
 
 POSITION_GRID_PIXELS = 64
 """Side of the square input, in pixels, for which position embeddings are created."""
+
+POSITION_AMPLITUDE = 1.0
+"""Of the sines and cosines that position embeddings may start from."""
+
+Positions = Literal["learned", "sincos"]
 
 NUM_BLOCKS = 12
 PATCH_SIZES = (8, 16)
@@ -40,6 +46,7 @@ def build_vit(
     depth: int = NUM_BLOCKS,
     drop_path: float = 0.0,
     position_grid_side: int | None = None,
+    positions: Positions = "learned",
 ) -> "VisionTransformer":
     """A ViT of a named width with random weights.
 
@@ -53,6 +60,8 @@ def build_vit(
             grid of a 64 x 64 input. Weights trained with another grid (DINO's with 224 x 224)
             keep it: the embeddings are interpolated only when an input needs it, so features do
             not change.
+        positions: what the position embeddings, which are learned, start from: `learned` is noise
+            of deviation 0.02, `sincos` is `sincos_positions`.
 
     Raises:
         ConfigError: the name or the patch size is unknown.
@@ -64,7 +73,7 @@ def build_vit(
     if patch_size not in PATCH_SIZES:
         raise ConfigError(f"patch size {patch_size} is not supported; choose 8 or 16")
     sizes = ARCHITECTURES[arch]
-    return VisionTransformer(
+    vit = VisionTransformer(
         embed_dim=sizes["embed_dim"],
         num_heads=sizes["num_heads"],
         patch_size=patch_size,
@@ -72,6 +81,11 @@ def build_vit(
         drop_path=drop_path,
         position_grid_side=position_grid_side,
     )
+    if positions == "sincos":
+        side = math.isqrt(vit.pos_embed.shape[1] - 1)
+        with torch.no_grad():
+            vit.pos_embed[0, 1:] = sincos_positions(side, dim=vit.embed_dim)
+    return vit
 
 
 class VisionTransformer(timm_vit.VisionTransformer):
@@ -195,6 +209,18 @@ class VisionTransformer(timm_vit.VisionTransformer):
             found = interpolate_positions(stored, rows=rows, columns=columns)
             self._kept_positions = (key, found)
         return self._kept_positions[1]
+
+
+def sincos_positions(side: int, *, dim: int) -> Float[Tensor, "positions dim"]:
+    """Sines and cosines of the column, then of the row, of each position of a square grid.
+
+    Frequencies fall from 1 to 1/10000 per position, as in MAE and MoCo v3.
+    """
+    frequencies = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, dim / 2)
+    columns, rows = waves.expand(side, -1, -1), waves[:, None].expand(-1, side, -1)
+    return POSITION_AMPLITUDE * torch.cat([columns, rows], dim=-1).flatten(0, 1)
 
 
 def interpolate_positions(

@@ -59,6 +59,9 @@ class ModelConfig(_Section):
     """Side of a patch in pixels of ino's own networks; those of timm have their own."""
     depth: OneOrMore = 12
     """Number of blocks of ino's own networks; those of timm have their own."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """What the position embeddings of ino's own networks start from: noise (learned), or sines and
+    cosines of row and column (sincos). They are learned in both cases."""
     drop_path: Probability = 0.1
     """Probability of dropping the branches of the student's last block; less in earlier ones."""
     out_dim: OneOrMore = 4096
@@ -67,6 +70,15 @@ class ModelConfig(_Section):
     """Width of the head's hidden layers."""
     bottleneck_dim: OneOrMore = 256
     """Width before the head's last layer."""
+
+    @model_validator(mode="after")
+    def _check_positions(self) -> "ModelConfig":
+        if self.positions != "learned" and self.arch.startswith("timm:"):
+            raise ValueError(
+                f"positions is {self.positions}, but {self.arch} has its own; leave it out, or "
+                "choose a network of ino"
+            )
+        return self
 
 
 class DataConfig(_Section):
@@ -426,7 +438,8 @@ def untrained_name(model: ModelConfig) -> str:
     """The name by which `load_backbone` builds this backbone with random weights."""
     if model.arch.startswith("timm:"):
         return f"random:{model.arch.removeprefix('timm:')}"
-    return f"random:{model.arch}/{model.patch_size}"
+    start = "+sincos" if model.positions == "sincos" else ""
+    return f"random:{model.arch}/{model.patch_size}{start}"
 
 
 class ConfigField(NamedTuple):

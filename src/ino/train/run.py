@@ -434,6 +434,7 @@ def build_model(config: ModelConfig, *, side: int | None = None) -> StudentTeach
             depth=config.depth,
             drop_path=config.drop_path,
             position_grid_side=side,
+            positions=config.positions,
         )
     head = ProjectionHead(
         backbone.embed_dim,

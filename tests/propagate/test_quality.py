@@ -130,9 +130,9 @@ def test_the_next_frame_is_computed_near_the_labels_before_the_last_ones(bundled
     small, masks = zip(*[*moving_squares(24, height=48, width=80)][::3], strict=True)
     frames, mask = np.stack(small).repeat(4, axis=1).repeat(4, axis=2), (masks[0] == 1).repeat(4, 0)
     protocol = get_protocol("ino-fast", short_side=192, zoom_margin=1, attention_side=4)
-    tracker, found = Tracker(bundled, protocol=protocol), []
-    for one in tracker.track(frames, {0: mask.repeat(4, 1)}):
-        found.append((one, tracker.state()["place"]))
+    tracker = Tracker(bundled, protocol=protocol)
+    results = tracker.track(frames, {0: mask.repeat(4, 1)})
+    found = [(one, tracker.state()["place"]) for one in results]
     assert found[0][1] is None
     spans = []
     for (seen, _), (_, place) in zip(found, found[2:], strict=False):

@@ -1,5 +1,5 @@
 import threading
-import time
+from time import sleep
 
 import numpy as np
 import pytest
@@ -740,7 +740,7 @@ def test_a_frame_is_read_while_the_one_before_it_is_labeled(backbone, video, mon
         return read(self, frame, number, *rest)
 
     def slow(self, *values):
-        time.sleep(0.05)
+        sleep(0.05)
         order.append("labeled")
         return advance(self, *values)
 

@@ -432,7 +432,7 @@ _INO_NEAR = _like(
 _INO_FAST = _like(
     _INO_NEAR,
     name="ino-fast",
-    layer=5,
+    layer=3,
     mask_down="area",
     feedback="refined",
     attention_side=16,

@@ -100,6 +100,7 @@ def test_a_part_has_the_positions_of_the_whole(bundled):
 def test_a_metric_is_learned_from_the_first_mask(bundled, squares):
     frames, labels = squares
     fields = {"short_side": 64, "flow_share": 0.0, "feedback": "soft"}
+    fields |= {"temperature": 0.2, "layer": None}
     with_metric, without = (
         Tracker(bundled, protocol=get_protocol("ino-best", learned_metric=one, **fields))
         for one in (True, False)

@@ -445,7 +445,7 @@ _INO_FAST = _like(
 
 _INO_DEFAULT = _like(_INO_FAST, name="ino-default", short_side=640, radius=8, zoom_margin=10)
 
-_INO_BEST = _like(_INO_FAST, name="ino-best", layer=None, short_side=960, radius=12, zoom_margin=14)
+_INO_BEST = _like(_INO_FAST, name="ino-best", short_side=960, radius=12, zoom_margin=14)
 
 _OF_FLOW = ("flow_share", "feedback", "mask_down")
 """How labels follow the optical flow."""

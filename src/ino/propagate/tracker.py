@@ -462,7 +462,7 @@ class Tracker:
         remaining = iter(frames)
         frame, failure = _next_frame(remaining)
         begun: Begun | None = None
-        with ThreadPoolExecutor(1) as helper:
+        with _helper() as helper:
             while frame is not None:
                 index = session.frame + 1
                 mask, new_ids = masks.get(index), entering.get(index, [])
@@ -470,7 +470,7 @@ class Tracker:
                 begun_after = None
                 if after is not None and session.ids and not new_ids:
                     enters = bool(entering.get(index + 1))
-                    begun_after = session.begin_reading(after, helper, enters=enters)
+                    begun_after = session.begin_reading(frame, after, helper, enters=enters)
                 with self._alone():
                     labels = session.step(frame, mask, new_ids, begun=begun)
                 yield labels
@@ -688,7 +688,7 @@ class Session:
             mask: a label map of the frame's size that introduces `new_ids`; None if none enter.
             new_ids: the objects of the mask that are not known yet.
             features: of the frame, where they are known.
-            begun: the same, where another thread computes them.
+            begun: the same and more, where another thread computes them.
         """
         number = self._first + self._direction * self._num_frames
         frame = as_frame(frame, f"frame {number}")
@@ -715,7 +715,9 @@ class Session:
         before = self._labels
         if self._protocol.flow_share or self._protocol.zoom_margin is not None:
             if self._frame is not None and self._protocol.flow_share:
-                self._motion, self._before = estimate_motion(self._frame, frame), before
+                known = None if begun is None else begun.motion
+                self._motion = known.result() if known else estimate_motion(self._frame, frame)
+                self._before = before
             self._frame = frame.copy()
         entering = [BACKGROUND, *new_ids] if is_first else list(new_ids)
         self._ids += entering
@@ -728,24 +730,33 @@ class Session:
             self._seen = before
         return labels
 
-    def begin_reading(self, frame: Image, helper: Executor, *, enters: bool) -> "Begun":
-        """Has the features of the frame after the next one computed, for `step`.
+    def begin_reading(
+        self, frame: Image, after: Image, helper: Executor, *, enters: bool
+    ) -> "Begun":
+        """Has what `step` needs of the frame after the next one computed.
 
         Args:
-            frame: as for `Tracker.start`.
-            helper: computes them.
-            enters: whether objects enter in that frame; none enters in the next one.
+            frame: the next one, as for `Tracker.start`; no objects enter in it.
+            after: the one after it.
+            helper: computes.
+            enters: whether objects enter in `after`.
         """
         number = self._first + self._direction * (self._num_frames + 1)
         assert self._size is not None
         place = None if enters else self._near_objects(self._labels, self._size)
 
-        def read() -> torch.Tensor:
-            array = as_frame(frame, f"frame {number}")
+        def checked() -> np.ndarray:
+            array = as_frame(after, f"frame {number}")
             _frame_size(array, number, self._size)
-            return self.read(array, number, place)
+            return array
 
-        return Begun(place, helper.submit(read))
+        return Begun(
+            place,
+            helper.submit(lambda: self.read(checked(), number, place)),
+            helper.submit(lambda: estimate_motion(as_frame(frame), checked()))
+            if self._protocol.flow_share
+            else None,
+        )
 
     @property
     def can_wait(self) -> bool:
@@ -1042,15 +1053,17 @@ class Session:
 
 
 class Begun(NamedTuple):
-    """Features that another thread computes.
+    """What another thread computes of a frame.
 
     Attributes:
-        place: where they are computed; None: everywhere.
+        place: where features are computed; None: everywhere.
         features: of the frame.
+        motion: from the frame before it, where labels follow the optical flow.
     """
 
     place: Place | None
     features: Future[torch.Tensor]
+    motion: Future[Motion] | None
 
 
 class OnHost(NamedTuple):
@@ -1099,6 +1112,19 @@ class _Batch(NamedTuple):
     frames: list[np.ndarray]
     is_together: bool
     failure: Exception | None = None
+
+
+@contextmanager
+def _helper() -> Iterator[Executor]:
+    """One more thread; it and the calling thread share the processors meanwhile."""
+    threads = torch.get_num_threads()
+    share = max(1, threads // 2)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(share,)) as helper:
+        torch.set_num_threads(share)
+        try:
+            yield helper
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _next_frame(frames: Iterator[Any]) -> tuple[Any | None, Exception | None]:

@@ -20,6 +20,7 @@ PAPER = {
     "model.arch": "vit_small",
     "model.patch_size": 8,
     "model.depth": 12,
+    "model.positions": "learned",  # DINO's, whose noise they start from
     "model.drop_path": 0.1,
     "model.out_dim": 4096,
     "model.hidden_dim": 2048,

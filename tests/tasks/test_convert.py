@@ -316,5 +316,9 @@ def test_frames_to_draw_on(result, tmp_path, capsys):
     assert not (tmp_path / "g").exists()
     time = f"0:{4 / read_info(video).fps:.3f}"
     assert [path.name for path in write_frames(video, [time], out=tmp_path / "t")] == ["00004.png"]
+    (file,) = write_frames(video, [2], out=tmp_path / "one.png")
+    assert file.read_bytes() == (tmp_path / "f" / "00002.png").read_bytes()
+    with pytest.raises(OutputError, match="exists"):
+        write_frames(video, [2], out=file)
     names = write_frames(tmp_path / "f", ["00005", 1], out=tmp_path / "h")
     assert [path.name for path in names] == ["00005.png", "00005.png"]

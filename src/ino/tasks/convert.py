@@ -715,7 +715,7 @@ def write_frames(
     Args:
         video: a video file or a folder of images.
         frames: see `frame_number`.
-        out: folder of the PNGs, created if it is missing.
+        out: folder of the PNGs, created if it is missing; for one frame also a file, NAME.png.
         overwrite: replace files of the same names.
 
     Returns:
@@ -735,7 +735,10 @@ def write_frames(
             f"{video} has {num_frames} frames, numbered from 0, so there is no frame {highest}"
         )
     stems = [f"{number:05d}" if names is None else names[number] for number in numbers]
-    paths = [out / f"{stem}.png" for stem in stems]
+    if out.suffix.lower() == ".png" and len(stems) == 1 and not out.is_dir():
+        out, paths = out.parent, [out]
+    else:
+        paths = [out / f"{stem}.png" for stem in stems]
     for path in paths:
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists: choose another --out or pass --overwrite")

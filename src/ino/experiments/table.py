@@ -259,7 +259,9 @@ def _kind(row: TableRow) -> tuple[str, int | None, str | None]:
 
 
 def _seeded(row: TableRow, name: str) -> Seeded:
-    return dict(zip(row["seeds"], row["scores"].get(name, {}).get("values", ()), strict=False))
+    """The main score, which every seed that is done has, or none."""
+    values = row["scores"].get(name, {}).get("values")
+    return dict(zip(row["seeds"], values, strict=True)) if values else {}
 
 
 def _plot_panel(axes: Axes, rows: Sequence[TableRow], name: str, start: Seeded | None) -> None:
@@ -270,7 +272,7 @@ def _plot_panel(axes: Axes, rows: Sequence[TableRow], name: str, start: Seeded |
         points = []
         for row in rows:
             if row["label"] == label:
-                found = list(_seeded(row, name).values())
+                found = list(row["scores"].get(name, {}).get("values", ()))
                 if start is not None:
                     seeded = _seeded(row, name).items()
                     found = [value - start[seed] for seed, value in seeded if seed in start]

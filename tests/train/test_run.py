@@ -9,7 +9,7 @@ import yaml
 
 from ino.errors import CheckpointError, InoError
 from ino.models.load import DEFAULT, load_backbone
-from ino.models.vit import build_vit
+from ino.models.vit import build_vit, sincos_positions
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train.config import resolve
 from ino.train.loop import train
@@ -102,6 +102,16 @@ def test_the_weights_in_the_box_start_a_run(config):
         assert is_equal == (name != "mask_token")
     assert origin.fresh_head
     assert len(origin.notes) == 2  # mask token and head start random
+
+
+def test_sines_and_cosines_are_added_to_the_positions_of_the_start(config, released):
+    config.init, config.model.positions = str(released), "sincos"
+    model, _ = build_networks(config, saved=None)
+    theirs = torch.load(released)["pos_embed"]
+    for network in (model.student, model.teacher):
+        added = network.backbone.pos_embed.detach() - theirs
+        assert not added[:, 0].any()  # the class token has no place
+        torch.testing.assert_close(added[0, 1:], sincos_positions(28, dim=96))
 
 
 @pytest.mark.parametrize(

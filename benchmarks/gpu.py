@@ -39,6 +39,8 @@ RESULTS = "gpu.json"
 TABLE = "gpu.md"
 GRACE = 15.0
 """Seconds over its limit after which a measurement's process is ended."""
+QUICK_PATIENCE = 4
+"""Factor of the limits in a rehearsal, whose machine may be slow and busy."""
 LOST = 3
 """Exit status where the device cannot be used any more in this process."""
 REFUSED = 2
@@ -149,7 +151,7 @@ def measure_here(options: argparse.Namespace) -> None:
             continue
         if left < LEAST or (options.only and one.name not in options.only):
             continue
-        limit = min(one.limit, left)
+        limit = min(one.limit * (QUICK_PATIENCE if options.quick else 1), left)
         results["running"] = {"name": one.name, "since": time.time(), "limit": limit}
         write_results(options.out, results)
         try:

@@ -30,7 +30,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +63,9 @@ from ino.propagate.judge import (
     stage_video,
 )
 from ino.propagate.protocols import get_protocol
-from ino.propagate.refine import estimate_motion
+from ino.propagate.refine import Motion
 from ino.system import write_text
+from ino.tasks.judge import followed_motions, with_strides
 from report import build_parser, conclude, describe_machine, print_table
 
 SHORT_SIDE = 240
@@ -109,10 +110,12 @@ COVERAGE = 0.9
 
 
 class Clip(NamedTuple):
-    """Reduced frames, and the label maps of those that are annotated by their place."""
+    """Reduced frames, the motion from each to the next by way of the frames between them, and the
+    label maps of those that are annotated by their place."""
 
     name: str
     frames: list[np.ndarray]
+    motions: list[Motion]
     truth: dict[int, np.ndarray]
 
 
@@ -147,19 +150,22 @@ def _read_clip(name: str, images: Sequence[Path], known: dict[int, Path]) -> Cli
             if chosen[nearest] not in known:
                 chosen[nearest] = number
     chosen.sort()
-    frames, truth = [], {}
-    ids = None
-    for place, number in enumerate(chosen):
+    frames, truth = {}, {}
+    for number in with_strides(chosen):
         frame = read_image(images[number], size=image_size(images[number]))
         scale = SHORT_SIDE / min(frame.shape[:2])
         size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
-        frames.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        frames[number] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    ids = None
+    for place, number in enumerate(chosen):
         if number in known:
             labels = read_labels(known[number])
+            size = frames[number].shape[1::-1]
             labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
             ids = np.unique(labels) if ids is None else ids
             truth[place] = numbered(labels, ids)
-    return Clip(name, frames, truth)
+    motions = followed_motions(frames, chosen)
+    return Clip(name, [frames[number] for number in chosen], motions, truth)
 
 
 def load_candidate(name: str) -> Any:
@@ -238,15 +244,14 @@ def read_bank(bank: Path, clips: Sequence[Clip], candidates: Sequence[str]) -> l
     """The entries that are there, with their cues."""
     entries = []
     for clip in clips:
-        motions = [estimate_motion(*pair) for pair in pairwise(clip.frames)]
         for candidate in candidates:
             passes = passes_of(bank, candidate, clip, "mask")
             if passes is None:
                 continue
-            result = measure_result(passes.forward, clip.frames, motions)
+            result = measure_result(passes.forward, clip.frames, clip.motions)
             cues = {"result": result, "mask": result | measure_passes(passes)}
             if (free := passes_of(bank, candidate, clip, "none")) is not None:
-                cues["none"] = measure_result(free.forward, clip.frames, motions) | measure_passes(
+                cues["none"] = measure_result(free.forward, clip.frames, clip.motions) | measure_passes(
                     free
                 )
             num_objects = int(clip.truth[0].max())
@@ -450,7 +455,9 @@ def generated_clips() -> list[Clip]:
     clips = []
     for seed in range(3):
         clip = generate_clip(seed, num_frames=6, height=64, width=96)
-        clips.append(Clip(f"generated-{seed}", list(clip.frames), dict(enumerate(clip.labels))))
+        frames, numbers = list(clip.frames), range(len(clip.frames))
+        motions = followed_motions(dict(enumerate(frames)), numbers)
+        clips.append(Clip(f"generated-{seed}", frames, motions, dict(enumerate(clip.labels))))
     return clips
 
 
@@ -481,16 +488,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         entries = read_bank(bank, clips, [*candidates, STILL])
     print_cues(entries)
     numbers, fits = {}, {}
-    for kind in CUES:
+    kinds = [kind for kind in CUES if kind in ("result", *options.kinds)]
+    for kind in kinds:
         those = [one for one in entries if kind in one.cues]
         numbers[kind], fits[kind] = measure(those, kind, pairs_of(those))
         num_sequences = len({one.sequence for one in those})
         print(f"{kind}: {len(those)} entries, {num_sequences} sequences")
-    rows = [[name, *(f"{numbers[kind][name]:.3g}" for kind in CUES)] for name in numbers["result"]]
-    print_table("on sequences that the fit has not seen", ["", *CUES], rows)
+    rows = [[name, *(f"{numbers[kind][name]:.3g}" for kind in kinds)] for name in numbers["result"]]
+    print_table("on sequences that the fit has not seen", ["", *kinds], rows)
     if options.write:
+        fits = json.loads(CALIBRATION.read_text()) | fits  # a kind that was not measured stays
         write_text(CALIBRATION, json.dumps(_rounded(fits), indent=1) + "\n")
-    ratios = {f"{kind}_{name}": numbers[kind][name] for kind in CUES for name in CLAIMED}
+    ratios = {f"{kind}_{name}": numbers[kind][name] for kind in kinds for name in CLAIMED}
     conclude(
         "judge",
         ratios=ratios,

@@ -13,6 +13,7 @@ from ino.data.label_maps import write_labels
 from ino.data.video import VideoWriter
 from ino.demo.synthetic import generate_clip
 from ino.errors import ConfigError, MaskError, VideoError
+from ino.metrics import region_similarity
 from ino.propagate.judge import (
     NUM_REGIONS,
     disagreement,
@@ -21,7 +22,15 @@ from ino.propagate.judge import (
     pseudo_objects,
     stage_video,
 )
-from ino.tasks.judge import judge, judge_result, mean_difference, read_judged
+from ino.propagate.refine import estimate_motion
+from ino.tasks.judge import (
+    followed_motions,
+    judge,
+    judge_result,
+    mean_difference,
+    read_judged,
+    with_strides,
+)
 
 SIZE = {"num_frames": 6, "short_side": 120}
 
@@ -118,6 +127,29 @@ def test_regions_that_stand_out_hold_what_moves():
     assert (labels == pseudo_objects(frames)).all()
     share = (labels[30:54, 40:64] == 1).mean()
     assert share > 5 * ((labels == 1).sum() - (labels[30:54, 40:64] == 1).sum()) / labels.size
+
+
+def test_a_long_motion_is_followed_by_way_of_the_frames_between():
+    rng = np.random.default_rng(2)
+    ground, thing = (
+        cv2.GaussianBlur(rng.integers(0, 255, (*size, 3), dtype=np.uint8), (0, 0), 2.5)
+        for size in ((120, 200), (40, 40))
+    )
+    frames = {}
+    for number in range(5):  # 6 pixels from one frame to the next, 24 in all
+        frames[number] = ground.copy()
+        frames[number][30:70, 10 + 6 * number : 50 + 6 * number] = thing
+    first, last = (np.zeros((120, 200), np.uint8) for _ in range(2))
+    first[30:70, 10:50] = last[30:70, 34:74] = 1
+
+    def share(motion):
+        """Of the last place, what is found from the first."""
+        moved = cv2.remap(first, motion.column, motion.row, cv2.INTER_NEAREST)
+        return region_similarity(moved == 1, last == 1)
+
+    (followed,) = followed_motions(frames, [0, 4])
+    assert share(followed) > share(estimate_motion(frames[0], frames[4])) + 0.15
+    assert with_strides([3, 5, 20]) == [3, 4, 5, 9, 12, 16, 20]
 
 
 def test_equal_results_do_not_differ_and_near_ones_are_told_apart_finely(clip):

@@ -116,6 +116,7 @@ def judge_frames(
     mask: Labels | None,
     *,
     protocol: Protocol,
+    motions: Sequence[Motion] | None = None,
     short_side: int = 240,
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
@@ -127,6 +128,7 @@ def judge_frames(
         frames: 3 or more, with a short side of at most `short_side`.
         mask: of the first frame; None: regions that stand out are propagated.
         protocol: its own short side is reduced to `short_side`, and its radius in proportion.
+        motions: see `measure_result`.
         short_side: pixels.
         device, precision: see `Tracker`.
 
@@ -147,12 +149,16 @@ def judge_frames(
         device=device,
         precision=precision,
     )
-    cues = measure_result(passes.forward, frames) | measure_passes(passes)
+    cues = measure_result(passes.forward, frames, motions) | measure_passes(passes)
     return predict(cues, passes.forward, kind="none" if mask is None else "mask")
 
 
-def judge_labels(frames: Sequence[Frame], labels: LabelMaps) -> Judgement:
+def judge_labels(
+    frames: Sequence[Frame], labels: LabelMaps, *, motions: Sequence[Motion] | None = None
+) -> Judgement:
     """The judgement of label maps alone, of any method; the first one counts as given.
+
+    `motions`: see `measure_result`.
 
     Raises:
         VideoError: see `check_clip`.
@@ -163,7 +169,7 @@ def judge_labels(frames: Sequence[Frame], labels: LabelMaps) -> Judgement:
         raise MaskError("the first mask holds no object; give a result that begins with one")
     ids = np.unique(labels[0])
     labels = np.stack([numbered(one, ids) for one in labels])
-    return predict(measure_result(labels, frames), labels, kind="result")
+    return predict(measure_result(labels, frames, motions), labels, kind="result")
 
 
 def check_clip(frames: Sequence[Frame]) -> None:
@@ -311,7 +317,7 @@ def measure_result(
 ) -> dict[str, float]:
     """Cues of label maps with objects 1 to n, the first of which is given.
 
-    `motions` is that from frame to frame, where it is known already.
+    `motions` is that from each frame to the next, where it is known already (`chained`).
 
     - near_flow, far_flow: J of label maps and the first one, moved along the optical flow from
       frame to frame; in the first frames, and in all.
@@ -340,6 +346,21 @@ def measure_result(
         "size": float(ratios.mean()),
         "colors": _color_cue(labels, frames, num_objects),
     }
+
+
+def chained(motions: Sequence[Motion]) -> Motion:
+    """The motion through several frames, from those between neighbors; the trust is the last one's.
+
+    Small motions are found more surely than a large one.
+    """
+    whole, *others = motions
+    for one in others:
+        column, row = (
+            cv2.remap(part, one.column, one.row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            for part in (whole.column, whole.row)
+        )
+        whole = Motion(column, row, one.trust)
+    return whole
 
 
 def measure_passes(passes: Passes) -> dict[str, float]:

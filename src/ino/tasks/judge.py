@@ -4,8 +4,9 @@ What is measured and how it becomes a number is in `ino.propagate.judge`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,13 @@ from ino.models.weights import NetworkName
 from ino.propagate.judge import (
     Difference,
     Judgement,
+    chained,
     judge_difference,
     judge_frames,
     judge_labels,
 )
 from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.refine import Motion, estimate_motion
 from ino.propagate.tracker import FeatureBackbone
 from ino.tasks.masks import read_masks
 
@@ -36,6 +39,9 @@ RATE = 8.0
 
 NUM_FRAMES = 12
 SHORT_SIDE = 240
+STRIDES = 4
+"""From one of these frames to the next, optical flow is followed in so many strides, where the video
+has frames between them: long motions are not found at once."""
 
 Video = Path | str | Sequence[np.ndarray] | UInt8[np.ndarray, "frames height width 3"]
 
@@ -134,7 +140,7 @@ def judge_result(
         found = read_labels(paths[number])
         _check_size(found, clip.size, str(paths[number]))
         labels.append(_resized(_objects(found), size))
-    return judge_labels(clip.frames, np.stack(labels))
+    return judge_labels(clip.frames, np.stack(labels), motions=clip.motions)
 
 
 class JudgedClip(NamedTuple):
@@ -142,12 +148,14 @@ class JudgedClip(NamedTuple):
 
     Attributes:
         frames: uint8 RGB.
+        motions: from each of them to the next, by way of frames between them.
         numbers: of these frames in the video, from 0.
         mask: of the first one, if one is given.
         size: height and width of the video, pixels.
     """
 
     frames: list[np.ndarray]
+    motions: list[Motion]
     numbers: list[int]
     mask: np.ndarray | None
     size: tuple[int, int]
@@ -198,34 +206,62 @@ def read_judged(
             )
         step = max(1, min(round(fps / RATE), left // num_frames))
         numbers[:] = range(start, total, step)[:num_frames]
-        return numbers
+        return with_strides(numbers)
 
     if path is not None:
-        frames = list(read_chosen(path, choose, fill=True))
+        reading: Any = read_chosen(path, choose, fill=True)
     else:
         given_frames: Any = video
-        frames = [np.asarray(given_frames[i]) for i in choose(len(given_frames), RATE)]
-    for frame in frames:
-        is_rgb = frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3
-        if not is_rgb or frame.shape != frames[0].shape:
-            raise VideoError("frames must be uint8 RGB images of one size, height x width x 3")
-    height, width = frames[0].shape[:2]
+        reading = (np.asarray(given_frames[i]) for i in choose(len(given_frames), RATE))
+    reduced, (height, width) = _reduced(reading, short_side)
     if labels is not None:
         labels = _objects(labels)
         _check_size(labels, (height, width), "the mask")
         if not labels.any():
             raise MaskError("the mask holds no object; mark at least one")
-    scale = min(1.0, short_side / min(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if labels is not None:
-        labels = _resized(labels, size)
+        labels = _resized(labels, reduced[0].shape[1::-1])
         if not labels.any():
             raise MaskError(
                 f"no object of the mask is left at a short side of {short_side} pixels; give a "
                 "larger one"
             )
-    frames = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in frames]
-    return JudgedClip(frames, numbers, labels, (height, width))
+    by_number = dict(zip(with_strides(numbers), reduced, strict=True))
+    frames = [by_number[number] for number in numbers]
+    motions = followed_motions(by_number, numbers)
+    return JudgedClip(frames, motions, numbers, labels, (height, width))
+
+
+def with_strides(numbers: Sequence[int]) -> list[int]:
+    """Numbers of frames, and of those between them by way of which the motion is followed."""
+    found = {*numbers}
+    for a, b in pairwise(numbers):
+        found |= {round(one) for one in np.linspace(a, b, min(b - a, STRIDES) + 1)}
+    return sorted(found)
+
+
+def followed_motions(frames: Mapping[int, np.ndarray], numbers: Sequence[int]) -> list[Motion]:
+    """From each of these frames to the next, by way of those between them (`with_strides`)."""
+    between = sorted(frames)
+    return [
+        chained([estimate_motion(frames[i], frames[j]) for i, j in pairwise(between) if a <= i < b])
+        for a, b in pairwise(numbers)
+    ]
+
+
+def _reduced(
+    frames: Iterable[np.ndarray], short_side: int
+) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """The frames at a short side of at most `short_side`, and their own height and width."""
+    reduced, shape, size = [], (0, 0, 0), (0, 0)
+    for frame in frames:
+        if not reduced and frame.ndim == 3:
+            shape = frame.shape
+            scale = min(1.0, short_side / min(shape[:2]))
+            size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
+        if frame.dtype != np.uint8 or frame.shape != shape or shape[2] != 3:
+            raise VideoError("frames must be uint8 RGB images of one size, height x width x 3")
+        reduced.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+    return reduced, shape[:2]
 
 
 def _check_size(labels: np.ndarray, size: tuple[int, int], what: str) -> None:
@@ -404,6 +440,7 @@ def judge_clip(
         clip.frames,
         clip.mask,
         protocol=protocol,
+        motions=clip.motions,
         short_side=short_side,
         device=device,
         precision="bf16" if computes_in_bf16(device) else "fp32",

@@ -50,12 +50,11 @@ from ino.models.backbone import computes_in_bf16
 from ino.models.load import load_backbone
 from ino.propagate.judge import (
     CALIBRATION,
-    SHORT_CYCLE,
     KeptFeatures,
     Passes,
     disagreement,
-    measure_passes,
     measure_result,
+    measure_staged,
     numbered,
     pseudo_objects,
     run_passes,
@@ -88,8 +87,8 @@ CANDIDATES = (
 OF_RESULT = ("near_flow", "far_flow", "moves", "size", "colors")
 CUES = {
     "result": OF_RESULT,
-    "mask": (*OF_RESULT, "short_cycle", "cycle", "staged"),
-    "none": (*OF_RESULT, "short_cycle", "cycle", "staged"),
+    "mask": (*OF_RESULT, "staged"),
+    "none": (*OF_RESULT, "staged"),
 }
 """The cues of each fit."""
 
@@ -224,8 +223,7 @@ def still_passes(frames: Sequence[np.ndarray], mask: np.ndarray) -> Passes:
     """Those of a method that leaves the first mask where it is."""
     staged, truth = stage_video(frames[0], mask)
     still = np.stack([mask] * len(frames))
-    third = len(frames) // SHORT_CYCLE
-    return Passes(still, still, still[: third + 1], still[: len(staged)], truth)
+    return Passes(still, still[: len(staged)], truth)
 
 
 def passes_of(bank: Path, candidate: str, clip: Clip, kind: str) -> Passes | None:
@@ -249,11 +247,10 @@ def read_bank(bank: Path, clips: Sequence[Clip], candidates: Sequence[str]) -> l
             if passes is None:
                 continue
             result = measure_result(passes.forward, clip.frames, clip.motions)
-            cues = {"result": result, "mask": result | measure_passes(passes)}
+            cues = {"result": result, "mask": result | measure_staged(passes)}
             if (free := passes_of(bank, candidate, clip, "none")) is not None:
-                cues["none"] = measure_result(free.forward, clip.frames, clip.motions) | measure_passes(
-                    free
-                )
+                result = measure_result(free.forward, clip.frames, clip.motions)
+                cues["none"] = result | measure_staged(free)
             num_objects = int(clip.truth[0].max())
             scores = [
                 score_labels(passes.forward[place], labels, num_objects=num_objects)

@@ -1,9 +1,9 @@
 """A judge without labels: from a propagation to the J&F that it is predicted to reach.
 
-Without labels, this can be measured: masks that are propagated forward and back should recover the
-first one; a staged video, in which the objects of the first frame move in a known way, should be
-solved; and masks should move as the optical flow does, and keep their size and their colors. Each
-such cue is a number in 0..1, the mean over objects and frames. The prediction is
+Without labels, this can be measured: masks should move as the optical flow does, and keep their
+size and their colors; and a staged video, in which the objects of the first frame move in a known
+way, should be solved. Each such cue is a number in 0..1, the mean over objects and frames. The
+prediction is
 
     J&F = 1 / (1 + exp(-(b + sum of w x (cue - m) / s)))
 
@@ -45,9 +45,6 @@ LabelMaps = UInt8[np.ndarray, "frames height width"]
 
 STAGED_STEPS = 4
 """Frames of the staged video after the first."""
-
-SHORT_CYCLE = 3
-"""The short cycle goes to this part of the video and back."""
 
 NEAR = 4
 """Frames after the first in the cue near_flow."""
@@ -149,7 +146,7 @@ def judge_frames(
         device=device,
         precision=precision,
     )
-    cues = measure_result(passes.forward, frames, motions) | measure_passes(passes)
+    cues = measure_result(passes.forward, frames, motions) | measure_staged(passes)
     return predict(cues, passes.forward, kind="none" if mask is None else "mask")
 
 
@@ -215,20 +212,16 @@ class Passes(NamedTuple):
 
     Attributes:
         forward: from the mask of the first frame.
-        backward: back from the last label map of `forward`, in the order of time.
-        short: back from a third of the video.
         staged, staged_truth: of the staged video, and what is right there.
     """
 
     forward: LabelMaps
-    backward: LabelMaps
-    short: LabelMaps
     staged: LabelMaps
     staged_truth: LabelMaps
 
 
 class KeptFeatures:
-    """A backbone that keeps all features that it gave, as several passes read the same frames."""
+    """A backbone that keeps all features that it gave, for several judgements of a video."""
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
@@ -255,22 +248,14 @@ def run_passes(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
 ) -> Passes:
-    """Propagates a mask with objects 1 to n forward, backward and on a stage."""
+    """Propagates a mask with objects 1 to n through the video and on a stage."""
     if isinstance(backbone, nn.Module):
         backbone.to(device).eval()
-    kept: Any = backbone if isinstance(backbone, KeptFeatures) else KeptFeatures(backbone)
-    tracker = Tracker(kept, protocol=protocol, device=device, precision=precision, warns=False)
+    tracker = Tracker(backbone, protocol=protocol, device=device, precision=precision, warns=False)
     forward = _track(tracker, frames, mask)
     forward[0] = mask  # crw and dul return it as the feature grid shows it
-    third = max(1, len(frames) // SHORT_CYCLE)
     staged, truth = stage_video(frames[0], mask)
-    return Passes(
-        forward,
-        _track(tracker, frames[::-1], forward[-1])[::-1],
-        _track(tracker, frames[third::-1], forward[third])[::-1],
-        _track(tracker, staged, mask),
-        truth,
-    )
+    return Passes(forward, _track(tracker, staged, mask), truth)
 
 
 def _track(tracker: Tracker, frames: Sequence[Frame], mask: Labels) -> LabelMaps:
@@ -363,24 +348,14 @@ def chained(motions: Sequence[Motion]) -> Motion:
     return whole
 
 
-def measure_passes(passes: Passes) -> dict[str, float]:
-    """Cues of several passes.
-
-    - cycle, short_cycle: J of the first mask and what comes back of it, from the last frame and
-      from that of a third of the video.
-    - staged: J&F in the staged video.
-    """
-    first = passes.forward[0]
-    num_objects = int(first.max())
-    staged = [
+def measure_staged(passes: Passes) -> dict[str, float]:
+    """The cue `staged`: J&F in the staged video."""
+    num_objects = int(passes.staged_truth[0].max())
+    scores = [
         np.nanmean(score_labels(found, truth, num_objects=num_objects))
         for found, truth in zip(passes.staged[1:], passes.staged_truth[1:], strict=True)
     ]
-    return {
-        "cycle": _mean_j(passes.backward[0], first, num_objects),
-        "short_cycle": _mean_j(passes.short[0], first, num_objects),
-        "staged": _mean([float(one) for one in staged]),
-    }
+    return {"staged": _mean([float(one) for one in scores])}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -40,8 +40,8 @@ RATE = 8.0
 NUM_FRAMES = 12
 SHORT_SIDE = 240
 STRIDES = 4
-"""From one of these frames to the next, optical flow is followed in so many strides, where the video
-has frames between them: long motions are not found at once."""
+"""From one of these frames to the next, optical flow is followed in so many strides, where the
+video has frames between them: long motions are not found at once."""
 
 Video = Path | str | Sequence[np.ndarray] | UInt8[np.ndarray, "frames height width 3"]
 

@@ -251,7 +251,8 @@ def run_passes(
     """Propagates a mask with objects 1 to n through the video and on a stage."""
     if isinstance(backbone, nn.Module):
         backbone.to(device).eval()
-    tracker = Tracker(backbone, protocol=protocol, device=device, precision=precision, warns=False)
+    network: Any = backbone
+    tracker = Tracker(network, protocol=protocol, device=device, precision=precision, warns=False)
     forward = _track(tracker, frames, mask)
     forward[0] = mask  # crw and dul return it as the feature grid shows it
     staged, truth = stage_video(frames[0], mask)

@@ -516,7 +516,7 @@ def test_a_measurement_that_fails_does_not_stop_the_rest(benchmark, tmp_path, mo
     found = [
         measures.Measure("first", 5, lambda place, limit: {"x": 1.5}),
         measures.Measure("large", 5, short_of_memory),
-        measures.Measure("late", 0.2, late),
+        measures.Measure("late", 0.25, late),
         measures.Measure("last", 5, lambda place, limit: {"y": "text"}),
     ]
     monkeypatch.setattr(measures, "MEASURES", found)
@@ -525,7 +525,7 @@ def test_a_measurement_that_fails_does_not_stop_the_rest(benchmark, tmp_path, mo
     assert list(results["measured"]) == ["first", "last"]
     assert results["failed"] == {
         "large": "OutOfMemoryError: out of memory",
-        "late": "TimeUpError: took longer than 0 seconds",
+        "late": "TimeUpError: took longer than 1 seconds",
     }
     assert results["running"] is None
     table = (tmp_path / "gpu.md").read_text()

@@ -73,13 +73,22 @@ MOST_STEP = 3
 """Frames from one that is used to the next."""
 
 CANDIDATES = (
-    "color:ino-near",
-    "color:dinov3",
-    "color:ino-fast",
+    "ino_vitt8:ino-davis",
     "ino_vitt8:ino-near",
     "ino_vitt8:ino-near@3",
     "ino_vitt8:dinov3",
+    "ino_vitt8:vfs",
+    "ino_vitt8:dino",
+    "ino_vitt8:crw",
+    "ino_vitt8:ino-fast",
+    "ino_vitt8:ino-default",
+    "color:ino-near",
+    "color:dinov3",
+    "color:ino-davis",
+    "color:ino-fast",
+    "random:vit_tiny/8#0:ino-davis@7",
     "random:vit_tiny/8#0:ino-near@2",
+    "random:vit_tiny/8#0:ino-fast",
     "ino_vitt8+0.5:ino-near@3",
     "ino_vitt8+1:ino-near@2",
 )

@@ -1,17 +1,19 @@
-"""Weights fitted to footage: J&F before and after, and whether the judge was right.
+"""Weights adapted to footage: J&F before and after, and whether the judge was right.
 
-    python benchmarks/adapt.py --data ROOT [ROOT...] --out DIR [--sequences NAME...] [--all]
+    python benchmarks/adapt.py --data ROOT [ROOT...] --out DIR [--sequences NAME...] [--steps N]
 
 The roots are in the layout of DAVIS. Each sequence is reduced to a short side of 240 pixels; its
-first mask is given to `ino adapt`, and labels of later frames are used for the scores only: of
-every second frame, 25 at most. `--no-mask` lets the judge go without. `--all` also scores the fits
-that were not kept.
+first mask is given to the judge as `ino adapt --mask` does, and labels of later frames are used for
+the scores only: of every second frame, 25 at most. All networks that `ino adapt` tries are scored,
+also those that it would not keep. `--no-mask` lets the judge go without.
 
-Ratios: `gain_mean`, `gain_least`: J&F after minus before in points, mean and least over sequences;
-`gain_kept`: mean of those whose weights were changed.
+Ratios: `gain_mean`, `gain_least`: J&F of what is kept minus before in points, mean and least over
+sequences; `gain_kept`: mean of those whose weights were changed; `gain_best`: mean if the best
+network were always known.
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +22,16 @@ import cv2
 import numpy as np
 import torch
 
-from ino.adaptation import BEFORE, FITS, adapt, feature_statistics, fit_norm
+from ino.adaptation import BEFORE, LEAST_GAIN, NUM_STEPS, candidates
 from ino.data.images import image_size, read_image
 from ino.data.label_maps import read_labels, write_labels
 from ino.metrics import score_labels
-from ino.models.backbone import VitBackbone, choose_device
+from ino.models.backbone import VitBackbone
 from ino.models.load import load_backbone
-from ino.propagate.judge import KeptFeatures, numbered, scaled_protocol
+from ino.propagate.judge import judge_difference, numbered, scaled_protocol
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
+from ino.tasks.judge import judge_clip, read_judged
 from report import build_parser, conclude, describe_machine, print_table
 
 SHORT_SIDE = 240
@@ -85,21 +88,6 @@ def score(backbone: Any, sequence: Sequence240, *, protocol: Protocol) -> float:
     return 100 * float(np.mean(scores))
 
 
-def fitted_networks(weights: str, sequence: Sequence240, *, protocol: Protocol) -> Iterator[Any]:
-    """The network under each fit."""
-    for share, power in FITS.values():
-        backbone = load_backbone(weights)
-        assert isinstance(backbone, VitBackbone)
-        mean, deviation = feature_statistics(
-            KeptFeatures(backbone),
-            [sequence.folder],
-            protocol=protocol,
-            device=choose_device("cpu"),
-        )
-        backbone.vit = fit_norm(backbone.vit, mean=share * mean, deviation=deviation**power)
-        yield backbone
-
-
 def names_of(roots: Sequence[Path], chosen: Sequence[str] | None) -> Iterator[tuple[Path, str]]:
     """Root and name of each sequence."""
     for root in roots:
@@ -116,50 +104,76 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="+", help="only these")
     parser.add_argument("--weights", default="ino_vitt8")
     parser.add_argument("--protocol", default="ino-near")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of learning; 0 for none")
     parser.add_argument("--mask", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--all", action="store_true", help="score what was not kept as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     protocol = get_protocol(options.protocol)
-    rows, measured = [], {}
-    shown = list(FITS) if options.all else []
+    measured: dict[str, dict[str, Any]] = {}
     for root, name in names_of(options.data, options.sequences):
         sequence = read_sequence(root, name, options.out)
         before = load_backbone(options.weights)
-        found = adapt(
+        assert isinstance(before, VitBackbone)
+        started = time.perf_counter()
+        networks = candidates(
+            before,
             [sequence.folder],
-            weights=options.weights,
-            out=options.out / name,
-            masks=[str(sequence.mask)] if options.mask else None,
             protocol=protocol,
-            device="cpu",
-            overwrite=True,
+            steps=options.steps,
+            device=torch.device("cpu"),
         )
-        scores = [score(before, sequence, protocol=protocol)]
-        after = load_backbone(found.weights)
-        scores.append(score(after, sequence, protocol=protocol) if found.helped else scores[0])
-        if options.all:
-            networks = fitted_networks(options.weights, sequence, protocol=protocol)
-            scores += [score(one, sequence, protocol=protocol) for one in networks]
-        number = [BEFORE, *FITS].index(found.kept)
-        rows.append([name, str(number), *(f"{one:.1f}" for one in scores)])
-        predicted = [[row.name, row.score, list(row.difference)] for row in found.rows]
-        measured[name] = {"kept": found.kept, "jf": scores, "predicted": predicted}
-        heads = [f"fit {number}" for number in range(1, len(shown) + 1)]
-        print_table("J&F", ["", "kept fit", "before", "after", *heads], rows)
-    gains = [one["jf"][1] - one["jf"][0] for one in measured.values()]
-    changed = [one["jf"][1] - one["jf"][0] for one in measured.values() if one["kept"] != BEFORE]
+        seconds = time.perf_counter() - started
+        mask = str(sequence.mask) if options.mask else None
+        clip = read_judged(sequence.folder, mask=mask)
+        judged = {key: judge_clip(one, clip, protocol) for key, one in networks.items()}
+        differences = {key: judge_difference(one, judged[BEFORE]) for key, one in judged.items()}
+        best = max(differences, key=lambda key: differences[key].mean)
+        kept = best if differences[best].mean >= LEAST_GAIN else BEFORE
+        scores = {key: score(one, sequence, protocol=protocol) for key, one in networks.items()}
+        measured[name] = {
+            "kept": kept,
+            "seconds": seconds,
+            "jf": scores,
+            "predicted": {key: [100 * x for x in one] for key, one in differences.items()},
+        }
+        _print(measured)
+    gains = [one["jf"][one["kept"]] - one["jf"][BEFORE] for one in measured.values()]
+    changed = [
+        gain for gain, one in zip(gains, measured.values(), strict=True) if one["kept"] != BEFORE
+    ]
     conclude(
         "adapt",
         ratios={
             "gain_mean": float(np.mean(gains)),
             "gain_least": min(gains),
             "gain_kept": float(np.mean(changed)) if changed else 0.0,
+            "gain_best": float(
+                np.mean([max(one["jf"].values()) - one["jf"][BEFORE] for one in measured.values()])
+            ),
         },
         machine=describe_machine(precision="bf16"),
         measured=measured,
         path=options.json,
     )
+
+
+def _print(measured: dict[str, dict[str, Any]]) -> None:
+    """J&F of each network, and by how much the judge predicts it to be better."""
+    keys = list(dict.fromkeys(key for one in measured.values() for key in one["jf"]))
+    for number, key in enumerate(keys):
+        print(f"{number}: {key}")
+    scores, predicted = [], []
+    for name, one in measured.items():
+        gain = one["jf"][one["kept"]] - one["jf"][BEFORE]
+        found = [f"{one['jf'][key]:.1f}" if key in one["jf"] else "-" for key in keys]
+        scores.append([name, *found, str(keys.index(one["kept"])), f"{gain:+.1f}"])
+        given = one["predicted"]
+        predicted.append(
+            [name, *(f"{given[key][0]:+.1f}" if key in given else "-" for key in keys)]
+        )
+    numbers = [str(number) for number in range(len(keys))]
+    print_table("J&F", ["", *numbers, "kept", "gain"], scores)
+    print_table("predicted difference", ["", *numbers], predicted)
 
 
 if __name__ == "__main__":

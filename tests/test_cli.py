@@ -351,7 +351,7 @@ def test_recipes_that_are_wrong(tmp_path, capsys, recipe, words):
             ["train", "--data.root", "x", "tiny"],
             "parameter RECIPE requires an argument (ino train --",
         ),
-        (["train", "nothing"], "there is no recipe 'nothing'; give one of demo, "),
+        (["train", "nothing"], "there is no recipe 'nothing'; give one of adapt, demo, "),
         (["train", "tiny"], "--data.root"),
         (["train", "tiny", "--optim.lrr", "3"], "Unknown option: --optim.lrr. Did you mean --opt"),
         (["train", "tiny", "--optim", "{lrr: 3}"], "unknown key optim.lrr; did you mean optim.lr?"),

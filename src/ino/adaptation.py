@@ -1,59 +1,94 @@
 """`ino adapt`: weights that suit the user's own footage better, if a judge without labels agrees.
 
-Features of one video have much in common, which hides what tells its parts apart. So the final norm
-is fitted to the footage:
+Two things are tried, alone and together. The network goes on learning by the objective, on the
+footage alone (recipe `adapt`). And its features x are followed by a linear map W (x - m), where m
+is their mean over the footage, which hides what tells the parts of one video apart, and W makes
+equal either the deviations of the channels, or the changes of features from frame to frame:
 
-    weight' = weight / s^b,    bias' = (bias - a m) / s^b
+    W = (0.3 S + 0.7 s I)^(-1/2)
 
-with the mean m of each channel over the footage, its deviation s relative to that of all channels,
-and a few shares a and b. The judge (`ino.propagate.judge`) predicts J&F of each; the weights stay
-as they are unless one of the others is better by more than noise.
+with S the covariance of the change of a feature along optical flow and s the mean of its diagonal.
+This is within-class covariance normalization (Hatch, Kajarekar and Stolcke, Interspeech 2006),
+where a class is a point that moves. The judge (`ino.propagate.judge`) predicts J&F of each network;
+the weights stay as they were unless one of the others is predicted to be better by `LEAST_GAIN`.
 """
 
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ino.data.video import count_frames, read_chosen, read_info
-from ino.errors import ConfigError, InoError, MaskError, VideoError
+from ino.errors import ConfigError, InoError, MaskError, StoppedError, VideoError
 from ino.export import export_files, write_files
 from ino.models.backbone import VitBackbone, choose_device, computes_in_bf16
 from ino.models.load import load_backbone
-from ino.models.vit import ARCHITECTURES, VisionTransformer
+from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer
 from ino.models.weights import NetworkName, is_exported
-from ino.propagate.features import FeatureExtractor
-from ino.propagate.judge import Difference, Judgement, KeptFeatures, check_clip, scaled_protocol
+from ino.propagate.features import FeatureBackbone, FeatureExtractor
+from ino.propagate.judge import Difference, Judgement, check_clip, scaled_protocol
 from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.refine import estimate_motion
 from ino.schema import read_json
 from ino.system import check_new_folder, write_text
-from ino.tasks.judge import SHORT_SIDE, JudgedClip, judge_clip, mean_difference, read_judged
+from ino.tasks.judge import (
+    RATE,
+    SHORT_SIDE,
+    JudgedClip,
+    judge_clip,
+    mean_difference,
+    read_judged,
+    reduced,
+)
 from ino.tasks.results import fingerprint
-
-FITS = {
-    "half of the mean removed": (0.5, 0.0),
-    "mean removed": (1.0, 0.0),
-    "half of the mean removed, deviations halfway equal": (0.5, 0.5),
-    "mean removed, deviations equal": (1.0, 1.0),
-}
-"""What is tried by its name: the shares a of the mean and b of the deviation."""
+from ino.train.config import load_recipe, resolve
+from ino.train.loop import train
 
 BEFORE = "before"
-NUM_FRAMES = 24
-"""Frames of all videos together whose features are looked at."""
+LEARNED = "after learning"
+FITS = ("mean removed, deviations equal", "mean removed, changes equal")
+"""The linear maps that are tried, of the network before and of the one that learned on."""
+
+NUM_STEPS = 200
+LEAST_GAIN = 0.015
+"""Difference of predicted J&F, 0..1, from which on other weights are kept."""
+
+NUM_PAIRS = 12
+"""Pairs of frames of all videos together whose features are looked at."""
+
+TRUSTED = 0.5
+"""Trust in optical flow above which it says where a feature was before."""
+
+SHRINKAGE = 0.7
+"""Share of equal variances in the covariance of the changes."""
 
 LEAST_SECONDS = 1.0
 """Shorter footage says little about what else there is in it."""
+
+LEARNING_SIDE = 256
+"""Short side of the frames that are learned from, pixels."""
+
+LEARNING_RATE = 12.0
+"""Frames of a clip per second, where the video has so many."""
+
+MOST_FRAMES = 600
+"""Frames of all videos together that are learned from."""
+
+STRETCH = 16
+"""Frames of a clip's rate that follow each other, where a video is longer than it may be."""
 
 REPORT = "adapt.json"
 
@@ -94,12 +129,16 @@ class Adaptation:
     def in_words(self) -> str:
         """A sentence."""
         if not self.helped:
-            return "nothing is better by more than noise: the weights stay as they were"
+            least = f"{100 * LEAST_GAIN:g}"
+            return (
+                f"nothing is predicted to be better by {least} points of J&F: the weights stay as "
+                "they were"
+            )
         (row,) = (row for row in self.rows if row.name == self.kept)
         mean, low, high = (100 * one for one in row.difference)
         return (
-            f"kept: {self.kept}, predicted to be better by {mean:.1f} points of J&F, {low:.1f} to "
-            f"{high:.1f}"
+            f"kept: {self.kept}, predicted to be better by {mean:.1f} points of J&F ({low:.1f} to "
+            f"{high:.1f})"
         )
 
 
@@ -111,9 +150,10 @@ def adapt(
     masks: Sequence[str] | None = None,
     protocol: Protocol | str | None = None,
     network: NetworkName | None = None,
+    steps: int = NUM_STEPS,
     device: str = "auto",
     overwrite: bool = False,
-    on_progress: Callable[[int], None] = lambda total: None,
+    on_progress: Callable[[str, int], None] = lambda what, total: None,
 ) -> Adaptation:
     """Fits weights to footage and writes those that the judge prefers, as `ino export` would.
 
@@ -129,17 +169,23 @@ def adapt(
         protocol: under which the weights will be used; its layer is the one that is fitted. None
             for the one that suits the weights.
         network: see `load_backbone`.
+        steps: of learning, about; 0: the network does not learn on.
         device: see `Tracker`.
         overwrite: accept a folder that holds something.
-        on_progress: called with the number of judgements after each of them.
+        on_progress: called after each step and judgement, with `learning` or `judging` and the
+            number of these.
 
     Raises:
         VideoError: no video moves and is long enough, or one cannot be read.
         MaskError: a mask cannot be used, or there is not one for each video.
-        ConfigError: the weights are of another kind of network, or the protocol does not fit.
+        ConfigError: the weights are of another kind of network, the protocol does not fit, or the
+            number of steps is below 0.
         CheckpointError: see `load_backbone`.
         OutputError: the folder holds something else, or cannot be written.
+        StoppedError: a signal asked to stop while the network learned; nothing is written.
     """
+    if steps < 0:
+        raise ConfigError(f"the number of steps is {steps}; it must be 0 or more")
     out = Path(out)
     backbone = load_backbone(weights, network=network)
     if not isinstance(backbone, VitBackbone):
@@ -158,6 +204,7 @@ def adapt(
         **fingerprint(weights),
         "network": network,
         "protocol": chosen.as_dict(),
+        "steps": steps,
         "footage": [_digest(clip) for clip in clips.values()],
     }
     if (found := read_adaptation(out, settings)) is not None:
@@ -165,32 +212,34 @@ def adapt(
     check_new_folder(out, overwrite=overwrite)
 
     where = choose_device(device)
-    backbone.to(where)
-    kept = KeptFeatures(backbone)
-    mean, deviation = feature_statistics(kept, videos, protocol=chosen, device=where)
+    networks = candidates(
+        backbone,
+        videos,
+        protocol=chosen,
+        steps=steps,
+        device=where,
+        on_step=lambda total: on_progress("learning", total),
+    )
     rows: list[Row] = []
-    first: list[Any] = []
-    for name, (share, power) in {BEFORE: (0.0, 0.0), **FITS}.items():
-        fitted: Any = _Fitted(kept, share * mean, deviation**power)
+    first: list[Judgement] = []
+    for name, network_of in networks.items():
         judged = []
         for clip in clips.values():
-            judged.append(judge_clip(fitted, clip, chosen, device=where))
-            on_progress((1 + len(FITS)) * len(clips))
+            judged.append(judge_clip(network_of, clip, chosen, device=where))
+            on_progress("judging", len(networks) * len(clips))
         first = first or judged
         rows.append(_row(name, judged, first))
-    # The one that is surely better by most: what is very different is also judged less surely.
-    best = max(rows[1:], key=lambda row: row.difference.low)
-    name = best.name if best.difference.low > 0 else BEFORE
+    best = max(rows[1:], key=lambda row: row.difference.mean)
+    name = best.name if best.difference.mean >= LEAST_GAIN else BEFORE
+    vit = networks[name].vit
 
-    share, power = FITS.get(name, (0.0, 0.0))
-    vit = fit_norm(backbone.vit, mean=share * mean, deviation=deviation**power)
     result = Adaptation(name, str(out), backbone.protocol, rows)
     sha256 = settings.get("sha256")
     facts = {
         "network": network or "",
         "layer": vit.depth,
         "protocol": backbone.protocol,
-        "arch": _arch_of(vit),
+        "arch": _arch_of(vit) or "vit",
         "adapted": name,
         "started_from": f"weights with SHA-256 {sha256}" if sha256 else weights,
     }
@@ -216,31 +265,246 @@ def read_adaptation(out: Path, settings: dict[str, Any]) -> Adaptation | None:
     return Adaptation(found["kept"], str(out), found["protocol"], rows)
 
 
+def candidates(
+    backbone: VitBackbone,
+    videos: Sequence[Path | str],
+    *,
+    protocol: Protocol,
+    steps: int,
+    device: torch.device,
+    on_step: Callable[[int], None] = lambda total: None,
+) -> dict[str, VitBackbone]:
+    """The networks that are judged, by name, the one before first; arguments are those of `adapt`
+    and `learn_on`."""
+    bases = {BEFORE: backbone}
+    if steps:
+        learned = learn_on(backbone, videos, steps=steps, device=device, on_step=on_step)
+        if learned is not None:
+            bases[LEARNED] = _like(backbone, learned)
+    found: dict[str, VitBackbone] = {}
+    for name, base in bases.items():
+        found[name] = base.to(device)
+        for fit, one in fit_maps(look_at(base, videos, protocol=protocol, device=device)).items():
+            label = fit if name == BEFORE else f"{name}, {fit}"
+            found[label] = _like(base, with_map(base.vit, one))
+    return found
+
+
+class LinearMap(NamedTuple):
+    """Features x become weight (x - mean)."""
+
+    mean: Float[Tensor, " dim"]
+    weight: Float[Tensor, "dim dim"]
+
+
 @torch.no_grad()
-def fit_norm(
-    vit: VisionTransformer, *, mean: Float[Tensor, " dim"], deviation: Float[Tensor, " dim"]
-) -> VisionTransformer:
-    """A copy of a network whose features are (features - mean) / deviation."""
-    fitted = deepcopy(vit)
-    norm: Any = fitted.norm
-    norm.bias.sub_(mean).div_(deviation)
-    norm.weight.div_(deviation)
-    return fitted
+def with_map(vit: VisionTransformer, fitted: LinearMap) -> VisionTransformer:
+    """A copy of a network whose features go through the map, after one that it may have."""
+    mapped = deepcopy(vit)
+    head = nn.Linear(vit.embed_dim, vit.embed_dim)
+    weight, bias = fitted.weight.cpu(), -fitted.weight.cpu() @ fitted.mean.cpu()
+    if isinstance(vit.head, nn.Linear):
+        weight, bias = weight @ vit.head.weight.cpu(), weight @ vit.head.bias.cpu() + bias
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    mapped.head = head.to(vit.pos_embed.device)
+    return mapped
 
 
-class _Fitted:
-    """The same as a backbone, so that its features are computed once for all fits."""
+def _like(backbone: VitBackbone, vit: VisionTransformer) -> VitBackbone:
+    """The backbone with another network."""
+    other = deepcopy(backbone)
+    other.vit = vit
+    return other.eval()
 
-    def __init__(self, kept: KeptFeatures, mean: Tensor, deviation: Tensor) -> None:
-        self._kept = kept
-        self._mean, self._deviation = mean[:, None, None], deviation[:, None, None]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._kept, name)
+class Footage(NamedTuple):
+    """What features of a network are like in some videos.
 
-    def __call__(self, image: Tensor, **options: Any) -> Tensor:
-        """See the backbone's."""
-        return (self._kept(image, **options).float() - self._mean) / self._deviation
+    Attributes:
+        features: of all positions of the frames, which were looked at.
+        changes: of features from a frame to another, along optical flow where it is trusted.
+    """
+
+    features: Float[Tensor, "features dim"]
+    changes: Float[Tensor, "changes dim"]
+
+
+def fit_maps(footage: Footage) -> dict[str, LinearMap]:
+    """The maps by the names in `FITS`.
+
+    0.1 is added to the deviation of a channel, relative to that of all, so that one that hardly
+    changes does not count for much. The second map is left out where optical flow is trusted at
+    fewer positions than a feature has channels.
+    """
+    mean, deviation = footage.features.mean(dim=0), footage.features.std(dim=0)
+    deviation = deviation / deviation.mean().clamp(min=1e-6) + 0.1
+    maps = [LinearMap(mean, torch.diag(1 / deviation))]
+    changes = footage.changes
+    if len(changes) > changes.shape[1]:
+        covariance = changes.T @ changes / len(changes)
+        scale = covariance.diagonal().mean().clamp(min=1e-12)
+        shrunk = torch.lerp(covariance / scale, torch.eye(len(covariance)).to(scale), SHRINKAGE)
+        values, vectors = torch.linalg.eigh(shrunk)
+        maps.append(LinearMap(mean, (vectors * values.rsqrt()) @ vectors.T))
+    return dict(zip(FITS, maps, strict=False))
+
+
+def look_at(
+    backbone: FeatureBackbone,
+    videos: Sequence[Path | str],
+    *,
+    protocol: Protocol,
+    device: torch.device,
+) -> Footage:
+    """The features of `NUM_PAIRS` pairs of frames, about 1 / `RATE` seconds from each other, spread
+    over the videos, at the size that is judged."""
+    scaled = scaled_protocol(protocol, SHORT_SIDE)
+    alone = {"normalize_features": False, "learned_metric": False, "color_share": 0.0}
+    plain = scaled.model_copy(update=alone)
+    precision = "bf16" if computes_in_bf16(device) else "fp32"
+    extractor = FeatureExtractor(backbone, protocol=plain, device=device, precision=precision)
+    num_each = max(1, NUM_PAIRS // len(videos))
+    features, changes = [], []
+    for video in videos:
+        pairs: list[tuple[int, int]] = []
+
+        def spread(total: int, fps: float, pairs: list[tuple[int, int]] = pairs) -> list[int]:
+            gap = min(max(1, round(fps / RATE)), total - 1)
+            starts = np.linspace(0, total - 1 - gap, num_each).round().astype(int).tolist()
+            pairs[:] = [(start, start + gap) for start in sorted(set(starts))]
+            return sorted({number for pair in pairs for number in pair})
+
+        frames = reduced(read_chosen(Path(video), spread, fill=True), SHORT_SIDE)[0]
+        by_number = dict(zip(sorted({n for pair in pairs for n in pair}), frames, strict=True))
+        found = {number: extractor(frame).float() for number, frame in by_number.items()}
+        features += [one.flatten(0, 1) for one in found.values()]
+        changes += [
+            _changes(by_number[a], by_number[b], before=found[a], after=found[b]) for a, b in pairs
+        ]
+    return Footage(torch.cat(features), torch.cat(changes))
+
+
+def _changes(
+    old: np.ndarray, new: np.ndarray, *, before: Tensor, after: Tensor
+) -> Float[Tensor, "changes dim"]:
+    """Of the features of two frames, those of the second minus where they were in the first."""
+    rows, columns = after.shape[:2]
+    motion = estimate_motion(old, new)
+    height, width = new.shape[:2]
+    inner = np.ix_(
+        (np.arange(rows) * 2 + 1) * height // (2 * rows),
+        (np.arange(columns) * 2 + 1) * width // (2 * columns),
+    )
+    places = np.stack(
+        [(2 * motion.column[inner] + 1) / width - 1, (2 * motion.row[inner] + 1) / height - 1], -1
+    )
+    grid = torch.from_numpy(places).to(after)[None]
+    found = F.grid_sample(
+        before.movedim(2, 0)[None], grid, align_corners=False, padding_mode="border"
+    )
+    is_trusted = torch.from_numpy(motion.trust[inner] > TRUSTED).to(after.device)
+    return (after - found[0].movedim(0, 2))[is_trusted]
+
+
+def learn_on(
+    backbone: VitBackbone,
+    videos: Sequence[Path | str],
+    *,
+    steps: int,
+    device: torch.device,
+    on_step: Callable[[int], None] = lambda total: None,
+) -> VisionTransformer | None:
+    """The network after some steps of the recipe `adapt` on the videos alone.
+
+    None, with a warning, where it is of a size that `ino train` does not build, or where no video
+    has frames enough for a clip.
+
+    Args:
+        backbone: the network as it was; it stays so.
+        videos: paths, at least one.
+        steps: about how many; a whole number of epochs are done.
+        device: where it learns.
+        on_step: called with the number of steps after each of them.
+
+    Raises:
+        InoError: see `train`.
+    """
+    vit = backbone.vit
+    arch = _arch_of(vit)
+    if arch is None or vit.patch_size not in PATCH_SIZES:
+        _LOG.warning("networks of this size do not learn on: only maps of its features are fitted")
+        return None
+    config = load_recipe("adapt")
+    with tempfile.TemporaryDirectory(prefix="ino-adapt-") as name:
+        folder = Path(name)
+        folders = write_footage(videos, folder / "frames", clip_length=config.data.clip_length)
+        if not folders:
+            _LOG.warning("the footage has too few frames to learn from: only maps are fitted")
+            return None
+        write_files(folder / "before", export_files(vit.cpu(), std=backbone.std))
+        clips = config.data.batch_size * steps / config.optim.epochs
+        config = config.with_values(
+            {
+                "init": str(folder / "before"),
+                "model.arch": arch,
+                "model.depth": vit.depth,
+                "model.patch_size": vit.patch_size,
+                "data.root": [str(folder / "frames")],
+                "data.clips_per_video": max(1, round(clips / len(folders))),
+                "run.accelerator": device.type,
+                "run.devices": 1,
+                "run.num_nodes": 1,
+            }
+        )
+        total = len(folders) * config.data.clips_per_video // config.data.batch_size
+        total *= config.optim.epochs
+        try:
+            train(resolve(config), out=folder / "run", on_step=lambda step: on_step(total))
+        except StoppedError as error:
+            text = "stopped while the network learned: nothing is written"
+            raise StoppedError(text, status=error.status) from None
+        found = load_backbone(str(folder / "run"))
+        assert isinstance(found, VitBackbone)
+        return found.vit
+
+
+def write_footage(videos: Sequence[Path | str], folder: Path, *, clip_length: int) -> list[Path]:
+    """Writes reduced frames at the rate of learning, as folders of PNGs, and returns these folders.
+
+    Frames between those of one folder are in others, so all are used. Of long videos, or of many,
+    some stretches are taken.
+    """
+    most = max(1, MOST_FRAMES // len(videos))
+    folders = []
+    for number, video in enumerate(videos):
+        stretches: list[range] = []
+
+        def choose(total: int, fps: float, stretches: list[range] = stretches) -> list[int]:
+            step = max(1, round(fps / LEARNING_RATE))
+            stretches[:] = _stretches(total, step=step, most=most)
+            return sorted({frame for one in stretches for frame in one})
+
+        frames = reduced(read_chosen(Path(video), choose, fill=True), LEARNING_SIDE)[0]
+        by_number = dict(zip(sorted({n for one in stretches for n in one}), frames, strict=True))
+        for count, stretch in enumerate(stretches):
+            if len(stretch) < clip_length:
+                continue
+            target = folder / f"{number:04d}-{count:04d}"
+            target.mkdir(parents=True)
+            for frame in stretch:
+                cv2.imwrite(str(target / f"{frame:08d}.png"), by_number[frame][..., ::-1])
+            folders.append(target)
+    return folders
+
+
+def _stretches(total: int, *, step: int, most: int) -> Iterator[range]:
+    """Frame numbers that follow each other by a step, about as many as may be taken."""
+    length = total if total <= most else min(total, STRETCH * step)
+    count = max(1, most // length) if length < total else 1
+    for start in np.linspace(0, total - length, count).round().astype(int).tolist():
+        for first in range(min(step, length)):
+            yield range(start + first, start + length, step)
 
 
 def _read_clips(
@@ -278,34 +542,6 @@ def _read_clips(
     return clips
 
 
-def feature_statistics(
-    backbone: Any, videos: Sequence[Path | str], *, protocol: Protocol, device: torch.device
-) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
-    """Mean of each channel, and its deviation relative to that of all, at the size that is judged.
-
-    0.1 is added to the deviation, so that a channel that hardly changes does not count for much.
-    """
-    scaled = scaled_protocol(protocol, SHORT_SIDE)
-    alone = {"normalize_features": False, "learned_metric": False, "color_share": 0.0}
-    plain = scaled.model_copy(update=alone)
-    precision = "bf16" if computes_in_bf16(device) else "fp32"
-    extractor = FeatureExtractor(backbone, protocol=plain, device=device, precision=precision)
-    num_each = max(2, NUM_FRAMES // len(videos))
-
-    def spread(total: int, fps: float) -> list[int]:
-        return sorted({(2 * i + 1) * total // (2 * num_each) for i in range(num_each)})
-
-    features = torch.cat(
-        [
-            extractor(frame).flatten(0, 1).float()
-            for video in videos
-            for frame in read_chosen(Path(video), spread, fill=True)
-        ]
-    )
-    deviation = features.std(dim=0)
-    return features.mean(dim=0), deviation / deviation.mean().clamp(min=1e-6) + 0.1
-
-
 def _row(name: str, judged: Sequence[Judgement], first: Sequence[Judgement]) -> Row:
     score = math.fsum(one.score for one in judged) / len(judged)
     below = math.hypot(*(one.score - one.low for one in judged)) / len(judged)
@@ -320,6 +556,11 @@ def _digest(clip: JudgedClip) -> str:
     return digest.hexdigest()
 
 
-def _arch_of(vit: VisionTransformer) -> str:
-    widths = {sizes["embed_dim"]: name for name, sizes in ARCHITECTURES.items()}
-    return widths.get(vit.embed_dim, "vit")
+def _arch_of(vit: VisionTransformer) -> str | None:
+    """The name of a network of this width and number of heads; None if there is none."""
+    block: Any = vit.blocks[0]
+    heads = block.attn.num_heads
+    for name, sizes in ARCHITECTURES.items():
+        if sizes == {"embed_dim": vit.embed_dim, "num_heads": heads}:
+            return name
+    return None

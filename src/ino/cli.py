@@ -185,15 +185,26 @@ class SegmentTracking(Tracking):
         *,
         masks: Sequence[str] | None,
         out: Path,
+        steps: int | None = None,
         overwrite: bool = False,
+        on_progress: Callable[[str, int], None] = lambda what, total: None,
     ) -> "Adaptation":
         """See `ino.adapt`, for the protocol that this chooses."""
-        from ino.adaptation import adapt
+        from ino.adaptation import NUM_STEPS, adapt
         from ino.models.load import load_backbone
 
         fields = dict(map(_field_and_value, self.set or []))
         suits = load_backbone(self.weights, network=self.network).protocol
-        with progress("judging", is_kept=False) as advance:
+        with (
+            progress("learning", is_kept=False) as learned,
+            progress("judging", is_kept=False) as judged,
+        ):
+            bars = {"learning": learned, "judging": judged}
+
+            def advance(what: str, total: int) -> None:
+                bars[what](1, total=total)
+                on_progress(what, total)
+
             return adapt(
                 videos,
                 weights=self.weights,
@@ -201,9 +212,10 @@ class SegmentTracking(Tracking):
                 masks=masks,
                 protocol=self.choose(suits, fields),
                 network=self.network,
+                steps=NUM_STEPS if steps is None else steps,
                 device=self.device,
                 overwrite=overwrite,
-                on_progress=lambda total: advance(1, total=total),
+                on_progress=advance,
             )
 
     def print_choices(self, tracker: Any) -> None:
@@ -696,13 +708,22 @@ def segment(
 
 
 def _adapted(
-    tracking: SegmentTracking, masks: Mapping[Path, str], out: Path
+    tracking: SegmentTracking,
+    masks: Mapping[Path, str],
+    out: Path,
+    on_progress: Callable[[str, int], None] = lambda what, total: None,
 ) -> tuple[SegmentTracking, str]:
     """With weights that suit these videos and masks, or as it was where nothing can be learned; and
     which of the two, in words."""
     tracking.check_choice()
     try:
-        found = tracking.adapt(list(masks), masks=list(masks.values()), out=out, overwrite=True)
+        found = tracking.adapt(
+            list(masks),
+            masks=list(masks.values()),
+            out=out,
+            overwrite=True,
+            on_progress=on_progress,
+        )
     except (VideoError, MaskError) as error:
         note = f"the weights are not adapted: {error}"
         _LOG.warning(note)
@@ -809,15 +830,17 @@ def adapt(
         str | None, Parameter(show_default="the one that suits the weights")
     ] = None,
     quality: Annotated[Quality | None, Parameter(show_default="default")] = None,
+    steps: int = 200,
     device: str = "auto",
     out: Annotated[Path, Parameter(help="Folder of the weights.")] = Path("runs/adapted"),
     overwrite: Overwrite = False,
 ) -> None:
     """Make weights suit your own footage better, without labels.
 
-    Fits the network's last normalization to the footage in several ways and predicts J&F of each,
-    as ino judge does. The weights stay as they were unless one of these is better by more than
-    noise. In either case --weights takes the folder that is written.
+    Lets the network learn on, from the footage alone, fits a linear map to its features in several
+    ways, and predicts J&F of each, as ino judge does. The weights stay as they were unless one of
+    these is predicted to be better by 1.5 points. In either case --weights takes the folder that is
+    written.
 
     Args:
         videos: Video files or folders of images, of a second or more.
@@ -827,13 +850,15 @@ def adapt(
         network: Which network of a file with both (default: the one that its authors evaluate).
         protocol: The one that the weights will be used with.
         quality: In place of a protocol, as for ino segment.
+        steps: Of learning, about: 200 take two to four minutes on two cores. 0: only maps are
+            fitted, in seconds.
         device: auto, cpu, cuda or mps.
     """
     tracking = SegmentTracking(
         weights=weights, network=network, protocol=protocol, quality=quality, device=device
     )
     tracking.check_choice()
-    _print_adaptation(tracking.adapt(videos, masks=mask, out=out, overwrite=overwrite))
+    _print_adaptation(tracking.adapt(videos, masks=mask, out=out, steps=steps, overwrite=overwrite))
     _say(f"--weights {out} takes them")
 
 
@@ -941,12 +966,16 @@ def web(
         return chosen.load(Tracker)
 
     def make_adapted(
-        quality: str, video: Path, mask: str, out: Path
+        quality: str,
+        video: Path,
+        mask: str,
+        out: Path,
+        on_progress: Callable[[str, int], None],
     ) -> tuple[Any, dict[str, Any], str]:
         from ino.propagate.tracker import Tracker
 
         chosen = tracking if tracking.protocol else replace(tracking, quality=quality)
-        chosen, note = _adapted(chosen, {video: mask}, out)
+        chosen, note = _adapted(chosen, {video: mask}, out, on_progress)
         return (*chosen.load(Tracker), note)
 
     if not 0 < max_upload < 1e6:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import safetensors.torch
 import torch
 from jinja2 import Environment, StrictUndefined
-from torch import Tensor
+from torch import Tensor, nn
 
 from ino import __version__
 from ino.data.views import IMAGENET_MEAN
@@ -268,11 +268,14 @@ def _timm_config(
     """What timm builds the model from; `ino` in the file is what it does not read."""
     name = f"vit_{_TIMM_NAMES.get(vit.embed_dim, 'base')}_patch16_224"
     size = image_size or (_position_side(vit) * vit.patch_size,) * 2
+    # A linear map after the final norm is a head that timm applies to all tokens.
+    has_map = isinstance(vit.head, nn.Linear)
+    num_classes, pool = (vit.embed_dim, "") if has_map else (0, "token")
     return {
         "architecture": name,
-        "num_classes": 0,
+        "num_classes": num_classes,
         "num_features": vit.embed_dim,
-        "global_pool": "token",
+        "global_pool": pool,
         "model_args": {
             "img_size": list(size),
             "patch_size": vit.patch_size,
@@ -280,10 +283,11 @@ def _timm_config(
             "depth": vit.depth,
             "num_heads": _num_heads(vit),
             "dynamic_img_size": True,
+            **({"global_pool": pool} if has_map else {}),
         },
         "pretrained_cfg": {
             "architecture": name,
-            "num_classes": 0,
+            "num_classes": num_classes,
             "input_size": [3, *size],
             "fixed_input_size": False,
             "interpolation": "bilinear",

@@ -95,7 +95,7 @@ class FeatureGraph(nn.Module):
         patches = self.vit.patch_embed(pixels.permute(0, 3, 1, 2)).flatten(1, 2)
         first = self.vit.cls_token.expand(patches.shape[0], -1, -1)
         tokens = torch.cat([first, patches], dim=1) + self.positions
-        features = self.vit.norm(self.vit.blocks(tokens))[:, 1:]
+        features = self.vit.head(self.vit.norm(self.vit.blocks(tokens)))[:, 1:]
         return F.normalize(features, dim=-1).unflatten(1, self.grid)
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from xml.etree import ElementTree
@@ -686,7 +687,9 @@ def test_a_killed_server_continues(tmp_path, videos, labels):
 def test_a_run_may_adapt_the_weights_first(tmp_path, videos, labels):
     asked = []
 
-    def make_adapted(quality, video, mask, out):
+    def make_adapted(quality, video, mask, out, on_progress):
+        for _ in range(3):
+            on_progress("learning", 4)
         asked.append((quality, video.name, mask.partition("=")[0], out.name))
         return *make_tracker(quality), "the weights stay as they were"
 
@@ -698,5 +701,27 @@ def test_a_run_may_adapt_the_weights_first(tmp_path, videos, labels):
         draw(client, work, labels[0])
         client.post(f"{work}/run", json={"quality": "best", "adapt": True})
         until(client, work, "done")
-        assert client.get(f"{work}/progress").json()["note"] == "the weights stay as they were"
+        progress = client.get(f"{work}/progress").json()
+        assert progress["note"] == "the weights stay as they were"
+        assert progress["adapting"] == "learning, 75 %"
     assert asked == [("best", "clip.mp4", "0", ".adapted")]
+
+
+def test_a_run_is_stopped_while_its_weights_adapt(tmp_path, videos, labels):
+    began = threading.Event()
+
+    def make_adapted(quality, video, mask, out, on_progress):
+        while True:
+            on_progress("learning", 1_000_000)
+            began.set()
+            time.sleep(0.01)
+
+    with running(tmp_path / "root", videos, make_adapted=make_adapted) as (_, visitor):
+        client = visitor()
+        client.get("/")
+        work = opened(client, "clip.mp4")
+        draw(client, work, labels[0])
+        client.post(f"{work}/run", json={"quality": "fast", "adapt": True})
+        assert began.wait(10)
+        client.post(f"{work}/stop")
+        until(client, work, "stopped")

@@ -66,8 +66,9 @@ def find_initial(name: str) -> Found:
     if path.exists() and is_exported(path):
         backbone: Any = load_backbone(path)
         network = getattr(backbone, "vit", None) or backbone.network
-        weights = dict(network.state_dict())
-        weights.pop("mask_token", None)  # an export has none
+        # An export has no mask token, and a map that was fitted to its features goes with them.
+        left_out = ("mask_token", "head.weight", "head.bias")
+        weights = {name: w for name, w in network.state_dict().items() if name not in left_out}
         file = exported_weights(path)
         return Found(path, _sha256(file), {"": weights})
     public = None if path.exists() else PUBLIC.get(name)

@@ -104,10 +104,12 @@ class VisionTransformer(timm_vit.VisionTransformer):
         drop_path: float = 0.0,
         position_grid_side: int | None = None,
         layer_scale: bool = False,
+        has_map: bool = False,
     ) -> None:
         """Args:
         depth: number of blocks.
         layer_scale: branches are scaled by one learned factor per channel, as in DINOv2.
+        has_map: a linear map, which timm calls the head, follows the final norm.
 
         For the others see `build_vit`.
         """
@@ -119,7 +121,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
             embed_dim=embed_dim,
             depth=depth,
             num_heads=num_heads,
-            num_classes=0,
+            num_classes=embed_dim if has_map else 0,
             drop_path_rate=drop_path,
             dynamic_img_size=True,
             init_values=1e-5 if layer_scale else None,  # DINOv2's
@@ -142,7 +144,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         attention_side: int | None = None,
         place: tuple[int, int, int, int] | None = None,
     ) -> Float[Tensor, "batch class_and_read dim"]:
-        """The class token and the patch tokens of a block, final norm applied.
+        """The class token and the patch tokens of a block, final norm and linear map applied.
 
         Args:
             images: normalised images whose sides are multiples of the patch size.
@@ -168,13 +170,13 @@ class VisionTransformer(timm_vit.VisionTransformer):
             near = Neighborhoods.of(rows, columns, attention_side, tokens.device)
             for block in cast(list[Block], list(self.blocks)[:num_blocks]):
                 tokens = block(tokens, near=near)
-            return self.norm(tokens)
+            return self.head(self.norm(tokens))
         *earlier, last = cast(list[Block], list(self.blocks)[:num_blocks])
         for block in earlier:
             tokens = self._run(block, tokens)
         if read is not None:
             read = F.pad(read + 1, (1, 0))  # the class token, at 0, and those after it
-        return self.norm(self._run(last, tokens, read))
+        return self.head(self.norm(self._run(last, tokens, read)))
 
     def _run(self, block: "Block", *inputs: Tensor | None) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():

@@ -472,6 +472,7 @@ def read_exported(path: Path) -> Exported | ExportedTimm:
         patch_size=known["patch_size"],
         num_heads=num_heads,
         position_grid_side=position_grid_side(weights),
+        has_map="head.weight" in weights,
     )
     # Nothing is masked at inference.
     weights["mask_token"] = torch.zeros_like(vit.mask_token)

@@ -213,19 +213,19 @@ def read_judged(
     else:
         given_frames: Any = video
         reading = (np.asarray(given_frames[i]) for i in choose(len(given_frames), RATE))
-    reduced, (height, width) = _reduced(reading, short_side)
+    small, (height, width) = reduced(reading, short_side)
     if labels is not None:
         labels = _objects(labels)
         _check_size(labels, (height, width), "the mask")
         if not labels.any():
             raise MaskError("the mask holds no object; mark at least one")
-        labels = _resized(labels, reduced[0].shape[1::-1])
+        labels = _resized(labels, small[0].shape[1::-1])
         if not labels.any():
             raise MaskError(
                 f"no object of the mask is left at a short side of {short_side} pixels; give a "
                 "larger one"
             )
-    by_number = dict(zip(with_strides(numbers), reduced, strict=True))
+    by_number = dict(zip(with_strides(numbers), small, strict=True))
     frames = [by_number[number] for number in numbers]
     motions = followed_motions(by_number, numbers)
     return JudgedClip(frames, motions, numbers, labels, (height, width))
@@ -248,20 +248,20 @@ def followed_motions(frames: Mapping[int, np.ndarray], numbers: Sequence[int]) -
     ]
 
 
-def _reduced(
+def reduced(
     frames: Iterable[np.ndarray], short_side: int
 ) -> tuple[list[np.ndarray], tuple[int, int]]:
     """The frames at a short side of at most `short_side`, and their own height and width."""
-    reduced, shape, size = [], (0, 0, 0), (0, 0)
+    small, shape, size = [], (0, 0, 0), (0, 0)
     for frame in frames:
-        if not reduced and frame.ndim == 3:
+        if not small and frame.ndim == 3:
             shape = frame.shape
             scale = min(1.0, short_side / min(shape[:2]))
             size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
         if frame.dtype != np.uint8 or frame.shape != shape or shape[2] != 3:
             raise VideoError("frames must be uint8 RGB images of one size, height x width x 3")
-        reduced.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
-    return reduced, shape[:2]
+        small.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+    return small, shape[:2]
 
 
 def _check_size(labels: np.ndarray, size: tuple[int, int], what: str) -> None:

@@ -212,10 +212,11 @@ class Clips:
     left_out: dict[str, str]
 
 
-def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
+def build_data(config: TrainConfig, fabric: Fabric, *, out: Path, is_quiet: bool = False) -> Clips:
     """Finds the videos, in the first process only, and builds the data loader of this process.
 
-    Videos that turn out to be unusable are recorded in the folder `out` of the run.
+    Videos that turn out to be unusable are recorded in the folder `out` of the run. Their number
+    and how long they last is printed, unless it `is_quiet`.
 
     Raises:
         InoError: see `find_source`.
@@ -223,7 +224,7 @@ def build_data(config: TrainConfig, fabric: Fabric, *, out: Path) -> Clips:
     """
     data = config.data
     source = broadcast_from_first(fabric, lambda: find_source(data, config.views))
-    if fabric.is_global_zero:
+    if fabric.is_global_zero and not is_quiet:
         num = len(source.left_out)
         left_out = f", {num} left out ({QUARANTINE_NAME} says why)" if num else ""
         line = shown(source.summary + left_out)

@@ -133,6 +133,7 @@ class RunLog:
         first_step: int,
         num_steps: int,
         enabled: bool,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         """Args:
         folder: of the run.
@@ -140,6 +141,7 @@ class RunLog:
         first_step: the step that comes first, counted from 0.
         num_steps: of the whole run.
         enabled: False in all processes but the first, which then write nothing.
+        on_step: called with the number of steps done, in place of lines on the screen.
 
         Raises:
             ConfigError: Weights & Biases does not take the run.
@@ -147,6 +149,7 @@ class RunLog:
         from lightning.fabric.loggers import TensorBoardLogger  # heavy, and plots do not need it
 
         self._enabled = enabled
+        self._on_step = on_step
         self._log_every = config.run.log_every
         self._num_steps = num_steps
         self._clips_per_step = global_batch_size(config)
@@ -160,7 +163,7 @@ class RunLog:
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not enabled,
+            disable=not enabled or on_step is not None,
         )
         self._task = self._progress.add_task("", total=num_steps, completed=first_step)
         if enabled:
@@ -215,12 +218,14 @@ class RunLog:
         self._file.write({"step": step, **numbers, "seconds": round(now - self._started, 3)})
         terms = " ".join(f"{name} {numbers[name]:.3f}" for name in TERMS)
         self._progress.update(self._task, completed=step + 1, description=terms)
+        if self._on_step is not None:
+            self._on_step(step + 1)
         if not self.is_due(step):
             return
         self._on_tensorboard(lambda board: board.log_metrics(numbers, step))
         if self._wandb is not None:
             self._wandb.log_metrics(numbers, step=step)
-        if not self._progress.console.is_terminal:
+        if self._on_step is None and not self._progress.console.is_terminal:
             speed = f"{numbers['clips_per_second']:.1f} clips/s"
             left = timedelta(seconds=round(numbers["seconds_left"]))
             self._print(f"step {step} {terms} lr {numbers['lr']:.2e} {speed}, {left} left")

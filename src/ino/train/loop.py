@@ -59,6 +59,7 @@ def train(
     resume: bool = False,
     evaluate: Evaluate | None = None,
     judge: Evaluate | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Path:
     """Trains a model and returns the path of the last checkpoint.
 
@@ -72,6 +73,8 @@ def train(
         evaluate: called every `run.eval_every` steps and after the last one to evaluate the student
             (see `ino.pretraining`); None for never.
         judge: the same, every `run.judge_every` steps, without labels.
+        on_step: called with the number of steps done after each of them, in place of what is shown
+            on the screen otherwise.
 
     Raises:
         ConfigError: a value is out of range, or does not fit the run that is resumed.
@@ -82,7 +85,8 @@ def train(
     """
     with ExitStack() as held:
         with stop_on_signal():
-            run = build_run(resolve(config), out=out, resume=resume, held=held)
+            is_quiet = on_step is not None
+            run = build_run(resolve(config), out=out, resume=resume, held=held, is_quiet=is_quiet)
         stop = held.enter_context(record_signal())
         log = held.enter_context(
             RunLog(
@@ -91,6 +95,7 @@ def train(
                 first_step=run.first_step,
                 num_steps=run.num_steps,
                 enabled=run.fabric.is_global_zero,
+                on_step=on_step,
             )
         )
         monitor = Monitor(run, log=log, evaluate=evaluate, judge=judge)

@@ -188,12 +188,14 @@ def stopped_error(run: Run, request: StopRequest) -> StoppedError:
     return StoppedError(f"stopped by {name}; {saved}: pass --resume to continue", status=status)
 
 
-def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) -> Run:
+def build_run(
+    config: TrainConfig, *, out: Path, resume: bool, held: ExitStack, is_quiet: bool = False
+) -> Run:
     """Builds everything a run needs: devices, folder, data, networks, optimizer and schedules.
 
     The newest whole checkpoint is restored if the run is resumed. The configuration must be
-    resolved; `held` holds the lock of the folder until it is closed. For the rest see
-    `ino.train.loop.train`.
+    resolved; `held` holds the lock of the folder until it is closed. What the run is about to do is
+    printed, unless it `is_quiet`. For the rest see `ino.train.loop.train`.
     """
     check_wandb(config.run.wandb)
     extra = find_extra(config.loss.extra, weight=config.loss.extra_weight)
@@ -224,7 +226,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
         backbone.check_side(config.views.global_size, field="views.global_size")
         if config.views.num_local:
             backbone.check_side(config.views.local_size, field="views.local_size")
-    clips = build_data(config, fabric, out=out)
+    clips = build_data(config, fabric, out=out, is_quiet=is_quiet)
     model.student.backbone.set_grad_checkpointing(config.run.activation_checkpointing)
     if config.run.compile:
         compile_blocks(model, fabric.device)
@@ -268,7 +270,7 @@ def build_run(config: TrainConfig, *, out: Path, resume: bool, held: ExitStack) 
     )
     # After the networks: what cannot be built leaves no folder behind.
     broadcast_from_first(fabric, prepare)
-    if fabric.is_global_zero:
+    if fabric.is_global_zero and not is_quiet:
         for line in _plan_of(run):
             Console(stderr=True).print(shown(line), highlight=False, markup=False, soft_wrap=True)
         for note in () if saved else origin.notes:

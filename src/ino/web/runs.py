@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,9 +26,13 @@ if TYPE_CHECKING:  # it loads torch, which takes seconds: the page is there befo
 MakeTracker = Callable[[str], "tuple[Tracker, dict[str, Any]]"]
 """From the name of a quality to a tracker and what settings.json records about it."""
 
-MakeAdapted = Callable[[str, Path, str, Path], "tuple[Tracker, dict[str, Any], str]"]
+OnProgress = Callable[[str, int], None]
+"""Called after each part of a work, with the work's name and the number of its parts."""
+
+MakeAdapted = Callable[[str, Path, str, Path, OnProgress], "tuple[Tracker, dict[str, Any], str]"]
 """The same with weights that suit a video, and a sentence about them: from the name of a quality, a
-video, a mask as of `ino segment --mask`, and the folder where the weights are kept."""
+video, a mask as of `ino segment --mask`, the folder where the weights are kept, and what is called
+on the way."""
 
 ADAPTED = ".adapted"
 """The folder of such weights in that of the video."""
@@ -56,6 +61,7 @@ class Run:
     num_steps: int = 1  # calls of `on_frame`
     reason: str = ""
     note: str = ""  # about the weights
+    adapting: str = ""  # how far that is
     began: float = 0.0  # time of the system, by which new masks are told from old ones
     seconds_paused: float = 0.0
     first_mask: float = 0.0
@@ -218,11 +224,20 @@ class Runner:
         }
         if run.adapts and self._make_adapted is not None:
             drawn = workspace.folder / "drawings" / workspace.file_name(min(masks))
+            num_done: Counter[str] = Counter()
+
+            def on_progress(what: str, total: int) -> None:
+                num_done[what] += 1
+                run.adapting = f"{what}, {100 * num_done[what] // total} %"
+                if run.is_stopped:
+                    raise _StopRun
+
             tracker, settings, run.note = self._make_adapted(
                 run.quality,
                 workspace.video,
                 f"{min(masks)}={drawn}",
                 workspace.folder / ADAPTED,
+                on_progress,
             )
         else:
             tracker, settings = self._tracker(run.quality)

@@ -566,6 +566,7 @@ def _progress(site: Site, request: Request, workspace: Workspace) -> dict[str, A
         "status": run.status,
         "reason": run.reason,
         "note": run.note,
+        "adapting": run.adapting,
         "num_done": run.num_done,
         "num_steps": run.num_steps,
         "seconds_left": run.seconds_left(),

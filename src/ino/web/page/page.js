@@ -801,7 +801,8 @@ function showProgress() {
   $("done").style.width = `${percent}%`;
   $("pause").textContent = status === "paused" ? "Go on" : "Pause";
   $("pause").disabled = status === "waiting";
-  if (status === "waiting") $("progress").textContent = before ? `${before === 1 ? "One video is" : `${before} videos are`} before yours. It begins by itself.` : "It begins in a moment.";
+  if (status === "waiting" && run.adapting) $("progress").textContent = `Adapting to this video: ${run.adapting}`;
+  else if (status === "waiting") $("progress").textContent = before ? `${before === 1 ? "One video is" : `${before} videos are`} before yours. It begins by itself.` : "It begins in a moment.";
   else if (!done) $("progress").textContent = "Getting ready";
   else $("progress").textContent = `${percent} % done${status === "paused" ? ", paused" : left === null ? "" : `, ${readableTime(left)} left`}`;
 }

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from ino.adaptation import BEFORE, LEAST_GAIN, NUM_STEPS, candidates
+from ino.adaptation import BEFORE, LEAST_GAIN, candidates
 from ino.data.images import image_size, read_image
 from ino.data.label_maps import read_labels, write_labels
 from ino.metrics import score_labels
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="+", help="only these")
     parser.add_argument("--weights", default="ino_vitt8")
     parser.add_argument("--protocol", default="ino-near")
-    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of learning; 0 for none")
+    parser.add_argument("--steps", type=int, default=200, help="of learning; 0 for none")
     parser.add_argument("--mask", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

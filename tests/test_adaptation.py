@@ -34,7 +34,7 @@ from ino.propagate.protocols import get_protocol
 
 WEIGHTS = "random:vit_nano/8"
 CPU = torch.device("cpu")
-QUICK: Any = {"protocol": get_protocol("ino-near", short_side=64), "device": "cpu", "steps": 0}
+QUICK: Any = {"protocol": get_protocol("ino-near", short_side=64), "device": "cpu"}
 
 
 def load_vit(weights):
@@ -227,8 +227,7 @@ def test_footage_that_nothing_can_be_learned_from(footage, tmp_path, capsys):
     )
 
 
-def test_segment_adapts_first(footage, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "NUM_STEPS", 10)
+def test_segment_adapts_first(footage, tmp_path, capsys):
     video, mask = footage
     arguments = (
         "segment",

@@ -1,16 +1,16 @@
 """`ino adapt`: weights that suit the user's own footage better, if a judge without labels agrees.
 
-Two things are tried, alone and together. The network goes on learning by the objective, on the
-footage alone (recipe `adapt`). And its features x are followed by a linear map W (x - m), where m
-is their mean over the footage, which hides what tells the parts of one video apart, and W makes
-equal either the deviations of the channels, or the changes of features from frame to frame:
+Features x of a network are followed by a linear map W (x - m), where m is their mean over the
+footage, which hides what tells the parts of one video apart, and W makes equal either the
+deviations of the channels, or the changes of features from frame to frame:
 
     W = (0.3 S + 0.7 s I)^(-1/2)
 
 with S the covariance of the change of a feature along optical flow and s the mean of its diagonal.
 This is within-class covariance normalization (Hatch, Kajarekar and Stolcke, Interspeech 2006),
-where a class is a point that moves. The judge (`ino.propagate.judge`) predicts J&F of each network;
-the weights stay as they were unless one of the others is predicted to be better by `LEAST_GAIN`.
+where a class is a point that moves. Before that the network may learn on by the objective, on the
+footage alone (recipe `adapt`). The judge (`ino.propagate.judge`) predicts J&F of each network; the
+weights stay as they were unless one of the others is predicted to be better by `LEAST_GAIN`.
 """
 
 import hashlib
@@ -62,8 +62,7 @@ LEARNED = "after learning"
 FITS = ("mean removed, deviations equal", "mean removed, changes equal")
 """The linear maps that are tried, of the network before and of the one that learned on."""
 
-NUM_STEPS = 200
-LEAST_GAIN = 0.015
+LEAST_GAIN = 0.02
 """Difference of predicted J&F, 0..1, from which on other weights are kept."""
 
 NUM_PAIRS = 12
@@ -150,7 +149,7 @@ def adapt(
     masks: Sequence[str] | None = None,
     protocol: Protocol | str | None = None,
     network: NetworkName | None = None,
-    steps: int = NUM_STEPS,
+    steps: int = 0,
     device: str = "auto",
     overwrite: bool = False,
     on_progress: Callable[[str, int], None] = lambda what, total: None,
@@ -169,7 +168,7 @@ def adapt(
         protocol: under which the weights will be used; its layer is the one that is fitted. None
             for the one that suits the weights.
         network: see `load_backbone`.
-        steps: of learning, about; 0: the network does not learn on.
+        steps: of learning, about; 0: only maps are fitted.
         device: see `Tracker`.
         overwrite: accept a folder that holds something.
         on_progress: called after each step and judgement, with `learning` or `judging` and the

@@ -185,12 +185,12 @@ class SegmentTracking(Tracking):
         *,
         masks: Sequence[str] | None,
         out: Path,
-        steps: int | None = None,
+        steps: int = 0,
         overwrite: bool = False,
         on_progress: Callable[[str, int], None] = lambda what, total: None,
     ) -> "Adaptation":
         """See `ino.adapt`, for the protocol that this chooses."""
-        from ino.adaptation import NUM_STEPS, adapt
+        from ino.adaptation import adapt
         from ino.models.load import load_backbone
 
         fields = dict(map(_field_and_value, self.set or []))
@@ -212,7 +212,7 @@ class SegmentTracking(Tracking):
                 masks=masks,
                 protocol=self.choose(suits, fields),
                 network=self.network,
-                steps=NUM_STEPS if steps is None else steps,
+                steps=steps,
                 device=self.device,
                 overwrite=overwrite,
                 on_progress=advance,
@@ -830,17 +830,16 @@ def adapt(
         str | None, Parameter(show_default="the one that suits the weights")
     ] = None,
     quality: Annotated[Quality | None, Parameter(show_default="default")] = None,
-    steps: int = 200,
+    steps: int = 0,
     device: str = "auto",
     out: Annotated[Path, Parameter(help="Folder of the weights.")] = Path("runs/adapted"),
     overwrite: Overwrite = False,
 ) -> None:
     """Make weights suit your own footage better, without labels.
 
-    Lets the network learn on, from the footage alone, fits a linear map to its features in several
-    ways, and predicts J&F of each, as ino judge does. The weights stay as they were unless one of
-    these is predicted to be better by 1.5 points. In either case --weights takes the folder that is
-    written.
+    Fits a linear map to the network's features in several ways and predicts J&F of each, as ino
+    judge does. The weights stay as they were unless one of these is predicted to be better by 2
+    points. In either case --weights takes the folder that is written.
 
     Args:
         videos: Video files or folders of images, of a second or more.
@@ -850,8 +849,8 @@ def adapt(
         network: Which network of a file with both (default: the one that its authors evaluate).
         protocol: The one that the weights will be used with.
         quality: In place of a protocol, as for ino segment.
-        steps: Of learning, about: 200 take two to four minutes on two cores. 0: only maps are
-            fitted, in seconds.
+        steps: Let the network also learn on from the footage, by about so many steps (200: two to
+            four minutes on two cores).
         device: auto, cpu, cuda or mps.
     """
     tracking = SegmentTracking(

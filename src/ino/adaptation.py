@@ -80,14 +80,14 @@ LEAST_SECONDS = 1.0
 LEARNING_SIDE = 256
 """Short side of the frames that are learned from, pixels."""
 
-LEARNING_RATE = 12.0
-"""Frames of a clip per second, where the video has so many."""
+LEARNING_FPS = 12.0
+"""Frames per second of what is learned from, where the video has so many."""
 
 MOST_FRAMES = 600
 """Frames of all videos together that are learned from."""
 
 STRETCH = 16
-"""Frames of a clip's rate that follow each other, where a video is longer than it may be."""
+"""Frames, at that rate, of each stretch of a video of which not all frames are taken."""
 
 REPORT = "adapt.json"
 
@@ -221,10 +221,10 @@ def adapt(
     )
     rows: list[Row] = []
     first: list[Judgement] = []
-    for name, network_of in networks.items():
+    for name, candidate in networks.items():
         judged = []
         for clip in clips.values():
-            judged.append(judge_clip(network_of, clip, chosen, device=where))
+            judged.append(judge_clip(candidate, clip, chosen, device=where))
             on_progress("judging", len(networks) * len(clips))
         first = first or judged
         rows.append(_row(name, judged, first))
@@ -480,7 +480,7 @@ def write_footage(videos: Sequence[Path | str], folder: Path, *, clip_length: in
         stretches: list[range] = []
 
         def choose(total: int, fps: float, stretches: list[range] = stretches) -> list[int]:
-            step = max(1, round(fps / LEARNING_RATE))
+            step = max(1, round(fps / LEARNING_FPS))
             stretches[:] = _stretches(total, step=step, most=most)
             return sorted({frame for one in stretches for frame in one})
 

@@ -338,15 +338,15 @@ def fit_maps(footage: Footage) -> dict[str, LinearMap]:
     """
     mean, deviation = footage.features.mean(dim=0), footage.features.std(dim=0)
     deviation = deviation / deviation.mean().clamp(min=1e-6) + 0.1
-    maps = [LinearMap(mean, torch.diag(1 / deviation))]
+    maps = {FITS[0]: LinearMap(mean, torch.diag(1 / deviation))}
     changes = footage.changes
     if len(changes) > changes.shape[1]:
         covariance = changes.T @ changes / len(changes)
         scale = covariance.diagonal().mean().clamp(min=1e-12)
         shrunk = torch.lerp(covariance / scale, torch.eye(len(covariance)).to(scale), SHRINKAGE)
         values, vectors = torch.linalg.eigh(shrunk)
-        maps.append(LinearMap(mean, (vectors * values.rsqrt()) @ vectors.T))
-    return dict(zip(FITS, maps, strict=False))
+        maps[FITS[1]] = LinearMap(mean, (vectors * values.rsqrt()) @ vectors.T)
+    return maps
 
 
 def look_at(

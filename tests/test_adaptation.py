@@ -181,6 +181,9 @@ def test_all_frames_are_learned_from_or_stretches_of_long_videos(tmp_path, monke
     found = [[int(path.stem) for path in sorted(folder.iterdir())] for folder in folders]
     assert found == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9], [30, 32, 34, 36, 38], [31, 33, 35, 37, 39]]
     assert write_footage([tmp_path / "clip.mp4"], tmp_path / "none", clip_length=9) == []
+    monkeypatch.setattr(cv2, "imwrite", lambda *_: False)
+    with pytest.raises(OutputError, match="is the disk full"):
+        write_footage([tmp_path / "clip.mp4"], tmp_path / "full", clip_length=4)
 
 
 def test_weights_stay_where_nothing_is_better(footage, certain, tmp_path):

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ino.data.video import count_frames, read_chosen, read_info
-from ino.errors import ConfigError, InoError, MaskError, StoppedError, VideoError
+from ino.errors import ConfigError, InoError, MaskError, OutputError, StoppedError, VideoError
 from ino.export import export_files, write_files
 from ino.models.backbone import VitBackbone, choose_device, computes_in_bf16
 from ino.models.load import load_backbone
@@ -473,6 +473,9 @@ def write_footage(videos: Sequence[Path | str], folder: Path, *, clip_length: in
 
     Frames between those of one folder are in others, so all are used. Of long videos, or of many,
     some stretches are taken.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     most = max(1, MOST_FRAMES // len(videos))
     folders = []
@@ -492,7 +495,9 @@ def write_footage(videos: Sequence[Path | str], folder: Path, *, clip_length: in
             target = folder / f"{number:04d}-{count:04d}"
             target.mkdir(parents=True)
             for frame in stretch:
-                cv2.imwrite(str(target / f"{frame:08d}.png"), by_number[frame][..., ::-1])
+                path = target / f"{frame:08d}.png"
+                if not cv2.imwrite(str(path), by_number[frame][..., ::-1]):
+                    raise OutputError(f"cannot write {path}: is the disk full?")
             folders.append(target)
     return folders
 

@@ -25,6 +25,7 @@ from ino.data.clips import (
     ClipSampling,
     VisitSampler,
     clip_generators,
+    crosses_cut,
     digest_of,
     frame_indices,
     motion_weights,
@@ -107,6 +108,56 @@ def test_starts_are_uniform_over_all_that_fit():
     counts = np.bincount(starts)
     assert len(counts) == 4
     assert counts.min() > 420
+
+
+def two_scenes(num_frames: int) -> np.ndarray:
+    """A reddish scene, then a bluish one, in both of which something moves."""
+    frames = np.stack(moving_frames(num_frames, height=48, width=64)).astype(np.float32)
+    half = num_frames // 2
+    frames[:half] *= (1.0, 0.4, 0.3)
+    frames[half:] *= (0.3, 0.4, 1.0)
+    return frames.astype(np.uint8)
+
+
+@pytest.mark.parametrize("visits", [False, True])
+def test_clips_that_cross_a_cut_are_taken_from_elsewhere(visits, tmp_path):
+    write_video(tmp_path / "a.mp4", two_scenes(24))
+    allowed = ClipSampling(length=4, frame_step=2, clips_per_video=5)
+
+    def clips_of(sampling: ClipSampling) -> list[np.ndarray]:
+        dataset = ClipDataset(
+            [tmp_path / "a.mp4"], sampling=sampling, seed=0, quarantine=None, visits=visits
+        )
+        keys = [(epoch, 0) for epoch in range(40 // (5 if visits else 1))]
+        return [clip for key in keys for clip in dataset[key].numpy().reshape(-1, 4, 48, 64, 3)]
+
+    before = clips_of(allowed)
+    crossing = [crosses_cut(clip) for clip in before]
+    assert 5 < sum(crossing) < 25  # 6 of 18 places
+    after = clips_of(allowed._replace(avoids_cuts=True))
+    assert sum(map(crosses_cut, after)) <= 1  # (6/18)^5 of all clips find no other place
+    for was, crosses, now in zip(before, crossing, after, strict=True):
+        assert crosses or np.array_equal(was, now)
+    again = clips_of(allowed._replace(avoids_cuts=True))
+    assert all(np.array_equal(*pair) for pair in zip(after, again, strict=True))
+
+
+def test_a_video_of_cuts_alone_still_gives_its_clips(tmp_path):
+    frames = np.stack(moving_frames(10, height=48, width=64)).astype(np.float32)
+    frames[::2] *= (1.0, 0.4, 0.3)
+    frames[1::2] *= (0.3, 0.4, 1.0)
+    write_video(tmp_path / "a.mp4", frames.astype(np.uint8))
+    sampling = ClipSampling(length=3, frame_step=1, avoids_cuts=True)
+    dataset = ClipDataset([tmp_path / "a.mp4"], sampling=sampling, seed=0, quarantine=None)
+    assert crosses_cut(dataset[0, 0].numpy())
+
+
+def test_motion_and_darkness_are_no_cuts():
+    moving = np.stack(moving_frames(6, height=48, width=64))
+    assert not crosses_cut(moving)
+    fading = moving * np.linspace(1, 0.8, 6)[:, None, None, None]
+    assert not crosses_cut(fading.astype(np.uint8))
+    assert not crosses_cut(np.zeros((2, 5, 7, 3), np.uint8))
 
 
 @given(

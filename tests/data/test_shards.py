@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from video_files import moving_frames, quarantined, write_video
 
 from ino.data import shards as shards_module
-from ino.data.clips import ClipSampling
+from ino.data.clips import ClipSampling, crosses_cut
 from ino.data.shards import (
     ShardClips,
     ShardCutError,
@@ -448,3 +448,21 @@ def test_a_shard_that_is_not_there_stops_the_run(server, monkeypatch):
         VideoError, match=r"none\.tar cannot be read \(what reads it ended with status 22\)"
     ):
         clips_of([f"{server}/none.tar"])
+
+
+def test_clips_of_shards_avoid_cuts(tmp_path):
+    frames = np.stack(moving_frames(12, height=48, width=64)).astype(np.float32)
+    frames[:6] *= (1.0, 0.4, 0.3)
+    frames[6:] *= (0.3, 0.4, 1.0)
+    video = write_video(tmp_path / "a.mp4", frames.astype(np.uint8)).read_bytes()
+    shard = write_tar(tmp_path / "a.tar", [("a.mp4", video)])
+
+    def num_crossing(*, avoids_cuts: bool) -> int:
+        sampling = ClipSampling(length=3, frame_step=1, avoids_cuts=avoids_cuts)
+        data = ShardClips(
+            [str(shard)], num_clips=20, batch_size=1, sampling=sampling, seed=0, quarantine=None
+        )
+        return sum(crosses_cut(clip.numpy()) for (clip,) in data)
+
+    assert num_crossing(avoids_cuts=False) > 2
+    assert num_crossing(avoids_cuts=True) == 0

@@ -30,6 +30,7 @@ PAPER = {
     "data.fps": 0.0,
     "data.clips_per_video": 5,
     "data.sampling": "uniform",
+    "data.cuts": "allow",
     "data.batch_size": 4,
     # section 3.2 and 4.4 (4.1 has the two scales swapped)
     "views.global_size": 224,

@@ -6,12 +6,15 @@ on the device that trains (`ino.data.views`).
 """
 
 import hashlib
+import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -28,6 +31,11 @@ _GOOD, _BROKEN = 1, 2
 
 LEAST_OFTEN, MOST_OFTEN = 0.1, 3.0
 """How often a video is sampled, relative to the mean, with sampling by motion."""
+
+_NUM_PLACES = 5  # of a video that are tried for a clip without a cut
+_HISTOGRAM_SIZE = (64, 36)  # width and height of the frames that are compared
+_HISTOGRAM_BINS = (8, 16, 16)  # of L, a and b
+_LEAST_OVERLAP = 0.5  # of the histograms of two frames of one scene
 
 WINDOW = 4
 """Visits of a lane whose clips are shuffled together (see `VisitSampler`). Their frames are kept in
@@ -49,6 +57,9 @@ class ClipSampling(NamedTuple):
     """Frames per second of the source's time; a source with fewer repeats frames."""
     clips_per_video: int = 1
     """Clips sampled from each video in an epoch."""
+    avoids_cuts: bool = False
+    """Whether a clip that crosses a cut (`crosses_cut`) is replaced by one from another place of
+    the video, of which four are tried."""
 
 
 def frame_indices(
@@ -75,6 +86,70 @@ def frame_indices(
         )
     start = int(rng.integers(num_positions - span + 1))
     return [math.floor((start + step * k) * stride) for k in range(sampling.length)]
+
+
+def sample_clips(
+    read: Callable[[Callable[[int, float], list[int]]], np.ndarray],
+    *,
+    num_clips: int,
+    sampling: ClipSampling,
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "time height width 3"]:
+    """Clips of a video, one after the other.
+
+    Args:
+        read: reads the frames whose numbers a function of the number of frames and the frame rate
+            returns, such as `ino.data.video.read_chosen` of a path.
+        num_clips: how many.
+        sampling: which frames make a clip.
+        rng: decides where clips start.
+
+    Raises:
+        VideoError: the video is too short or cannot be read.
+    """
+
+    def read_some(number: int) -> np.ndarray:
+        return read(
+            lambda num_frames, fps: [
+                index
+                for _ in range(number)
+                for index in frame_indices(num_frames, fps, sampling=sampling, rng=rng)
+            ]
+        )
+
+    clips = read_some(num_clips)
+    if not sampling.avoids_cuts:
+        return clips
+    each = clips.reshape(num_clips, sampling.length, *clips.shape[1:])
+    places = [place for place in range(num_clips) if crosses_cut(each[place])]
+    for _ in range(_NUM_PLACES - 1):
+        if not places:
+            break
+        others = read_some(len(places)).reshape(len(places), *each.shape[1:])
+        for place, other in zip(tuple(places), others, strict=True):
+            if not crosses_cut(other):
+                each[place] = other
+                places.remove(place)
+    return each.reshape(clips.shape)
+
+
+def crosses_cut(clip: UInt8[np.ndarray, "time height width 3"]) -> bool:
+    """Whether two successive frames seem to show different scenes: less than half of their colors
+    are the same.
+
+    Compared are histograms of 8 x 16 x 16 colors in Lab. docs/benchmarks.md ("Cuts") has how often
+    that is wrong.
+    """
+    histograms = []
+    for frame in clip:
+        small = cv2.resize(frame, _HISTOGRAM_SIZE, interpolation=cv2.INTER_AREA)
+        lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
+        counts = cv2.calcHist([lab], [0, 1, 2], None, _HISTOGRAM_BINS, [0, 256] * 3)
+        histograms.append(counts / math.prod(_HISTOGRAM_SIZE))
+    return any(
+        float(np.minimum(first, second).sum()) < _LEAST_OVERLAP
+        for first, second in itertools.pairwise(histograms)
+    )
 
 
 def choose_usable(
@@ -223,15 +298,11 @@ class ClipDataset(Dataset[Tensor]):
                 continue
             rng = np.random.default_rng([self._seed, epoch, index, attempt])
             try:
-                clip = read_chosen(
-                    self._path(video),
-                    lambda num_frames, fps, rng=rng: [
-                        index
-                        for _ in range(self._clips_at_once)
-                        for index in frame_indices(
-                            num_frames, fps, sampling=self._sampling, rng=rng
-                        )
-                    ],
+                clips = sample_clips(
+                    partial(read_chosen, self._path(video)),
+                    num_clips=self._clips_at_once,
+                    sampling=self._sampling,
+                    rng=rng,
                 )
             except (VideoError, OSError) as error:
                 check_machine(self._path(video), error)
@@ -241,7 +312,7 @@ class ClipDataset(Dataset[Tensor]):
                     break
             else:
                 self._state[video] = _GOOD
-                return torch.from_numpy(clip)
+                return torch.from_numpy(clips)
         raise self._too_many_broken()
 
     def _path(self, video: int) -> Path:

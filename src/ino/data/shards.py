@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ino.data.clips import ClipSampling, count_batches, frame_indices
+from ino.data.clips import ClipSampling, count_batches, sample_clips
 from ino.data.decode import VideoFile, check_numbers
 from ino.data.images import NOMINAL_FPS, is_image, natural_key, read_image
 from ino.data.names import check_name
@@ -459,10 +459,8 @@ class ShardClips(IterableDataset[list[Tensor]]):
                 continue
             rng = np.random.default_rng([self._seed, epoch, index, attempt])
             try:
-                clip = video.read_chosen(
-                    lambda num_frames, fps, rng=rng: frame_indices(
-                        num_frames, fps, sampling=self._sampling, rng=rng
-                    )
+                clip = sample_clips(
+                    video.read_chosen, num_clips=1, sampling=self._sampling, rng=rng
                 )
             except VideoError as error:
                 self._leave_out(video.name, str(error))

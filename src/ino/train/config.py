@@ -102,6 +102,9 @@ class DataConfig(_Section):
     sampling: Literal["uniform", "motion"] = "uniform"
     """uniform samples all videos equally often; motion those more often in which more moves, at
     most 3 times as often as the mean."""
+    cuts: Literal["allow", "avoid"] = "allow"
+    """avoid takes a clip that crosses a cut between two scenes from another place of the video, of
+    which four are tried."""
     batch_size: OneOrMore = 4
     """Clips of each device in a step."""
     shard_videos: ZeroOrMore = 0

@@ -154,6 +154,7 @@ def sampling_of(data: DataConfig) -> ClipSampling:
         frame_step=data.frame_step or 0,
         fps=data.fps or 0.0,
         clips_per_video=data.clips_per_video,
+        avoids_cuts=data.cuts == "avoid",
     )
 
 

@@ -4,8 +4,8 @@
     python benchmarks/quality.py --quick [--json FILE]
 
 ROOT is in the layout of DAVIS. Each sequence is propagated from its first annotation by the weights
-that come with ino; J and F are means over the objects and the annotated frames, without the first
-and the last one, in percent. `--set` measures a single change:
+that come with ino (`--weights` takes others). J and F are means over the objects and the annotated
+frames, without the first and the last one, in percent. `--set` measures a single change:
 
     python benchmarks/quality.py --data ROOT --qualities fast --set num_context=3
 
@@ -41,7 +41,6 @@ from ino.propagate.protocols import protocol_for
 from ino.propagate.tracker import Tracker, usual_precision
 from report import build_parser, conclude, describe_machine, print_table
 
-WEIGHTS = "ino_vitt8"
 QUALITIES = ("fast", "default", "best")
 
 
@@ -113,7 +112,7 @@ def measure(clip: Clip, tracker: Tracker) -> Found:
     return Found(float(j), float(f), *(one / len(paths) for one in spent))
 
 
-def print_found(found: dict[str, dict[str, Found]]) -> None:
+def print_found(found: dict[str, dict[str, Found]], *, weights: str) -> None:
     """One row per sequence; J&F (J / F) and, in the last row, frames per second of each quality."""
     rows = [
         [name, *(f"{one.jf:.1f} ({one.j:.1f} / {one.f:.1f})" for one in by_sequence)]
@@ -127,7 +126,7 @@ def print_found(found: dict[str, dict[str, Found]]) -> None:
     rows.append(["mean", *(f"{one.jf:.1f} ({one.j:.1f} / {one.f:.1f})" for one in means.values())])
     rows.append(["frames per second", *(f"{1 / one.seconds:.2f}" for one in means.values())])
     rows.append(["processor seconds", *(f"{one.processor:.2f}" for one in means.values())])
-    print_table(f"{WEIGHTS}, J&F (J / F) in percent", ["", *found], rows)
+    print_table(f"{weights}, J&F (J / F) in percent", ["", *found], rows)
 
 
 def mean(found: Any) -> Found:
@@ -152,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes JSON if asked to."""
     parser = build_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds JPEGImages")
+    parser.add_argument("--weights", default="ino_vitt8", metavar="WEIGHTS", help="of any network")
     parser.add_argument("--year", type=int, default=2016, help="of the list; 2016 has one object")
     parser.add_argument("--sequences", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--frames", type=int, metavar="N", help="the first ones only")
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fields = {one.partition("=")[0]: yaml.safe_load(one.partition("=")[2]) for one in options.set}
     if options.quick:
         fields |= {"short_side": 64}
-    backbone = load_backbone(WEIGHTS)
+    backbone = load_backbone(options.weights)
     found: dict[str, dict[str, Found]] = {}
     machine = describe_machine(precision=options.precision or "of each quality")
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 one = measure(clip, tracker)
                 found.setdefault(quality, {})[clip.name] = one
                 print(f"{clip.name} {quality}: {one.jf:.1f}", file=sys.stderr)
-    print_found(found)
+    print_found(found, weights=options.weights)
     measured = {
         quality: {name: one._asdict() for name, one in by_name.items()}
         for quality, by_name in found.items()

@@ -239,6 +239,19 @@ def test_windows_cover_the_same_part_of_a_smaller_frame():
     assert remark == "measured by ino-davis with short_side none in place of 480"
 
 
+def test_another_list_and_another_training_are_told():
+    def remarks(**changes):
+        plan = planned(read_experiment("table4", **changes), only=["g2g", "untrained"], is_list=True)
+        return {trial.label: trial.evaluations[0].remarks for trial in plan.chosen}
+
+    assert remarks() == {"untrained": (), "g2g": ()}
+    vary = {"data.root": ["a"], "optim.lr": [0.1], "run.seed": [1]}
+    found = remarks(base="tiny", steps=9, vary=vary, overrides={"year": 2016})
+    year = "measured on year 2016 in place of 2017"
+    trained = "trained with base tiny in place of ino_vits8_charades, steps 9, optim.lr 0.1"
+    assert found == {"untrained": (year,), "g2g": (year, trained)}
+
+
 def test_labels_stay_whole_and_endings_are_told_once(tmp_path, davis, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     arguments = ["--davis", davis, "--weights-dir", tmp_path, "--out", tmp_path / "out"]

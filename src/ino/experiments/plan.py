@@ -100,7 +100,8 @@ def plan_experiment(
                     raise ConfigError(f"two rows have the label {label}; each needs its own")
                 labels.append(label)
                 is_chosen = only is None or label in only
-                found = _trials(label, row, experiment, out, may_train, is_chosen)
+                usual = experiment.read_usual_row(name)
+                found = _trials(label, row, usual, experiment, out, may_train, is_chosen)
                 if is_chosen and not is_list and not found[0].absent:
                     check_data_set(row)
                     if found[0].weights is None:
@@ -160,9 +161,18 @@ def _check_labels(labels: Sequence[str]) -> None:
 
 
 def _trials(
-    label: str, row: Row, experiment: Experiment, out: Path, may_train: bool, is_chosen: bool
+    label: str,
+    row: Row,
+    usual: Row,
+    experiment: Experiment,
+    out: Path,
+    may_train: bool,
+    is_chosen: bool,
 ) -> list[Trial]:
-    """The trials of a row, one for each seed that makes a difference; runs are not configured."""
+    """The trials of a row, one for each seed that makes a difference; runs are not configured.
+
+    `usual` is the row without what the command line overrides.
+    """
     try:
         weights, absent = find_weights(row, experiment)
     except CheckpointError as error:
@@ -190,7 +200,10 @@ def _trials(
             folder = ""
         if step is not None:
             folder += f"_step_{step}"
-        evaluations.append(Evaluation(folder, network, protocol, _remarks(row, protocol), step))
+        remarks = _remarks(row, usual, protocol)
+        if trains and experiment.changed_training:
+            remarks += (f"trained with {', '.join(experiment.changed_training)}",)
+        evaluations.append(Evaluation(folder, network, protocol, remarks, step))
     judge = frozenset() if isinstance(row, SquareRow) else frozenset(experiment.judge)
     ways = tuple(evaluations)
     return [Trial(label, row, s, ways, out, weights, None, judge, absent) for s in seeds]
@@ -257,9 +270,13 @@ def _protocol(row: Row, side: int | None) -> Protocol:
     return get_protocol(row.protocol, **row.published_with | changes | row.set)
 
 
-def _remarks(row: Row, protocol: Protocol) -> tuple[str, ...]:
+def _remarks(row: Row, usual: Row, protocol: Protocol) -> tuple[str, ...]:
     """How a row is measured otherwise than its published numbers were, each in a few words."""
-    remarks = []
+    remarks = [
+        f"measured on {name} {row.choices[name]} in place of {usual.choices[name]}"
+        for name in ("year", "split")
+        if row.choices.get(name) != usual.choices.get(name)
+    ]
     if (names := row.choices.get("sequences")) is not None:
         shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
         remarks.append(f"measured on {len(names)} sequence{'s' * (len(names) != 1)} only ({shown})")

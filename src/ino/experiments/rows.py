@@ -334,6 +334,8 @@ class Experiment(Model):
     overrides: dict[str, Any] = Field({})
     """Fields from the command line that override those of all rows. `year`, `split` and
     `sequences` apply to DAVIS only, and `short_side` only to rows without square input."""
+    changed_training: list[str] = Field([])
+    """How runs are trained otherwise than the file says, each in a few words."""
     panels: list[Plot] = Field([])
     """Plots of figure.png; a grid of one field has its own."""
 
@@ -352,6 +354,10 @@ class Experiment(Model):
                 "the runs as steps, and as curve smaller numbers: the end is always scored"
             )
         return self
+
+    def read_usual_row(self, label: str) -> Row:
+        """A row as it is without the overrides."""
+        return self.model_copy(update={"overrides": {}}).read_row(label)
 
     def read_row(self, label: str) -> Row:
         """A row with what it takes from the defaults, the overrides and the roots.
@@ -431,4 +437,19 @@ def read_experiment(
             train[field] = choices[0]
         else:
             grid[field] = list(choices)
-    return checked(Experiment, values | {"train": train, "grid": grid})
+    changed = [
+        f"{key} {values[key]}" + f" in place of {old}" * (old is not None)
+        for key, old in (("base", experiment.base), ("steps", experiment.steps))
+        if values.get(key) != old
+    ]
+    changed += [
+        f"{field} {choices[0]}"
+        for field, choices in (vary or {}).items()
+        if len(choices) == 1 and not field.startswith(_NO_TRAINING)
+    ]
+    values |= {"train": train, "grid": grid, "changed_training": changed}
+    return checked(Experiment, values)
+
+
+_NO_TRAINING = ("data.root", "data.num_workers", "data.prefetch", "data.index", "run.")
+"""Fields of a recipe that say where and how fast it runs."""

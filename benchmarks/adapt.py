@@ -2,10 +2,11 @@
 
     python benchmarks/adapt.py --data ROOT [ROOT...] --out DIR [--sequences NAME...] [--steps N]
 
-The roots are in the layout of DAVIS. Each sequence is reduced to a short side of 240 pixels; its
-first mask is given to the judge as `ino adapt --mask` does, and labels of later frames are used for
-the scores only: of every second frame, 25 at most. All networks that `ino adapt` tries are scored,
-also those that it would not keep. `--no-mask` lets the judge go without.
+The roots are in the layout of DAVIS. Each sequence is reduced to a short side of 480 pixels (or
+`--short-side`); its first mask is given to the judge as `ino adapt --mask` does, and labels of
+later frames are used for the scores only: of every fourth frame, 12 at most. All networks that
+`ino adapt` tries are scored, also those that it would not keep. `--no-mask` lets the judge go
+without.
 
 Ratios: `gain_mean`, `gain_least`: J&F of what is kept minus before in points, mean and least over
 sequences; `gain_kept`: mean of those whose weights were changed; `gain_best`: mean if the best
@@ -22,7 +23,7 @@ import cv2
 import numpy as np
 import torch
 
-from ino.adaptation import BEFORE, LEAST_GAIN, candidates
+from ino.adaptation import BEFORE, JUDGED_SIDE, LEAST_GAIN, candidates
 from ino.data.images import image_size, read_image
 from ino.data.label_maps import read_labels, write_labels
 from ino.metrics import score_labels
@@ -34,12 +35,11 @@ from ino.propagate.tracker import Tracker
 from ino.tasks.judge import judge_clip, read_judged
 from report import build_parser, conclude, describe_machine, print_table
 
-SHORT_SIDE = 240
-NUM_FRAMES = 25
-STEP = 2
+NUM_FRAMES = 12
+STEP = 4
 
 
-class Sequence240(NamedTuple):
+class ReducedSequence(NamedTuple):
     """Reduced frames, label maps by their place, and what `ino adapt` is given."""
 
     frames: list[np.ndarray]
@@ -48,7 +48,7 @@ class Sequence240(NamedTuple):
     mask: Path
 
 
-def read_sequence(root: Path, name: str, out: Path) -> Sequence240:
+def read_sequence(root: Path, name: str, out: Path, *, short_side: int) -> ReducedSequence:
     """The frames that are scored, and all frames, reduced, as a folder of images."""
     images = sorted((root / "JPEGImages/480p" / name).iterdir())
     folder = out / "frames" / name
@@ -57,7 +57,7 @@ def read_sequence(root: Path, name: str, out: Path) -> Sequence240:
     mask = out / "frames" / f"{name}.png"
     for number, path in enumerate(images):
         frame = read_image(path, size=image_size(path))
-        scale = SHORT_SIDE / min(frame.shape[:2])
+        scale = short_side / min(frame.shape[:2])
         size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
         frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         target = folder / f"{number:05d}.png"
@@ -72,12 +72,14 @@ def read_sequence(root: Path, name: str, out: Path) -> Sequence240:
             truth[len(frames)] = numbered(labels, ids)
         frames.append(frame)
     write_labels(mask, truth[0])
-    return Sequence240(frames, truth, folder, mask)
+    return ReducedSequence(frames, truth, folder, mask)
 
 
-def score(backbone: Any, sequence: Sequence240, *, protocol: Protocol) -> float:
+def score(
+    backbone: Any, sequence: ReducedSequence, *, protocol: Protocol, short_side: int
+) -> float:
     """J&F in percent of the mask of the first frame, propagated."""
-    scaled = scaled_protocol(protocol, SHORT_SIDE)
+    scaled = scaled_protocol(protocol, short_side)
     tracker = Tracker(backbone, protocol=scaled, device="cpu", precision="bf16", warns=False)
     found = list(tracker.track(sequence.frames, {0: sequence.truth[0]}))
     num_objects = int(sequence.truth[0].max())
@@ -104,14 +106,16 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="+", help="only these")
     parser.add_argument("--weights", default="ino_vitt8")
     parser.add_argument("--protocol", default="ino-near")
-    parser.add_argument("--steps", type=int, default=200, help="of learning; 0 for none")
+    parser.add_argument("--short-side", type=int, default=JUDGED_SIDE, metavar="PIXELS")
+    parser.add_argument("--steps", type=int, default=0, help="of learning")
     parser.add_argument("--mask", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    side = options.short_side
     protocol = get_protocol(options.protocol)
     measured: dict[str, dict[str, Any]] = {}
     for root, name in names_of(options.data, options.sequences):
-        sequence = read_sequence(root, name, options.out)
+        sequence = read_sequence(root, name, options.out, short_side=side)
         before = load_backbone(options.weights)
         assert isinstance(before, VitBackbone)
         started = time.perf_counter()
@@ -124,12 +128,17 @@ def main() -> None:
         )
         seconds = time.perf_counter() - started
         mask = str(sequence.mask) if options.mask else None
-        clip = read_judged(sequence.folder, mask=mask)
-        judged = {key: judge_clip(one, clip, protocol) for key, one in networks.items()}
+        clip = read_judged(sequence.folder, mask=mask, short_side=side)
+        judged = {
+            key: judge_clip(one, clip, protocol, short_side=side) for key, one in networks.items()
+        }
         differences = {key: judge_difference(one, judged[BEFORE]) for key, one in judged.items()}
         best = max(differences, key=lambda key: differences[key].mean)
         kept = best if differences[best].mean >= LEAST_GAIN else BEFORE
-        scores = {key: score(one, sequence, protocol=protocol) for key, one in networks.items()}
+        scores = {
+            key: score(one, sequence, protocol=protocol, short_side=side)
+            for key, one in networks.items()
+        }
         measured[name] = {
             "kept": kept,
             "seconds": seconds,

@@ -29,7 +29,7 @@ from ino.demo.synthetic import generate_clip
 from ino.errors import ConfigError, OutputError, VideoError
 from ino.models.backbone import VitBackbone
 from ino.models.load import load_backbone
-from ino.propagate.judge import Difference
+from ino.propagate.judge import Difference, Judgement
 from ino.propagate.protocols import get_protocol
 
 WEIGHTS = "random:vit_nano/8"
@@ -195,6 +195,30 @@ def test_weights_stay_where_nothing_is_better(footage, certain, tmp_path):
     for name, value in before.state_dict().items():
         if name != "mask_token":
             assert torch.equal(value, after.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("short_side", "judged"), [(64, 64), (960, 480)])
+def test_networks_are_judged_at_the_size_of_the_protocol(
+    short_side, judged, footage, tmp_path, monkeypatch
+):
+    video, mask = footage
+    sides = []
+
+    def judge(*_, short_side, **__):
+        sides.append(short_side)
+        return Judgement(0.5, 0.4, 0.6, {}, 2, np.zeros((2, 4, 4), np.uint8), "mask")
+
+    read = module.read_judged
+
+    def read_judged(*given, short_side, **options):
+        sides.append(short_side)
+        return read(*given, short_side=short_side, **options)
+
+    monkeypatch.setattr(module, "judge_clip", judge)
+    monkeypatch.setattr(module, "read_judged", read_judged)
+    protocol = get_protocol("ino-near", short_side=short_side)
+    adapt([video], weights=WEIGHTS, out=tmp_path / "new", masks=[mask], protocol=protocol)
+    assert sides == [judged] * 4
 
 
 def test_a_result_is_reused_and_another_one_is_not_overwritten(footage, tmp_path, monkeypatch):

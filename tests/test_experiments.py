@@ -241,7 +241,9 @@ def test_windows_cover_the_same_part_of_a_smaller_frame():
 
 def test_another_list_and_another_training_are_told():
     def remarks(**changes):
-        plan = planned(read_experiment("table4", **changes), only=["g2g", "untrained"], is_list=True)
+        plan = planned(
+            read_experiment("table4", **changes), only=["g2g", "untrained"], is_list=True
+        )
         return {trial.label: trial.evaluations[0].remarks for trial in plan.chosen}
 
     assert remarks() == {"untrained": (), "g2g": ()}

@@ -62,8 +62,12 @@ LEARNED = "after learning"
 FITS = ("mean removed, deviations equal", "mean removed, changes equal")
 """The linear maps that are tried, of the network before and of the one that learned on."""
 
-LEAST_GAIN = 0.02
+LEAST_GAIN = 0.01
 """Difference of predicted J&F, 0..1, from which on other weights are kept."""
+
+JUDGED_SIDE = 480
+"""Short side at which the networks are judged, pixels, where the protocol's is not smaller: what
+helps at half the size may not help there."""
 
 NUM_PAIRS = 12
 """Pairs of frames of all videos together whose features are looked at."""
@@ -196,7 +200,8 @@ def adapt(
     if isinstance(chosen, str):
         chosen = get_protocol(chosen)
     backbone.check_layer(chosen.layer)
-    clips = _read_clips(videos, masks)
+    side = min(JUDGED_SIDE, chosen.short_side or JUDGED_SIDE)
+    clips = _read_clips(videos, masks, short_side=side)
     videos = list(clips)
     settings: dict[str, Any] = {
         "weights": weights,
@@ -204,6 +209,7 @@ def adapt(
         "network": network,
         "protocol": chosen.as_dict(),
         "steps": steps,
+        "judged_side": side,
         "footage": [_digest(clip) for clip in clips.values()],
     }
     if (found := read_adaptation(out, settings)) is not None:
@@ -224,7 +230,7 @@ def adapt(
     for name, candidate in networks.items():
         judged = []
         for clip in clips.values():
-            judged.append(judge_clip(candidate, clip, chosen, device=where))
+            judged.append(judge_clip(candidate, clip, chosen, short_side=side, device=where))
             on_progress("judging", len(networks) * len(clips))
         first = first or judged
         rows.append(_row(name, judged, first))
@@ -357,7 +363,7 @@ def look_at(
     device: torch.device,
 ) -> Footage:
     """The features of `NUM_PAIRS` pairs of frames, about 1 / `RATE` seconds from each other, spread
-    over the videos, at the size that is judged."""
+    over the videos, at a short side of `SHORT_SIDE`."""
     scaled = scaled_protocol(protocol, SHORT_SIDE)
     alone = {"normalize_features": False, "learned_metric": False, "color_share": 0.0}
     plain = scaled.model_copy(update=alone)
@@ -512,7 +518,7 @@ def _stretches(total: int, *, step: int, most: int) -> Iterator[range]:
 
 
 def _read_clips(
-    videos: Sequence[Path | str], masks: Sequence[str] | None
+    videos: Sequence[Path | str], masks: Sequence[str] | None, *, short_side: int
 ) -> dict[Path, JudgedClip]:
     """Of each video what is judged; those that nothing can be learned from are left out."""
     if not videos:
@@ -532,7 +538,8 @@ def _read_clips(
                     f"{seconds:.2g} seconds are too short to learn from: {LEAST_SECONDS:g} or more "
                     "are needed"
                 )
-            clip = read_judged(path, mask=masks[number] if masks else None)
+            mask = masks[number] if masks else None
+            clip = read_judged(path, mask=mask, short_side=short_side)
             check_clip(clip.frames)
         except VideoError as error:
             text = str(error)

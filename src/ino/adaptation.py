@@ -63,7 +63,8 @@ FITS = ("mean removed, deviations equal", "mean removed, changes equal")
 """The linear maps that are tried, of the network before and of the one that learned on."""
 
 LEAST_GAIN = 0.01
-"""Difference of predicted J&F, 0..1, from which on other weights are kept."""
+"""Difference of predicted J&F, 0..1, from which on other weights are kept: a point, as messages
+say."""
 
 JUDGED_SIDE = 480
 """Short side at which the networks are judged, pixels, where the protocol's is not smaller: what
@@ -132,11 +133,7 @@ class Adaptation:
     def in_words(self) -> str:
         """A sentence."""
         if not self.helped:
-            least = f"{100 * LEAST_GAIN:g}"
-            return (
-                f"nothing is predicted to be better by {least} points of J&F: the weights stay as "
-                "they were"
-            )
+            return "nothing is predicted to gain a point of J&F: the weights stay as they were"
         (row,) = (row for row in self.rows if row.name == self.kept)
         mean, low, high = (100 * one for one in row.difference)
         return (

@@ -12,6 +12,7 @@ of the processor per video, for measuring; `found`, share of the pairs of two vi
 cuts.
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 from ino.data.clips import crosses_cut, motion_weights
 from ino.data.video import read_chosen
 from ino.data.video_index import VideoIndex, index_videos, measure_motion
+from ino.errors import InoError
 from report import build_parser, conclude, describe_machine, print_table
 
 SECONDS = (0.125, 0.375, 1.0)
@@ -94,4 +96,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InoError as error:
+        sys.exit(f"sampling: {error}")

@@ -239,7 +239,7 @@ def test_windows_cover_the_same_part_of_a_smaller_frame():
     assert remark == "measured by ino-davis with short_side none in place of 480"
 
 
-def test_another_list_and_another_training_are_told():
+def test_another_list_and_another_training_are_told(tmp_path):
     def remarks(**changes):
         plan = planned(
             read_experiment("table4", **changes), only=["g2g", "untrained"], is_list=True
@@ -252,6 +252,9 @@ def test_another_list_and_another_training_are_told():
     year = "measured on year 2016 in place of 2017"
     trained = "trained with base tiny in place of ino_vits8_charades, steps 9, optim.lr 0.1"
     assert found == {"untrained": (year,), "g2g": (year, trained)}
+    (tmp_path / "mine.yaml").write_text("base: tiny")  # tables are shared: no folders in them
+    (_, trained) = remarks(base=str(tmp_path / "mine.yaml"), overrides={"year": 2016})["g2g"]
+    assert trained == "trained with base mine.yaml in place of ino_vits8_charades"
 
 
 def test_labels_stay_whole_and_endings_are_told_once(tmp_path, davis, capsys, monkeypatch):

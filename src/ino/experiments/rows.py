@@ -438,7 +438,7 @@ def read_experiment(
         else:
             grid[field] = list(choices)
     changed = [
-        f"{key} {values[key]}" + f" in place of {old}" * (old is not None)
+        f"{key} {Path(str(values[key])).name}" + f" in place of {old}" * (old is not None)
         for key, old in (("base", experiment.base), ("steps", experiment.steps))
         if values.get(key) != old
     ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ino.errors import ConfigError, VideoError
-from ino.models.backbone import Backbone, Reading
+from ino.models.backbone import Backbone, Reading, warn_of_slow_bf16
 from ino.propagate.features import FeatureExtractor, input_size
 from ino.propagate.protocols import get_protocol
 
@@ -119,6 +119,17 @@ def test_features_are_normalised_and_of_the_protocol_s_layer(backbone):
     assert not features.requires_grad
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(4, 6))
     assert [(shape, layer) for shape, layer, _ in backbone.calls] == [((1, 3, 32, 48), 2)]
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_bf16_on_a_cpu_without_it_is_warned_of_once(backbone, supported, monkeypatch, caplog):
+    monkeypatch.setattr("ino.models.backbone.computes_in_bf16", lambda device: supported)
+    warn_of_slow_bf16.cache_clear()
+    for precision in ("fp32", "bf16", "bf16"):
+        FeatureExtractor(
+            backbone, protocol=get_protocol("ino-ytvos"), device="cpu", precision=precision
+        )
+    assert caplog.text.count("no instructions for bf16") == (0 if supported else 1)
 
 
 def test_input_is_normalised_with_the_backbone_s_numbers(backbone):

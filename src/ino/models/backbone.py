@@ -6,7 +6,9 @@ backbone by its name.
 """
 
 import difflib
+import functools
 import inspect
+import logging
 import re
 import socket
 import sys
@@ -43,6 +45,8 @@ from ino.models.weights import (
     take_prefix,
     without_module,
 )
+
+_LOG = logging.getLogger("ino")
 
 RELEASED_STD = (0.228, 0.224, 0.225)
 """Standard deviation of RGB used at inference by the released code of INO, DINO and iBOT. In
@@ -94,6 +98,16 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+@functools.cache
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """Says, once for a device, that bf16 is slow on it: a CPU without instructions for it."""
+    if device.type == "cpu" and not computes_in_bf16(device):
+        _LOG.warning(
+            "this CPU has no instructions for bf16, which is more than ten times as slow as fp32 "
+            "on it"
+        )
 
 
 Colors = Literal["rgb", "lab", "lab-8bit"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ino.data.label_maps import kind_of
 from ino.errors import ConfigError, InoError, VideoError
-from ino.models.backbone import Colors, choose_device, input_channels
+from ino.models.backbone import Colors, choose_device, input_channels, warn_of_slow_bf16
 from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
@@ -108,6 +108,8 @@ class FeatureExtractor:
             raise ConfigError(
                 f"the precision is {precision!r}; give {' or '.join(get_args(Precision))}"
             )
+        if precision == "bf16":
+            warn_of_slow_bf16(self.device)
         if check_layer := getattr(backbone, "check_layer", None):
             check_layer(protocol.layer)
         layer, strides = protocol.layer, getattr(backbone, "strides", ())

@@ -29,6 +29,7 @@ from ino.data.label_maps import read_labels, write_labels
 from ino.metrics import score_labels
 from ino.models.backbone import VitBackbone
 from ino.models.load import load_backbone
+from ino.propagate.features import quick_precision
 from ino.propagate.judge import judge_difference, numbered, scaled_protocol
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.tracker import Tracker
@@ -80,7 +81,9 @@ def score(
 ) -> float:
     """J&F in percent of the mask of the first frame, propagated."""
     scaled = scaled_protocol(protocol, short_side)
-    tracker = Tracker(backbone, protocol=scaled, device="cpu", precision="bf16", warns=False)
+    tracker = Tracker(
+        backbone, protocol=scaled, device="cpu", precision=quick_precision("cpu"), warns=False
+    )
     found = list(tracker.track(sequence.frames, {0: sequence.truth[0]}))
     num_objects = int(sequence.truth[0].max())
     scores = [
@@ -160,7 +163,7 @@ def main() -> None:
                 np.mean([max(one["jf"].values()) - one["jf"][BEFORE] for one in measured.values()])
             ),
         },
-        machine=describe_machine(precision="bf16"),
+        machine=describe_machine(precision=quick_precision("cpu")),
         measured=measured,
         path=options.json,
     )

@@ -46,8 +46,8 @@ from ino.data.label_maps import read_labels
 from ino.demo.synthetic import generate_clip
 from ino.errors import InoError
 from ino.metrics import score_labels
-from ino.models.backbone import computes_in_bf16
 from ino.models.load import load_backbone
+from ino.propagate.features import quick_precision
 from ino.propagate.judge import (
     CALIBRATION,
     KeptFeatures,
@@ -201,7 +201,6 @@ def fill_bank(
     bank: Path, clips: Sequence[Clip], candidates: Sequence[str], kinds: Sequence[str]
 ) -> None:
     """Makes the passes that are not there yet; those of one network on a clip share features."""
-    precision = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
     by_name: dict[str, list[str]] = {}
     for one in candidates:
         by_name.setdefault(one.rpartition(":")[0], []).append(one)
@@ -222,7 +221,7 @@ def fill_bank(
                         clip.frames,
                         mask,
                         protocol=scaled_protocol(protocol, SHORT_SIDE),
-                        precision=precision,
+                        precision=quick_precision("cpu"),
                     )
                     np.savez_compressed(path, **passes._asdict())
                 print(f"{candidate} {clip.name}", file=sys.stderr)

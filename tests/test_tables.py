@@ -48,6 +48,37 @@ def test_long_labels_are_folded_and_short_ones_are_whole():
     assert screen.count("x") == 70
 
 
+WIDE = [
+    ["row", "weights", "J&F\n(published)", "steps"],
+    ["a", "runs/a/checkpoints/step_00003000", "45.4 ± 0.2 (72.5, -27.1)", ""],
+    ["mean", "", "45.4", "3000"],
+]
+
+
+@pytest.mark.parametrize("width", [68, 72, 80, 100])
+def test_words_are_never_broken_in_a_table(width):
+    screen = printed(WIDE, width=width, num_texts=2, has_total=True)
+    assert max(map(len, screen.splitlines())) <= width
+    words = {word for row in WIDE for cell in row for word in cell.split()}
+    assert words <= set(screen.split())
+
+
+def test_a_row_that_is_too_wide_for_the_screen_becomes_a_list():
+    screen = printed(WIDE, width=60, num_texts=2, has_total=True, caption="percent")
+    assert [line.rstrip() for line in screen.splitlines()] == [
+        "a",
+        "  weights          runs/a/checkpoints/step_00003000",
+        "  J&F (published)  45.4 ± 0.2 (72.5, -27.1)",
+        "",
+        "mean",
+        "  J&F (published)  45.4",
+        "  steps            3000",
+        "",
+        "percent",
+        "",
+    ]
+
+
 def test_markdown():
     assert markdown([["a", "b"], ["x", "1.0"]]) == "| a | b |\n| --- | ---: |\n| x | 1.0 |\n"
 

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from ino.data.video import count_frames, read_chosen, read_info
 from ino.errors import ConfigError, InoError, MaskError, OutputError, StoppedError, VideoError
 from ino.export import export_files, write_files
-from ino.models.backbone import VitBackbone, choose_device, computes_in_bf16
+from ino.models.backbone import VitBackbone, choose_device
 from ino.models.load import load_backbone
 from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer
 from ino.models.weights import NetworkName, is_exported
-from ino.propagate.features import FeatureBackbone, FeatureExtractor
+from ino.propagate.features import FeatureBackbone, FeatureExtractor, quick_precision
 from ino.propagate.judge import Difference, Judgement, check_clip, scaled_protocol
 from ino.propagate.protocols import Protocol, get_protocol
 from ino.propagate.refine import estimate_motion
@@ -364,8 +364,9 @@ def look_at(
     scaled = scaled_protocol(protocol, SHORT_SIDE)
     alone = {"normalize_features": False, "learned_metric": False, "color_share": 0.0}
     plain = scaled.model_copy(update=alone)
-    precision = "bf16" if computes_in_bf16(device) else "fp32"
-    extractor = FeatureExtractor(backbone, protocol=plain, device=device, precision=precision)
+    extractor = FeatureExtractor(
+        backbone, protocol=plain, device=device, precision=quick_precision(device)
+    )
     num_each = max(1, NUM_PAIRS // len(videos))
     features, changes = [], []
     for video in videos:

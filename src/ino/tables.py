@@ -17,6 +17,8 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +31,9 @@ _UNSHOWN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 """Control characters, breaks of lines, changes of direction, and what is no character."""
+
+_UNLIMITED = 1_000_000
+"""Characters of a screen that any table fits on."""
 
 
 def shown(text: object) -> str:
@@ -68,39 +73,54 @@ def print_table(
         rows: headings first.
         console: where to print.
         num_texts: number of leading columns with text; the others hold numbers and are aligned to
-            the right. Text is wrapped between words only, and the first column is not wrapped
-            unless it needs more than a third of the screen.
+            the right. Long cells are broken between words. Where a table does not fit on the
+            screen, each row is printed as a list of its cells, as `psql` does.
         has_total: print the last row below a line, as a total.
         caption: printed below the table.
     """
     headings, *body = rows
     headings = [_shown_lines(heading) for heading in headings]
     body = [[shown(text) for text in row] for row in body]
-    width = max(1, console.width // 6)
-    body = [
-        [_wrap(text, width) if 0 < index < num_texts else text for index, text in enumerate(row)]
-        for row in body
-    ]
-    total = body.pop() if has_total else [""] * len(headings)
     table = Table(
         box=SIMPLE_HEAD,
         collapse_padding=True,
         show_footer=has_total,
         caption=Text(_shown_lines(caption)) if caption else None,
     )
-    for index, heading in enumerate(headings):
-        is_text = index < num_texts
-        longest = max((len(line) for row in body for line in row[index].split("\n")), default=0)
+    columns = []
+    for index, (heading, *cells) in enumerate(zip(headings, *body, strict=True)):
+        if index > 0:
+            cells = [_wrap(cell, max(1, console.width // 5)) for cell in cells]
+        longest = max((len(line) for cell in cells for line in cell.split("\n")), default=0)
+        total = cells.pop() if has_total else ""
         table.add_column(
-            Text(heading),
-            footer=Text(total[index]),
-            justify="left" if is_text else "right",
-            overflow="fold",
-            no_wrap=is_text and longest <= console.width // 3,
+            Text(_wrap(heading, max(1, longest))),
+            footer=Text(total),
+            justify="left" if index < num_texts else "right",
         )
-    for row in body:
+        columns.append(cells)
+    for row in zip(*columns, strict=True):
         table.add_row(*map(Text, row))
-    console.print(table)
+    at_any_width = console.options.update(width=_UNLIMITED)
+    if Measurement.get(console, at_any_width, table).maximum <= console.width:
+        console.print(table)
+        return
+    for row in body:
+        _print_list(headings, row, console)
+    if caption:
+        console.print(Text(_shown_lines(caption)), end="\n\n")
+
+
+def _print_list(headings: Sequence[str], row: Sequence[str], console: Console) -> None:
+    """A row as a list: its first cell, and below it a line for each other one that is not empty."""
+    cells = Table.grid(padding=(0, 2))
+    cells.add_column(no_wrap=True)
+    cells.add_column(overflow="fold")
+    for heading, text in zip(headings[1:], row[1:], strict=True):
+        if text:
+            cells.add_row(Text(" ".join(heading.split())), Text(" ".join(text.split())))
+    console.print(Text(row[0], overflow="fold"))
+    console.print(Padding(cells, (0, 0, 1, 2)))
 
 
 def _shown_lines(text: str) -> str:
@@ -108,7 +128,11 @@ def _shown_lines(text: str) -> str:
 
 
 def _wrap(text: str, width: int) -> str:
-    return fill(text, width=width, break_long_words=False, break_on_hyphens=False)
+    """Each line of the text broken between words."""
+    lines = text.split("\n")
+    return "\n".join(
+        fill(line, width=width, break_long_words=False, break_on_hyphens=False) for line in lines
+    )
 
 
 def markdown(rows: Rows, *, num_texts: int = 1) -> str:

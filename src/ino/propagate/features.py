@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from ino.data.label_maps import kind_of
 from ino.errors import ConfigError, InoError, VideoError
-from ino.models.backbone import Colors, choose_device, input_channels, warn_of_slow_bf16
+from ino.models.backbone import (
+    Colors,
+    choose_device,
+    computes_in_bf16,
+    input_channels,
+    warn_of_slow_bf16,
+)
 from ino.propagate.protocols import Protocol, Size
 
 Precision = Literal["fp32", "bf16"]
@@ -26,6 +32,11 @@ Place = tuple[slice, slice]
 
 COLOR_BASE = 6.0
 """Colors, in the units of the network's input, count the less the larger this is."""
+
+
+def quick_precision(device: torch.device | str) -> Precision:
+    """bf16 where the device computes in it, else fp32."""
+    return "bf16" if computes_in_bf16(choose_device(str(device))) else "fp32"
 
 
 @typing.runtime_checkable

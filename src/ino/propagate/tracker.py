@@ -20,7 +20,7 @@ import torch
 from ino.data.label_maps import BACKGROUND, VOID, as_labels
 from ino.errors import ConfigError, InoError, MaskError, VideoError
 from ino.kernels.topk import SMALL_RADIUS
-from ino.models.backbone import choose_device, computes_in_bf16
+from ino.models.backbone import computes_in_bf16
 from ino.models.load import load_backbone
 from ino.propagate.features import (
     FeatureBackbone,
@@ -29,6 +29,7 @@ from ino.propagate.features import (
     Precision,
     as_frame,
     check_finite,
+    quick_precision,
 )
 from ino.propagate.labels import (
     label_confidence,
@@ -524,9 +525,7 @@ class Tracker:
 
 def usual_precision(quality: Quality | None, device: torch.device | str) -> Precision:
     """The precision of the network where none is chosen: of a quality, or of a protocol (None)."""
-    if quality is not None and computes_in_bf16(choose_device(str(device))):
-        return "bf16"
-    return "fp32"
+    return "fp32" if quality is None else quick_precision(device)
 
 
 class Session:

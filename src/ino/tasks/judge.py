@@ -18,9 +18,10 @@ from jaxtyping import UInt8
 from ino.data.label_maps import VOID, as_labels, read_labels
 from ino.data.video import count_frames, frame_names, read_chosen, video_name
 from ino.errors import ConfigError, MaskError, VideoError
-from ino.models.backbone import choose_device, computes_in_bf16
+from ino.models.backbone import choose_device
 from ino.models.load import load_backbone
 from ino.models.weights import NetworkName
+from ino.propagate.features import quick_precision
 from ino.propagate.judge import (
     Difference,
     Judgement,
@@ -443,5 +444,5 @@ def judge_clip(
         motions=clip.motions,
         short_side=short_side,
         device=device,
-        precision="bf16" if computes_in_bf16(device) else "fp32",
+        precision=quick_precision(device),
     )

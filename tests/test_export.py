@@ -91,6 +91,18 @@ def test_blocks_that_are_exported(trained, tmp_path, layer, depth):
     assert (own["layer"], own["layers_of_the_run"], own["precision"]) == (depth, 12, "fp16")
 
 
+def test_a_run_of_fewer_blocks_than_ino_davis_reads(tmp_path, small_images):
+    clips = {f"{s}": generate_clip(s, num_frames=6, height=48, width=64) for s in range(4)}
+    write_videos(clips, tmp_path / "videos")
+    config = tiny_config(tmp_path / "videos")
+    config = config.with_values({"model.depth": 4, "run.max_steps": 1})
+    train(config, out=tmp_path / "run")
+    assert run("export", tmp_path / "run", "--out", tmp_path / "out") == 0
+    backbone, expected = load_backbone(tmp_path / "out"), load_backbone(tmp_path / "run")
+    assert backbone.num_layers == backbone.layer == 4
+    assert torch.equal(backbone(small_images, layer=None), expected(small_images, layer=4))
+
+
 def test_the_card_tells_what_the_network_is_and_no_paths(trained, tmp_path):
     assert run("export", trained, "--out", tmp_path / "a", "--license", "cc-by-4.0") == 0
     card = (tmp_path / "a" / "README.md").read_text()

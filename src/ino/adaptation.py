@@ -40,7 +40,7 @@ from ino.models.vit import ARCHITECTURES, PATCH_SIZES, VisionTransformer
 from ino.models.weights import NetworkName, is_exported
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, quick_precision
 from ino.propagate.judge import Difference, Judgement, check_clip, scaled_protocol
-from ino.propagate.protocols import Protocol, get_protocol
+from ino.propagate.protocols import Protocol, fit_layer, get_protocol
 from ino.propagate.refine import estimate_motion
 from ino.schema import read_json
 from ino.system import check_new_folder, write_text
@@ -196,6 +196,7 @@ def adapt(
     chosen = protocol or backbone.protocol
     if isinstance(chosen, str):
         chosen = get_protocol(chosen)
+    chosen = fit_layer(chosen, backbone.strides)
     backbone.check_layer(chosen.layer)
     side = min(JUDGED_SIDE, chosen.short_side or JUDGED_SIDE)
     clips = _read_clips(videos, masks, short_side=side)

@@ -529,7 +529,7 @@ def export(
         run: Folder of a run, or a checkpoint.
         out: Folder to write.
         network: Which network of the run.
-        layer: Last block, or all (default: 7, as ino-davis reads).
+        layer: Last block, or all (default: 7, as ino-davis reads, or the last if there are fewer).
         precision: Precision of the stored weights.
         image_size: Size in pixels, such as 480x848, for which position embeddings are stored, so
             that timm's features equal ours there (default: the size they were trained for).

@@ -43,7 +43,7 @@ from ino.models.weights import (
     read_checkpoint,
 )
 from ino.onnx import ImageSize, check_onnx, check_size, features_onnx, propagation_graph
-from ino.propagate.protocols import get_protocol
+from ino.propagate.protocols import fit_layer, get_protocol
 from ino.system import LOCK_NAME, atomic_path, folder_lock, new_folder
 from ino.tables import markdown_cell, shown
 from ino.tasks.results import sized_protocol
@@ -95,7 +95,8 @@ def export_run(
         run: folder of a run, or a checkpoint.
         out: folder to write.
         network: `student`, as the authors evaluate, or `teacher`.
-        layer: the last block, counted from 1; None for the one that protocol ino-davis reads.
+        layer: the last block, counted from 1; None for the one that protocol ino-davis reads, or
+            the last where there are fewer.
         precision: of the stored weights.
         image_size: height and width for which timm's features equal ours; None for the size that
             the position embeddings were trained for.
@@ -137,6 +138,7 @@ def export_run(
             depth, own_layer, vit = timm_reads.num_layers, timm_reads.num_layers, whole
             suits = timm_reads.protocol if suits == PROTOCOL else suits
         else:
+            protocol = fit_layer(protocol, [whole.patch_size] * whole.depth)
             layer = protocol.layer if layer is None else layer
             vit = truncate(whole, layer=None if layer == "all" else layer)
             depth, own_layer = whole.depth, vit.depth

@@ -15,7 +15,7 @@ from ino.models.masked_timm import MaskedTimm
 from ino.models.vit import build_vit
 from ino.models.weights import load_exactly, position_grid_side
 from ino.propagate.judge import check_clip
-from ino.propagate.protocols import get_protocol
+from ino.propagate.protocols import fit_layer, get_protocol
 from ino.propagate.tracker import Tracker
 from ino.tasks.davis import evaluate_davis, has_truth
 from ino.tasks.judge import judge_clip, read_judged
@@ -96,7 +96,8 @@ def build_evaluation(config: TrainConfig, *, out: Path) -> Evaluate:
         )
     model = config.model
     if model.arch.startswith(TIMM):  # before training, not after it
-        backbone_of(MaskedTimm(model.arch), variant=config.variant).check_layer(protocol.layer)
+        backbone = backbone_of(MaskedTimm(model.arch), variant=config.variant)
+        backbone.check_layer(fit_layer(protocol, backbone.strides).layer)
 
     def evaluate(weights: Mapping[str, Tensor], step: int) -> dict[str, float]:
         folder = out / EVALUATIONS / f"step_{step:08d}"

@@ -11,6 +11,7 @@ from ino.propagate.protocols import (
     OwnSettings,
     Protocol,
     describe_protocol,
+    fit_layer,
     get_protocol,
 )
 
@@ -279,3 +280,23 @@ def test_the_radius_follows_the_short_side(name, changes, radius):
     assert protocol.radius == radius
     words = f"radius {radius} in place of {get_protocol(name).radius}"
     assert (words in describe_protocol(protocol)) == (radius != get_protocol(name).radius)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "strides", "layer"),
+    [
+        ("ino-davis", {}, [8] * 4, 4),  # a ViT of four blocks
+        ("ino-davis", {}, [8] * 12, 7),
+        ("ino-near", {}, [8] * 4, None),
+        ("ino-fast", {}, [8] * 4, 3),
+        ("ino-davis", {"layer": 6}, [8] * 4, 6),  # what was chosen is not changed
+        ("ino-davis", {}, [4, 8, 16, 32], 7),  # and a convolutional network has no such blocks
+        ("ino-davis", {}, [8], 7),  # raw color
+    ],
+)
+def test_vits_of_fewer_blocks_are_read_at_their_last(name, changes, strides, layer):
+    protocol = get_protocol(name, **changes)
+    fitted = fit_layer(protocol, strides)
+    assert fitted == protocol.model_copy(update={"layer": layer})
+    if (name, layer) == ("ino-davis", 4):
+        assert "layer 4 in place of 7" in describe_protocol(fitted)

@@ -188,6 +188,24 @@ def test_a_layer_that_the_backbone_lacks():
         Tracker(load_backbone("random:vit_nano/8"), protocol=get_protocol("ino-ytvos", layer=13))
 
 
+def test_a_vit_of_fewer_blocks_than_the_protocol_reads_is_read_at_its_last(video):
+    frames, labels = video
+    backbone = load_backbone("random:vit_nano/8")
+    backbone.strides = backbone.strides[:4]
+    backbone.num_layers = 4
+    tracker = Tracker(backbone, protocol="ino-davis")
+    assert tracker.protocol.layer == 4
+    expected = Tracker(backbone, protocol=get_protocol("ino-davis", layer=4))
+    for got, one in zip(
+        tracker.track(frames[:3], {0: labels[0]}),
+        expected.track(frames[:3], {0: labels[0]}),
+        strict=True,
+    ):
+        assert np.array_equal(got, one)
+    with pytest.raises(ConfigError, match="no layer 6; this backbone has 1 to 4"):
+        Tracker(backbone, protocol=get_protocol("ino-davis", layer=6))
+
+
 def test_a_mask_of_another_size(tracker, video):
     frames, labels = video
     results = tracker.track(frames, {0: labels[0], 1: np.full((9, 11), 4, dtype=np.uint8)})

@@ -23,7 +23,7 @@ from ino.models.backbone import (
     input_channels,
     warn_of_slow_bf16,
 )
-from ino.propagate.protocols import Protocol, Size
+from ino.propagate.protocols import Protocol, Size, fit_layer
 
 Precision = Literal["fp32", "bf16"]
 
@@ -87,7 +87,13 @@ def as_frame(frame: object, name: str = "the frame") -> UInt8[np.ndarray, "heigh
 
 
 class FeatureExtractor:
-    """Computes the feature maps of frames as a protocol defines them."""
+    """Computes the feature maps of frames as a protocol defines them.
+
+    Attributes:
+        protocol: the one that was given, its layer fitted to the backbone (`fit_layer`).
+        device: where features are computed.
+        stride: pixels of the input per feature.
+    """
 
     def __init__(
         self,
@@ -121,9 +127,11 @@ class FeatureExtractor:
             )
         if precision == "bf16":
             warn_of_slow_bf16(self.device)
+        strides = getattr(backbone, "strides", ())
+        self.protocol = protocol = fit_layer(protocol, strides)
         if check_layer := getattr(backbone, "check_layer", None):
             check_layer(protocol.layer)
-        layer, strides = protocol.layer, getattr(backbone, "strides", ())
+        layer = protocol.layer
         self._options: dict[str, int] = {}
         if protocol.attention_side is not None:
             if not getattr(backbone, "limits_attention", False):
@@ -145,7 +153,6 @@ class FeatureExtractor:
         if isinstance(backbone, nn.Module):
             backbone.to(self.device).eval()
         self._backbone = backbone
-        self._protocol = protocol
         self._precision = precision
         self._mean = torch.tensor(backbone.mean, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(backbone.std, device=self.device).view(3, 1, 1)
@@ -196,18 +203,16 @@ class FeatureExtractor:
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
         ):
-            features = self._backbone(
-                images, layer=self._protocol.layer, **self._options, **options
-            )
+            features = self._backbone(images, layer=self.protocol.layer, **self._options, **options)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
             raise ConfigError(
                 "a backbone must give features of shape 1 x dim x rows x columns for an image, but "
                 f"this one gave {kind_of(features)}"
             )
         features = features.float().permute(0, 2, 3, 1)
-        if self._protocol.normalize_features:
+        if self.protocol.normalize_features:
             features = F.normalize(features, dim=-1)
-        if share := self._protocol.color_share:
+        if share := self.protocol.color_share:
             colors = color_features(images, (features.shape[1], features.shape[2]))
             features = torch.cat([features * (1 - share) ** 0.5, colors * share**0.5], dim=-1)
         return features.contiguous()
@@ -219,7 +224,7 @@ class FeatureExtractor:
         Raises:
             VideoError: the frames are too small.
         """
-        rule = self._protocol
+        rule = self.protocol
         if rule.masks_at == "video":
             size = rule.data_size or size
         elif rule.short_side is None and (rule.input_size or rule.long_side):
@@ -240,7 +245,7 @@ class FeatureExtractor:
     ) -> Float[Tensor, "batch 3 height_in width_in"]:
         """`prepare` for frames of one size; a GPU is not waited for."""
         whole, (height, width) = self.sizes((frames[0].shape[0], frames[0].shape[1]))
-        how, size = self._protocol.input_resize, self._protocol.data_size
+        how, size = self.protocol.input_resize, self.protocol.data_size
         resized = np.stack(
             [
                 _resized(prepare_frame(frame, size=size), whole, how=how)[:height, :width]
@@ -268,7 +273,7 @@ class FeatureExtractor:
         Raises:
             VideoError: the frames are too small.
         """
-        rule = self._protocol
+        rule = self.protocol
         size = rule.data_size or size
         multiple = self._side_multiple
         cropped = input_size(size, protocol=rule, stride=self.stride, side_multiple=multiple)

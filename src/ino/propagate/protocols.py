@@ -6,6 +6,7 @@ set from `OwnSettings`. A protocol says what is computed, not how fast.
 Mean, deviation and color space of the network's input belong to the backbone.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -538,6 +539,24 @@ def protocol_for(name: str, quality: Quality, **overrides: Any) -> Protocol:
     if quality == "fast":
         fields["short_side"] = _SMALL_SIDE
     return get_protocol(name, **fields | overrides)
+
+
+def fit_layer(protocol: Protocol, strides: Sequence[int]) -> Protocol:
+    """The protocol with the last block in place of the one that it names where a ViT has fewer.
+
+    `ino-davis` and `ino-ytvos` read block 7 of 12. A layer that was chosen in place of that of a
+    named protocol is left alone, and so are networks whose layers differ in stride.
+
+    Args:
+        protocol: any.
+        strides: of the layers of the network, in pixels.
+    """
+    named = PROTOCOLS.get(protocol.name)
+    is_named = named is not None and protocol.layer == named.layer
+    is_vit = len(strides) > 1 and len(set(strides)) == 1
+    if is_named and is_vit and protocol.layer is not None and protocol.layer > len(strides):
+        return protocol.model_copy(update={"layer": len(strides)})
+    return protocol
 
 
 def describe_protocol(protocol: Protocol) -> str:

@@ -128,11 +128,11 @@ class Tracker:
                 f"the protocol is {protocol!r}; give a name such as ino-davis, or what "
                 "get_protocol gives"
             )
-        self.protocol = protocol
         self.precision: Precision = precision or usual_precision(quality, device)
         self._extractor = FeatureExtractor(
-            backbone, protocol=self.protocol, device=device, precision=self.precision
+            backbone, protocol=protocol, device=device, precision=self.precision
         )
+        self.protocol = self._extractor.protocol
         if screening is None:
             is_large = protocol.radius is None or protocol.radius > SMALL_RADIUS
             screening = is_large and computes_in_bf16(self._extractor.device)

@@ -18,7 +18,7 @@ from ino.errors import ConfigError
 from ino.models.backbone import computes_in_bf16
 from ino.propagate.features import FeatureBackbone, FeatureExtractor, Precision, check_finite
 from ino.propagate.propagator import Propagator
-from ino.propagate.protocols import Protocol
+from ino.propagate.protocols import Protocol, fit_layer
 
 
 class LabelTracker:
@@ -46,6 +46,7 @@ class LabelTracker:
         Raises:
             ConfigError: the input size is below 1, or see `Tracker`.
         """
+        protocol = fit_layer(protocol, getattr(backbone, "strides", ()))
         self.protocol, self.input_size = protocol, input_size
         if input_size is not None:
             if input_size < 1:

@@ -81,30 +81,31 @@ def print_table(
     headings, *body = rows
     headings = [_shown_lines(heading) for heading in headings]
     body = [[shown(text) for text in row] for row in body]
-    table = Table(
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        show_footer=has_total,
-        caption=Text(_shown_lines(caption)) if caption else None,
-    )
-    columns = []
-    for index, (heading, *cells) in enumerate(zip(headings, *body, strict=True)):
-        if index > 0:
-            cells = [_wrap(cell, max(1, console.width // 5)) for cell in cells]
-        longest = max((len(line) for cell in cells for line in cell.split("\n")), default=0)
-        total = cells.pop() if has_total else ""
-        table.add_column(
-            Text(_wrap(heading, max(1, longest))),
-            footer=Text(total),
-            justify="left" if index < num_texts else "right",
-        )
-        columns.append(cells)
-    for row in zip(*columns, strict=True):
-        table.add_row(*map(Text, row))
     at_any_width = console.options.update(width=_UNLIMITED)
-    if Measurement.get(console, at_any_width, table).maximum <= console.width:
-        console.print(table)
-        return
+    for width in (console.width // 5, console.width // 10):
+        table = Table(
+            box=SIMPLE_HEAD,
+            collapse_padding=True,
+            show_footer=has_total,
+            caption=Text(_shown_lines(caption)) if caption else None,
+        )
+        columns = []
+        for index, (heading, *cells) in enumerate(zip(headings, *body, strict=True)):
+            if index > 0:
+                cells = [_wrap(cell, width) for cell in cells]
+            longest = max((len(line) for cell in cells for line in cell.split("\n")), default=0)
+            total = cells.pop() if has_total else ""
+            table.add_column(
+                Text(_wrap(heading, longest)),
+                footer=Text(total),
+                justify="left" if index < num_texts else "right",
+            )
+            columns.append(cells)
+        for row in zip(*columns, strict=True):
+            table.add_row(*map(Text, row))
+        if Measurement.get(console, at_any_width, table).maximum <= console.width:
+            console.print(table)
+            return
     for row in body:
         _print_list(headings, row, console)
     if caption:
@@ -131,7 +132,8 @@ def _wrap(text: str, width: int) -> str:
     """Each line of the text broken between words."""
     lines = text.split("\n")
     return "\n".join(
-        fill(line, width=width, break_long_words=False, break_on_hyphens=False) for line in lines
+        fill(line, width=max(1, width), break_long_words=False, break_on_hyphens=False)
+        for line in lines
     )
 
 

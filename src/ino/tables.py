@@ -82,7 +82,8 @@ def print_table(
     headings = [_shown_lines(heading) for heading in headings]
     body = [[shown(text) for text in row] for row in body]
     at_any_width = console.options.update(width=_UNLIMITED)
-    for width in (console.width // 5, console.width // 10):
+    widths = (console.width // 5, console.width // 10)
+    for width, breaks_headings in ((widths[0], False), (widths[0], True), (widths[1], True)):
         table = Table(
             box=SIMPLE_HEAD,
             collapse_padding=True,
@@ -96,7 +97,7 @@ def print_table(
             longest = max((len(line) for cell in cells for line in cell.split("\n")), default=0)
             total = cells.pop() if has_total else ""
             table.add_column(
-                Text(_wrap(heading, longest)),
+                Text(_wrap(heading, longest) if breaks_headings else heading),
                 footer=Text(total),
                 justify="left" if index < num_texts else "right",
             )

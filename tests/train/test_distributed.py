@@ -16,7 +16,6 @@ import yaml
 from lightning.fabric import Fabric
 
 from ino.errors import ConfigError, OutputError
-from ino.models.backbone import warn_of_slow_bf16
 from ino.models.weights import list_checkpoints, read_checkpoint
 from ino.train.config import RunConfig, to_dict
 from ino.train.distributed import broadcast_from_first, build_fabric, count_processes, launch_name
@@ -116,16 +115,6 @@ def test_processes_are_those_of_slurm(monkeypatch):
 def test_without_a_launcher_there_is_one_process():
     assert count_processes(RunConfig()) == (1, 1)
     assert count_processes(RunConfig(devices=2)) == (2, 1)
-
-
-def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, caplog):
-    monkeypatch.setattr("ino.models.backbone.computes_in_bf16", lambda device: False)
-    monkeypatch.setattr("ino.train.distributed.computes_in_bf16", lambda device: False)
-    warn_of_slow_bf16.cache_clear()
-    build_fabric(RunConfig(accelerator="cpu"))
-    assert not caplog.text
-    build_fabric(RunConfig(accelerator="cpu", precision="bf16-mixed"))
-    assert "this CPU has no instructions for bf16" in caplog.text
 
 
 @pytest.mark.parametrize("fault", [OutputError("full"), OSError(5, "broken disk", "runs")])

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from ino.errors import CheckpointError, InoError
+from ino.models.backbone import warn_of_slow_bf16
 from ino.models.load import DEFAULT, load_backbone
 from ino.models.vit import build_vit, sincos_positions
 from ino.models.weights import list_checkpoints, read_checkpoint
@@ -148,3 +149,15 @@ def test_the_best_is_kept_beside_the_newest(config, tmp_path):
         best.write_bytes(best.read_bytes()[:100])
         assert save_best(run, step=6, score=0.1)  # a damaged one is replaced
         assert best_score(best) == 0.1
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16-mixed"])
+def test_bf16_on_a_cpu_without_it_is_warned_of(config, tmp_path, precision, monkeypatch, caplog):
+    for module in ("models.backbone", "train.distributed"):
+        monkeypatch.setattr(f"ino.{module}.computes_in_bf16", lambda device: False)
+    warn_of_slow_bf16.cache_clear()
+    config.run.precision = precision
+    with ExitStack() as held:
+        build_run(resolve(config), out=tmp_path / "run", resume=False, held=held)
+    warns = "this CPU has no instructions for bf16" in caplog.text
+    assert warns == (precision == "bf16-mixed")

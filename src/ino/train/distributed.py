@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from ino.errors import ConfigError, InoError
-from ino.models.backbone import computes_in_bf16, warn_of_slow_bf16
+from ino.models.backbone import computes_in_bf16
 from ino.models.student_teacher import StudentTeacher
 from ino.train.config import RunConfig
 
@@ -48,7 +48,7 @@ def build_fabric(config: RunConfig) -> Fabric:
             device = Fabric(**settings).device
             precision = "bf16-mixed" if computes_in_bf16(device) else "32-true"
         strategy = _build_strategy(config.strategy, num_processes=devices * num_nodes)
-        fabric = Fabric(**settings, strategy=strategy, precision=precision)
+        return Fabric(**settings, strategy=strategy, precision=precision)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot run on accelerator {config.accelerator} with {devices} device(s) on "
@@ -57,9 +57,6 @@ def build_fabric(config: RunConfig) -> Fabric:
         ) from error
     finally:
         logging.disable(disabled)
-    if precision == "bf16-mixed":
-        warn_of_slow_bf16(fabric.device)
-    return fabric
 
 
 def _build_strategy(name: str, *, num_processes: int) -> str | Strategy:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ino.errors import CheckpointError, ConfigError, OutputError, StoppedError
 from ino.losses import Objective
-from ino.models.backbone import TIMM
+from ino.models.backbone import TIMM, warn_of_slow_bf16
 from ino.models.initial import fill, find_initial, weights_for_timm, weights_for_vit
 from ino.models.masked_timm import MaskedTimm
 from ino.models.student_teacher import StudentTeacher
@@ -273,6 +273,8 @@ def build_run(
     if fabric.is_global_zero and not is_quiet:
         for line in _plan_of(run):
             Console(stderr=True).print(shown(line), highlight=False, markup=False, soft_wrap=True)
+        if config.run.precision == "bf16-mixed":
+            warn_of_slow_bf16(fabric.device)
         for note in () if saved else origin.notes:
             _LOG.warning("%s", note)
     if saved:

@@ -35,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 SMALL = {
     "model.arch": "vit_tiny",
-    "model.depth": 7,
+    "model.depth": 4,
     "views.global_size": 64,
     "views.local_size": 32,
     "views.num_local": 2,

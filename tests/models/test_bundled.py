@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ino.models.load import BUNDLED, DEFAULT, bundled_folder, list_weights, load_backbone
+from ino.propagate.protocols import fit_layer
 from ino.tasks.results import fingerprint, sized_protocol
 
 MOST_BYTES = 30e6
@@ -25,7 +26,8 @@ def test_they_are_whole_and_small(name):
     }
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     backbone = load_backbone(name)  # checks the SHA-256 of the weights
-    assert backbone.num_layers == sized_protocol("ino-davis", short_side=None).layer
+    fitted = fit_layer(sized_protocol("ino-davis", short_side=None), backbone.strides)
+    assert fitted.layer == backbone.num_layers
     features = backbone(torch.randn(1, 3, 48, 64), layer=None)
     assert features.shape[2:] == (6, 8)
     assert math.isfinite(features.std())

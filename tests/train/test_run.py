@@ -94,7 +94,7 @@ def test_heads_of_other_sizes_start_random(config, tmp_path):
 
 def test_the_weights_in_the_box_start_a_run(config):
     config.init = DEFAULT
-    with pytest.raises(CheckpointError, match=r"--model\.arch vit_tiny .* --model\.depth 7$"):
+    with pytest.raises(CheckpointError, match=r"--model\.arch vit_tiny .* --model\.depth 4$"):
         build_networks(config, saved=None)
     config.model.arch, config.model.depth = "vit_tiny", 7
     model, origin = build_networks(config, saved=None)

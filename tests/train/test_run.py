@@ -96,7 +96,7 @@ def test_the_weights_in_the_box_start_a_run(config):
     config.init = DEFAULT
     with pytest.raises(CheckpointError, match=r"--model\.arch vit_tiny .* --model\.depth 4$"):
         build_networks(config, saved=None)
-    config.model.arch, config.model.depth = "vit_tiny", 7
+    config.model.arch, config.model.depth = "vit_tiny", 4
     model, origin = build_networks(config, saved=None)
     for name, value in load_backbone(DEFAULT).vit.state_dict().items():
         is_equal = torch.equal(model.teacher.backbone.state_dict()[name], value)

@@ -82,8 +82,9 @@ def build_vit(
         position_grid_side=position_grid_side,
     )
     if positions == "sincos":
-        nn.init.zeros_(vit.pos_embed[:, 1:])
-        add_sincos_positions(vit)
+        side = math.isqrt(vit.pos_embed.shape[1] - 1)
+        with torch.no_grad():
+            vit.pos_embed[0, 1:] = sincos_positions(side, dim=vit.embed_dim)
     return vit
 
 
@@ -210,13 +211,6 @@ class VisionTransformer(timm_vit.VisionTransformer):
             found = interpolate_positions(stored, rows=rows, columns=columns)
             self._kept_positions = (key, found)
         return self._kept_positions[1]
-
-
-@torch.no_grad()
-def add_sincos_positions(vit: VisionTransformer) -> None:
-    """Adds `sincos_positions` to the embeddings of all positions but the class token's."""
-    side = math.isqrt(vit.pos_embed.shape[1] - 1)
-    vit.pos_embed[0, 1:] += sincos_positions(side, dim=vit.embed_dim).to(vit.pos_embed)
 
 
 def sincos_positions(side: int, *, dim: int) -> Float[Tensor, "positions dim"]:

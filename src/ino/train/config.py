@@ -61,8 +61,8 @@ class ModelConfig(_Section):
     """Number of blocks of ino's own networks; those of timm have their own."""
     positions: Literal["learned", "sincos"] = "learned"
     """What the position embeddings of ino's own networks start from: noise (learned), or sines and
-    cosines of row and column (sincos), which are added to those of `init` if that is given. They
-    are learned in all cases."""
+    cosines of row and column (sincos). They are learned in both cases. With `init` those of the
+    weights are taken."""
     drop_path: Probability = 0.1
     """Probability of dropping the branches of the student's last block; less in earlier ones."""
     out_dim: OneOrMore = 4096

@@ -30,7 +30,7 @@ from ino.models.backbone import TIMM, warn_of_slow_bf16
 from ino.models.initial import fill, find_initial, weights_for_timm, weights_for_vit
 from ino.models.masked_timm import MaskedTimm
 from ino.models.student_teacher import StudentTeacher
-from ino.models.vit import ProjectionHead, VisionTransformer, add_sincos_positions, build_vit
+from ino.models.vit import ProjectionHead, build_vit
 from ino.models.weights import (
     FORMAT,
     VERSION,
@@ -395,8 +395,7 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
 
     With `saved`, only their shapes are those of the checkpoint; it is restored later. Otherwise
     `config.init` names the weights to start from: backbones and, if their shapes fit, heads of
-    student and teacher. Centers are not loaded, as they depend on the videos of a run. With
-    `model.positions: sincos`, sines and cosines are added to the position embeddings found.
+    student and teacher. Centers are not loaded, as they depend on the videos of a run.
 
     Raises:
         CheckpointError: the weights cannot be used, or are of another architecture.
@@ -420,9 +419,6 @@ def build_networks(config: TrainConfig, *, saved: Path | None) -> tuple[StudentT
         model = build_model(config.model, side=position_grid_side(weights.student.backbone))
     notes, has_head = fill(model.student, weights.student, found=found)
     fill(model.teacher, weights.teacher, found=found)
-    if config.model.positions == "sincos":
-        for network in (model.student, model.teacher):
-            add_sincos_positions(cast(VisionTransformer, network.backbone))
     origin = Origin(str(found.path), found.sha256, tuple(notes), fresh_head=not has_head)
     return model, origin
 

@@ -27,7 +27,8 @@ def printed(rows, *, width=100, **options) -> str:
 
 @pytest.mark.parametrize("has_total", [False, True])
 def test_texts_are_no_markup(has_total):
-    screen = printed(ROWS, num_texts=2, has_total=has_total, caption="in [percent]")
+    options = {"num_texts": 2, "has_total": has_total, "caption": "in [percent]"}
+    screen = printed(ROWS, width=80, **options)
     for row in ROWS:
         assert all(word in screen for text in row for word in text.split()), row
     assert "in [percent]" in screen

@@ -82,8 +82,8 @@ def print_table(
     headings = [_shown_lines(heading) for heading in headings]
     body = [[shown(text) for text in row] for row in body]
     at_any_width = console.options.update(width=_UNLIMITED)
-    widths = (console.width // 5, console.width // 10)
-    for width, breaks_headings in ((widths[0], False), (widths[0], True), (widths[1], True)):
+    wide, narrow = console.width // 4, console.width // 8
+    for width, breaks_headings in ((wide, False), (wide, True), (narrow, True), (1, True)):
         table = Table(
             box=SIMPLE_HEAD,
             collapse_padding=True,

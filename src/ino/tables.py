@@ -84,12 +84,7 @@ def print_table(
     at_any_width = console.options.update(width=_UNLIMITED)
     wide, narrow = console.width // 4, console.width // 8
     for width, breaks_headings in ((wide, False), (wide, True), (narrow, True), (1, True)):
-        table = Table(
-            box=SIMPLE_HEAD,
-            collapse_padding=True,
-            show_footer=has_total,
-            caption=Text(_shown_lines(caption)) if caption else None,
-        )
+        table = Table(box=SIMPLE_HEAD, collapse_padding=True, show_footer=has_total)
         columns = []
         for index, (heading, *cells) in enumerate(zip(headings, *body, strict=True)):
             if index > 0:
@@ -106,9 +101,10 @@ def print_table(
             table.add_row(*map(Text, row))
         if Measurement.get(console, at_any_width, table).maximum <= console.width:
             console.print(table)
-            return
-    for row in body:
-        _print_list(headings, row, console)
+            break
+    else:
+        for row in body:
+            _print_list(headings, row, console)
     if caption:
         console.print(Text(_shown_lines(caption)), end="\n\n")
 

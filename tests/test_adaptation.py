@@ -206,7 +206,7 @@ def test_networks_are_judged_at_the_size_of_the_protocol(
 
     def judge(*_, short_side, **__):
         sides.append(short_side)
-        return Judgement(0.5, 0.4, 0.6, {}, 2, np.zeros((2, 4, 4), np.uint8), "mask")
+        return Judgement(0.5, 0.4, 0.6, {}, 2, np.ones((2, 4, 4), np.uint8), "mask")
 
     read = module.read_judged
 

@@ -838,8 +838,8 @@ def adapt(
     """Make weights suit your own footage better, without labels.
 
     Fits a linear map to the network's features in several ways and predicts J&F of each, as ino
-    judge does. The weights stay as they were unless one of these is predicted to be better by a
-    point. In either case --weights takes the folder that is written.
+    judge does. The weights stay as they were unless one of these is predicted to be better by 1.5
+    points. In either case --weights takes the folder that is written.
 
     Args:
         videos: Video files or folders of images, of a second or more.

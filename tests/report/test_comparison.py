@@ -160,6 +160,8 @@ def test_bad_input(tmp_path, davis, evaluations, capsys):
     line = refused(capsys, "compare", a, b, *out)
     assert "s1/00004.png is 24x80 (height x width), but its frame is 48x80" in line
     assert not (tmp_path / "out").exists()
+    shutil.copytree(b, tmp_path / "row/seed_0")
+    assert "row/seed_0" in refused(capsys, "compare", a, tmp_path / "row", *out)
     lonely = shifted(davis, tmp_path / "lonely", {"s3": 0})
     few = shifted(davis, tmp_path / "few", {"s0": 0})
     assert "no sequence in common" in refused(capsys, "compare", lonely, few, *out)

@@ -135,7 +135,9 @@ def test_names_are_the_shortest_ends_that_differ(tmp_path):
 def test_bad_input(tmp_path, davis):
     folder = write_masks(tmp_path / "ours")
     out = tmp_path / "strips.png"
+    write_masks(tmp_path / "row/seed_0")
     for message, error, results, options in [
+        ("give .*/row/seed_0", ConfigError, [tmp_path / "row"], {}),
         ("must end in .png or .jpg", ConfigError, [folder], {"out": tmp_path / "strips.gif"}),
         ("0 frames of 180 pixels", ConfigError, [folder], {"num_frames": 0}),
         ("no result is given", ConfigError, [], {}),

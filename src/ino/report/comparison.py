@@ -32,6 +32,7 @@ from ino.report.strips import (
     mask_path,
     mask_strips,
     read_mask,
+    refuse_seeds,
     save_picture,
 )
 from ino.schema import read_json
@@ -138,6 +139,8 @@ def compare_evaluations(
         )
     if a.resolve() == b.resolve():
         raise ConfigError(f"{a} and {b} are the same folder; give two evaluations")
+    for one in (a, b):
+        refuse_seeds(one)
     name_a, name_b = distinct_names([a, b])
     settings = _common_settings(a, b)
     if root is None and settings["root"] is None:

@@ -235,11 +235,18 @@ def _named_folders(results: Sequence[str | Path]) -> dict[str, Path]:
         name = shown(name) or end
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder: give folders of masks or of results")
+        refuse_seeds(path)
         if name in folders:
             raise ConfigError(f"two results are called {name}: give them names, as NAME={path}")
         inner = path / "predictions"
         folders[name] = inner if inner.is_dir() else path
     return folders
+
+
+def refuse_seeds(result: Path) -> None:
+    """Says that an experiment's row of several seeds holds one result for each of them."""
+    if seeds := sorted(one.name for one in result.glob("seed_*")):
+        raise ConfigError(f"{result} holds a result for each seed: give {result / seeds[0]}")
 
 
 def _common_sequences(folders: Mapping[str, Path]) -> list[str]:

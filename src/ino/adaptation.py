@@ -133,8 +133,8 @@ class Adaptation:
         """A sentence."""
         if not self.helped:
             return (
-                f"nothing is predicted to gain {100 * LEAST_GAIN:g} points of J&F: the weights stay "
-                "as they were"
+                f"nothing is predicted to gain {100 * LEAST_GAIN:g} points of J&F: the weights "
+                "stay as they were"
             )
         (row,) = (row for row in self.rows if row.name == self.kept)
         mean, low, high = (100 * one for one in row.difference)

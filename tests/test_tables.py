@@ -56,12 +56,25 @@ WIDE = [
 ]
 
 
+CAPTION = "in brackets what was published, in percent"
+
+
 @pytest.mark.parametrize("width", [68, 72, 80, 100])
 def test_words_are_never_broken_in_a_table(width):
     screen = printed(WIDE, width=width, num_texts=2, has_total=True)
     assert max(map(len, screen.splitlines())) <= width
     words = {word for row in WIDE for cell in row for word in cell.split()}
     assert words <= set(screen.split())
+
+
+def test_first_cells_are_broken_where_the_others_need_the_width():
+    screen = printed([["network", "J&F"], ["mean removed, changes equal", "84.9"]], width=32)
+    lines = [line.split() for line in screen.splitlines() if "mean" in line or "equal" in line]
+    assert lines == [["mean", "84.9"], ["equal"]]
+
+
+def test_a_caption_has_the_whole_width():
+    assert "what was published, in percent" in printed([["a"], ["b"]], caption=CAPTION)
 
 
 def test_a_row_that_is_too_wide_for_the_screen_becomes_a_list():

@@ -73,8 +73,9 @@ def print_table(
         rows: headings first.
         console: where to print.
         num_texts: number of leading columns with text; the others hold numbers and are aligned to
-            the right. Long cells are broken between words. Where a table does not fit on the
-            screen, each row is printed as a list of its cells, as `psql` does.
+            the right. Long cells are broken between words, those of the first column last.
+            Where a table does not fit on the screen, each row is printed as a list of its cells, as
+            `psql` does.
         has_total: print the last row below a line, as a total.
         caption: printed below the table.
     """
@@ -83,12 +84,17 @@ def print_table(
     body = [[shown(text) for text in row] for row in body]
     at_any_width = console.options.update(width=_UNLIMITED)
     wide, narrow = console.width // 4, console.width // 8
-    for width, breaks_headings in ((wide, False), (wide, True), (narrow, True), (1, True)):
+    for first, width, breaks_headings in (
+        (_UNLIMITED, wide, False),
+        (_UNLIMITED, wide, True),
+        (_UNLIMITED, narrow, True),
+        (_UNLIMITED, 1, True),
+        (wide, narrow, True),
+    ):
         table = Table(box=SIMPLE_HEAD, collapse_padding=True, show_footer=has_total)
         columns = []
         for index, (heading, *cells) in enumerate(zip(headings, *body, strict=True)):
-            if index > 0:
-                cells = [_wrap(cell, width) for cell in cells]
+            cells = [_wrap(cell, width if index else first) for cell in cells]
             longest = max((len(line) for cell in cells for line in cell.split("\n")), default=0)
             total = cells.pop() if has_total else ""
             table.add_column(

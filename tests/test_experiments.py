@@ -885,14 +885,12 @@ def test_processes_share_rows_and_one_that_is_killed_costs_its_row_only(tmp_path
     out = tmp_path / "two"
 
     def kill_one() -> None:
-        """The process of the first run, once that is saved."""
-        log = out / "worker_0.log.txt"
-        while not (log.is_file() and list_checkpoints(out / "g2g/seed_0")):
+        """The process of the run that begins first."""
+        while not (begun := [log for log in out.glob("worker_*") if "step 0" in log.read_text()]):
             time.sleep(0.005)
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         for child in children:
-            with_log = os.path.realpath(f"/proc/{child}/fd/1")
-            if with_log.endswith("worker_0.log.txt"):
+            if os.path.realpath(f"/proc/{child}/fd/1") == os.path.realpath(begun[0]):
                 os.kill(int(child), signal.SIGKILL)
 
     thread = threading.Thread(target=kill_one, daemon=True)

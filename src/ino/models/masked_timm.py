@@ -189,9 +189,10 @@ class MaskedTimm(nn.Module):
         tokens = [side for axis, side in enumerate(first) if axis not in (0, self._axis)]
         fits_end = (len(first) == 3 and num_prefix >= 0) or tokens == [rows, columns]
         if not (self._stem_dim and self.embed_dim and fits_stem and fits_end):
+            found = f"{first_stem} for {rows}x{columns} patches, and its end {first}"
             raise ConfigError(
-                f"{self.arch} cannot be masked: behind its stem {rows}x{columns} patches are "
-                f"{first_stem or 'no tensor'}, at its end {first}; {_POSSIBLE}"
+                f"{self.arch} cannot be masked: its stem gives "
+                f"{found if first_stem else 'more than one tensor'}; {_POSSIBLE}"
             )
         has_class_token = isinstance(getattr(self.network, "cls_token", None), Tensor)
         self._has_class_token = num_prefix > 0 and has_class_token

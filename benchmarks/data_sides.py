@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import ImageFilter
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow_functional
@@ -149,10 +149,10 @@ class PlainSide:
     def to_image(self, frame: av.VideoFrame) -> Any:
         return frame.to_image()
 
-    def to_tensor(self, image: Image.Image) -> Tensor:
+    def to_tensor(self, image: Any) -> Tensor:
         return pillow_functional.to_tensor(image)
 
-    def blur(self, image: Image.Image, sigma: float) -> Any:
+    def blur(self, image: Any, sigma: float) -> Any:
         return image.filter(ImageFilter.GaussianBlur(sigma))
 
 

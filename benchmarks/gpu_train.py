@@ -316,6 +316,7 @@ def carry(run: Path, out: Path, *, max_bytes: int) -> dict[str, Any]:
         "scaler": None,
     }
     kept: dict[str, Any] = {}
+    written = b""
     for more in (
         {},
         {"teacher": _rounded(content["teacher"], torch.float16)},

@@ -117,6 +117,7 @@ class PlainTracker:
         return self._extractor.prepare(frame)
 
     def features(self, image: Tensor) -> Tensor:
+        assert self._protocol.layer is not None
         return plain_features(self._backbone.vit, image, layer=self._protocol.layer)
 
     def remember(self, features: Tensor, soft: Tensor) -> None:

@@ -146,7 +146,7 @@ def by_scan(path: Path, indices: Sequence[int]) -> np.ndarray:
 
 def by_start(path: Path, indices: Sequence[int]) -> np.ndarray:
     with VideoFile(path, num_threads=1) as file:
-        found = decode._read_through(file, sorted(set(indices)), to_the_end=False)
+        found = decode._read_through(file, sorted(set(indices)), to_the_end=False, fill=False)
     return np.stack([found[index] for index in indices])
 
 

@@ -49,7 +49,7 @@ class RememberedMotion:
         self._found: dict[tuple[int, int], Motion] = {}
 
     def __call__(self, before: np.ndarray, frame: np.ndarray) -> Motion:
-        pair = (zlib.crc32(before), zlib.crc32(frame))
+        pair = (zlib.crc32(before.data), zlib.crc32(frame.data))
         if pair not in self._found:
             self._found[pair] = estimate_motion(before, frame)
         return self._found[pair]

@@ -24,13 +24,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ino.data.clips import ClipDataset, ClipSampling
+from ino.data.clips import ClipDataset
 from ino.data.video import VideoWriter
 from ino.demo.synthetic import generate_clip
 from ino.models.backbone import computes_in_bf16
 from ino.models.student_teacher import Views
 from ino.train.config import DataConfig, MaskingConfig, ModelConfig, RunConfig, TrainConfig, resolve
-from ino.train.data import sample_views
+from ino.train.data import sample_views, sampling_of
 from ino.train.run import build_model
 from report import StageTimes, build_parser, conclude, describe_machine, print_table
 from training_sides import OurStep
@@ -114,7 +114,7 @@ def measure_step(config: TrainConfig, *, repeats: int) -> float:
 
 def measure_data(config: TrainConfig, *, num_clips: int) -> tuple[float, float]:
     """CPU seconds to decode a clip from a file, and to cut its crops; means."""
-    sampling = ClipSampling(length=config.data.clip_length, frame_step=config.data.frame_step)
+    sampling = sampling_of(config.data)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{index}.mp4" for index in range(4)]
         for index, path in enumerate(paths):

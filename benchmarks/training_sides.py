@@ -92,10 +92,15 @@ class PlainStep:
 
     def to_gradients(self, views: Views, times: StageTimes) -> Tensor:
         """The loss, whose gradients are then in the student."""
+        assert views.global_crops is not None
         assert views.local_crops is not None
         assert views.masked is not None
         autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16)
-        mask = plain_mask(views, patch_size=self.student.backbone.patch_size)
+        mask = plain_mask(
+            views.masked,
+            size=views.global_crops.shape[-2:],
+            patch_size=self.student.backbone.patch_size,
+        )
         with times.stage("teacher and targets"), torch.no_grad(), autocast:
             teacher = plain_logits(self._teacher, views.global_crops)
         with times.stage("student and gradients"):
@@ -124,11 +129,10 @@ class PlainStep:
             plain_average(self._teacher, self.student, momentum=MOMENTUM)
 
 
-def plain_mask(views: Views, *, patch_size: int) -> Tensor:
-    """(batch, tokens): True where the student does not see the patch."""
-    height, width = views.global_crops.shape[-2:]
-    mask = torch.zeros(len(views.masked), height * width // patch_size**2, dtype=torch.bool)
-    for row, positions in zip(mask, views.masked, strict=True):
+def plain_mask(masked: Tensor, *, size: torch.Size, patch_size: int) -> Tensor:
+    """(batch, tokens): True where the student does not see the patch; size is height, width."""
+    mask = torch.zeros(len(masked), size.numel() // patch_size**2, dtype=torch.bool)
+    for row, positions in zip(mask, masked, strict=True):
         row[positions] = True
     return mask
 

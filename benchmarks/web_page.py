@@ -103,7 +103,9 @@ def measure(address: str, video: Path, *, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Prints the times."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("video", type=Path, nargs="?")
     parser.add_argument("--frames", type=int, default=100, help="of a video that is generated")
     parser.add_argument("--weights", default="ino_vitt8")
